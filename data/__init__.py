@@ -1,0 +1,1 @@
+"""Annotation files and pictures, from disk to training batches."""

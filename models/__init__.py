@@ -1,0 +1,1 @@
+"""Networks as records, their layout, and every pass over them."""

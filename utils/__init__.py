@@ -1,0 +1,1 @@
+"""Geometry, metrics, plots, run folders and flags shared by all scripts."""

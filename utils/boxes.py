@@ -1,0 +1,88 @@
+"""Box geometry: formats, IoU, letterbox and the way back to the photo. Imports torch only where tensors are made."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAD_VALUE = 114                    # grey of the letterbox border, the value YOLO networks are trained with
+
+
+class Geometry(NamedTuple):
+    """How a photo sits in the network input: resized by `scale` to width x height, corner at (left, top)."""
+
+    scale: float
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def letterbox_geometry(height: int, width: int, size: int | tuple[int, int]) -> Geometry:
+    """Where a photo of height x width px lies, centred and undistorted, in an input of `size` px (int, or (h, w))."""
+    out_h, out_w = (size, size) if isinstance(size, int) else size
+    if min(height, width, out_h, out_w) < 1:
+        raise ValueError(f"letterbox needs positive sizes, got photo {width}x{height} and input {out_w}x{out_h}")
+    scale = min(out_h / height, out_w / width)
+    new_w, new_h = max(1, round(width * scale)), max(1, round(height * scale))
+    return Geometry(scale, (out_w - new_w) // 2, (out_h - new_h) // 2, new_w, new_h)
+
+
+def scale_back(boxes: "Tensor", geometry: Geometry, height: int, width: int) -> "Tensor":
+    """Boxes [N, >=4] (xyxy px of the letterboxed input first) in px of the height x width photo, clipped to it.
+
+    Works on torch tensors and numpy arrays; further columns are copied. The argument is not changed.
+    """
+    out = boxes.clone() if hasattr(boxes, "clone") else boxes.copy()
+    ratio_x, ratio_y = width / geometry.width, height / geometry.height   # the rounded sizes, not the ideal scale
+    out[:, 0:4:2] = ((boxes[:, 0:4:2] - geometry.left) * ratio_x).clip(0, width)
+    out[:, 1:4:2] = ((boxes[:, 1:4:2] - geometry.top) * ratio_y).clip(0, height)
+    return out
+
+
+def cxcywh_to_xyxy(boxes: "Tensor") -> "Tensor":
+    """Corner boxes [..., 4] (xyxy) of centre boxes [..., 4] (cxcywh), same unit."""
+    import torch
+    centre, half = boxes[..., :2], boxes[..., 2:4] / 2
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def xyxy_to_cxcywh(boxes: "Tensor") -> "Tensor":
+    """Centre boxes [..., 4] (cxcywh) of corner boxes [..., 4] (xyxy), same unit."""
+    import torch
+    low, high = boxes[..., :2], boxes[..., 2:4]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def iou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> "Tensor":
+    """IoU [N] of boxes a [N, 4] with b [N, 4], row by row (both cxcywh, same unit); 0 for empty boxes."""
+    return _overlap(a, b, eps)[0]
+
+
+def ciou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> tuple["Tensor", "Tensor"]:
+    """CIoU [N] and IoU [N] of boxes a [N, 4] with b [N, 4], row by row (cxcywh, same unit).
+
+    Complete IoU (Zheng et al. 2020, arXiv 1911.08287, eq. 9-11). Finite, with finite gradients, for zero-area boxes,
+    where torchvision's complete_box_iou_loss is NaN.
+    """
+    import math
+
+    import torch
+    iou, hull = _overlap(a, b, eps)
+    distance = (a[:, :2] - b[:, :2]).square().sum(1) / (hull.square().sum(1) + eps)
+    aspect_a, aspect_b = (torch.atan(x[:, 2] / (x[:, 3] + eps)) for x in (a, b))
+    v = (4 / math.pi ** 2) * (aspect_a - aspect_b).square()
+    with torch.no_grad():
+        alpha = v / (1 - iou + v + eps)
+    return iou - distance - alpha * v, iou
+
+
+def _overlap(a: "Tensor", b: "Tensor", eps: float) -> tuple["Tensor", "Tensor"]:
+    """IoU [N] and the width and height [N, 2] of the smallest box around both, for cxcywh pairs."""
+    import torch
+    a_low, a_high = a[:, :2] - a[:, 2:4] / 2, a[:, :2] + a[:, 2:4] / 2
+    b_low, b_high = b[:, :2] - b[:, 2:4] / 2, b[:, :2] + b[:, 2:4] / 2
+    inner = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(1)
+    union = a[:, 2:4].prod(1) + b[:, 2:4].prod(1) - inner
+    return inner / (union + eps), torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
