@@ -1,0 +1,69 @@
+# make test   all tests             make demo   train, measure and use a Micro-YOLO on the embedded data set
+# make install   the virtual environment alone          make clean   take away what these targets made
+# Everything is installed into .venv and nowhere else.
+
+PYTHON ?= python3
+DEMO_EPOCHS ?= 40
+DEMO_SIZE ?= 320
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+DEMO := runs/demo
+
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: help install test demo clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+install: $(VENV)/installed
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is `$(PYTHON) --version 2>&1`: Python 3.10 or newer is needed; name one: make PYTHON=python3.12"; exit 5; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 5; }
+
+# Of the two OpenCV wheels exactly one stays (see requirements.txt): the one with windows where its system libraries
+# load, the headless one elsewhere. Both come out first, for pip never notices that they share a folder.
+LIBRARIES := 'libGL.so.1', 'libxcb.so.1', 'libgthread-2.0.so.0'
+CAN_SHOW := import ctypes, sys; sys.platform != 'linux' or [ctypes.CDLL(name) for name in ($(LIBRARIES))]
+
+$(VENV)/installed: requirements.txt requirements-gui.txt | $(PY)
+	$(PIP) install -q -r requirements.txt
+	@if $(PY) -c "$(CAN_SHOW)" 2>/dev/null; then \
+		$(PIP) uninstall -q -y opencv-python opencv-python-headless && \
+		$(PIP) install -q --no-deps --no-warn-conflicts -r requirements-gui.txt; \
+	elif $(PIP) show -q opencv-python 2>/dev/null; then \
+		$(PIP) uninstall -q -y opencv-python opencv-python-headless && $(PIP) install -q -r requirements.txt; \
+	fi
+	@$(PY) -c 'import cv2; print("OpenCV", cv2.__version__)'
+	@touch $@
+
+# The development list asks for requirements.txt again, which would bring the second OpenCV back: leave that line out.
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	@sed '/^-r /d' requirements-dev.txt > $(VENV)/dev.txt
+	$(PIP) install -q --no-warn-conflicts -r $(VENV)/dev.txt
+	@touch $@
+
+# Threads that spin while they wait cost more than they give on a machine with few or busy cores.
+test: $(VENV)/installed-dev
+	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
+
+demo: $(VENV)/installed
+	$(PY) train.py --cfg micro-yolo --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \
+		--project $(DEMO) --name demo --exist-ok
+	$(PY) val.py --weights $(DEMO)/demo/weights/best.pt --data scenes --imgsz $(DEMO_SIZE) \
+		--project $(DEMO) --name val --exist-ok
+	$(PY) detect.py --weights $(DEMO)/demo/weights/best.pt --source datasets/scenes/images --imgsz $(DEMO_SIZE) \
+		--project $(DEMO) --name detect --exist-ok
+	@echo "report:   $(DEMO)/demo/report.html"
+	@echo "pictures: $(DEMO)/detect"
+
+# Own runs and data sets stay: only what demo and test made goes.
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
