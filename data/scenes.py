@@ -1,0 +1,217 @@
+"""The embedded data set: real handwritten digits on photographs, made on first use, in COCO layout, the same bytes every time.
+
+Nothing is downloaded: scikit-learn bundles both the 1,797 scans (8x8 px, 10 classes) and the two photographs. Training and
+validation share neither a scan nor a region of a photograph.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.errors import DataError
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")   # words: `--classes 3` stays clear
+MANIFEST = "scenes.json"
+VERSION = 1                        # raise when the rendering changes, so that old sets are made again
+SMALLEST, LARGEST = 16, 120        # px, the longer side of a digit's box in a 320 px picture
+TILT = 25                          # degrees; 6 and 9 stay apart
+MIN_VISIBLE = 0.65                 # share of every digit's ink that later digits leave uncovered
+MAX_BOX_OVERLAP = 0.3              # of the smaller box: above it even a perfect detector loses boxes to NMS
+
+
+class Material(NamedTuple):
+    """What one split is made of: scans [n, 8, 8] in 0..1, their labels [n], and photo regions (uint8 [h, w, 3] RGB)."""
+
+    scans: np.ndarray
+    labels: np.ndarray
+    regions: tuple[np.ndarray, ...]
+
+
+def default_folder() -> Path:
+    """The folder the set is made in unless told otherwise: datasets/scenes beside the code."""
+    return Path(__file__).resolve().parent.parent / "datasets" / "scenes"
+
+
+def make_scenes(folder: str | Path | None = None, train: int = 800, val: int = 200, size: int = 320,
+                seed: int = 0) -> Path:
+    """The folder of the finished set (images/, annotations/instances_{train,val}.json); made only when it is not there.
+
+    A set is rendered under a temporary name and renamed when complete, so an interrupted or a parallel run never leaves
+    half a set. Raises DataError when the folder holds something else.
+    """
+    folder = Path(folder) if folder is not None else default_folder()
+    if min(train, val) < 1 or size < 160:
+        raise DataError(f"scenes: {train} train and {val} val pictures of {size} px: needs 1 or more of each and 160 px or more")
+    wanted = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    if _manifest(folder) == wanted:
+        return folder
+    if folder.exists() and _manifest(folder) is None and any(folder.iterdir()):
+        raise DataError(f"{folder}: holds files that are not a scenes set and would be overwritten; "
+                        "give an empty or a new folder")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        _render(part, {"train": train, "val": val}, size, seed)
+        (part / MANIFEST).write_text(json.dumps(wanted))
+        if folder.exists() and _manifest(folder) != wanted:
+            shutil.rmtree(folder)
+        if not folder.exists():    # another process may have finished the same set meanwhile
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _manifest(folder: Path) -> dict | None:
+    """The parameters a finished set was made with; None where there is none."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _render(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """Writes both splits' pictures and annotation files."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    first_id = 1
+    for number, (split, material) in enumerate(_materials(seed).items()):
+        images, annotations = [], []
+        for position in range(counts[split]):
+            picture, found = scene(material, size, np.random.default_rng([seed, number, position]))
+            name = f"{split}_{position:04d}.jpg"
+            _write_jpeg(folder / "images" / name, picture)
+            image_id = first_id + position
+            images.append({"id": image_id, "file_name": name, "width": size, "height": size})
+            for label, x, y, w, h in found:
+                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
+                                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+        first_id += counts[split]
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)]
+        content = {"info": {"description": "handwritten digits on photographs", "version": VERSION, "seed": seed},
+                   "images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def _materials(seed: int) -> dict[str, Material]:
+    """Scans and photo regions of each split: a shuffled 80/20 of the scans, left and right parts of each photograph."""
+    from sklearn.datasets import load_digits, load_sample_images
+    digits = load_digits()
+    order = np.random.default_rng([seed, 99]).permutation(len(digits.target))
+    cut = len(order) * 4 // 5
+    photos = load_sample_images().images
+    split_at = [int(photo.shape[1] * 0.62) for photo in photos]
+    parts = {"train": (order[:cut], tuple(p[:, :x] for p, x in zip(photos, split_at))),
+             "val": (order[cut:], tuple(p[:, x:] for p, x in zip(photos, split_at)))}
+    return {split: Material(digits.images[rows].astype(np.float32) / 16, digits.target[rows], regions)
+            for split, (rows, regions) in parts.items()}
+
+
+def scene(material: Material, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """One picture uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left xywh px, whole numbers)."""
+    picture = _background(material.regions, size, rng).astype(np.float32)
+    masks: list[tuple[np.ndarray, float]] = []           # the ink still visible, and how much it was
+    found: list[tuple[int, ...]] = []
+    for _ in range(int(rng.integers(1, 7))):
+        for _attempt in range(8):
+            row = int(rng.integers(len(material.labels)))
+            mask, box = _digit(material.scans[row], size, rng)
+            if _fits(mask, box, masks, found):
+                _ink(picture, mask, box, rng)
+                masks.append((mask, float(mask.sum())))
+                found.append((int(material.labels[row]), *box))
+                break
+    return np.clip(picture, 0, 255).astype(np.uint8), found
+
+
+def _background(regions: tuple[np.ndarray, ...], size: int, rng: np.random.Generator) -> np.ndarray:
+    """A crop of one region [size, size, 3], mirrored and toned at random."""
+    region = regions[int(rng.integers(len(regions)))]
+    side = int(rng.integers(120, min(region.shape[:2]) - 4))
+    y, x = (int(rng.integers(0, length - side + 1)) for length in region.shape[:2])
+    crop = cv2.resize(region[y:y + side, x:x + side], (size, size), interpolation=cv2.INTER_CUBIC)
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    return np.clip(crop * rng.uniform(0.6, 1.15) + rng.uniform(-10, 25), 0, 255)
+
+
+def _digit(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The ink mask float32 [size, size] in 0..1 of a scan, turned, scaled and placed, and its tight box (xywh px)."""
+    padded = np.pad(scan, 2)
+    target = (SMALLEST + (LARGEST - SMALLEST) * rng.random() ** 1.2) * size / 320
+    angle = rng.uniform(-TILT, TILT)
+    turned = cv2.getRotationMatrix2D((5.5, 5.5), angle, target / 8)
+    side = int(target * 1.9) + 4
+    turned[:, 2] += side / 2 - 5.5
+    # INTER_CUBIC keeps strokes round where bilinear shows the 8x8 grid
+    drawn = cv2.warpAffine(padded, turned, (side, side), flags=cv2.INTER_CUBIC)
+    drawn = np.clip((drawn - 0.35) / 0.3, 0, 1)
+    rows, columns = np.flatnonzero((drawn > 0.4).any(1)), np.flatnonzero((drawn > 0.4).any(0))
+    drawn = drawn[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    shrink = target / max(drawn.shape)
+    h, w = (max(3, round(length * shrink)) for length in drawn.shape)
+    drawn = cv2.resize(drawn, (w, h), interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR)
+    x, y = int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1))
+    mask = np.zeros((size, size), np.float32)
+    mask[y:y + h, x:x + w] = drawn
+    return mask, (x, y, w, h)
+
+
+def _fits(mask: np.ndarray, box: tuple[int, ...], masks: list[tuple[np.ndarray, float]],
+          found: list[tuple[int, ...]]) -> bool:
+    """Whether a new digit on top leaves every earlier one legible."""
+    x, y, w, h = box
+    for (other, total), (_, ox, oy, ow, oh) in zip(masks, found):
+        shared = max(0, min(x + w, ox + ow) - max(x, ox)) * max(0, min(y + h, oy + oh) - max(y, oy))
+        if shared > MAX_BOX_OVERLAP * min(w * h, ow * oh):
+            return False
+        if (other * (1 - mask)).sum() < MIN_VISIBLE * total:
+            return False
+    for other, _ in masks:         # earlier inks lose the covered part for the digits still to come
+        other *= 1 - mask
+    return True
+
+
+def _ink(picture: np.ndarray, mask: np.ndarray, box: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Paints the mask into the float picture [H, W, 3], in a colour that stands out from what lies beneath."""
+    x, y, w, h = box
+    patch = picture[y:y + h, x:x + w]
+    beneath = float(patch.mean())
+    for _attempt in range(20):
+        colour = rng.uniform(0, 255, 3)
+        if abs(colour.mean() - beneath) > 80:
+            break
+    else:
+        colour = np.full(3, 250.0 if beneath < 128 else 10.0)
+    alpha = mask[y:y + h, x:x + w, None] * rng.uniform(0.75, 1.0)
+    patch += alpha * (colour - patch)
+
+
+def _write_jpeg(path: Path, picture: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3] RGB as JPEG of quality 92, under any file name."""
+    _, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    path.write_bytes(encoded.tobytes())
+
+
+def main() -> None:
+    """Makes the set in the folder named on the command line."""
+    parser = argparse.ArgumentParser(description="Make the embedded data set: handwritten digits on photographs.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", default=None, help="folder of the set (default: datasets/scenes beside the code)")
+    parser.add_argument("--train", type=int, default=800, help="training pictures")
+    parser.add_argument("--val", type=int, default=200, help="validation pictures")
+    parser.add_argument("--size", type=int, default=320, help="picture side in px")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
+    args = parser.parse_args()
+    print(make_scenes(args.out, args.train, args.val, args.size, args.seed))
+
+
+if __name__ == "__main__":
+    from utils.cli import run
+    run(main)
