@@ -35,10 +35,10 @@ CAN_SHOW := import ctypes, sys; sys.platform != 'linux' or [ctypes.CDLL(name) fo
 $(VENV)/installed: requirements.txt requirements-gui.txt | $(PY)
 	$(PIP) install -q -r requirements.txt
 	@if $(PY) -c "$(CAN_SHOW)" 2>/dev/null; then \
-		$(PIP) uninstall -q -y opencv-python opencv-python-headless && \
+		$(PIP) uninstall -qq -y opencv-python opencv-python-headless && \
 		$(PIP) install -q --no-deps --no-warn-conflicts -r requirements-gui.txt; \
 	elif $(PIP) show -q opencv-python 2>/dev/null; then \
-		$(PIP) uninstall -q -y opencv-python opencv-python-headless && $(PIP) install -q -r requirements.txt; \
+		$(PIP) uninstall -qq -y opencv-python opencv-python-headless && $(PIP) install -q -r requirements.txt; \
 	fi
 	@$(PY) -c 'import cv2; print("OpenCV", cv2.__version__)'
 	@touch $@
