@@ -1,0 +1,163 @@
+"""Saving and loading `{net, state, names, ...}`: data and tensors only, atomic, checked, never a pickled module."""
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.darknet import COCO_NAMES, read_darknet
+from models.layout import layout, shape, widths
+from models.spec import Net, classes_of, from_json, heads, to_json
+from utils.errors import ModelError
+
+SCHEMA = 1
+FOLLOWS = ".bn.num_batches_tracked"                        # in every state dict, of no meaning to a trained net
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network: records, fp32 state, class names in the order of the head, input side in px.
+
+    class_map: category id of the data set (as text) -> class. extra: plain values (metrics, command, header of a
+    darknet file). training: what resuming needs; absent from weights that are shipped.
+    """
+
+    net: Net
+    state: dict[str, Tensor]
+    names: tuple[str, ...]
+    imgsz: int = 416
+    class_map: dict[str, int] = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+    training: dict | None = None
+
+
+def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
+    """Writes a checkpoint whole or not at all: beside its name, synced, renamed.
+
+    keep_previous: the file that is replaced stays as `<stem>.prev.pt`. Raises OSError when the disk refuses, and
+    ModelError rather than write non-finite weights.
+    """
+    path = Path(path)
+    state = {k: v.detach().to("cpu", torch.float32 if v.is_floating_point() else v.dtype).contiguous()
+             for k, v in checkpoint.state.items()}
+    if bad := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ModelError(f"will not write {path.name}: {len(bad)} tensors are not finite, first {bad[0]}")
+    content = {"schema": SCHEMA, "net": to_json(checkpoint.net), "state": state, "names": list(checkpoint.names),
+               "imgsz": checkpoint.imgsz, "class_map": dict(checkpoint.class_map), "extra": checkpoint.extra}
+    if checkpoint.training is not None:
+        content["training"] = checkpoint.training
+    content["checksum"] = checksum(content)
+    buffer = io.BytesIO()                                  # a full disk is then an OSError, not a torch internal
+    torch.save(content, buffer)
+    write_atomic(path, buffer.getbuffer(), keep_previous)
+
+
+def write_atomic(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
+    """Writes the bytes under a temporary name, syncs, renames, and syncs the folder."""
+    part = path.with_suffix(path.suffix + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    if keep_previous and path.exists():
+        os.replace(path, previous(path))
+    os.replace(part, path)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint that `path` replaced is kept."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def checksum(value: object, crc: int = 0) -> int:
+    """CRC-32 of every tensor and plain value in nested dicts and lists, in order."""
+    if isinstance(value, dict):
+        for key in value:
+            crc = checksum(value[key], zlib.crc32(str(key).encode(), crc))
+        return crc
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            crc = checksum(item, crc)
+        return crc
+    if isinstance(value, Tensor):
+        return zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return zlib.crc32(repr(value).encode(), crc)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """The checkpoint of a `.pt` file or of official darknet `.weights`.
+
+    Raises FileNotFoundError with what to do, and ModelError for a file that is torn, changed, of another schema, or
+    would run code when unpickled (it is never run: weights_only).
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
+        raise ModelError(f"no checkpoint at {path}" + (f"; in that folder: {', '.join(near)}" if near else "")
+                         + "; train one (train.py) or see weights/README.md for the official weights")
+    if path.suffix == ".weights":
+        net, state, header = read_darknet(path)
+        classes = classes_of(heads(net)[0])
+        names = COCO_NAMES if classes == len(COCO_NAMES) else tuple(f"class{i}" for i in range(classes))
+        return Checkpoint(net, state, names, extra={"darknet_header": list(header)})
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path} holds pickled code or a whole module, which is not loaded because it could run anything; "
+                         "convert it in a sandbox: keep its state_dict() and records, save with models.checkpoint") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): "
+                         f"{str(error).splitlines()[0]}") from error
+    return _checked(path, content)
+
+
+def _checked(path: Path, content: object) -> Checkpoint:
+    """The checkpoint of a loaded file's content, or ModelError saying what does not fit."""
+    if not isinstance(content, dict) or not {"net", "state", "names"} <= set(content):
+        raise ModelError(f"{path} is not a checkpoint of this project: it needs net, state and names; "
+                         "a bare state dict lacks the network's records")
+    if content.get("schema") != SCHEMA:
+        raise ModelError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}; "
+                         "use the version of the project that wrote it")
+    stated = content.pop("checksum", None)
+    if stated != checksum(content):
+        raise ModelError(f"{path} is damaged: its checksum does not match its content; copy it again")
+    net, state = from_json(content["net"]), content["state"]
+    width = widths(net)
+    wanted = {p.key: shape(p, width) for p in layout(net)}
+    found = {k: tuple(v.shape) for k, v in state.items() if not k.endswith(FOLLOWS)}
+    if wanted != found:
+        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        raise ModelError(f"{path}: {len(wrong)} tensors do not fit its own network, first {wrong[0]}: "
+                         f"needed {wanted.get(wrong[0])}, found {found.get(wrong[0])}")
+    if len(content["names"]) != classes_of(heads(net)[0]):
+        raise ModelError(f"{path}: {len(content['names'])} class names for {classes_of(heads(net)[0])} classes")
+    return Checkpoint(net, state, tuple(content["names"]), content.get("imgsz", 416), content.get("class_map", {}),
+                      content.get("extra", {}), content.get("training"))
+
+
+def load_or_previous(path: str | Path) -> tuple[Checkpoint, str]:
+    """The checkpoint at `path` or, when that is missing or damaged, the one it replaced, and a sentence saying so."""
+    path = Path(path)
+    try:
+        return load(path), ""
+    except ModelError as error:
+        if not previous(path).is_file():
+            raise
+        return load(previous(path)), f"{error}; going on from {previous(path).name}"

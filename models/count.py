@@ -1,0 +1,84 @@
+"""Parameters and MACs from records alone, in two conventions that are named and never mixed.
+
+`macs`: multiply-adds of convolutions only, one multiply-add = 1 (FLOPs = 2 x MACs). This is what torch's
+FlopCounterMode counts, halved. `loose_macs`: the paper's looser count, the rules of ptflops of July 2020: convolutions
+and their biases, batch-norm 2 per element, activation 1 per element, pooling 1 per input element, upsampling 1 per
+output element.
+"""
+from __future__ import annotations
+
+from math import prod
+
+from models.layout import groups, layout, shape, strides, widths
+from models.spec import Net
+
+TRAINED = ("weight", "bias")                               # running statistics are state, not parameters
+
+
+def parameters(net: Net, statistics: bool = False) -> int:
+    """Trainable parameters; with `statistics` also batch-norm's running mean and variance (darknet's file size)."""
+    width = widths(net)
+    return sum(prod(shape(p, width)) for p in layout(net) if statistics or p.key.rsplit(".", 1)[1] in TRAINED)
+
+
+def macs(net: Net, imgsz: int) -> int:
+    """Multiply-adds of all convolutions for one imgsz x imgsz picture."""
+    return sum(layer_macs(net, imgsz).values())
+
+
+def layer_macs(net: Net, imgsz: int) -> dict[str, int]:
+    """Layer name -> multiply-adds of its convolutions for one imgsz x imgsz picture."""
+    width, cells, out = widths(net), _cells(net, imgsz), {}
+    for param in layout(net):
+        size = shape(param, width)
+        if len(size) == 4:
+            name = param.key.split(".")[0]
+            out[name] = out.get(name, 0) + prod(size) * _positions(net, param.key, cells)
+    return out
+
+
+def loose_macs(net: Net, imgsz: int) -> int:
+    """The paper's looser count for one imgsz x imgsz picture (rules of ptflops, July 2020)."""
+    width, cells, reached = widths(net), _cells(net, imgsz), groups(net)
+    total = macs(net, imgsz)
+    where = {layer.name: layer for layer in net}
+    for param in layout(net):
+        name, part = param.key.split(".")[0], param.key.split(".", 1)[1]
+        elements = shape(param, width)[0] * _positions(net, param.key, cells)
+        if part.endswith("bn.weight"):
+            active = where[name].act != "linear" and not part.startswith("project")
+            total += elements * (2 + active)
+        elif part.endswith("bias") and "bn" not in part:   # convolution biases: heads, squeeze-excitation, folded nets
+            total += elements + (elements if part == "se.reduce.bias" else 0)
+    for layer in net:
+        channels = sum(width[g] for i in layer.inputs for g in reached[i])
+        total += {"maxpool": channels * cells[layer.inputs[0]], "upsample": channels * cells[layer.name],
+                  "mbconv": layer.hidden * cells[layer.name] if layer.squeeze else 0}.get(layer.op, 0)
+    return total
+
+
+def _cells(net: Net, imgsz: int) -> dict[str, int]:
+    """Layer name -> grid cells of its output."""
+    return {name: (imgsz // stride) ** 2 for name, stride in strides(net).items()}
+
+
+def _positions(net: Net, key: str, cells: dict[str, int]) -> int:
+    """How many grid cells the tensor `key` is applied to: one for squeeze-excitation, else its stage's output."""
+    name, *stage = key.split(".")
+    layer = next(layer for layer in net if layer.name == name)
+    if stage[0] == "se":
+        return 1
+    return cells[layer.inputs[0]] if stage[0] == "expand" else cells[name]   # expand runs before the stride
+
+
+def table(net: Net, imgsz: int) -> list[dict[str, object]]:
+    """One row a layer: name, op, widths, kernel, parameters, MACs; for printing."""
+    width, cost = widths(net), layer_macs(net, imgsz)
+    sizes: dict[str, int] = {}
+    for p in layout(net):
+        if p.key.rsplit(".", 1)[1] in TRAINED:
+            name = p.key.split(".")[0]
+            sizes[name] = sizes.get(name, 0) + prod(shape(p, width))
+    return [{"layer": layer.name, "op": layer.op, "out": layer.out, "kernel": layer.kernel, "hidden": layer.hidden,
+             "squeeze": layer.squeeze, "parameters": sizes[layer.name], "macs": cost[layer.name]}
+            for layer in net if layer.name in sizes]

@@ -1,0 +1,96 @@
+"""Official darknet `.weights` files <-> state dict, by walking the records."""
+from __future__ import annotations
+
+import os
+import struct
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.count import parameters
+from models.layout import Param, layout, shape, widths
+from models.spec import Net
+from models.zoo import yolov3_tiny
+from utils.errors import ModelError
+
+HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"                    # major, minor, revision, pictures seen (64 bit since 0.2)
+COCO_NAMES = tuple((
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
+    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush").split(","))
+
+
+def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[str, Tensor], tuple[int, ...]]:
+    """The network, its fp32 state and the file's header (major, minor, revision, seen).
+
+    net: the records the file was written for; None takes yolov3-tiny with as many classes as the length says. Raises
+    FileNotFoundError, and ModelError with both counts when the length does not fit.
+    """
+    path = Path(path)
+    raw = path.read_bytes()
+    if len(raw) < struct.calcsize(HEADER_V1):
+        raise ModelError(f"{path} holds {len(raw)} bytes, less than a darknet header; download it again")
+    major, minor = struct.unpack_from("<ii", raw)
+    form = HEADER_V2 if major * 10 + minor >= 2 else HEADER_V1
+    header, start = struct.unpack_from(form, raw), struct.calcsize(form)
+    found, rest = divmod(len(raw) - start, 4)
+    net = net or _tiny_of(found)
+    needed = parameters(net, statistics=True)
+    if found != needed or rest:
+        kind = "too short" if found < needed else "too long"
+        raise ModelError(f"{path} is {kind}: it holds {found:,} numbers{' and a torn one' if rest else ''}, the network "
+                         f"needs {needed:,} (difference {found - needed:+,}); is it complete, and of this network?")
+    return net, _fill(net, np.frombuffer(raw, "<f4", offset=start)), header
+
+
+def write_darknet(path: str | Path, net: Net, state: dict[str, Tensor],
+                  header: tuple[int, ...] = (0, 2, 0, 0)) -> None:
+    """Writes a darknet `.weights` file (little-endian fp32); header version 0.2 or later has a 64-bit count.
+
+    Written beside the final name and renamed, so that a half-written file is never met.
+    """
+    form = HEADER_V2 if header[0] * 10 + header[1] >= 2 else HEADER_V1
+    part = Path(f"{path}.part")
+    with open(part, "wb") as file:
+        file.write(struct.pack(form, *header))
+        for param in _darknet_order(net):
+            file.write(state[param.key].detach().cpu().contiguous().numpy().astype("<f4").tobytes())
+    os.replace(part, path)
+
+
+def _tiny_of(numbers: int) -> Net:
+    """yolov3-tiny with the class count whose size is nearest to `numbers`."""
+    one, two = (parameters(yolov3_tiny(k), statistics=True) for k in (1, 2))
+    classes = max(1, round(1 + (numbers - one) / (two - one)))
+    return yolov3_tiny(classes) if classes <= 1000 else yolov3_tiny()
+
+
+def _darknet_order(net: Net) -> list[Param]:
+    """Tensors in the file's order: for each convolution shift, scale, mean, variance (or bias), then the kernel."""
+    order = {"bias": 0, "weight": 1, "running_mean": 2, "running_var": 3}
+    stages: dict[str, list[Param]] = {}
+    for param in layout(net):
+        part, leaf = param.key.rsplit(".", 2)[0], param.key.rsplit(".", 1)[1]
+        if leaf not in order:
+            raise ModelError(f"darknet files cannot hold {param.key}")
+        stages.setdefault(part, []).append(param)
+    return [param for params in stages.values()
+            for param in sorted(params, key=lambda p: (p.key.endswith("conv.weight"), order[p.key.rsplit(".", 1)[1]]))]
+
+
+def _fill(net: Net, numbers: np.ndarray) -> dict[str, Tensor]:
+    """The state dict of a network from a file's numbers [N] in darknet's order."""
+    width, at, state = widths(net), 0, {}
+    for param in _darknet_order(net):
+        size = shape(param, width)
+        state[param.key] = torch.from_numpy(numbers[at:at + prod(size)].reshape(size).copy())
+        at += prod(size)
+    for key in [k for k in state if k.endswith("running_var")]:
+        state[key.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.long)
+    return state

@@ -1,0 +1,106 @@
+"""Target assignment and the named loss terms."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from models.decode import HeadSpec, decode_boxes
+from utils.boxes import ciou_pairs
+
+# One weight a term; the sum is taken at one place, in the training step. A distillation term joins by its name.
+WEIGHTS = {"box": 5.0, "obj": 1.0, "cls": 1.0}
+MAX_RATIO = 4.0                                            # an anchor answers for boxes up to 4 times wider or narrower
+
+
+class Assigned(NamedTuple):
+    """Predictions of one head that answer for a truth, n in all."""
+
+    image: Tensor                                          # [n] picture in the batch
+    anchor: Tensor                                         # [n]
+    x: Tensor                                              # [n] cell
+    y: Tensor
+    boxes: Tensor                                          # [n, 4] truth, cxcywh px of the input
+    classes: Tensor                                        # [n]
+
+
+class DetectionLoss:
+    """Callable: (maps, targets) -> {"box", "obj", "cls"}, scalars, each a sum over its predictions divided by the
+    number of positive predictions in the whole (global) batch.
+
+    maps: list of [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0: the terms stay
+    finite and every parameter gets a gradient. Under torch.distributed the count is summed over ranks and the terms
+    scaled so that DDP's mean of gradients equals one process with the whole batch.
+    """
+
+    def __init__(self, specs: tuple[HeadSpec, ...]) -> None:
+        self.specs = specs
+
+    def __call__(self, maps: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        specs = [s._replace(anchors=s.anchors.to(maps[0].device)) for s in self.specs]
+        found = assign(specs, [m.shape for m in maps], targets)
+        positives = torch.tensor(float(sum(len(a.image) for a in found)), device=maps[0].device)
+        world = 1
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(positives)
+            world = dist.get_world_size()
+        scale = world / positives.clamp(min=1)
+        terms = [_terms(m.float(), spec, a) for m, spec, a in zip(maps, specs, found)]
+        return {name: sum(t[i] for t in terms) * scale for i, name in enumerate(("box", "obj", "cls"))}
+
+
+def _terms(raw: Tensor, spec: HeadSpec, a: Assigned) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed box (1 - CIoU), objectness (BCE against the IoU) and class (BCE) losses of one head."""
+    objectness = raw.new_zeros(raw[:, :, 4].shape)
+    box = cls = raw.sum() * 0 if not len(a.image) else None
+    if box is None:
+        vectors = raw[a.image, a.anchor, :, a.y, a.x]
+        predicted = decode_boxes(vectors, torch.stack((a.x, a.y), 1), spec.anchors[a.anchor], spec)
+        ciou, iou = ciou_pairs(predicted, a.boxes)
+        box = (1 - ciou).sum()
+        truth = F.one_hot(a.classes, raw.shape[2] - 5).to(vectors.dtype)
+        cls = F.binary_cross_entropy_with_logits(vectors[:, 5:], truth, reduction="sum")
+        # Two truths may claim one prediction; the better overlap is its objectness, whatever the order.
+        flat = ((a.image * raw.shape[1] + a.anchor) * raw.shape[3] + a.y) * raw.shape[4] + a.x
+        objectness.view(-1).scatter_reduce_(0, flat, iou.detach().clamp(0, 1), "amax")
+    obj = F.binary_cross_entropy_with_logits(raw[:, :, 4], objectness, reduction="sum")
+    return box, obj, cls
+
+
+def assign(specs: list[HeadSpec], shapes: list[torch.Size], targets: Tensor) -> list[Assigned]:
+    """Which predictions of each head answer for which truths.
+
+    An anchor takes a truth whose width and height differ from it by less than MAX_RATIO; every truth is taken by at
+    least its best anchor. Beside the cell of its centre it is given to the cells whose reach (xy_scale) covers the
+    centre: none at 1, the nearest one in x and in y at 2. Shapes are the maps' [B, A, 5 + K, G, G].
+    """
+    sizes = [torch.tensor((s[4], s[3]), device=targets.device) * spec.stride for s, spec in zip(shapes, specs)]
+    wh = targets[:, 4:6] * sizes[0]
+    ratios = [torch.maximum(wh[:, None] / spec.anchors, spec.anchors / wh[:, None].clamp(min=1e-6)).amax(2)
+              for spec in specs]                           # each [N, A]
+    best = torch.cat(ratios, 1).amin(1, keepdim=True)
+    return [_cells(spec, shape, targets, size, (ratio < MAX_RATIO) | (ratio == best))
+            for spec, shape, size, ratio in zip(specs, shapes, sizes, ratios)]
+
+
+def _cells(spec: HeadSpec, shape: torch.Size, targets: Tensor, size: Tensor, match: Tensor) -> Assigned:
+    """The assigned predictions of one head for the truth-anchor pairs `match` [N, A]."""
+    row, anchor = match.nonzero(as_tuple=True)
+    truth = targets[row]
+    boxes = truth[:, 2:6] * torch.cat((size, size))
+    grid = torch.tensor((shape[4], shape[3]), device=targets.device)
+    centre = boxes[:, :2] / spec.stride
+    home = torch.minimum(centre.long(), grid - 1)
+    inside = centre - home                                 # 0..1 within the home cell
+    reach = (spec.xy_scale - 1) / 2
+    near = torch.where(inside < 0.5, -1, 1)                # the nearer neighbour in x and in y
+    distance = torch.where(inside < 0.5, inside, 1 - inside)
+    steps = torch.tensor(((0, 0), (1, 0), (0, 1)), device=targets.device)
+    cells = home[None] + steps[:, None] * near[None]       # [3, n, 2]
+    allowed = ((distance[None] < reach) | (steps[:, None] == 0)).all(2) & ((cells >= 0) & (cells < grid)).all(2)
+    which, pick = allowed.nonzero(as_tuple=True)
+    cell = cells[which, pick]
+    return Assigned(truth[pick, 0].long(), anchor[pick], cell[:, 0], cell[:, 1], boxes[pick], truth[pick, 1].long())

@@ -1,0 +1,80 @@
+"""One `predict(batch)` over every way to run a network. Torch eager today; other runtimes join by file suffix."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import load
+from models.decode import HeadSpec, head_specs
+from models.fold import fold
+from models.network import Network, from_state
+from models.spec import Net
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OFF_LIMIT = 0.5                                            # share of the raw maps' spread half precision may be off by
+
+
+@dataclass
+class Runtime:
+    """A network ready to predict: batch-norm folded, channels_last, in the precision asked for.
+
+    The first batch in half precision is compared with fp32; non-finite or far-off maps make the runtime fall back to
+    fp32 and say so in `note`.
+    """
+
+    model: Network
+    net: Net
+    names: tuple[str, ...]
+    imgsz: int
+    precision: str
+    device: torch.device
+    heads: tuple[HeadSpec, ...]
+    class_map: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+    checked: bool = False
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> list[Tensor]:
+        """Raw maps, a list of fp32 [B, A, 5 + K, G, G], of uint8 pictures [B, 3, H, W] on any device."""
+        images = images.to(self.device, non_blocking=True)
+        if not self.checked:
+            self._check(images)
+        return [m.float() for m in self._run(self.model, images)]
+
+    def _run(self, model: Network, images: Tensor) -> list[Tensor]:
+        dtype = next(model.parameters()).dtype
+        return model((images.to(dtype) / 255).contiguous(memory_format=torch.channels_last))
+
+    def _check(self, images: Tensor) -> None:
+        """Compares half precision with fp32 on the first batch, once."""
+        self.checked = True
+        if self.precision == "fp32":
+            return
+        exact = from_state(self.net, {k: v.float() for k, v in self.model.state_dict().items()}).to(self.device)
+        exact = exact.to(memory_format=torch.channels_last)
+        pairs = list(zip(self._run(self.model, images), self._run(exact, images)))
+        finite = all(a.isfinite().all() for a, _ in pairs)
+        if finite and all((a.float() - b).abs().mean() <= OFF_LIMIT * b.std() for a, b in pairs):
+            return
+        self.note = (f"{self.precision} is {'far off fp32' if finite else 'non-finite'} on this network's first batch; "
+                     "going on in fp32")
+        self.model, self.precision = exact, "fp32"
+
+
+def load_runtime(weights: str, device: torch.device | str = "cpu", precision: str = "fp32") -> Runtime:
+    """The runtime of a checkpoint or of darknet weights. Raises ModelError as `checkpoint.load` does."""
+    checkpoint = load(weights)
+    return torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device, precision,
+                         checkpoint.class_map)
+
+
+def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], imgsz: int,
+                  device: torch.device | str = "cpu", precision: str = "fp32",
+                  class_map: dict[str, int] | None = None) -> Runtime:
+    """The eager torch runtime of a network and its state (used by validation during training as well)."""
+    device = torch.device(device)
+    folded, small = fold(net, state)
+    model = from_state(folded, small).to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
+    return Runtime(model, folded, tuple(names), imgsz, precision, device, head_specs(net), dict(class_map or {}))
