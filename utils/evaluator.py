@@ -1,0 +1,120 @@
+"""The COCO evaluator on arrays in memory: safe ids on entry, no files, no printing, either backend."""
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+
+import numpy as np
+
+from utils.errors import DataError
+
+BACKENDS = ("auto", "pycocotools", "faster")
+
+
+def own_ids(foreign: dict) -> tuple[dict, list[str]]:
+    """A copy with image, category and annotation ids 1.., and a sentence for every kind of id that was unsafe.
+
+    pycocotools marks an unmatched box by id 0, so it scores a perfect detection of an annotation with id 0 as 0.0,
+    and of two annotations with one id it evaluates the second twice. Raises DataError for ids that name nothing.
+    """
+    images, categories = foreign.get("images", []), foreign.get("categories", [])
+    boxes = foreign.get("annotations", [])
+    positions = {image["id"]: i + 1 for i, image in enumerate(images)}
+    order = {key: i + 1 for i, key in enumerate(_sorted_ids([category["id"] for category in categories]))}
+    if len(positions) < len(images) or len(order) < len(categories):
+        raise DataError("an image id or a category id occurs twice, and ids must be unique: "
+                        "python -m data.doctor names them and writes a clean copy")
+    lost = [a for a in boxes if a["image_id"] not in positions or a["category_id"] not in order]
+    if lost:
+        raise DataError(f"{len(lost)} annotations name an image or a category that is not listed, the first image "
+                        f"{lost[0]['image_id']!r}, category {lost[0]['category_id']!r}: run python -m data.doctor")
+    truth = {
+        "images": [{"id": i + 1, "height": image.get("height", 0), "width": image.get("width", 0)}
+                   for i, image in enumerate(images)],
+        "categories": [{"id": i + 1} for i in range(len(categories))],
+        "annotations": [{"id": i + 1, "image_id": positions[a["image_id"]],
+                         "category_id": order[a["category_id"]], "bbox": list(a["bbox"]),
+                         "iscrowd": int(a.get("iscrowd", 0)), "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
+                        for i, a in enumerate(boxes)]}
+    return truth, _unsafe([a.get("id") for a in boxes])
+
+
+def _sorted_ids(ids: list) -> list:
+    """Category ids in class order: as numbers where all of them are, else as text."""
+    numeric = all(str(key).lstrip("-").isdigit() for key in ids)
+    return sorted(ids, key=(lambda key: int(key)) if numeric else str)
+
+
+def _unsafe(ids: list) -> list[str]:
+    """A sentence for ids 0 and one for duplicates among annotation ids, where there are any."""
+    seen = Counter(ids)
+    twice = len(ids) - len(seen)
+    sentences = [f"{seen[0]} annotations with id 0 renumbered"] if seen[0] else []
+    return sentences + ([f"{twice} duplicate annotation ids renumbered"] if twice else [])
+
+
+def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, int]:
+    """Rows [D, 7] as float64 without the non-finite and inside-out ones, in their order, and how many those were.
+
+    Raises DataError where a row points at an image position or a class that does not exist.
+    """
+    rows = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
+    good = np.isfinite(rows).all(1)
+    good &= (rows[:, 3] >= rows[:, 1]) & (rows[:, 4] >= rows[:, 2])
+    kept = rows[good]
+    for column, limit, what in ((0, images, "image position"), (6, classes, "class")):
+        outside = kept[(kept[:, column] < 0) | (kept[:, column] >= limit)]
+        if len(outside):
+            raise DataError(f"{len(outside)} detections have a {what} outside 0..{limit - 1}, the first "
+                            f"{outside[0, column]:g}: the detections do not belong to this ground truth")
+    return kept, len(rows) - len(kept)
+
+
+def result_records(rows: np.ndarray) -> list[dict]:
+    """COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, boxes top-left xywh px."""
+    boxes = np.concatenate((rows[:, 1:3], rows[:, 3:5] - rows[:, 1:3]), 1)
+    columns = zip((rows[:, 0] + 1).astype(int).tolist(), (rows[:, 6] + 1).astype(int).tolist(),
+                  rows[:, 5].tolist(), boxes.tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
+    return [{"id": i, "image_id": image, "category_id": category, "score": score, "bbox": box, "area": area,
+             "iscrowd": 0} for i, (image, category, score, box, area) in enumerate(columns, 1)]
+
+
+def evaluate_arrays(truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:
+    """The evaluator's precision [T, R, K, A, 3] and recall [T, K, A, 3] (-1: no truth) and the backend's name.
+
+    The last axis is 1, 10 and max_det boxes a picture. `truth` has ids 1.. as own_ids gives them.
+    """
+    coco_class, evaluator, used = _backend(backend)
+    if not truth["images"] or not truth["categories"]:
+        k = len(truth["categories"])
+        return {"precision": -np.ones((10, 101, k, 4, 3)), "recall": -np.ones((10, k, 4, 3))}, used
+    with contextlib.redirect_stdout(io.StringIO()):      # the reference prints its progress
+        sets = []
+        for annotations in ([dict(a) for a in truth["annotations"]], found):
+            one = coco_class()
+            one.dataset = {"info": {}, **truth, "annotations": annotations}
+            one.createIndex()
+            sets.append(one)
+        run = evaluator(*sets, iouType="bbox")
+        run.params.maxDets = [min(1, max_det), min(10, max_det), max_det]
+        run.evaluate()
+        run.accumulate()
+    return run.eval, used
+
+
+def _backend(wanted: str) -> tuple[type, type, str]:
+    """COCO class, evaluator class and name with version; "auto" is the fast backend where it is installed."""
+    if wanted not in BACKENDS:
+        raise ValueError(f"backend {wanted!r}: needs one of {', '.join(BACKENDS)}")
+    from importlib.metadata import version
+    if wanted != "pycocotools":
+        try:
+            from faster_coco_eval import COCO, COCOeval_faster
+            return COCO, COCOeval_faster, f"faster-coco-eval {version('faster-coco-eval')}"
+        except ImportError:
+            if wanted == "faster":
+                raise
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    return COCO, COCOeval, f"pycocotools {version('pycocotools')}"
