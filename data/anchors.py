@@ -3,25 +3,27 @@ from __future__ import annotations
 
 import numpy as np
 
-RATIO_LIMIT = 4.0                  # an anchor that is off by more than this, in width or height, is a poor start
-CLIMB_BLOCK = 2000                 # boxes looked at in one step of the climb; more cost time and change little
+RATIO_LIMIT = 4.0      # an anchor that is off by more than this, in width or height, is a poor start
+CLIMB_BLOCK = 2000     # boxes looked at in one step of the climb; more cost time and change little
 
 
-def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0, iterations: int = 300) -> list[tuple[float, float]]:
-    """`count` anchors (width, height) in px, smallest area first, for boxes `sizes` [N, 2] (width, height, px of the input).
+def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
+                iterations: int = 300) -> list[tuple[float, float]]:
+    """`count` anchors (width, height), smallest area first, for boxes `sizes` [N, 2], all in px of the input.
 
-    Lloyd's k-means with the distance 1 - IoU of boxes laid on a common corner (Redmon and Farhadi, YOLO9000, 2017,
-    section 2), cluster means in log space, then `iterations` random trials that are kept when the mean best IoU grows.
-    The same arguments give the same anchors. Raises ValueError when there are fewer distinct sizes than anchors, or
-    sizes that are not positive numbers.
+    Lloyd's k-means with the distance 1 - IoU of boxes laid on a common corner (Redmon and Farhadi,
+    YOLO9000, 2017, section 2), cluster means in log space, then `iterations` random trials that are kept
+    when the mean best IoU grows. The same arguments give the same anchors. Raises ValueError when there are
+    fewer distinct sizes than anchors, or sizes that are not positive numbers.
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if count < 1 or not np.isfinite(sizes).all() or (sizes <= 0).any():
-        raise ValueError(f"{count} anchors of {len(sizes)} boxes: needs one anchor or more, and finite positive sizes")
+        raise ValueError(f"{count} anchors of {len(sizes)} boxes: "
+                         "needs one anchor or more, and finite positive sizes")
     distinct = np.unique(sizes, axis=0)
     if len(distinct) < count:
-        raise ValueError(f"{count} anchors asked for, but the boxes have only {len(distinct)} different sizes: "
-                         f"ask for fewer anchors or keep the default ones")
+        raise ValueError(f"{count} anchors asked for, but the boxes have only {len(distinct)} different "
+                         "sizes: ask for fewer anchors or keep the default ones")
     rng = np.random.default_rng(seed)
     centres = _lloyd(sizes, _spread(distinct, count, rng), iterations)
     centres = _climb(sizes, centres, rng, iterations)
@@ -30,9 +32,9 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0, iterations: int = 
 
 
 def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]]) -> tuple[float, float]:
-    """Mean best IoU, and the share of boxes some anchor fits within a factor of 4 on both sides; 0, 0 without boxes.
+    """Mean best IoU, and the share of boxes that some anchor fits within a factor of 4 on both sides.
 
-    `sizes` [N, 2] and `anchors` are (width, height) in px of the same input.
+    Both are 0 without boxes. `sizes` [N, 2] and `anchors` are (width, height) in px of the same input.
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if not len(sizes):
@@ -50,7 +52,7 @@ def _iou(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _spread(distinct: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` starting anchors [A, 2], each drawn with a chance that grows with its distance from those before."""
+    """`count` starting anchors [A, 2], each drawn with a chance that grows with its distance to them."""
     chosen = distinct[rng.integers(len(distinct))][None]
     while len(chosen) < count:
         far = 1 - _iou(distinct, chosen).max(1)
@@ -60,7 +62,7 @@ def _spread(distinct: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
 
 def _lloyd(sizes: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
-    """Anchors [A, 2] after k-means: every box to its best anchor, every anchor to the geometric mean of its boxes."""
+    """Anchors [A, 2] after k-means: box to its best anchor, anchor to the geometric mean of its boxes."""
     logs, before = np.log(sizes), None
     for _ in range(iterations):
         nearest = _iou(sizes, centres).argmax(1)
@@ -76,7 +78,7 @@ def _lloyd(sizes: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarra
 
 
 def _climb(sizes: np.ndarray, centres: np.ndarray, rng: np.random.Generator, trials: int) -> np.ndarray:
-    """Anchors [A, 2] after `trials` small random changes, each kept only if the mean best IoU over the boxes grows."""
+    """Anchors [A, 2] after `trials` small random changes, each kept only if the mean best IoU grows."""
     if len(sizes) > CLIMB_BLOCK:
         sizes = sizes[rng.choice(len(sizes), CLIMB_BLOCK, replace=False)]
     best = _iou(sizes, centres).max(1).mean()
