@@ -1,0 +1,167 @@
+"""Cleaning of COCO boxes, all at once in arrays, and the record of every fault found. Reads no file and prints nothing."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from data.images import Inspection, turn_boxes
+
+WORST_BAD_SHARE = 0.2              # more unreadable boxes than this: the file is not what it claims to be
+HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not an object outside the picture
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault in a data set: how often, the first three, whether it stops training, and what to do."""
+
+    rule: str
+    count: int
+    examples: tuple[str, ...]
+    fatal: bool
+    advice: str
+
+
+class Boxes(NamedTuple):
+    """The boxes of a set, one row each, n rows."""
+
+    image: np.ndarray              # int64 [n] position of the picture in the file's `images`
+    label: np.ndarray              # int64 [n] class 0..K-1
+    xyxy: np.ndarray               # float64 [n, 4] px
+    area: np.ndarray               # float64 [n] px^2, of the mask where the file gives it
+    crowd: np.ndarray              # bool [n]
+    row: np.ndarray                # int64 [n] position in the file's `annotations`, for messages
+
+    def where(self, keep: np.ndarray) -> "Boxes":
+        """The rows picked by a boolean or index array."""
+        return Boxes(*(column[keep] for column in self))
+
+
+def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False, count: int | None = None) -> list[Fault]:
+    """The fault as a list: empty when there is no example."""
+    count = len(examples) if count is None else count
+    return [Fault(rule, count, tuple(examples[:3]), fatal, advice)] if count else []
+
+
+def report_faults(faults: Sequence[Fault]) -> list[str]:
+    """One aligned sentence a fault, the fatal ones first: severity, rule, count, advice, first examples."""
+    rule_width = max((len(f.rule) for f in faults), default=0)
+    count_width = max((len(f"{f.count:,}") for f in faults), default=0)
+    return [f"{'error' if f.fatal else 'warning':<7}  {f.rule:<{rule_width}}  {f.count:>{count_width},}  {f.advice}"
+            + (f" (first: {'; '.join(f.examples)})" if f.examples else "")
+            for f in sorted(faults, key=lambda f: not f.fatal)]
+
+
+def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: Mapping[str, int],
+               drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
+    """Readable boxes of known pictures and classes, and what was wrong with the others.
+
+    `positions` leads from str(image id) to its place in `images`, `classes` from str(category id) to the class.
+    """
+    image = np.array([positions.get(str(a.get("image_id")), -1) for a in annotations], np.int64)
+    label = np.array([classes.get(str(a.get("category_id")), -1) for a in annotations], np.int64)
+    xywh = np.array([_four_numbers(a.get("bbox")) for a in annotations], np.float64).reshape(-1, 4)
+    area = np.array([_positive(a.get("area")) for a in annotations], np.float64)
+    crowd = np.array([a.get("iscrowd") in (1, True, "1") for a in annotations], bool)
+    orphan, unknown, broken = image < 0, label < 0, np.isnan(xywh).any(1)
+    faults = fault("annotation-without-image", _name(annotations, np.flatnonzero(orphan), "image_id"),
+                   "boxes of a picture that is not in `images`, dropped")
+    faults += _unknown_categories(annotations, np.flatnonzero(unknown & ~orphan), drop_unknown)
+    share = broken.sum() / max(1, len(annotations))
+    faults += fault("unreadable-box", _name(annotations, np.flatnonzero(broken), "bbox"),
+                    "boxes that are not four finite numbers, dropped" if share <= WORST_BAD_SHARE else
+                    f"{share:.0%} of the boxes are not four finite numbers (20 % are borne): export the file again", share > WORST_BAD_SHARE)
+    for key, what in (("iscrowd", "taken as 0"), ("area", "taken from the box")):
+        missing = sum(a.get(key) is None for a in annotations)
+        faults += fault(f"missing-{key}", (), f"annotations without `{key}`, {what}", count=missing)
+    boxes = Boxes(image, label, np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), area, crowd,
+                  np.arange(len(annotations)))
+    return boxes.where(~(orphan | unknown | broken)), faults
+
+
+def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: Sequence[Inspection],
+              trust: str | None) -> tuple[Boxes, list[Fault]]:
+    """Boxes of positive size inside their pictures, in px of the pictures as decoded, and what was changed or dropped.
+
+    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the pictures are. With trust
+    "image" the boxes follow the pictures: scaled, or turned where the file describes the picture before EXIF rotation.
+    """
+    size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
+    limit = size[boxes.image]
+    wrong_way = (boxes.xyxy[:, 2:] <= boxes.xyxy[:, :2]).any(1)
+    faults = fault("empty-box", _name(annotations, boxes.row[wrong_way], "bbox"),
+                   "boxes of zero or negative width or height, dropped")
+    boxes, limit = boxes.where(~wrong_way), limit[~wrong_way]
+    if trust == "image":
+        boxes = _follow(boxes, stated, real)
+    faults += _corners_suspected(boxes, limit)
+    clipped = np.concatenate((boxes.xyxy[:, :2].clip(0, limit), boxes.xyxy[:, 2:].clip(0, limit)), 1)
+    moved = np.abs(clipped - boxes.xyxy).max(1, initial=0)
+    gone = (moved > 0) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=np.inf) < 1)
+    faults += fault("box-outside-picture", _name(annotations, boxes.row[gone], "bbox"),
+                    "boxes with less than 1 px inside their picture, dropped")
+    faults += fault("box-over-the-edge", _name(annotations, boxes.row[(moved > 1) & ~gone], "bbox"),
+                    "boxes clipped to their picture")
+    whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
+    area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)      # a mask is never larger than its box
+    return boxes._replace(xyxy=clipped, area=area).where(~gone), faults
+
+
+def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
+    """Boxes moved from the stated to the real size of their pictures."""
+    xyxy, area = boxes.xyxy.copy(), boxes.area.copy()
+    for position in np.unique(boxes.image):
+        width, height, turned, _ = real[position]
+        was = tuple(stated[position])
+        if min(was) < 1 or was == (width, height):
+            continue
+        rows = np.flatnonzero(boxes.image == position)
+        if turned > 4 and was == (height, width):
+            xyxy[rows] = turn_boxes(xyxy[rows], turned, width, height)
+        else:
+            ratio = np.array((width / was[0], height / was[1]))
+            xyxy[rows] *= np.tile(ratio, 2)
+            area[rows] *= ratio.prod()
+    return boxes._replace(xyxy=xyxy, area=area)
+
+
+def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
+    """A loud warning when the boxes look like two corners written where COCO wants corner, width and height."""
+    x, y, w, h = boxes.xyxy[:, 0], boxes.xyxy[:, 1], *(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
+    over = (boxes.xyxy[:, 2:] > limit + 1).any(1)
+    like_corners = (w > x) & (h > y) & (w <= limit[:, 0] + 1) & (h <= limit[:, 1] + 1)
+    if len(over) < 4 or over.mean() < 0.3 or like_corners.mean() < 0.9:
+        return []
+    return [Fault("corners-instead-of-size", int(over.sum()), (), False,
+                  "boxes reach beyond their pictures and all read well as x1, y1, x2, y2: this file is probably NOT in "
+                  "COCO's x, y, width, height; convert it before training")]
+
+
+def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -> list[Fault]:
+    """The fault of category ids that `categories` does not list, with the boxes of each."""
+    tally = Counter(str(annotations[i].get("category_id")) for i in rows)
+    examples = [f"category id {key}: {count:,} boxes" for key, count in tally.most_common()]
+    advice = "boxes dropped, their category is not in `categories`" if drop else \
+        "boxes whose category is not in `categories`: add it there, or pass --drop-unknown"
+    return fault("unknown-category", examples, advice, not drop, len(rows))
+
+
+def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
+    """How messages call the annotations in these rows; only the first three are spelled out."""
+    return [f"annotation {annotations[i].get('id', f'number {i + 1}')} {key} {str(annotations[i].get(key))[:60]}"
+            if n < 3 else "" for n, i in enumerate(rows)]
+
+
+def _four_numbers(box: object) -> Sequence[float]:
+    """The box when it is four finite numbers, else four NaN. Strings and booleans are not numbers."""
+    if isinstance(box, (list, tuple)) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < HUGE for v in box):
+        return box
+    return (np.nan,) * 4
+
+
+def _positive(value: object) -> float:
+    """The value when it is a positive finite number, else 0."""
+    return value if type(value) in (int, float) and 0 < value < HUGE ** 2 else 0.0

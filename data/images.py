@@ -1,0 +1,197 @@
+"""Picture files to arrays: one decoder for training, evaluation and detection, which never returns a half-read picture.
+
+Conversions, the same everywhere: EXIF rotation applied, grey repeated to three channels, alpha dropped (the colour beneath
+stays), 16 bits scaled to 8, CMYK converted, the first frame of several.
+"""
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.errors import DataError
+
+MAX_PIXELS = 100_000_000
+# Only what both libraries read safely: Pillow would start Ghostscript for an EPS file that calls itself .jpg
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
+TAIL = 64                          # bytes at a file's end that must hold its closing mark
+
+
+class Inspection(NamedTuple):
+    """A picture file without its pixels: size in px after EXIF rotation, EXIF orientation 1..8, what is wrong ("": nothing)."""
+
+    width: int
+    height: int
+    orientation: int
+    problem: str
+
+
+def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture uint8 [H, W, 3] RGB, EXIF rotation applied.
+
+    Raises DataError, naming the file, when it is empty, not a picture, truncated, or claims more than `max_pixels`.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)           # any file name works, where cv2.imread needs the system's code page
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
+    try:
+        width, height, orientation, kind = _header(io.BytesIO(data), max_pixels)
+        if not _complete(kind, bytes(data[-TAIL:])):
+            _load_fully(io.BytesIO(data))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        pixels = _decode_slowly(path, data)
+    return turn(pixels, orientation)
+
+
+def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
+    """Size, orientation and problem of a picture file; never raises. An ordinary JPEG costs its header and its last bytes."""
+    try:
+        with open(path, "rb") as file:
+            width, height, orientation, kind = _header(file, max_pixels)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL))
+            tail = file.read()
+            file.seek(0)
+            if kind == "PNG" and _complete(kind, tail):
+                _check_sums(file)
+            elif not _complete(kind, tail):
+                _load_fully(file)
+    except DataError as error:
+        return Inspection(0, 0, 1, str(error))
+    except OSError as error:
+        return Inspection(0, 0, 1, f"cannot be read ({error.strerror or error})")
+    return Inspection(width, height, orientation, "")
+
+
+def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path | None = None,
+                threads: int = 8) -> list[Inspection]:
+    """One Inspection a path, by a thread pool.
+
+    `memo` names a JSON file (in the run folder, never in the data set) that remembers results by path, time and size, so
+    that a resumed run opens no file twice.
+    """
+    known = _read_memo(memo, max_pixels)
+    stamps = [_stamp(path) for path in paths]
+    todo = [i for i, path in enumerate(paths) if stamps[i] is None or known.get(str(path), (0,))[0] != stamps[i]]
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        fresh = list(pool.map(lambda i: inspect(paths[i], max_pixels), todo, chunksize=16))
+    known.update((str(paths[i]), (stamps[i], result)) for i, result in zip(todo, fresh))
+    if memo is not None and todo:
+        part = memo.with_name(memo.name + ".part")
+        part.write_text(json.dumps({"max_pixels": max_pixels, "files": known}), encoding="utf-8")
+        os.replace(part, memo)
+    return [known[str(path)][1] for path in paths]
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture [H, W, ...] as EXIF orientation 1..8 wants it shown."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> np.ndarray:
+    """Boxes [n, 4] (xyxy px) of the unrotated picture in px of the rotated one, whose size is width x height."""
+    x, y = boxes[:, 0::2], boxes[:, 1::2]
+    if orientation in (5, 6, 7, 8):
+        x, y = y, x
+    if orientation in (3, 4, 7, 8):
+        y = height - y[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        x = width - x[:, ::-1]
+    return np.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1)
+
+
+def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:
+    """Width, height (rotated), orientation and format, from the first bytes; DataError without the file's name."""
+    from PIL import Image
+    if not file.read(1):
+        raise DataError("is empty (0 bytes); download or export it again")
+    file.seek(0)
+    try:
+        picture = Image.open(file, formats=FORMATS)
+        orientation = picture.getexif().get(0x0112, 1)
+    except Image.DecompressionBombError:
+        raise DataError(f"claims more than 178 million pixels, above the limit of {max_pixels:,}") from None
+    except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error, ValueError
+        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
+        raise DataError(f"is not a picture that can be read{reason}; needs JPEG, PNG, BMP, WebP, TIFF or GIF") from None
+    if picture.width * picture.height > max_pixels:
+        raise DataError(f"claims {picture.width}x{picture.height} = {picture.width * picture.height:,} pixels, above the "
+                        f"limit of {max_pixels:,}; raise --max-pixels if that is right")
+    if picture.mode in ("I", "F"):
+        raise DataError("has 32 bits a channel; convert it to 8 or 16 bits")
+    orientation = orientation if orientation in range(1, 9) else 1
+    width, height = picture.size if orientation < 5 else picture.size[::-1]
+    return width, height, orientation, picture.format
+
+
+def _complete(kind: str, tail: bytes) -> bool:
+    """Whether the closing mark is where it belongs; False only means that a full look is needed."""
+    if kind in ("JPEG", "MPO"):
+        return tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
+    return kind == "PNG" and b"IEND" in tail[-12:]
+
+
+def _check_sums(file: io.BufferedIOBase) -> None:
+    """Raises DataError when a PNG's check sums are wrong (reads the file, decodes nothing)."""
+    from PIL import Image
+    try:
+        Image.open(file, formats=FORMATS).verify()
+    except Exception as error:
+        raise DataError(f"is damaged ({error}); download or export it again") from None
+
+
+def _load_fully(file: io.BufferedIOBase) -> None:
+    """Raises DataError when Pillow cannot decode every pixel (cv2 would return grey or garbage without a word)."""
+    from PIL import Image
+    try:
+        Image.open(file, formats=FORMATS).load()
+    except Exception as error:
+        raise DataError(f"is truncated or damaged ({error}); download or export it again") from None
+
+
+def _decode_slowly(path: str | Path, data: np.ndarray) -> np.ndarray:
+    """The picture uint8 [H, W, 3] RGB, unrotated, by Pillow, for what cv2 was built without."""
+    from PIL import Image
+    try:
+        return np.asarray(Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"))
+    except Exception as error:
+        raise DataError(f"{path}: is not a picture that can be decoded ({error}); export it again as JPEG or PNG") from None
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Change time in ns and size of a file; None where it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_mtime_ns, status.st_size]
+
+
+def _read_memo(memo: Path | None, max_pixels: int) -> dict[str, tuple[list[int] | None, Inspection]]:
+    """What an earlier run found, by path; empty when it used another limit or the file cannot be read."""
+    if memo is None:
+        return {}
+    try:
+        content = json.loads(memo.read_text(encoding="utf-8"))
+        if content["max_pixels"] != max_pixels:
+            return {}
+        return {path: (stamp, Inspection(*found)) for path, (stamp, found) in content["files"].items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
