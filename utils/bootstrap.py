@@ -25,7 +25,7 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
 
 
 def map50_of(matches: Matches, draws: np.ndarray) -> np.ndarray:
-    """AP50 [S] of each row of draws [S, I], which says how often each picture is taken; NaN without any truth.
+    """AP50 [S] of each row of draws [S, I] (how often each picture is taken); NaN without any truth.
 
     One row of ones gives pycocotools' AP50.
     """
@@ -38,14 +38,15 @@ def map50_of(matches: Matches, draws: np.ndarray) -> np.ndarray:
         positives = draws @ truths
         step = max(1, CHUNK // max(1, len(mine)))
         blocks = [slice(start, start + step) for start in range(0, len(draws), step)]
-        ap = np.concatenate([_ap(draws[b][:, matches.image[mine]], matches.right[mine], positives[b]) for b in blocks])
+        ap = np.concatenate([_ap(draws[b][:, matches.image[mine]], matches.right[mine], positives[b])
+                             for b in blocks])
         total += np.where(positives > 0, ap, 0)
         counted += positives > 0
     return np.divide(total, counted, out=np.full(len(draws), np.nan), where=counted > 0)
 
 
 def _ap(times: np.ndarray, right: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """COCO's 101-point AP [S] of one class; times [S, D]: how often each detection, best score first, is there."""
+    """COCO's 101-point AP [S] of one class; times [S, D]: how often each detection, best first, is there."""
     hits = np.cumsum(times * right, 1, dtype=float)
     precision = hits / (np.cumsum(times, 1, dtype=float) + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 over the confidence, and the confusion matrix, by pycocotools' matching at IoU 0.5."""
+"""Precision, recall and F1 over the confidence, confusion matrix: by pycocotools' matching at IoU 0.5."""
 from __future__ import annotations
 
 from collections import defaultdict
@@ -12,9 +12,10 @@ AREA_ALL = [0, 1e10]               # pycocotools' "all" range, px^2
 class Matches(NamedTuple):
     """Every evaluated detection [D] (those within max_det a picture and class) with its fate at IoU 0.5.
 
-    row: its row in the detections; image: position; label: class; score; truth: the matched truth's index, -1 for
-    none; ignored: matched to a crowd, neither right nor wrong. Truths [M] without crowds: truth_image, truth_label
-    and truth_index, their indices in the ground truth. Detections are in pycocotools' order: class, image, score.
+    row: its row in the detections; image: position; label: class; score; truth: the matched truth's index,
+    -1 for none; ignored: matched to a crowd, neither right nor wrong. Truths [M] without crowds:
+    truth_image, truth_label and truth_index, their indices in the ground truth. Detections are in
+    pycocotools' order: class, image, score.
     """
 
     row: np.ndarray
@@ -56,7 +57,7 @@ class Curves(NamedTuple):
 
 
 class OperatingPoint(NamedTuple):
-    """The confidence of the best mean F1, the means there, and precision, recall, F1 a class [K, 3] (may be NaN)."""
+    """The confidence of the best mean F1, the means there, and (P, R, F1) a class [K, 3] (may be NaN)."""
 
     confidence: float
     precision: float
@@ -65,11 +66,26 @@ class OperatingPoint(NamedTuple):
     per_class: np.ndarray
 
 
-def match_at_50(truth: dict, found: list[dict], max_det: int, classes: int) -> Matches:
-    """Matches of result records with a COCO dict (ids 1.. everywhere), by pycocotools' own functions.
+def match_at_50(truth: dict, found: list[dict], rows: np.ndarray, max_det: int, classes: int) -> Matches:
+    """Matches of detections, as result records and as rows [D, 7], with a COCO dict (ids 1.. throughout).
 
-    Only (image, class) pairs with a detection are visited. The records of both arguments are left as they were.
+    The matching is pycocotools' own evaluateImg; pairs of picture and class without truth, where it has
+    nothing to decide, are not sent through it. The records are left as they were.
     """
+    wanted = [(a["image_id"], a["category_id"], a["id"]) for a in truth["annotations"] if not a["iscrowd"]]
+    truths = np.array(wanted, dtype=int).reshape(-1, 3).T - 1
+    images = len(truth["images"])
+    matched, ignored = _fates(truth, found, max_det)
+    pair = (rows[:, 6] * images + rows[:, 0]).astype(int)
+    order = np.lexsort((-rows[:, 5], pair))
+    ordered = pair[order]
+    row = order[np.arange(len(order)) - np.searchsorted(ordered, ordered) < max_det]
+    image, label = rows[row, 0].astype(int), rows[row, 6].astype(int)
+    return Matches(row, image, label, rows[row, 5], matched[row], ignored[row], *truths, images, classes)
+
+
+def _fates(truth: dict, found: list[dict], max_det: int) -> tuple[np.ndarray, np.ndarray]:
+    """The matched truth's index [D] (-1: none) and whether it is a crowd [D], for each result record."""
     from pycocotools.cocoeval import COCOeval
     run = COCOeval(iouType="bbox")
     run.params.iouThrs, run.params.areaRng, run.params.maxDets = np.array([0.5]), [AREA_ALL], [max_det]
@@ -77,25 +93,19 @@ def match_at_50(truth: dict, found: list[dict], max_det: int, classes: int) -> M
     for a in truth["annotations"]:
         run._gts[a["image_id"], a["category_id"]].append({**a, "ignore": a["iscrowd"]})
     for d in found:
-        run._dts[d["image_id"], d["category_id"]].append(d)
-    columns: list[list[np.ndarray]] = [[], [], []]
-    for image, category in sorted(run._dts.copy(), key=lambda pair: pair[::-1]):
+        if (d["image_id"], d["category_id"]) in run._gts:
+            run._dts[d["image_id"], d["category_id"]].append(d)
+    matched, ignored = np.full(len(found), -1), np.zeros(len(found), dtype=bool)
+    for image, category in list(run._dts):
         run.ious[image, category] = run.computeIoU(image, category)
         one = run.evaluateImg(image, category, AREA_ALL, max_det)
-        for column, part in zip(columns, (one["dtIds"], one["dtMatches"][0], one["dtIgnore"][0]), strict=True):
-            column.append(part)
-    ids, matched, ignored = (np.concatenate([*column, []]) for column in columns)
-    row = ids.astype(int) - 1
-    own = np.array([(d["image_id"], d["category_id"], d["score"]) for d in found]).reshape(-1, 3)[row]
-    image, label = own[:, 0].astype(int) - 1, own[:, 1].astype(int) - 1
-    wanted = [(a["image_id"], a["category_id"], a["id"]) for a in truth["annotations"] if not a["iscrowd"]]
-    truths = np.array(wanted, dtype=int).reshape(-1, 3).T - 1
-    return Matches(row, image, label, own[:, 2], matched.astype(int) - 1, ignored.astype(bool), *truths,
-                   len(truth["images"]), classes)
+        row = np.array(one["dtIds"]) - 1
+        matched[row], ignored[row] = one["dtMatches"][0].astype(int) - 1, one["dtIgnore"][0]
+    return matched, ignored
 
 
 def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
-    """Curves over the confidences 0, 0.001, ... 1 (a detection counts up to its score); `pr` [K, 101] is passed on.
+    """Curves over the confidences 0, 0.001, ... 1 (a detection counts up to its score), and `pr` as given.
 
     Where a class has no detection at a confidence its precision is 0, so that its F1 is 0 as well.
     """
@@ -119,7 +129,7 @@ def _count_above(matches: Matches, mask: np.ndarray, grid: np.ndarray) -> np.nda
 
 
 def operating_point(curves: Curves) -> OperatingPoint:
-    """Where the mean F1 over classes with truths is best (the lowest such confidence); zeros without any truth."""
+    """Where the mean F1 over classes with truths is best (lowest such confidence); zeros without truths."""
     has_truth = ~np.isnan(curves.f1).any(1)
     if not has_truth.any():
         return OperatingPoint(0.0, 0.0, 0.0, 0.0, np.full((len(curves.f1), 3), np.nan))
@@ -130,11 +140,11 @@ def operating_point(curves: Curves) -> OperatingPoint:
 
 
 def confusion_matrix(matches: Matches, truth: dict, rows: np.ndarray, confidence: float) -> np.ndarray:
-    """Counts [K+1, K+1] (rows truth, columns prediction, last background) of detections that score `confidence`.
+    """Counts [K+1, K+1] (rows truth, columns prediction, last background) from score `confidence` on.
 
-    The diagonal is the matching's true positives. What stays unmatched on both sides of a picture is then paired
-    across classes at IoU >= 0.5, best score first; the rest is missed (last column) or background (last row).
-    Detections on crowds count nowhere. `rows` [D, 7] are the detections the matches point into.
+    The diagonal is the matching's true positives. What stays unmatched on both sides of a picture is then
+    paired across classes at IoU >= 0.5, best score first; the rest is missed (last column) or background
+    (last row). Detections on crowds count nowhere. `rows` [D, 7] are the detections the matches point into.
     """
     k = matches.classes
     out = np.zeros((k + 1, k + 1), dtype=int)
@@ -154,7 +164,7 @@ def confusion_matrix(matches: Matches, truth: dict, rows: np.ndarray, confidence
 
 def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, boxes: np.ndarray,
                          truths: np.ndarray) -> np.ndarray:
-    """Pairs [P, 2] (detection, truth) within one picture at IoU >= 0.5, each used once, best score, then IoU first."""
+    """Pairs [P, 2] (detection, truth) in one picture at IoU >= 0.5, each used once, best score first."""
     pairs: list[tuple[int, int]] = []
     by_image = np.argsort(matches.image[wrong], kind="stable")
     wrong = wrong[by_image]

@@ -13,10 +13,11 @@ BACKENDS = ("auto", "pycocotools", "faster")
 
 
 def own_ids(foreign: dict) -> tuple[dict, list[str]]:
-    """A copy with image, category and annotation ids 1.., and a sentence for every kind of id that was unsafe.
+    """A copy with image, category and annotation ids 1.., and a sentence for each kind of unsafe id.
 
-    pycocotools marks an unmatched box by id 0, so it scores a perfect detection of an annotation with id 0 as 0.0,
-    and of two annotations with one id it evaluates the second twice. Raises DataError for ids that name nothing.
+    pycocotools marks an unmatched box by id 0, so it scores a perfect detection of an annotation with id 0
+    as 0.0, and of two annotations with one id it evaluates the second twice. Raises DataError for ids that
+    name nothing.
     """
     images, categories = foreign.get("images", []), foreign.get("categories", [])
     boxes = foreign.get("annotations", [])
@@ -27,15 +28,17 @@ def own_ids(foreign: dict) -> tuple[dict, list[str]]:
                         "python -m data.doctor names them and writes a clean copy")
     lost = [a for a in boxes if a["image_id"] not in positions or a["category_id"] not in order]
     if lost:
-        raise DataError(f"{len(lost)} annotations name an image or a category that is not listed, the first image "
-                        f"{lost[0]['image_id']!r}, category {lost[0]['category_id']!r}: run python -m data.doctor")
+        raise DataError(f"{len(lost)} annotations name an image or a category that is not listed (the first: "
+                        f"image {lost[0]['image_id']!r}, category {lost[0]['category_id']!r}): "
+                        "python -m data.doctor names them all")
     truth = {
         "images": [{"id": i + 1, "height": image.get("height", 0), "width": image.get("width", 0)}
                    for i, image in enumerate(images)],
         "categories": [{"id": i + 1} for i in range(len(categories))],
         "annotations": [{"id": i + 1, "image_id": positions[a["image_id"]],
                          "category_id": order[a["category_id"]], "bbox": list(a["bbox"]),
-                         "iscrowd": int(a.get("iscrowd", 0)), "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
+                         "iscrowd": int(a.get("iscrowd", 0)),
+                         "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
                         for i, a in enumerate(boxes)]}
     return truth, _unsafe([a.get("id") for a in boxes])
 
@@ -55,7 +58,7 @@ def _unsafe(ids: list) -> list[str]:
 
 
 def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, int]:
-    """Rows [D, 7] as float64 without the non-finite and inside-out ones, in their order, and how many those were.
+    """Rows [D, 7] as float64 without the non-finite and inside-out ones, and how many those were.
 
     Raises DataError where a row points at an image position or a class that does not exist.
     """
@@ -72,7 +75,7 @@ def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarra
 
 
 def result_records(rows: np.ndarray) -> list[dict]:
-    """COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, boxes top-left xywh px."""
+    """COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, xywh px."""
     boxes = np.concatenate((rows[:, 1:3], rows[:, 3:5] - rows[:, 1:3]), 1)
     columns = zip((rows[:, 0] + 1).astype(int).tolist(), (rows[:, 6] + 1).astype(int).tolist(),
                   rows[:, 5].tolist(), boxes.tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
@@ -81,7 +84,7 @@ def result_records(rows: np.ndarray) -> list[dict]:
 
 
 def evaluate_arrays(truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:
-    """The evaluator's precision [T, R, K, A, 3] and recall [T, K, A, 3] (-1: no truth) and the backend's name.
+    """The evaluator's precision [T, R, K, A, 3], recall [T, K, A, 3] (-1: no truth), and the backend's name.
 
     The last axis is 1, 10 and max_det boxes a picture. `truth` has ids 1.. as own_ids gives them.
     """

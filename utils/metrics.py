@@ -1,8 +1,8 @@
-"""Accuracy of detections: pycocotools' AP and, by its matching, precision, recall, F1 and the confusion matrix.
+"""Accuracy of detections: pycocotools' AP, and by its matching precision, recall, F1 and confusion matrix.
 
-AP is always the COCO evaluator's own number. faster-coco-eval, where installed, computes the same twelve numbers
-in a fraction of the time; the matching behind precision, recall, F1 and the confusion matrix is pycocotools' in
-both cases.
+AP is always the COCO evaluator's own number. faster-coco-eval, where installed, computes the same twelve
+numbers in a fraction of the time; the matching behind precision, recall, F1 and the confusion matrix is
+pycocotools' in both cases.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAY_BE_ABSENT = ("map_small", "map_medium", "map_large", "ar_small", "ar_medium"
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: pictures that show it, truths, and scores in 0..1; the scores are None where it has no truth."""
+    """One class: pictures that show it, truths, and scores in 0..1 (None where it has no truth)."""
 
     name: str
     images: int
@@ -40,9 +40,9 @@ class ClassScore:
 class Metrics:
     """What one evaluation found. Scores in 0..1; those by size are None where no truth has that size.
 
-    precision, recall and f1 are means over the classes with truths at `confidence`, the score of the best mean F1
-    at IoU 0.5. The confusion matrix [K+1, K+1] (rows truth, columns prediction, last background) is taken there too.
-    ar_100 is the recall with max_det boxes a picture.
+    precision, recall and f1 are means over the classes with truths at `confidence`, the score of the best
+    mean F1 at IoU 0.5. The confusion matrix [K+1, K+1] (rows truth, columns prediction, last background) is
+    taken there too. ar_100 is the recall with max_det boxes a picture.
     """
 
     map50_95: float
@@ -95,9 +95,10 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: tuple
                         max_det: int = 100, backend: str = "auto", curves: bool = True) -> Metrics:
     """Metrics of detections [D, 7] (image position, xyxy px of the photo, score, class) against a COCO dict.
 
-    Position i is the i-th entry of `images`; class k is the k-th smallest category id. Neither argument is changed.
-    Without `curves` the P/R/F1, the confusion matrix and the matches are left out (None). Rows that are not finite
-    or inside out are dropped and counted. Raises DataError for a dict or rows that do not fit each other.
+    Position i is the i-th entry of `images`; class k is the k-th smallest category id. Neither argument is
+    changed. Without `curves` the P/R/F1, the confusion matrix and the matches are left out (None). Rows
+    that are not finite or inside out are dropped and counted. Raises DataError for a dict or rows that do
+    not fit each other.
     """
     truth, notes = own_ids(ground_truth)
     if len(truth["categories"]) != len(names):
@@ -114,8 +115,8 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: tuple
         extra, per_class = _by_matching(truth, found, rows, result["precision"], per_class, max_det)
     crowds = sum(a["iscrowd"] for a in truth["annotations"])
     return Metrics(**_twelve(result), **extra, classes=per_class, images=len(truth["images"]),
-                   truths=len(truth["annotations"]) - crowds, crowds=crowds, detections=len(rows), dropped=dropped,
-                   max_det=max_det, backend=used, notes=tuple(notes))
+                   truths=len(truth["annotations"]) - crowds, crowds=crowds, detections=len(rows),
+                   dropped=dropped, max_det=max_det, backend=used, notes=tuple(notes))
 
 
 def _plain(values: np.ndarray) -> list:
@@ -141,7 +142,7 @@ def _twelve(result: dict) -> dict[str, float | None]:
 
 
 def _class_scores(ap: np.ndarray, truth: dict, names: tuple[str, ...] | list[str]) -> tuple[ClassScore, ...]:
-    """One row a class with AP from the evaluator's precision [T, R, K, A, M]; precision, recall and F1 still None."""
+    """One row a class with AP from the evaluator's precision [T, R, K, A, M]; P, R and F1 still None."""
     pairs = [(a["category_id"] - 1, a["image_id"]) for a in truth["annotations"] if not a["iscrowd"]]
     truths, images = Counter(k for k, _ in pairs), Counter(k for k, _ in set(pairs))
     return tuple(ClassScore(name, images[k], truths[k], None, None, None, _mean(ap[0, :, k, 0, 2]),
@@ -151,12 +152,12 @@ def _class_scores(ap: np.ndarray, truth: dict, names: tuple[str, ...] | list[str
 def _by_matching(truth: dict, found: list[dict], rows: np.ndarray, ap: np.ndarray,
                  per_class: tuple[ClassScore, ...], max_det: int) -> tuple[dict, tuple[ClassScore, ...]]:
     """The matching's share of the Metrics (by field name), and the class rows with P, R and F1 filled in."""
-    matches = match_at_50(truth, found, max_det, len(per_class))
+    matches = match_at_50(truth, found, rows, max_det, len(per_class))
     pr = ap[0, :, :, 0, 2].T
     curves = confidence_curves(matches, np.where(pr < 0, np.nan, pr))
     point = operating_point(curves)
     filled = tuple(dataclasses.replace(row, precision=p, recall=r, f1=f) if row.truths else row
                    for row, (p, r, f) in zip(per_class, point.per_class.tolist(), strict=True))
-    return {"precision": point.precision, "recall": point.recall, "f1": point.f1, "confidence": point.confidence,
-            "confusion": confusion_matrix(matches, truth, rows, point.confidence), "curves": curves,
-            "matches": matches}, filled
+    confusion = confusion_matrix(matches, truth, rows, point.confidence)
+    return {"precision": point.precision, "recall": point.recall, "f1": point.f1, "curves": curves,
+            "confidence": point.confidence, "confusion": confusion, "matches": matches}, filled
