@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.depthwise import DepthwiseConv2d
 from models.spec import Layer
 
 ACTIVATIONS = {"leaky": lambda: nn.LeakyReLU(0.1, inplace=True), "relu": lambda: nn.ReLU(inplace=True),
@@ -20,7 +21,9 @@ class ConvBN(nn.Module):
     def __init__(self, layer: Layer, cin: int, out: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
                  act: str | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(cin, out, kernel, stride, kernel // 2, groups=cin if depthwise else 1, bias=not layer.bn)
+        convolution = DepthwiseConv2d if depthwise else nn.Conv2d
+        self.conv = convolution(cin, out, kernel, stride, kernel // 2, groups=cin if depthwise else 1,
+                                bias=not layer.bn)
         if layer.bn:
             # A momentum of 0.03 follows the statistics of small batches without their noise.
             self.bn = nn.BatchNorm2d(out, eps=layer.eps, momentum=0.03)
