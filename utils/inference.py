@@ -1,4 +1,4 @@
-"""One pass of a detector over a data set, its boxes brought back to the photos. Network and loader are given."""
+"""One pass of a detector over a data set, its boxes brought back to the photos."""
 from __future__ import annotations
 
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tensor]],
                        sizes: Sequence[tuple[int, int]], progress: bool = True,
                        poll: Callable[[], object] | None = None) -> np.ndarray:
-    """Detections float64 [D, 7] (image position, xyxy px of the photo, score, class) of everything in `batches`.
+    """Detections float64 [D, 7] (image position, xyxy px of the photo, score, class) of all `batches`.
 
     A batch has images (uint8 [B, 3, H, W], letterboxed) and indices (positions in the data set); predict
     gives a tensor [N, 6] (xyxy px of the input, score, class) a picture; sizes is (height, width) px of
@@ -78,8 +78,8 @@ class _Bar:
             rate = self.done / max(time.monotonic() - self.start, 1e-9)
             left = max(0, self.total - self.done) / rate
             clock = f"{int(left) // 60}:{int(left) % 60:02}"
-            print(f"\r  {self.done}/{self.total} pictures  {rate:.1f}/s  {clock} left ", end="", file=sys.stderr,
-                  flush=True)
+            text = f"\r  {self.done}/{self.total} pictures  {rate:.1f}/s  {clock} left "
+            print(text, end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clears the line."""
