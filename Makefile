@@ -58,7 +58,7 @@ demo: $(VENV)/installed
 		--project $(DEMO) --name demo --exist-ok
 	$(PY) val.py --weights $(DEMO)/demo/weights/best.pt --data scenes --imgsz $(DEMO_SIZE) \
 		--project $(DEMO) --name val --exist-ok
-	$(PY) detect.py --weights $(DEMO)/demo/weights/best.pt --source datasets/scenes/images --imgsz $(DEMO_SIZE) \
+	$(PY) detect.py --weights $(DEMO)/demo/weights/best.pt --source 'datasets/scenes/images/val_000*.jpg' --imgsz $(DEMO_SIZE) \
 		--project $(DEMO) --name detect --exist-ok
 	@echo "report:   $(DEMO)/demo/report.html"
 	@echo "pictures: $(DEMO)/detect"

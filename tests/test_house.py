@@ -141,7 +141,7 @@ PLANTED = [
     ("manners", "utils/a.py", '"""A."""\nx = "/wo' 'rk/data"\n', "path of one machine"),
     ("manners", "data/a.py", '"""A."""\nassert True\n', "assert outside tests"),
     ("signatures", "utils/a.py", 'def f(a) -> int:\n    """A."""\n', "f lacks the type of a"),
-    ("signatures", "utils/a.py", 'class A:\n    """A."""\n    def f(self) -> int:\n        pass\n', "A.f has no"),
+    ("signatures", "utils/a.py", 'class A:\n    """A."""\n    def f() -> int:\n        pass\n', "A.f has no"),
 ]
 
 
