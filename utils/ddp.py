@@ -1,0 +1,62 @@
+"""Processes that train together: set up by torchrun's environment, one process otherwise."""
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import distributed as dist
+
+
+class World(NamedTuple):
+    """This process's place: rank of size; rank 0 decides, logs and writes."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+
+def join(device: torch.device) -> World:
+    """The world torchrun's environment describes; joins it (nccl on CUDA, gloo on CPU) when there is more than one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    world = World(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if size > 1 and not dist.is_initialized():
+        # A rank that fails or stalls must end the others, not leave them waiting for ever.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    return world
+
+
+def leave() -> None:
+    """Leaves the world, if one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on any rank: the same answer on all of them."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The values averaged over ranks: the same on all of them."""
+    if not dist.is_initialized() or not values:
+        return values
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return dict(zip(values, (tensor / dist.get_world_size()).tolist()))
+
+
+def wait() -> None:
+    """Returns when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
