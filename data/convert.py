@@ -5,54 +5,30 @@ when it is complete. Archives are not unpacked.
 """
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.writer import refuse_taken, write_layout
 from utils import cli
-from utils.errors import DataError, UsageError
+from utils.errors import DataError
 
 if TYPE_CHECKING:
     from data.labels import Example, Labelled
 
 
 def coco_layout(labelled: "Labelled", out: Path) -> dict[str, tuple[int, int]]:
-    """Pictures and boxes written for each split of a Labelled set, in COCO layout below the new folder `out`.
+    """(pictures, boxes) of each split of a Labelled set, written in COCO layout below the new folder `out`.
 
-    Everything is written beside it first and renamed when complete. Raises DataError when a split would be
-    empty or two pictures would get one name, UsageError when `out` is taken.
+    Raises DataError when a split would be empty or two pictures would get one name, UsageError when `out` is
+    taken.
     """
     _check(labelled)
-    refuse_taken(out)
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    counts, next_id = {}, 1
-    try:
-        (part / "annotations").mkdir(parents=True)
-        for split, examples in labelled.splits.items():
-            content = _coco(examples, labelled.names, next_id)
-            next_id += len(examples)
-            for example in examples:
-                target = part / "images" / example.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(example.file, target)
-            text = json.dumps(content, ensure_ascii=False)
-            (part / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
-            counts[split] = (len(content["images"]), len(content["annotations"]))
-        if out.is_dir():
-            out.rmdir()
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return counts
-
-
-def refuse_taken(out: Path) -> None:
-    """Nothing, when `out` is a new or an empty folder; UsageError otherwise: no file is ever overwritten."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: is there already and not an empty folder; give a new one")
+    contents, pictures = {}, {}
+    for split, examples in labelled.splits.items():
+        contents[split] = _coco(examples, labelled.names, len(pictures) + 1)
+        pictures.update((example.name, example.file) for example in examples)
+    return write_layout(contents, pictures, out)
 
 
 def _check(labelled: "Labelled") -> None:

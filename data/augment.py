@@ -1,0 +1,182 @@
+"""From a decoded picture to a training picture: letterbox, mosaic, and the albumentations pipeline. Boxes move along.
+
+Boxes inside this file are float32 [M, 5] (class, xyxy px of the picture they lie in).
+Measured on one core at 416 px: albumentations' own HueSaturationValue takes 1.6 ms and its ColorJitter 1.1, cv2's way to
+HSV and back 0.7, one colour matrix in RGB 0.1; so the colour step is a transform of our own in albumentations' pipeline.
+Its Affine (0.9) and HorizontalFlip (0.02) cost what cv2 costs and are used as they are; handling boxes adds 0.3.
+"""
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils.boxes import PAD_VALUE, Geometry, letterbox_geometry
+
+MIN_SIDE = 2                       # px; a smaller box teaches nothing
+MIN_VISIBLE = 0.2                  # of a box's area; a sliver at the edge teaches the wrong thing
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How strongly training pictures are varied; all zero leaves them as they are."""
+
+    mosaic: float = 0.0            # probability of four pictures in one
+    flip: float = 0.0              # probability of a left-right mirror; 0 where direction matters (digits, text)
+    hue: float = 0.0               # largest shift, as a share of the colour circle
+    saturation: float = 0.0        # largest relative change
+    value: float = 0.0             # largest relative change of brightness
+    degrees: float = 0.0           # largest rotation
+    translate: float = 0.0         # largest shift, as a share of the side
+    scale: float = 0.0             # largest relative change of size
+    shear: float = 0.0             # largest shear in degrees
+
+    @property
+    def moves(self) -> bool:
+        """Whether the affine step does anything."""
+        return any((self.degrees, self.translate, self.scale, self.shear))
+
+    @property
+    def colours(self) -> bool:
+        """Whether the colour step does anything."""
+        return any((self.hue, self.saturation, self.value))
+
+
+def preset(name: str) -> Augment:
+    """The named strength: none, light, default, or no-flip (default for digits and text). ValueError for another name."""
+    default = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
+    presets = {"none": Augment(), "default": default,
+               "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2),
+               "no-flip": Augment(mosaic=1.0, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)}
+    if name not in presets:
+        raise ValueError(f"augmentation {name!r}: needs one of {', '.join(presets)}")
+    return presets[name]
+
+
+def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Geometry]:
+    """The picture uint8 [H, W, 3] undistorted and centred on grey [S, S, 3] (size int or (h, w)), and where it lies there."""
+    geometry = letterbox_geometry(*image.shape[:2], size)
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.shape[:2] != (geometry.height, geometry.width):
+        # INTER_AREA averages when shrinking, where INTER_LINEAR would skip pixels and make small objects flicker
+        how = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, (geometry.width, geometry.height), interpolation=how)
+    out = np.full((height, width, 3), PAD_VALUE, np.uint8)
+    out[geometry.top:geometry.top + geometry.height, geometry.left:geometry.left + geometry.width] = image
+    return out, geometry
+
+
+def letterbox_boxes(boxes: np.ndarray, geometry: Geometry, height: int, width: int) -> np.ndarray:
+    """Boxes [M, 5] of a height x width photo in px of the letterboxed input; the inverse of utils.boxes.scale_back."""
+    ratio = np.array((geometry.width / width, geometry.height / height) * 2, np.float32)
+    offset = np.array((geometry.left, geometry.top) * 2, np.float32)
+    return np.concatenate((boxes[:, :1], boxes[:, 1:] * ratio + offset), 1).astype(np.float32)
+
+
+def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
+           rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Four pictures (uint8 [h, w, 3] without padding, boxes [M, 5]) around a random centre: image [S, S, 3], boxes [N, 5].
+
+    Bochkovskiy et al. 2020 (arXiv 2004.10934, fig. 3). Each picture is resized just enough to fill its quarter, or up
+    to its own size, and cut at a random place, so that no grey is left.
+    """
+    out = np.empty((size, size, 3), np.uint8)
+    middle_x, middle_y = (int(size * v) for v in rng.uniform(0.3, 0.7, 2))
+    corners = ((0, 0, middle_x, middle_y), (middle_x, 0, size, middle_y),
+               (0, middle_y, middle_x, size), (middle_x, middle_y, size, size))
+    found = []
+    for (image, boxes), (left, top, right, bottom) in zip(tiles, corners):
+        height, width = image.shape[:2]
+        fill = max((right - left) / width, (bottom - top) / height)
+        zoom = rng.uniform(fill, max(fill, 1.0))
+        view_w, view_h = (right - left) / zoom, (bottom - top) / zoom    # the cut, in px of the tile's picture
+        x, y = rng.uniform(0, max(0.0, width - view_w)), rng.uniform(0, max(0.0, height - view_h))
+        x0, y0 = int(x), int(y)
+        x1, y1 = min(width, max(x0 + 1, round(x + view_w))), min(height, max(y0 + 1, round(y + view_h)))
+        how = cv2.INTER_LINEAR
+        out[top:bottom, left:right] = cv2.resize(image[y0:y1, x0:x1], (right - left, bottom - top), interpolation=how)
+        ratio = ((right - left) / (x1 - x0), (bottom - top) / (y1 - y0))
+        moved = (boxes[:, 1:] - np.array((x0, y0) * 2, np.float32)) * np.array(ratio * 2, np.float32)
+        moved += np.array((left, top) * 2, np.float32)
+        found.append(clip_boxes(np.concatenate((boxes[:, :1], moved), 1), left, top, right, bottom))
+    return out, np.concatenate(found).astype(np.float32)
+
+
+def clip_boxes(boxes: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """Boxes [M, 5] cut to a rectangle, without those that keep too little of themselves."""
+    low, high = np.array((left, top), np.float32), np.array((right, bottom), np.float32)
+    corners = np.concatenate((boxes[:, 1:3].clip(low, high), boxes[:, 3:5].clip(low, high)), 1)
+    sides, before = corners[:, 2:] - corners[:, :2], (boxes[:, 3:5] - boxes[:, 1:3]).prod(1)
+    keep = (sides.min(1, initial=np.inf) >= MIN_SIDE) & (sides.prod(1) >= MIN_VISIBLE * before)
+    return np.concatenate((boxes[:, :1], corners), 1)[keep]
+
+
+class Pipeline:
+    """Affine, mirror and colour for pictures of one size; calls are independent, each with its own generator."""
+
+    def __init__(self, settings: Augment) -> None:
+        self.settings = settings
+        self._compose: Any = None    # built at the first call: in the worker, where albumentations is imported
+
+    def __call__(self, image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The varied picture uint8 [S, S, 3] and its boxes [N, 5], by `rng` alone."""
+        if self._compose is None:
+            self._compose = _compose(self.settings)
+        # Compose.set_random_seed would start every transform with the same stream: mirror and scale would go together
+        python_random = random.Random(int(rng.integers(2 ** 62)))
+        self._compose.set_random_state(rng, python_random)
+        out = self._compose(image=image, bboxes=np.roll(boxes, -1, axis=1))
+        rows = np.asarray(out["bboxes"], np.float32).reshape(-1, 5)
+        return out["image"], np.roll(rows, 1, axis=1)
+
+
+def _compose(settings: Augment) -> Any:
+    """The albumentations pipeline of these settings; boxes go through as rows (xyxy px, class)."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")    # it would ask PyPI for its newest version on import
+    import albumentations as A
+    steps = []
+    if settings.moves:
+        s = settings
+        steps.append(A.Affine(scale=(1 - s.scale, 1 + s.scale), translate_percent=(-s.translate, s.translate),
+                              rotate=(-s.degrees, s.degrees), shear=(-s.shear, s.shear), keep_ratio=True,
+                              fill=PAD_VALUE, p=1.0))
+    steps.append(A.HorizontalFlip(p=settings.flip))
+    if settings.colours:
+        steps.append(_colour_step(settings))
+    return A.Compose(steps, bbox_params=A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE,
+                                                     min_height=MIN_SIDE, min_visibility=MIN_VISIBLE, clip=True))
+
+
+def _colour_step(settings: Augment) -> Any:
+    """An albumentations transform that varies hue, saturation and brightness by one colour matrix."""
+    import albumentations as A
+
+    class ColourMatrix(A.ImageOnlyTransform):
+        """`shift_colours` with amounts drawn within the settings' limits."""
+
+        def get_params(self) -> dict[str, Any]:
+            limits = (settings.hue, settings.saturation, settings.value)
+            return {"amounts": self.random_generator.uniform(-1, 1, 3) * limits}
+
+        def apply(self, img: np.ndarray, amounts: np.ndarray, **_: Any) -> np.ndarray:
+            return shift_colours(img, *amounts)
+
+    return ColourMatrix(p=1.0)
+
+
+def shift_colours(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
+    """The picture uint8 [H, W, 3] RGB, hue turned by a share of the circle, saturation and value multiplied by 1 + x.
+
+    All three are linear in RGB: a rotation about the grey axis, a stretch away from the luma, a factor.
+    """
+    cos, sin = np.cos(2 * np.pi * hue), np.sin(2 * np.pi * hue)
+    axis = np.array(((0, -1, 1), (1, 0, -1), (-1, 1, 0))) / np.sqrt(3)
+    turn = cos * np.eye(3) + (1 - cos) / 3 + sin * axis          # Rodrigues about (1, 1, 1)
+    luma = np.tile((0.299, 0.587, 0.114), (3, 1))
+    stretch = (1 + saturation) * np.eye(3) - saturation * luma
+    return cv2.transform(image, (1 + value) * stretch @ turn)

@@ -1,0 +1,82 @@
+"""Pictures that two splits share: the same bytes, or nearly the same picture by a perceptual hash."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+# Together these find every re-saved, resized, noisy or grey copy of 150 VOC photographs, 99 % of brightened
+# ones and 75 % of those with 3 % cropped away, and report none of 700,000 pairs of different photographs.
+BITS_APART = 14                    # of 64; unrelated photographs differ in 32 or so
+LEAST_CORRELATION = 0.94           # of 16x16 thumbnails; weeds out what shares only its rough shading
+FLAT = 4.0                         # grey levels; below this contrast the bits are noise
+REDUCED = ((256, cv2.IMREAD_REDUCED_GRAYSCALE_8), (128, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+           (64, cv2.IMREAD_REDUCED_GRAYSCALE_2), (0, cv2.IMREAD_GRAYSCALE))
+
+
+class Fingerprints(NamedTuple):
+    """What pictures are compared by, one row each."""
+
+    digests: tuple[str, ...]
+    bits: np.ndarray               # float32 [N, 64] of -1 and 1: darker or lighter to the right
+    thumbnails: np.ndarray         # float32 [N, 256], such that a dot product is a correlation
+
+
+def fingerprints(paths: Sequence[Path], shorter_sides: Sequence[int]) -> Fingerprints:
+    """The fingerprints of pictures, whose shorter sides in px tell how coarsely they may be decoded."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        rows = list(pool.map(_fingerprint, paths, shorter_sides, chunksize=16))
+    digests, bits, thumbnails = zip(*rows) if rows else ((), (), ())
+    return Fingerprints(tuple(digests), np.array(bits, np.float32).reshape(-1, 64),
+                        np.array(thumbnails, np.float32).reshape(-1, 256))
+
+
+def _fingerprint(path: Path, shorter_side: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """Digest of the bytes, 64 signs and a normalised thumbnail of one picture."""
+    data = np.fromfile(path, np.uint8)
+    flag = next(flag for least, flag in REDUCED if shorter_side >= least)
+    grey = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    if grey is None:
+        from data.images import decode
+        grey = cv2.cvtColor(decode(path), cv2.COLOR_RGB2GRAY)
+    steps = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumbnail = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumbnail = (thumbnail - thumbnail.mean()) / (16 * max(float(thumbnail.std()), FLAT))
+    signs = np.where(np.diff(steps, axis=1) > 0, 1, -1)
+    return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest(), signs.ravel(), thumbnail.ravel()
+
+
+def same_bytes(first: Fingerprints, second: Fingerprints) -> list[tuple[int, int]]:
+    """Pairs (position in first, position in second) of files with the same bytes."""
+    where: dict[str, list[int]] = {}
+    for i, digest in enumerate(first.digests):
+        where.setdefault(digest, []).append(i)
+    return [(i, j) for j, digest in enumerate(second.digests) for i in where.get(digest, ())]
+
+
+def repeats(prints: Fingerprints) -> list[tuple[int, int]]:
+    """Pairs (first position, later position) of files with the same bytes inside one split."""
+    first: dict[str, int] = {}
+    return [(first[digest], j) for j, digest in enumerate(prints.digests) if first.setdefault(digest, j) != j]
+
+
+def near_duplicates(first: Fingerprints, second: Fingerprints, block: int = 1024) -> list[tuple[int, int]]:
+    """Pairs (position in first, position in second) of nearly the same picture, but other bytes.
+
+    Finds re-saved, resized, brightened and most slightly cropped copies, not mirrored or turned ones.
+    Compared in blocks of `block` rows: 5,000 x 5,000 pictures take half a second.
+    """
+    pairs = []
+    for start in range(0, len(first.bits), block):
+        agreement = first.bits[start:start + block] @ second.bits.T        # 64 - 2 x differing bits
+        rows, columns = np.nonzero(agreement >= 64 - 2 * BITS_APART)
+        alike = np.einsum("nd,nd->n", first.thumbnails[rows + start], second.thumbnails[columns])
+        pairs += [(int(i) + start, int(j)) for i, j in
+                  zip(rows[alike >= LEAST_CORRELATION], columns[alike >= LEAST_CORRELATION])]
+    return [(i, j) for i, j in pairs if first.digests[i] != second.digests[j]]
