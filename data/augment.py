@@ -1,9 +1,11 @@
-"""From a decoded picture to a training picture: letterbox, mosaic, and the albumentations pipeline. Boxes move along.
+"""From a decoded picture to a training picture: letterbox, mosaic, and the albumentations pipeline. Boxes
+move along.
 
-Boxes inside this file are float32 [M, 5] (class, xyxy px of the picture they lie in).
-Measured on one core at 416 px: albumentations' own HueSaturationValue takes 1.6 ms and its ColorJitter 1.1, cv2's way to
-HSV and back 0.7, one colour matrix in RGB 0.1; so the colour step is a transform of our own in albumentations' pipeline.
-Its Affine (0.9) and HorizontalFlip (0.02) cost what cv2 costs and are used as they are; handling boxes adds 0.3.
+Boxes inside this file are float32 [M, 5] (class, xyxy px of the picture they lie in). Measured on one core at
+416 px: albumentations' own HueSaturationValue takes 1.6 ms and its ColorJitter 1.1, cv2's way to HSV and back
+0.7, one colour matrix in RGB 0.1; so the colour step is a transform of our own in albumentations' pipeline.
+Its Affine (0.9) and HorizontalFlip (0.02) cost what cv2 costs and are used as they are; handling boxes adds
+0.3.
 """
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Augment:
     """How strongly training pictures are varied; all zero leaves them as they are."""
 
     mosaic: float = 0.0            # probability of four pictures in one
-    flip: float = 0.0              # probability of a left-right mirror; 0 where direction matters (digits, text)
+    flip: float = 0.0              # probability of a mirror; 0 where direction matters (digits, text)
     hue: float = 0.0               # largest shift, as a share of the colour circle
     saturation: float = 0.0        # largest relative change
     value: float = 0.0             # largest relative change of brightness
@@ -48,7 +50,8 @@ class Augment:
 
 
 def preset(name: str) -> Augment:
-    """The named strength: none, light, default, or no-flip (default for digits and text). ValueError for another name."""
+    """The named strength: none, light, default, or no-flip (default for digits and text). ValueError for
+    another name."""
     default = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
     presets = {"none": Augment(), "default": default,
                "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2),
@@ -59,11 +62,12 @@ def preset(name: str) -> Augment:
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Geometry]:
-    """The picture uint8 [H, W, 3] undistorted and centred on grey [S, S, 3] (size int or (h, w)), and where it lies there."""
+    """The picture uint8 [H, W, 3] undistorted and centred on grey [S, S, 3] (size int or (h, w)), and where
+    it lies there."""
     geometry = letterbox_geometry(*image.shape[:2], size)
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] != (geometry.height, geometry.width):
-        # INTER_AREA averages when shrinking, where INTER_LINEAR would skip pixels and make small objects flicker
+        # INTER_AREA averages when shrinking, where INTER_LINEAR would skip pixels of small objects
         how = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
         image = cv2.resize(image, (geometry.width, geometry.height), interpolation=how)
     out = np.full((height, width, 3), PAD_VALUE, np.uint8)
@@ -72,7 +76,8 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
 
 
 def letterbox_boxes(boxes: np.ndarray, geometry: Geometry, height: int, width: int) -> np.ndarray:
-    """Boxes [M, 5] of a height x width photo in px of the letterboxed input; the inverse of utils.boxes.scale_back."""
+    """Boxes [M, 5] of a height x width photo in px of the letterboxed input; the inverse of
+    utils.boxes.scale_back."""
     ratio = np.array((geometry.width / width, geometry.height / height) * 2, np.float32)
     offset = np.array((geometry.left, geometry.top) * 2, np.float32)
     return np.concatenate((boxes[:, :1], boxes[:, 1:] * ratio + offset), 1).astype(np.float32)
@@ -80,10 +85,11 @@ def letterbox_boxes(boxes: np.ndarray, geometry: Geometry, height: int, width: i
 
 def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Four pictures (uint8 [h, w, 3] without padding, boxes [M, 5]) around a random centre: image [S, S, 3], boxes [N, 5].
+    """Four pictures (uint8 [h, w, 3] without padding, boxes [M, 5]) around a random centre: image [S, S, 3],
+    boxes [N, 5].
 
-    Bochkovskiy et al. 2020 (arXiv 2004.10934, fig. 3). Each picture is resized just enough to fill its quarter, or up
-    to its own size, and cut at a random place, so that no grey is left.
+    Bochkovskiy et al. 2020 (arXiv 2004.10934, fig. 3). Each picture is resized just enough to fill its
+    quarter, or up to its own size, and cut at a random place, so that no grey is left.
     """
     out = np.empty((size, size, 3), np.uint8)
     middle_x, middle_y = (int(size * v) for v in rng.uniform(0.3, 0.7, 2))
@@ -94,12 +100,11 @@ def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
         height, width = image.shape[:2]
         fill = max((right - left) / width, (bottom - top) / height)
         zoom = rng.uniform(fill, max(fill, 1.0))
-        view_w, view_h = (right - left) / zoom, (bottom - top) / zoom    # the cut, in px of the tile's picture
+        view_w, view_h = (right - left) / zoom, (bottom - top) / zoom      # the cut, in px of the picture
         x, y = rng.uniform(0, max(0.0, width - view_w)), rng.uniform(0, max(0.0, height - view_h))
         x0, y0 = int(x), int(y)
         x1, y1 = min(width, max(x0 + 1, round(x + view_w))), min(height, max(y0 + 1, round(y + view_h)))
-        how = cv2.INTER_LINEAR
-        out[top:bottom, left:right] = cv2.resize(image[y0:y1, x0:x1], (right - left, bottom - top), interpolation=how)
+        out[top:bottom, left:right] = cv2.resize(image[y0:y1, x0:x1], (right - left, bottom - top))
         ratio = ((right - left) / (x1 - x0), (bottom - top) / (y1 - y0))
         moved = (boxes[:, 1:] - np.array((x0, y0) * 2, np.float32)) * np.array(ratio * 2, np.float32)
         moved += np.array((left, top) * 2, np.float32)
@@ -117,17 +122,19 @@ def clip_boxes(boxes: np.ndarray, left: float, top: float, right: float, bottom:
 
 
 class Pipeline:
-    """Affine, mirror and colour for pictures of one size; calls are independent, each with its own generator."""
+    """Affine, mirror and colour for pictures of one size; calls are independent, each with its own generator.
+    """
 
     def __init__(self, settings: Augment) -> None:
         self.settings = settings
-        self._compose: Any = None    # built at the first call: in the worker, where albumentations is imported
+        self._compose: Any = None    # built at the first call, in the worker
 
-    def __call__(self, image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray, boxes: np.ndarray,
+                 rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The varied picture uint8 [S, S, 3] and its boxes [N, 5], by `rng` alone."""
         if self._compose is None:
             self._compose = _compose(self.settings)
-        # Compose.set_random_seed would start every transform with the same stream: mirror and scale would go together
+        # set_random_seed would start every transform with the same stream: mirror and scale would go together
         python_random = random.Random(int(rng.integers(2 ** 62)))
         self._compose.set_random_state(rng, python_random)
         out = self._compose(image=image, bboxes=np.roll(boxes, -1, axis=1))
@@ -137,7 +144,7 @@ class Pipeline:
 
 def _compose(settings: Augment) -> Any:
     """The albumentations pipeline of these settings; boxes go through as rows (xyxy px, class)."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")    # it would ask PyPI for its newest version on import
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")     # else it asks PyPI for its newest version
     import albumentations as A
     steps = []
     if settings.moves:
@@ -148,8 +155,9 @@ def _compose(settings: Augment) -> Any:
     steps.append(A.HorizontalFlip(p=settings.flip))
     if settings.colours:
         steps.append(_colour_step(settings))
-    return A.Compose(steps, bbox_params=A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE,
-                                                     min_height=MIN_SIDE, min_visibility=MIN_VISIBLE, clip=True))
+    rules = A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE, min_height=MIN_SIDE,
+                         min_visibility=MIN_VISIBLE, clip=True)
+    return A.Compose(steps, bbox_params=rules)
 
 
 def _colour_step(settings: Augment) -> Any:
@@ -170,7 +178,8 @@ def _colour_step(settings: Augment) -> Any:
 
 
 def shift_colours(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
-    """The picture uint8 [H, W, 3] RGB, hue turned by a share of the circle, saturation and value multiplied by 1 + x.
+    """The picture uint8 [H, W, 3] RGB, hue turned by a share of the circle, saturation and value multiplied
+    by 1 + x.
 
     All three are linear in RGB: a rotation about the grey axis, a stretch away from the luma, a factor.
     """

@@ -1,4 +1,5 @@
-"""Cleaning of COCO boxes, all at once in arrays, and the record of every fault found. Reads no file and prints nothing."""
+"""Cleaning of COCO boxes, all at once in arrays, and the record of every fault found. Reads no file and
+prints nothing."""
 from __future__ import annotations
 
 from collections import Counter
@@ -16,7 +17,8 @@ HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault in a data set: how often, the first three, whether it stops training, and what to do."""
+    """One kind of fault in a data set: how often, the first three, whether it stops training, and what to do.
+    """
 
     rule: str
     count: int
@@ -40,7 +42,8 @@ class Boxes(NamedTuple):
         return Boxes(*(column[keep] for column in self))
 
 
-def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False, count: int | None = None) -> list[Fault]:
+def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False,
+          count: int | None = None) -> list[Fault]:
     """The fault as a list: empty when there is no example."""
     count = len(examples) if count is None else count
     return [Fault(rule, count, tuple(examples[:3]), fatal, advice)] if count else []
@@ -50,16 +53,20 @@ def report_faults(faults: Sequence[Fault]) -> list[str]:
     """One aligned sentence a fault, the fatal ones first: severity, rule, count, advice, first examples."""
     rule_width = max((len(f.rule) for f in faults), default=0)
     count_width = max((len(f"{f.count:,}") for f in faults), default=0)
-    return [f"{'error' if f.fatal else 'warning':<7}  {f.rule:<{rule_width}}  {f.count:>{count_width},}  {f.advice}"
-            + (f" (first: {'; '.join(f.examples)})" if f.examples else "")
-            for f in sorted(faults, key=lambda f: not f.fatal)]
+    lines = []
+    for f in sorted(faults, key=lambda f: not f.fatal):
+        first = f" (first: {'; '.join(f.examples)})" if f.examples else ""
+        severity = "error" if f.fatal else "warning"
+        lines.append(f"{severity:<7}  {f.rule:<{rule_width}}  {f.count:>{count_width},}  {f.advice}{first}")
+    return lines
 
 
 def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: Mapping[str, int],
                drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
     """Readable boxes of known pictures and classes, and what was wrong with the others.
 
-    `positions` leads from str(image id) to its place in `images`, `classes` from str(category id) to the class.
+    `positions` leads from str(image id) to its place in `images`, `classes` from str(category id) to the
+    class.
     """
     image = np.array([positions.get(str(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(str(a.get("category_id")), -1) for a in annotations], np.int64)
@@ -73,7 +80,8 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
     share = broken.sum() / max(1, len(annotations))
     faults += fault("unreadable-box", _name(annotations, np.flatnonzero(broken), "bbox"),
                     "boxes that are not four finite numbers, dropped" if share <= WORST_BAD_SHARE else
-                    f"{share:.0%} of the boxes are not four finite numbers (20 % are borne): export the file again", share > WORST_BAD_SHARE)
+                    f"{share:.0%} of the boxes are not four finite numbers, above {WORST_BAD_SHARE:.0%}: "
+                    "export the file again", share > WORST_BAD_SHARE)
     for key, what in (("iscrowd", "taken as 0"), ("area", "taken from the box")):
         missing = sum(a.get(key) is None for a in annotations)
         faults += fault(f"missing-{key}", (), f"annotations without `{key}`, {what}", count=missing)
@@ -84,10 +92,12 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
 
 def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: Sequence[Inspection],
               trust: str | None) -> tuple[Boxes, list[Fault]]:
-    """Boxes of positive size inside their pictures, in px of the pictures as decoded, and what was changed or dropped.
+    """Boxes of positive size inside their pictures, in px of the pictures as decoded, and what was changed or
+    dropped.
 
-    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the pictures are. With trust
-    "image" the boxes follow the pictures: scaled, or turned where the file describes the picture before EXIF rotation.
+    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the pictures are. With
+    trust "image" the boxes follow the pictures: scaled, or turned where the file describes the picture before
+    EXIF rotation.
     """
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
     limit = size[boxes.image]
@@ -106,7 +116,7 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
     faults += fault("box-over-the-edge", _name(annotations, boxes.row[(moved > 1) & ~gone], "bbox"),
                     "boxes clipped to their picture")
     whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
-    area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)      # a mask is never larger than its box
+    area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)   # a mask is no larger than its box
     return boxes._replace(xyxy=clipped, area=area).where(~gone), faults
 
 
@@ -129,15 +139,16 @@ def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Box
 
 
 def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
-    """A loud warning when the boxes look like two corners written where COCO wants corner, width and height."""
+    """A loud warning when the boxes look like two corners written where COCO wants corner, width and height.
+    """
     x, y, w, h = boxes.xyxy[:, 0], boxes.xyxy[:, 1], *(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
     over = (boxes.xyxy[:, 2:] > limit + 1).any(1)
     like_corners = (w > x) & (h > y) & (w <= limit[:, 0] + 1) & (h <= limit[:, 1] + 1)
     if len(over) < 4 or over.mean() < 0.3 or like_corners.mean() < 0.9:
         return []
     return [Fault("corners-instead-of-size", int(over.sum()), (), False,
-                  "boxes reach beyond their pictures and all read well as x1, y1, x2, y2: this file is probably NOT in "
-                  "COCO's x, y, width, height; convert it before training")]
+                  "boxes reach beyond their pictures and all read well as x1, y1, x2, y2: this file is "
+                  "probably NOT in COCO's x, y, width, height; convert it before training")]
 
 
 def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -> list[Fault]:
@@ -151,15 +162,16 @@ def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -
 
 def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
     """How messages call the annotations in these rows; only the first three are spelled out."""
-    return [f"annotation {annotations[i].get('id', f'number {i + 1}')} {key} {str(annotations[i].get(key))[:60]}"
-            if n < 3 else "" for n, i in enumerate(rows)]
+    spelled = []
+    for a, number in ((annotations[i], i + 1) for i in rows[:3]):
+        spelled.append(f"annotation {a.get('id', f'number {number}')} {key} {str(a.get(key))[:60]}")
+    return spelled + [""] * (len(rows) - len(spelled))
 
 
 def _four_numbers(box: object) -> Sequence[float]:
     """The box when it is four finite numbers, else four NaN. Strings and booleans are not numbers."""
-    if isinstance(box, (list, tuple)) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < HUGE for v in box):
-        return box
-    return (np.nan,) * 4
+    four = isinstance(box, list) and len(box) == 4
+    return box if four and all(type(v) in (int, float) and abs(v) < HUGE for v in box) else (np.nan,) * 4
 
 
 def _positive(value: object) -> float:

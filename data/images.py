@@ -1,7 +1,8 @@
-"""Picture files to arrays: one decoder for training, evaluation and detection, which never returns a half-read picture.
+"""Picture files to arrays: one decoder for training, evaluation and detection, which never returns a
+half-read picture.
 
-Conversions, the same everywhere: EXIF rotation applied, grey repeated to three channels, alpha dropped (the colour beneath
-stays), 16 bits scaled to 8, CMYK converted, the first frame of several.
+Conversions, the same everywhere: EXIF rotation applied, grey repeated to three channels, alpha dropped (the
+colour beneath stays), 16 bits scaled to 8, CMYK converted, the first frame of several.
 """
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ TAIL = 64                          # bytes at a file's end that must hold its cl
 
 
 class Inspection(NamedTuple):
-    """A picture file without its pixels: size in px after EXIF rotation, EXIF orientation 1..8, what is wrong ("": nothing)."""
+    """A picture file without its pixels: size in px after EXIF rotation, EXIF orientation 1..8, what is wrong
+    ("": nothing)."""
 
     width: int
     height: int
@@ -36,12 +38,14 @@ class Inspection(NamedTuple):
 def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture uint8 [H, W, 3] RGB, EXIF rotation applied.
 
-    Raises DataError, naming the file, when it is empty, not a picture, truncated, or claims more than `max_pixels`.
+    Raises DataError, naming the file, when it is empty, not a picture, truncated, or claims more than
+    `max_pixels`.
     """
     try:
-        data = np.fromfile(path, np.uint8)           # any file name works, where cv2.imread needs the system's code page
+        data = np.fromfile(path, np.uint8)     # any file name works; cv2.imread needs the system's code page
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); "
+                        "check the path and its permissions") from None
     try:
         width, height, orientation, kind = _header(io.BytesIO(data), max_pixels)
         if not _complete(kind, bytes(data[-TAIL:])):
@@ -55,7 +59,8 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
-    """Size, orientation and problem of a picture file; never raises. An ordinary JPEG costs its header and its last bytes."""
+    """Size, orientation and problem of a picture file; never raises. An ordinary JPEG costs its header and
+    its last bytes."""
     try:
         with open(path, "rb") as file:
             width, height, orientation, kind = _header(file, max_pixels)
@@ -78,12 +83,13 @@ def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path 
                 threads: int = 8) -> list[Inspection]:
     """One Inspection a path, by a thread pool.
 
-    `memo` names a JSON file (in the run folder, never in the data set) that remembers results by path, time and size, so
-    that a resumed run opens no file twice.
+    `memo` names a JSON file (in the run folder, never in the data set) that remembers results by path, time
+    and size, so that a resumed run opens no file twice.
     """
     known = _read_memo(memo, max_pixels)
     stamps = [_stamp(path) for path in paths]
-    todo = [i for i, path in enumerate(paths) if stamps[i] is None or known.get(str(path), (0,))[0] != stamps[i]]
+    todo = [i for i, path in enumerate(paths)
+            if stamps[i] is None or known.get(str(path), (None,))[0] != stamps[i]]
     with ThreadPoolExecutor(max(1, threads)) as pool:
         fresh = list(pool.map(lambda i: inspect(paths[i], max_pixels), todo, chunksize=16))
     known.update((str(paths[i]), (stamps[i], result)) for i, result in zip(todo, fresh))
@@ -106,7 +112,8 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> np.ndarray:
-    """Boxes [n, 4] (xyxy px) of the unrotated picture in px of the rotated one, whose size is width x height."""
+    """Boxes [n, 4] (xyxy px) of the unrotated picture in px of the rotated one, whose size is width x height.
+    """
     x, y = boxes[:, 0::2], boxes[:, 1::2]
     if orientation in (5, 6, 7, 8):
         x, y = y, x
@@ -118,7 +125,8 @@ def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> 
 
 
 def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:
-    """Width, height (rotated), orientation and format, from the first bytes; DataError without the file's name."""
+    """Width, height (rotated), orientation and format, from the first bytes; DataError without the file's
+    name."""
     from PIL import Image
     if not file.read(1):
         raise DataError("is empty (0 bytes); download or export it again")
@@ -128,12 +136,13 @@ def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, st
         orientation = picture.getexif().get(0x0112, 1)
     except Image.DecompressionBombError:
         raise DataError(f"claims more than 178 million pixels, above the limit of {max_pixels:,}") from None
-    except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error, ValueError
+    except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        raise DataError(f"is not a picture that can be read{reason}; needs JPEG, PNG, BMP, WebP, TIFF or GIF") from None
-    if picture.width * picture.height > max_pixels:
-        raise DataError(f"claims {picture.width}x{picture.height} = {picture.width * picture.height:,} pixels, above the "
-                        f"limit of {max_pixels:,}; raise --max-pixels if that is right")
+        raise DataError(f"is not a picture that can be read{reason}; "
+                        "needs JPEG, PNG, BMP, WebP, TIFF or GIF") from None
+    if (pixels := picture.width * picture.height) > max_pixels:
+        raise DataError(f"claims {picture.width}x{picture.height} = {pixels:,} pixels, above the limit of "
+                        f"{max_pixels:,}; raise --max-pixels if that is right")
     if picture.mode in ("I", "F"):
         raise DataError("has 32 bits a channel; convert it to 8 or 16 bits")
     orientation = orientation if orientation in range(1, 9) else 1
@@ -158,7 +167,8 @@ def _check_sums(file: io.BufferedIOBase) -> None:
 
 
 def _load_fully(file: io.BufferedIOBase) -> None:
-    """Raises DataError when Pillow cannot decode every pixel (cv2 would return grey or garbage without a word)."""
+    """Raises DataError when Pillow cannot decode every pixel (cv2 would return grey or garbage without a
+    word)."""
     from PIL import Image
     try:
         Image.open(file, formats=FORMATS).load()
@@ -172,7 +182,8 @@ def _decode_slowly(path: str | Path, data: np.ndarray) -> np.ndarray:
     try:
         return np.asarray(Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"))
     except Exception as error:
-        raise DataError(f"{path}: is not a picture that can be decoded ({error}); export it again as JPEG or PNG") from None
+        raise DataError(f"{path}: is not a picture that can be decoded ({error}); "
+                        "export it again as JPEG or PNG") from None
 
 
 def _stamp(path: Path) -> list[int] | None:

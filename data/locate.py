@@ -1,4 +1,5 @@
-"""From what `--data` says to annotation files and picture folders, and from file names in an annotation file to pictures."""
+"""From what `--data` says to annotation files and picture folders, and from file names in an annotation file
+to pictures."""
 from __future__ import annotations
 
 import os
@@ -23,7 +24,8 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Located:
-    """Where a data set's files are: `located["train"]` is a Split, or a DataError that shows the paths tried."""
+    """Where a data set's files are: `located["train"]` is a Split, or a DataError that shows the paths tried.
+    """
 
     source: str
     splits: dict[str, Split]
@@ -32,7 +34,9 @@ class Located:
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
-            raise DataError(f"--data {self.source}: no annotation file for `{split}`; {_tried(self.tried.get(split, ()))}")
+            tried = self.tried.get(split, ())
+            raise DataError(f"--data {self.source}: no annotation file for `{split}`; "
+                            + (_tried(tried) if tried else f"add a line `{split}: path/to.json`"))
         return self.splits[split]
 
     def __contains__(self, split: str) -> bool:
@@ -52,8 +56,9 @@ class Located:
 def locate(data: str | Path) -> Located:
     """Where the annotation files and pictures of a data set are.
 
-    `data` is a YAML (path, train, val, optional names), a folder with annotations/instances_{train,val}.json and
-    images/, or the word `scenes`: the embedded set, made on first use. Raises DataError with the paths tried.
+    `data` is a YAML (path, train, val, optional names), a folder with annotations/instances_{train,val}.json
+    and images/, or the word `scenes`: the embedded set, made on first use. Raises DataError with the paths
+    tried.
     """
     if str(data) == "scenes":
         from data.scenes import make_scenes
@@ -64,9 +69,10 @@ def locate(data: str | Path) -> Located:
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
         return _from_yaml(path)
     if path.exists():
-        raise DataError(f"--data {data}: is neither a folder nor a YAML; give a folder with annotations/ and images/, "
-                        "or a YAML with path, train and val")
-    raise DataError(f"--data {data}: does not exist (looked in {Path.cwd()}); give a folder, a YAML, or the word `scenes`")
+        raise DataError(f"--data {data}: is neither a folder nor a YAML; give a folder with annotations/ and "
+                        "images/, or a YAML with path, train and val")
+    raise DataError(f"--data {data}: does not exist (looked in {Path.cwd()}); "
+                    "give a folder, a YAML, or the word `scenes`")
 
 
 def _from_folder(root: Path, source: str) -> Located:
@@ -91,7 +97,8 @@ def _from_yaml(file: Path) -> Located:
     root = Path(str(content.get("path") or ".")).expanduser()
     root = root if root.is_absolute() else file.parent / root
     if not any(content.get(split) for split in ("train", "val")):
-        raise DataError(f"{file}: names neither `train` nor `val`; write path, train and val, each split a COCO JSON")
+        raise DataError(f"{file}: names neither `train` nor `val`; write path, train and val, "
+                        "each split a COCO JSON")
     splits, tried = {}, {}
     for split in ("train", "val"):
         if content.get(split):
@@ -104,7 +111,8 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
     pair = (value.get("json"), value.get("images")) if isinstance(value, dict) else \
         tuple(value) if isinstance(value, list) and len(value) == 2 else (value, None)
     if not isinstance(pair[0], str) or not isinstance(pair[1], (str, type(None))):
-        raise DataError(f"{file}: `{split}: {value}` must be the path of a COCO JSON, or json: and images: below it")
+        raise DataError(f"{file}: `{split}: {value}` must be the path of a COCO JSON, "
+                        "or json: and images: below it")
     given = Path(pair[0])
     tried = (root / given, file.parent / given, root / "annotations" / given)
     annotation = next((path for path in tried if path.is_file()), None)
@@ -120,7 +128,8 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
 
 
 def _picture_folder(root: Path, annotation: Path) -> Path:
-    """Where a JSON's pictures are when nobody says: images/ beside or above it, else the set's folder itself."""
+    """Where a JSON's pictures are when nobody says: images/ beside or above it, else the set's folder itself.
+    """
     for folder in (root / "images", annotation.parent / "images", annotation.parent.parent / "images"):
         if folder.is_dir():
             return folder
@@ -132,14 +141,17 @@ def read_yaml(file: Path) -> dict:
     import yaml
     size = file.stat().st_size
     if size > YAML_LIMIT:
-        raise DataError(f"{file}: {size:,} bytes, a data set's YAML has at most {YAML_LIMIT:,}; is this the right file?")
+        raise DataError(f"{file}: {size:,} bytes, a data set's YAML has at most {YAML_LIMIT:,}; "
+                        "is this the right file?")
     try:
         text = file.read_text(encoding="utf-8-sig")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; write the values out")
+            raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; "
+                            "write the values out")
         content = yaml.safe_load(text)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 at byte offset {error.start}; save it again as UTF-8") from None
+        raise DataError(f"{file}: is not UTF-8 at byte offset {error.start}; "
+                        "save it again as UTF-8") from None
     except (yaml.YAMLError, RecursionError) as error:
         first = str(error).replace("\n", " ")
         raise DataError(f"{file}: not a plain YAML ({first}); python tags and code are refused") from None
@@ -159,22 +171,28 @@ def _yaml_names(file: Path, names: object) -> tuple[str, ...] | None:
     return tuple(map(str, names))
 
 
-def find_pictures(file_names: Sequence[str], folder: Path, json_path: Path) -> tuple[list[Path | None], list[Fault]]:
-    """The path of each named picture (None: missing), and faults. DataError with the first paths tried when none is there."""
+def find_pictures(file_names: Sequence[str], folder: Path,
+                  json_path: Path) -> tuple[list[Path | None], list[Fault]]:
+    """The path of each named picture (None: missing), and faults. DataError with the first paths tried when
+    none is there."""
     paths: list[Path | None] = [_plain(name, folder) for name in file_names]
     missing = [i for i, path in enumerate(paths) if path is None]
     faults: list[Fault] = []
     if missing:
         index = _index(folder)
         for i in missing:
-            paths[i] = index.get(_key(file_names[i])) or index.get(_key(file_names[i].replace("\\", "/").split("/")[-1]))
+            key = _key(file_names[i])
+            paths[i] = index.get(key) or index.get(key.rsplit("/", 1)[-1])
         other = [f"{file_names[i]} -> {paths[i].name}" for i in missing if paths[i] is not None]
-        faults += fault("file-name-differs", other, "found under another spelling (letter case, folder, accents)")
+        faults += fault("file-name-differs", other,
+                        "found under another spelling (letter case, folder, accents)")
     missing = [file_names[i] or "(no file_name)" for i in missing if paths[i] is None]
     if len(missing) == len(paths):
         raise DataError(f"{json_path}: none of its {len(paths):,} pictures is in {folder}; "
-                        + _tried(tuple(folder / name for name in file_names)) + "; check the folder of pictures")
-    return paths, faults + fault("missing-picture", missing, f"pictures not in {folder}, left out with their boxes")
+                        + _tried(tuple(folder / name for name in file_names[:3]))
+                        + "; check the folder of pictures")
+    return paths, faults + fault("missing-picture", missing,
+                                 f"pictures not in {folder}, left out with their boxes")
 
 
 def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
@@ -186,7 +204,8 @@ def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _plain(name: str, folder: Path) -> Path | None:
-    """The picture exactly where its name says; None otherwise. Too long a name or a link in a circle is a missing file."""
+    """The picture exactly where its name says; None otherwise. Too long a name or a link in a circle is a
+    missing file."""
     try:
         path = folder / name
         return path if name and path.is_file() else None
@@ -195,7 +214,8 @@ def _plain(name: str, folder: Path) -> Path | None:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Files under a folder by relative and by bare name, letter case and accent form levelled; links are not followed."""
+    """Files under a folder by relative and by bare name, letter case and accent form levelled; links are not
+    followed."""
     index: dict[str, Path] = {}
     for top, _, files in os.walk(folder):
         for name in sorted(files):

@@ -1,7 +1,8 @@
-"""The embedded data set: real handwritten digits on photographs, made on first use, in COCO layout, the same bytes every time.
+"""The embedded data set: real handwritten digits on photographs, made on first use, in COCO layout, the same
+bytes every time.
 
-Nothing is downloaded: scikit-learn bundles both the 1,797 scans (8x8 px, 10 classes) and the two photographs. Training and
-validation share neither a scan nor a region of a photograph.
+Nothing is downloaded: scikit-learn bundles both the 1,797 scans (8x8 px, 10 classes) and the two photographs.
+Training and validation share neither a scan nor a region of a photograph.
 """
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from utils.errors import DataError
 
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")   # words: `--classes 3` stays clear
+# Words, so that `--classes 3` can only mean a number
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MANIFEST = "scenes.json"
 VERSION = 1                        # raise when the rendering changes, so that old sets are made again
 SMALLEST, LARGEST = 16, 120        # px, the longer side of a digit's box in a 320 px picture
@@ -27,7 +29,8 @@ MAX_BOX_OVERLAP = 0.3              # of the smaller box: above it even a perfect
 
 
 class Material(NamedTuple):
-    """What one split is made of: scans [n, 8, 8] in 0..1, their labels [n], and photo regions (uint8 [h, w, 3] RGB)."""
+    """What one split is made of: scans [n, 8, 8] in 0..1, their labels [n], and photo regions (uint8 [h, w,
+    3] RGB)."""
 
     scans: np.ndarray
     labels: np.ndarray
@@ -41,14 +44,16 @@ def default_folder() -> Path:
 
 def make_scenes(folder: str | Path | None = None, train: int = 800, val: int = 200, size: int = 320,
                 seed: int = 0) -> Path:
-    """The folder of the finished set (images/, annotations/instances_{train,val}.json); made only when it is not there.
+    """The folder of the finished set (images/, annotations/instances_{train,val}.json); made only when it is
+    not there.
 
-    A set is rendered under a temporary name and renamed when complete, so an interrupted or a parallel run never leaves
-    half a set. Raises DataError when the folder holds something else.
+    A set is rendered under a temporary name and renamed when complete, so an interrupted or a parallel run
+    never leaves half a set. Raises DataError when the folder holds something else.
     """
     folder = Path(folder) if folder is not None else default_folder()
     if min(train, val) < 1 or size < 160:
-        raise DataError(f"scenes: {train} train and {val} val pictures of {size} px: needs 1 or more of each and 160 px or more")
+        raise DataError(f"scenes: {train} train and {val} val pictures of {size} px: "
+                        "needs 1 or more of each and 160 px or more")
     wanted = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
     if _manifest(folder) == wanted:
         return folder
@@ -90,17 +95,18 @@ def _render(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
             image_id = first_id + position
             images.append({"id": image_id, "file_name": name, "width": size, "height": size})
             for label, x, y, w, h in found:
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
-                                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0,
+                                    "category_id": label + 1, "bbox": [x, y, w, h], "area": w * h})
         first_id += counts[split]
         categories = [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)]
-        content = {"info": {"description": "handwritten digits on photographs", "version": VERSION, "seed": seed},
+        content = {"info": {"description": "handwritten digits on photographs", "version": VERSION},
                    "images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
 def _materials(seed: int) -> dict[str, Material]:
-    """Scans and photo regions of each split: a shuffled 80/20 of the scans, left and right parts of each photograph."""
+    """Scans and photo regions of each split: a shuffled 80/20 of the scans, left and right parts of each
+    photograph."""
     from sklearn.datasets import load_digits, load_sample_images
     digits = load_digits()
     order = np.random.default_rng([seed, 99]).permutation(len(digits.target))
@@ -113,8 +119,10 @@ def _materials(seed: int) -> dict[str, Material]:
             for split, (rows, regions) in parts.items()}
 
 
-def scene(material: Material, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, ...]]]:
-    """One picture uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left xywh px, whole numbers)."""
+def scene(material: Material, size: int,
+          rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """One picture uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left xywh px, whole
+    numbers)."""
     picture = _background(material.regions, size, rng).astype(np.float32)
     masks: list[tuple[np.ndarray, float]] = []           # the ink still visible, and how much it was
     found: list[tuple[int, ...]] = []
@@ -142,7 +150,8 @@ def _background(regions: tuple[np.ndarray, ...], size: int, rng: np.random.Gener
 
 
 def _digit(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The ink mask float32 [size, size] in 0..1 of a scan, turned, scaled and placed, and its tight box (xywh px)."""
+    """The ink mask float32 [size, size] in 0..1 of a scan, turned, scaled and placed, and its tight box (xywh
+    px)."""
     padded = np.pad(scan, 2)
     target = (SMALLEST + (LARGEST - SMALLEST) * rng.random() ** 1.2) * size / 320
     angle = rng.uniform(-TILT, TILT)
@@ -179,7 +188,8 @@ def _fits(mask: np.ndarray, box: tuple[int, ...], masks: list[tuple[np.ndarray, 
 
 
 def _ink(picture: np.ndarray, mask: np.ndarray, box: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Paints the mask into the float picture [H, W, 3], in a colour that stands out from what lies beneath."""
+    """Paints the mask into the float picture [H, W, 3], in a colour that stands out from what lies beneath.
+    """
     x, y, w, h = box
     patch = picture[y:y + h, x:x + w]
     beneath = float(patch.mean())
@@ -201,9 +211,9 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
 
 def main() -> None:
     """Makes the set in the folder named on the command line."""
-    parser = argparse.ArgumentParser(description="Make the embedded data set: handwritten digits on photographs.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", default=None, help="folder of the set (default: datasets/scenes beside the code)")
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     description="Make the embedded data set: digits on photographs.")
+    parser.add_argument("--out", default=str(default_folder()), help="folder of the set")
     parser.add_argument("--train", type=int, default=800, help="training pictures")
     parser.add_argument("--val", type=int, default=200, help="validation pictures")
     parser.add_argument("--size", type=int, default=320, help="picture side in px")

@@ -1,0 +1,135 @@
+"""Batches in an order that depends on (seed, epoch) alone, by processes whose failures are sentences."""
+from __future__ import annotations
+
+import signal
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.errors import DataError, EnvironmentFault
+
+
+class Batch(NamedTuple):
+    """images uint8 [B, 3, S, S] RGB; targets float32 [N, 6] (image in batch, class, cxcywh normalised);
+    dataset positions."""
+
+    images: Tensor
+    targets: Tensor
+    indices: list[int]
+
+
+class EpochSampler(Sampler):
+    """Lists of (epoch, index): the batches of one rank, a function of (seed, epoch) and the global batch
+    alone.
+
+    Global batch b is the same for every number of ranks; rank r takes the r-th block of it. A last batch that
+    does not divide evenly is filled from the epoch's beginning, so that every rank takes the same number of
+    steps of the same size.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0,
+                 world: int = 1, drop_last: bool = False) -> None:
+        if length < 1 or batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"{length} pictures in batches of {batch_size}, rank {rank} of {world}: "
+                             "needs 1 or more of each, and a rank below the number of processes")
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world, self.drop_last = rank, world, drop_last
+        self.epoch = self.start_batch = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses the epoch that the next pass yields, from batch `start_batch` on (a resumed epoch)."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        whole = self.batch_size * self.world
+        return max(1, self.length // whole) if self.drop_last else -(-self.length // whole)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = self.epoch, self.start_batch
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        whole = self.batch_size * self.world
+        for b in range(first, len(self)):
+            rows = order[b * whole:(b + 1) * whole]
+            missing = -len(rows) % self.world
+            rows = np.concatenate((rows, np.resize(order, missing)))
+            share = len(rows) // self.world
+            yield [(epoch, int(i)) for i in rows[self.rank * share:(self.rank + 1) * share]]
+
+
+class Loader(DataLoader):
+    """A DataLoader whose failures are sentences: a dead worker is an EnvironmentFault, a bad picture a
+    DataError."""
+
+    _ending: weakref.finalize | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            steps = super().__iter__()
+            if self.num_workers and self._ending is None:
+                # before multiprocessing's own exit, which would wait for ever for workers that ignore SIGTERM
+                self._ending = weakref.finalize(self, steps._shutdown_workers)
+            yield from steps
+        except DataError as error:
+            raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
+        except RuntimeError as error:
+            raise worker_fault(error, self.num_workers) or error from None
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """See EpochSampler.set_epoch."""
+        self.batch_sampler.set_epoch(epoch, start_batch)
+
+
+def worker_fault(error: RuntimeError, workers: int) -> EnvironmentFault | None:
+    """What the death of a loader process means, or None when the error is another one."""
+    text = str(error)
+    if "DataLoader worker" not in text and "shared memory" not in text:
+        return None
+    cause = "it ended without being asked to"
+    if "us error" in text or "shared memory" in text:
+        cause = "the shared memory in /dev/shm is full"
+    elif "Killed" in text or "exited unexpectedly" in text:
+        cause = "it was killed, most often by the kernel for want of memory"
+    return EnvironmentFault(f"a loader process died ({text.splitlines()[0]}): {cause}; run again with fewer "
+                            f"--workers (now {workers}; 0 loads in the main process) or --cache off")
+
+
+def make_loader(dataset: Dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, workers: int = 0,
+                rank: int = 0, world: int = 1, drop_last: bool = False, pin_memory: bool = False) -> Loader:
+    """A loader of Batches with an EpochSampler; `batch_size` counts the pictures of this rank."""
+    sampler = EpochSampler(len(dataset), batch_size, seed=seed, shuffle=shuffle, rank=rank, world=world,
+                           drop_last=drop_last)
+    extra: dict[str, Any] = {}
+    if workers > 0:                # fork: workers share the cached pictures with this process
+        extra = {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork",
+                 "worker_init_fn": _start_worker}
+    return Loader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate,
+                  pin_memory=pin_memory, **extra)
+
+
+def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
+    """The samples as one Batch; images lie in memory as channels_last, the layout networks run fastest in."""
+    images = torch.stack([image.permute(1, 2, 0) for image, _, _ in samples]).permute(0, 3, 1, 2)
+    counts = torch.tensor([len(boxes) for _, boxes, _ in samples])
+    numbers = torch.repeat_interleave(torch.arange(len(samples)), counts)
+    targets = torch.cat((numbers[:, None].float(), torch.cat([boxes for _, boxes, _ in samples])), 1)
+    return Batch(images, targets, [index for _, _, index in samples])
+
+
+def _start_worker(_: int) -> None:
+    """Sets a loader process up: one thread, and signals left to the parent, which finishes its step first.
+
+    A second SIGTERM ends the worker: Python itself sends one when the parent is leaving.
+    """
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
