@@ -3,15 +3,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.boxes import letterbox_geometry, scale_back
+from utils.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from utils.detector import Runs
 
 
 def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tensor]],
@@ -40,28 +44,78 @@ def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tenso
     return np.concatenate(parts)
 
 
+def matching_classes(model: Sequence[str], data: Sequence[str]) -> list[int]:
+    """The model's class for each class of the data set, by name; case does not matter.
+
+    Raises ModelError with both lists where a name is unknown to the model or fits two classes of the data
+    set.
+    """
+    exact = {name: k for k, name in enumerate(model)}
+    folded = {name.strip().casefold(): k for k, name in enumerate(model)}
+    found = [exact.get(name, folded.get(name.strip().casefold(), -1)) for name in data]
+    unknown = [name for name, k in zip(data, found, strict=True) if k < 0 or found.count(k) > 1]
+    if unknown:
+        raise ModelError(f"the model has no class of its own for {', '.join(unknown)}. It knows: "
+                         f"{', '.join(model)}. The data set has: {', '.join(data)}. Evaluate on a set with "
+                         "the model's classes, or fine-tune on this one with train.py")
+    return found
+
+
 class Stopwatch:
     """Seconds spent in named stages, added up over many calls."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def timed(self, stage: str, work: Callable) -> Callable:
-        """The same function, its time counted under `stage`. A GPU's work must be waited for inside it."""
-        def wrapped(*arguments: object) -> object:
-            start = time.perf_counter()
-            try:
-                return work(*arguments)
-            finally:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-        return wrapped
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time of a `with` block under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def waits(self, stage: str, items: Iterable) -> Iterable:
-        """The same items, the time until each is there counted under `stage`."""
+    def waits(self, name: str, items: Iterable) -> Iterator:
+        """The same items, the time until each is there counted under `name`."""
         iterator = iter(items)
-        step = self.timed(stage, lambda: next(iterator, self))
-        while (item := step()) is not self:
+        while True:
+            with self.stage(name):
+                item = next(iterator, self)
+            if item is self:
+                return
             yield item
+
+
+class Finder:
+    """What collect_detections calls: the network, then boxes and NMS, in the data set's classes, each timed.
+
+    `runtime` has predict, heads, names and device; `decode` is models.decode.detections; `wanted` is the
+    model's class for each of the data set's. `dropped` counts the boxes the decoder refused as absurd or
+    non-finite.
+    """
+
+    def __init__(self, runtime: Runs, decode: Callable, wanted: Sequence[int], conf_thres: float,
+                 iou_thres: float, max_det: int) -> None:
+        self.runtime, self.decode, self.wanted = runtime, decode, list(wanted)
+        self.thresholds = conf_thres, iou_thres, max_det
+        self.watch, self.dropped = Stopwatch(), 0
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Boxes [N, 6] (xyxy px of the input, score, class) of each picture in uint8 [B, 3, H, W]."""
+        import torch
+        with self.watch.stage("network"):
+            maps = self.runtime.predict(images)
+            if self.runtime.device.type == "cuda":
+                torch.cuda.synchronize()
+        with self.watch.stage("boxes and NMS"):
+            found = self.decode(maps, self.runtime.heads, *self.thresholds, classes=self.wanted,
+                                multi_label=True)
+            self.dropped += found.dropped
+            own = torch.full((max(self.wanted) + 1,), -1.0)
+            own[self.wanted] = torch.arange(len(self.wanted), dtype=torch.float32)
+            boxes = [b.cpu() for b in found.boxes]
+            return [torch.cat((b[:, :5], own[b[:, 5].long()][:, None]), 1) for b in boxes]
 
 
 class _Bar:

@@ -5,7 +5,7 @@ Figures are objects of their own: no pyplot, no window, no global state. The fun
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,28 @@ def sheet_png(pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names:
         captions += ["truth", "predicted"]
     save_picture(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
     return Path(path)
+
+
+def sheet_pairs(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
+                confidence: float, count: int = 8) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What sheet_png draws for `count` pictures spread over the set, with detections from `confidence` on.
+
+    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] are (position, xyxy px, score,
+    class), in px of the photo; decode reads a path as uint8 [H, W, 3] RGB.
+    """
+    shown = [i for i, record in enumerate(records) if len(record.boxes)] or list(range(len(records)))
+    chosen = [shown[i] for i in np.linspace(0, len(shown) - 1, min(count, len(shown))).round().astype(int)]
+    good = detections[detections[:, 5] >= confidence]
+    return [(decode(records[i].path), records[i].boxes[:, [1, 2, 3, 4, 0]], good[good[:, 0] == i, 1:])
+            for i in chosen]
+
+
+def evaluation_pngs(metrics: Metrics, folder: Path | str) -> list[tuple[str, Path]]:
+    """Captions and paths of the PR curve, the F1 curve and the confusion matrix, written into `folder`."""
+    folder = Path(folder)
+    return [("Precision over recall", pr_curve_png(metrics, folder / "pr_curve.png")),
+            ("F1 over confidence", f1_curve_png(metrics, folder / "f1_curve.png")),
+            ("Confusion matrix", confusion_png(metrics, folder / "confusion.png"))]
 
 
 def _figure(width: float, height: float) -> Figure:

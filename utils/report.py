@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that holds its tables and pictures and needs nothing else."""
+"""The page of a run, one HTML file with its tables and pictures inside, and the same tables as text."""
 from __future__ import annotations
 
 import base64
@@ -6,6 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unicodedata import east_asian_width
+
+if TYPE_CHECKING:
+    from utils.metrics import Metrics
 
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 STYLE = """
@@ -39,6 +44,7 @@ figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .35rem; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: .5rem; background: #fff;
       border: 1px solid var(--line); }
 """
+CLASS_COLUMNS = ("class", "images", "truths", "P", "R", "F1", "AP50", "AP50-95")
 LONG = 44                          # characters from which a value gets the whole width
 
 
@@ -122,3 +128,24 @@ def _figure(caption: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (f"<figure><figcaption>{escape(caption)}</figcaption>"
             f"<img alt=\"{escape(caption)}\" src=\"data:{kind};base64,{data}\"></figure>")
+
+
+def class_rows(metrics: Metrics) -> list[list[object]]:
+    """A row for all classes, then one a class, in the order of CLASS_COLUMNS; None without truth."""
+    whole = ["all", metrics.images, metrics.truths, metrics.precision, metrics.recall, metrics.f1,
+             metrics.map50, metrics.map50_95]
+    return [whole, *([c.name, c.images, c.truths, c.precision, c.recall, c.f1, c.ap50, c.ap]
+                     for c in metrics.classes)]
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The table as text: the first column left, the others right, values as the page shows them."""
+    cells = [list(columns), *([shown(value) for value in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(" " * (w - _width(c)) * (i > 0) + c + " " * (w - _width(c)) * (i == 0)
+                               for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in cells)
+
+
+def _width(text: str) -> int:
+    """Columns the text takes on a terminal: Chinese characters take two."""
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)

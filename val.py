@@ -1,0 +1,79 @@
+"""Measure a checkpoint on a data set: AP by pycocotools, P/R/F1, cost and speed."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils import cli
+
+SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "max-det", "device", "half",
+          "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok")
+DEFAULTS = {"batch-size": 16, "conf-thres": 0.001, "iou-thres": 0.6, "max-det": 100, "cache": "off",
+            "project": "runs/val"}
+
+
+def parse() -> argparse.Namespace:
+    """The checked command line."""
+    parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults=DEFAULTS)
+    add = parser.add_argument
+    add("--split", choices=("train", "val"), default="val", help="which part of the data set")
+    add("--ci", action="store_true", help="95 %% interval of AP50 over resampled pictures")
+    add("--plots", action="store_true", help="curves, confusion matrix, sample pictures and report.html")
+    add("--save-json", action="store_true", help="write the figures to results/NAME.json")
+    add("--out", type=Path, help="write the figures to this JSON file")
+    return cli.check(parser, parser.parse_args(), "weights", "data")
+
+
+def main() -> None:
+    """Reads the network and the data, detects, evaluates, prints, writes."""
+    args = parse()
+    from data.clean import report_faults
+    from data.coco import read_coco
+    from data.dataset import DetectionSet, make_loader
+    from data.images import decode
+    from data.locate import locate
+    from models.checkpoint import load
+    from models.count import loose_macs, macs, parameters
+    from models.decode import detections
+    from models.runtimes import load_runtime
+    from utils import evaluation, runs
+    from utils.inference import Finder, collect_detections, matching_classes
+    from utils.metrics import evaluate_detections
+    interrupt = runs.Interrupt()
+    runs.tune_cpu(args.threads)
+    device = runs.pick_device(args.device)
+    precision, note = runs.pick_precision(device, "half" if args.half else "fp32")
+    runtime, net = load_runtime(args.weights, device, precision), load(args.weights).net
+    args.imgsz = args.imgsz or runtime.imgsz
+    where = locate(args.data)
+    coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
+                     drop_unknown=args.drop_unknown)
+    finder = Finder(runtime, detections, matching_classes(runtime.names, coco.names), args.conf_thres,
+                    args.iou_thres, args.max_det)
+    folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
+    runs.write_json(folder / "args.json", vars(args))
+    for line in filter(None, (*report_faults(coco.faults), note)):
+        print(line)
+    dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels)
+    dataset.fill_cache(poll=interrupt.stop)
+    batches = finder.watch.waits("waiting for pictures",
+                                 make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
+    sizes = [(record.height, record.width) for record in coco.images]
+    found = collect_detections(batches, finder, sizes, poll=interrupt.stop)
+    metrics = evaluate_detections(coco.ground_truth(), found, coco.names, max_det=args.max_det)
+    cost = {"weights": args.weights, "data": args.data, "split": args.split, "parameters": parameters(net),
+            "macs": macs(net, args.imgsz), "loose_macs": loose_macs(net, args.imgsz),
+            "bytes": Path(args.weights).stat().st_size, "dropped_by_decoder": finder.dropped}
+    result = evaluation.summarise(metrics, cost, finder, evaluation.settings(args, runtime), args.ci)
+    print("\n".join(evaluation.lines(result, metrics)))
+    out = args.out or (Path("results") / f"{args.name}.json" if args.save_json else None)
+    for path in filter(None, (folder / "metrics.json", out)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(path, result)
+    if args.plots:
+        print(evaluation.write_page(folder, result, metrics, coco, found, decode))
+    print(f"{folder}" + (f", {out}" if out else ""))
+
+
+if __name__ == "__main__":
+    cli.run(main)
