@@ -1,4 +1,5 @@
-"""`--source` as frames with names: a picture, a folder, a glob, a list file or a video. Knows nothing of networks."""
+"""`--source` as frames with names: a picture, a folder, a glob, a list file or a video. Knows nothing of
+networks."""
 from __future__ import annotations
 
 import glob
@@ -20,8 +21,9 @@ KNOWN = f"pictures ({' '.join(sorted(PICTURES))}) and videos ({' '.join(sorted(V
 class Source:
     """Frames of some files, in order; iterate it once or more often. `kind` is "picture", "video" or "files".
 
-    A file that cannot be read is left out when it is one of several, and listed in `faults` as (path, reason) while
-    iterating; DataError is raised where none can be read. `total` is the number of frames expected (0: unknown).
+    A file that cannot be read is left out when it is one of several, and listed in `faults` as (path, reason)
+    while iterating; DataError is raised where none can be read. `total` is the number of frames expected (0:
+    unknown).
     """
 
     text: str
@@ -44,33 +46,35 @@ class Source:
                 self.faults.append((path, amiss))
         if empty:
             path, reason = self.faults[0]
-            more = f" (and {len(self.paths) - 1} more, none of which can be read)" if len(self.paths) > 1 else ""
+            others = len(self.paths) - 1
+            more = f" (and {others} more, none of which can be read)" if others else ""
             raise DataError(f"{reason}{more}" if str(path) in reason else f"{path}: {reason}{more}")
 
 
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
     """The frames that `source` names: the path of a picture, video, folder or list file (.txt), or a glob.
 
-    A folder is not searched below its first level; its files come in natural order (2 before 10), as do a glob's; a list
-    file keeps its own order, its paths count from its folder, empty lines and lines that begin with # are left out.
-    Raises DataError that says what was tried and what is supported.
+    A folder is not searched below its first level; its files come in natural order (2 before 10), as do a
+    glob's; a list file keeps its own order, its paths count from its folder, empty lines and lines that begin
+    with # are left out. Raises DataError that says what was tried and what is supported.
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
-        raise DataError(f"--source {masked(source)}: live sources (cameras, streams) are not supported; give a picture, "
-                        "a folder, a glob, a list file (.txt) or a video file")
+        raise DataError(f"--source {masked(source)}: live sources (cameras, streams) are not supported; give "
+                        "a picture, a folder, a glob, a list file (.txt) or a video file")
     path = Path(source).expanduser()
     if os.path.isdir(path):                                # unlike Path.is_dir, no error for a name too long
-        return _several(source, sorted(path.iterdir(), key=natural), f"the folder {path} (its first level)", max_pixels)
+        found = sorted(path.iterdir(), key=natural)
+        return _several(source, found, f"the folder {path} (its first level)", max_pixels)
     if os.path.isfile(path):
         if path.suffix.lower() == ".txt":
             return _several(source, _listed(path), f"the list file {path}", max_pixels, filtered=False)
         return _single(source, path, max_pixels)
     if glob.has_magic(source):
-        found = (Path(name) for name in glob.glob(str(path), recursive=True))
-        return _several(source, sorted(found, key=natural), f"the pattern {source}", max_pixels)
-    raise DataError(f"--source {source}: no such file or folder (tried {path.absolute()}); give a picture, a folder, "
-                    f"a glob in quotes, a list file (.txt) or a video; supported are {KNOWN}")
+        found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
+        return _several(source, found, f"the pattern {source}", max_pixels)
+    raise DataError(f"--source {source}: no such file or folder (tried {path.absolute()}); give a picture, "
+                    f"a folder, a glob in quotes, a list file (.txt) or a video; supported are {KNOWN}")
 
 
 def natural(path: Path) -> tuple:
@@ -80,7 +84,8 @@ def natural(path: Path) -> tuple:
 
 
 def unique_names(paths: tuple[Path, ...]) -> list[str]:
-    """File names without folders, of which no two share a stem: a second a.png or a.jpg becomes a_2.png, a_2.jpg."""
+    """File names without folders, of which no two share a stem: a second a.png or a.jpg becomes a_2.png,
+    a_2.jpg."""
     taken: set[str] = set()
     out = []
     for path in paths:
@@ -103,7 +108,8 @@ def _single(source: str, path: Path, max_pixels: int) -> Source:
         return Source(source, "video", (path,), max_pixels, probe(path).frames)
     if path.suffix.lower() in PICTURES:
         return Source(source, "picture", (path,), max_pixels, 1)
-    raise DataError(f"--source {source}: {path.suffix or 'a file without suffix'} is not supported; supported are {KNOWN}")
+    what = path.suffix or "a file without suffix"
+    raise DataError(f"--source {source}: {what} is not supported; supported are {KNOWN}")
 
 
 def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
@@ -140,7 +146,8 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
-    """The frames of one file; the generator returns what was amiss ("": nothing). Raises DataError if nothing can be read."""
+    """The frames of one file; the generator returns what was amiss ("": nothing). Raises DataError if
+    nothing can be read."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix.lower() in VIDEOS:
