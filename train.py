@@ -35,6 +35,8 @@ def parse() -> argparse.Namespace:
     add("--augment", choices=("none", "light", "no-flip", "default"), default="default", help="training pictures' variety")
     add("--close-mosaic", type=int, default=10, help="last epochs without mosaic")
     add("--multi-scale", action="store_true", help="vary the input side by half to one and a half, a new one each step")
+    add("--separate", action="store_true",
+        help="start DSConv and MBConv layers as factors (SVD) of the checkpoint's convolutions of the same name")
     add("--fit-anchors", action="store_true", help="fit the heads' anchors to the training boxes by k-means")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the forward pass in training")
     add("--box", type=float, default=5.0, help="weight of the box loss (1 - CIoU)")

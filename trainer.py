@@ -22,6 +22,7 @@ from models.decode import detections, head_specs
 from models.loss import DetectionLoss
 from models.network import Network, initialise
 from models.runtimes import torch_runtime
+from models.separate import calibrate, separate
 from models.spec import Net, heads, to_json
 from models.sync_bn import synchronise
 from models.transfer import report_lines, transfer
@@ -31,6 +32,7 @@ from utils.errors import DataError, DiskError, EnvironmentFault, ModelError
 from utils.inference import collect_detections
 from utils.metrics import Metrics, evaluate_detections
 
+CALIBRATION = 64                                           # pictures that set the batch-norms of factorised layers
 SAVE_TRIES = 3                                             # saves that may fail in a row before the run gives up
 
 
@@ -155,9 +157,7 @@ def prepare(args: argparse.Namespace) -> Run:
     net, weights = choose_net(args, train_set, say)
     model = initialise(Network(net), args.seed)
     if weights is not None:
-        state, report = transfer(net, model.state_dict(), train_set.coco.names, weights)
-        model.load_state_dict(state)
-        say("\n".join(report_lines(report)))
+        start_from(model, weights, train_set, args.separate and args.resume is None, say)
     run = assemble(args, folder, world, device, precision, net, model, train_set, val_set, interrupt)
     if args.resume is not None:
         take_up(run, say)
@@ -165,6 +165,21 @@ def prepare(args: argparse.Namespace) -> Run:
         f"parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; {device} x {world.size}, {precision}, "
         f"{torch.get_num_threads()} threads; {folder}")
     return run
+
+
+def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
+               say: object) -> None:
+    """Gives the model the layers it shares with a checkpoint and, on request, factors of those it replaced."""
+    state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
+    say("\n".join(report_lines(report)))
+    if factorise:
+        state, kept = separate(weights.net, weights.state, model.net, state)
+    model.load_state_dict(state)
+    if factorise:
+        count = min(CALIBRATION, len(train_set))
+        pictures = torch.stack([torch.from_numpy(train_set.plain(i * len(train_set) // count)) for i in range(count)])
+        calibrate(model, pictures.permute(0, 3, 1, 2).float() / 255, kept)
+        say("factorised: " + ", ".join(f"{name} {share:.0%}" for name, share in kept.items()) + " of the kernels' energy kept")
 
 
 def claim_folder(args: argparse.Namespace, world: ddp.World) -> Path:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -82,6 +83,9 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
 
 def run(main: Callable[[], object]) -> None:
     """Ends the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
+    # OpenMP threads that spin while they wait turn 10 ms into 40 or more when loader processes or neighbours want the
+    # same cores; it must be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         main()
     except KeyboardInterrupt:

@@ -1,0 +1,67 @@
+"""Small networks and states that several tests share."""
+from __future__ import annotations
+
+import random
+
+import torch
+
+from models.layout import widths
+from models.network import Network, initialise
+from models.spec import Layer, Net, validate
+from models.zoo import micro_yolo, substitute, yolov3_tiny
+
+ANCHORS = ((20.0, 20.0), (40.0, 40.0))
+
+
+def residual_net(classes: int = 3) -> Net:
+    """A network with every op: residual adds (one across an MBConv), concat, both poolings, upsample."""
+    return validate((
+        Layer("conv1", "conv", ("image",), 8, act="relu"),
+        Layer("pool2", "maxpool", ("conv1",), stride=2),
+        Layer("mb3", "mbconv", ("pool2",), 12, kernel=5, hidden=20, squeeze=3, act="hardswish"),
+        Layer("mb4", "mbconv", ("mb3",), 12, hidden=24, squeeze=0, act="swish"),
+        Layer("add5", "add", ("mb3", "mb4")),
+        Layer("ds6", "dsconv", ("add5",), 12),
+        Layer("add7", "add", ("add5", "ds6")),
+        Layer("pool8", "maxpool", ("add7",), stride=1),
+        Layer("conv9", "conv", ("pool8",), 16, stride=2),
+        Layer("up10", "upsample", ("conv9",), stride=2),
+        Layer("cat11", "concat", ("up10", "add7")),
+        Layer("ds12", "dsconv", ("cat11",), 14, kernel=5),
+        Layer("head13", "head", ("ds12",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS, xy_scale=2.0),
+        Layer("head14", "head", ("conv9",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS),
+    ))
+
+
+def small_net(classes: int = 3) -> Net:
+    """A detector that trains in seconds: stride 8, 5 k parameters, an MBConv with a 5x5 kernel."""
+    return validate((
+        Layer("conv1", "conv", ("image",), 8, stride=2), Layer("pool2", "maxpool", ("conv1",), stride=2),
+        Layer("mb3", "mbconv", ("pool2",), 16, kernel=5, hidden=16, squeeze=2),
+        Layer("pool4", "maxpool", ("mb3",), stride=2), Layer("ds5", "dsconv", ("pool4",), 32),
+        Layer("head6", "head", ("ds5",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS, xy_scale=2.0)))
+
+
+MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7": "dsconv", "conv13": "dsconv",
+                                    "conv22": "dsconv"}, {"conv5": 5, "conv9": 7, "conv22": 5})
+NETS = {"yolov3-tiny": yolov3_tiny(4), "micro-yolo": micro_yolo(4), "no squeeze": micro_yolo(4, se=False), "mixed": MIXED,
+        "residual": residual_net()}
+
+
+def randomised(net: Net, seed: int = 0) -> Network:
+    """A network in eval mode whose batch-norms are far from identity, so that a wrong channel shows."""
+    generator = torch.Generator().manual_seed(seed)
+    model = initialise(Network(net), seed).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight.data, .5, 1.5), (module.bias.data, -1, 1),
+                                      (module.running_mean, -1, 1), (module.running_var, .5, 2)):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model
+
+
+def random_keep(net: Net, frozen: dict[str, str], seed: int) -> dict[str, list[int]]:
+    """A random share of the channels of every group that may be cut."""
+    rng = random.Random(seed)
+    return {g: sorted(rng.sample(range(n), max(1, int(n * rng.uniform(.2, 1)))))
+            for g, n in widths(net).items() if g not in frozen}
