@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.clean import Fault, fault
-from data.coco import CocoSet, read_coco
+from data.coco import CocoSet, load_json, read_coco
 from data.leaks import Fingerprints, fingerprints, near_duplicates, repeats, same_bytes
 from data.locate import Located, locate, unlisted_files
 from utils.errors import DataError
 
-NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "not-checked")   # worth knowing, nothing to mend
+NOTES = ("class-without-boxes", "unlisted-file", "missing-split")      # worth knowing, nothing to mend
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Diagnosis:
     @property
     def fatal(self) -> int:
         """How many kinds of fault keep the set from being used."""
-        return sum(f.fatal for faults in self.faults.values() for f in faults)
+        return sum(bool(f.fatal) for faults in self.faults.values() for f in faults)
 
     @property
     def mended(self) -> int:
@@ -41,8 +41,10 @@ class Diagnosis:
     @property
     def folders(self) -> set[Path]:
         """The folders of the set, where nothing may be written."""
-        folders = {folder for split in self.located.splits.values() for folder in (split.images, split.json.parent)}
-        return folders | {Path(self.located.source)} if Path(self.located.source).is_dir() else folders
+        splits = self.located.splits.values()
+        source = Path(self.located.source)
+        return {split.images for split in splits} | {split.json.parent for split in splits} | (
+            {source} if source.is_dir() else set())
 
 
 def read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object],
@@ -57,8 +59,9 @@ def read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object
         if split not in located:
             faults[split] += fault("missing-split", [split], "the set has no annotation file for this split")
             continue
-        classes = {"names": sets["train"].names, "class_map": sets["train"].class_map} if "train" in sets else \
-            {"names": located.names}
+        classes: dict[str, object] = {"names": located.names}
+        if "train" in sets:
+            classes = {"names": sets["train"].names, "class_map": sets["train"].class_map}
         try:
             coco = read_coco(*located[split], strict=False, **classes, **reading)
         except DataError as error:
@@ -69,13 +72,15 @@ def read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object
     return located, sets, faults
 
 
-def compare(sets: Mapping[str, CocoSet]) -> tuple[dict[str, list[Fault]], dict[str, set[int]]]:
+def compare(located: Located, sets: Mapping[str, CocoSet],
+            ) -> tuple[dict[str, list[Fault]], dict[str, set[int]]]:
     """Faults of the set as a whole, and by split the positions a cleaned copy leaves out.
 
     Pictures that train and val share go from train, so that val still measures; repeats inside a split go but
     one.
     """
-    prints = {split: fingerprints([r.path for r in coco.images], [min(r.width, r.height) for r in coco.images])
+    prints = {split: fingerprints([r.path for r in coco.images],
+                                  [min(r.width, r.height) for r in coco.images])
               for split, coco in sets.items()}
     left_out: dict[str, set[int]] = {split: set() for split in sets}
     faults = _repeated(sets, prints, left_out)
@@ -89,7 +94,7 @@ def compare(sets: Mapping[str, CocoSet]) -> tuple[dict[str, list[Fault]], dict[s
             examples = [f"train {train[i].path.name} = val {val[j].path.name}" for i, j in pairs]
             faults += fault(rule, examples, advice)
             left_out["train"] |= {i for i, _ in pairs}
-        faults += _unlisted(sets)
+        faults += _unlisted(located, sets)
     return {"set": faults}, left_out
 
 
@@ -104,16 +109,12 @@ def _repeated(sets: Mapping[str, CocoSet], prints: Mapping[str, Fingerprints],
     return fault("repeated-picture", examples, "different files with the same bytes inside one split")
 
 
-def _unlisted(sets: Mapping[str, CocoSet]) -> list[Fault]:
-    """The note of picture files that no split lists (pictures that could not be read are listed all the
-    same).
-    """
+def _unlisted(located: Located, sets: Mapping[str, CocoSet]) -> list[Fault]:
+    """The note of picture files that no split lists, not even as a picture that cannot be read."""
+    named = {str(image.get("file_name", "")).replace("\\", "/").split("/")[-1]
+             for split in sets for image in load_json(located[split].json)[0]["images"]}
     listed = [record.path for coco in sets.values() for record in coco.images]
-    files: set[Path] = set()
-    for folder in {coco.root for coco in sets.values()}:
-        files |= set(unlisted_files(listed, folder))
-    named = {example.split(" ")[0] for coco in sets.values() for f in coco.faults
-             if f.rule == "undecodable-picture" for example in f.examples}
+    files = {path for coco in sets.values() for path in unlisted_files(listed, coco.root)}
     spare = sorted(path.name for path in files if path.name not in named)
     return fault("unlisted-file", spare, "picture files that no annotation file lists")
 

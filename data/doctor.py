@@ -9,13 +9,17 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import cli
 from utils.errors import DataError
 
+if TYPE_CHECKING:
+    from data.diagnosis import Diagnosis
 
-def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6, epochs: int = 100, seed: int = 0,
-            rate: float | None = None, reading: dict | None = None) -> "Diagnosis":
+
+def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6, epochs: int = 100,
+            seed: int = 0, rate: float | None = None, reading: dict | None = None) -> "Diagnosis":
     """The diagnosis of a data set (see `locate` for what `data` may be), with `reading` passed on to
     `read_coco`.
 
@@ -25,7 +29,7 @@ def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6,
     from data.diagnosis import Diagnosis, compare, read_splits
     from data.survey import anchor_fits, class_counts, duration, input_sizes, size_summary
     located, sets, faults = read_splits(data, splits, reading or {})
-    between, left_out = compare(sets)
+    between, left_out = compare(located, sets)
     found = Diagnosis(located, sets, {**faults, **between}, left_out, imgsz)
     if sets:
         first = next(iter(sets.values()))
@@ -41,24 +45,26 @@ def write_copy(found: "Diagnosis", out: Path) -> str:
     from data.mend import cleaned
     from data.writer import write_layout
     if found.fatal:
-        raise DataError(f"{out}: no copy written: {found.fatal} fatal faults need a decision first (see the list: a "
-                        "flag such as --drop-unknown or --trust, or the file itself)")
+        raise DataError(f"{out}: no copy written: {found.fatal} kinds of fatal fault need a decision first; "
+                        "see above for the flag that takes it (--drop-unknown, --trust), or correct the file")
     counts = write_layout(*cleaned(found.sets, found.left_out), out)
     dropped = sum(map(len, found.left_out.values()))
-    return (f"cleaned copy in {out}: " + ", ".join(f"{split} {n:,} pictures with {m:,} boxes"
-                                                   for split, (n, m) in counts.items())
-            + (f"; {dropped:,} pictures left out that were in the set before" if dropped else ""))
+    written = ", ".join(f"{split} {n:,} pictures with {m:,} boxes" for split, (n, m) in counts.items())
+    repeated = f"; {dropped:,} repeated pictures left out" if dropped else ""
+    return f"cleaned copy in {out}: {written}{repeated}"
 
 
 def _parser() -> ArgumentParser:
     """The flags of `python -m data.doctor`."""
-    out = cli.parser("Report every fault of a data set in COCO layout, and what it is made of.", "imgsz", "epochs",
-                     "seed", "max-pixels", "drop-unknown", "trust", defaults={"imgsz": 416, "epochs": 100})
+    out = cli.parser("Report every fault of a data set in COCO layout, and what it is made of.", "imgsz",
+                     "epochs", "seed", "max-pixels", "drop-unknown", "trust",
+                     defaults={"imgsz": 416, "epochs": 100})
     out.prog = "python -m data.doctor"
     out.add_argument("data", metavar="SET", help="a YAML, a folder in COCO layout, or the word scenes")
-    out.add_argument("--split", nargs="+", choices=("train", "val"), default=("train", "val"), help="what to read")
-    out.add_argument("--anchors", type=int, default=6, help="how many anchors to fit (6 for the tiny networks)")
-    out.add_argument("--rate", type=float, help="pictures a second of your training step, for the time estimate")
+    out.add_argument("--split", nargs="+", choices=("train", "val"), default=("train", "val"),
+                     help="what to read")
+    out.add_argument("--anchors", type=int, default=6, help="how many to fit (6 for the tiny networks)")
+    out.add_argument("--rate", type=float, help="pictures/s of your training step, for the time estimate")
     out.add_argument("--fix", type=Path, metavar="OUTDIR", help="write a cleaned copy into this new folder")
     out.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
     return out
@@ -81,7 +87,8 @@ def main() -> None:
     reading = {"max_pixels": args.max_pixels, "drop_unknown": args.drop_unknown, "trust": args.trust}
     if args.fix:
         refuse_taken(args.fix)
-    found = examine(args.data, tuple(dict.fromkeys(args.split)), args.imgsz, anchors=args.anchors,
+    splits = tuple(split for split in ("train", "val") if split in args.split)
+    found = examine(args.data, splits, args.imgsz, anchors=args.anchors,
                     epochs=args.epochs, seed=args.seed, rate=args.rate, reading=reading)
     for target in filter(None, (args.fix, args.json)):
         refuse_inside(target, found.folders)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from unicodedata import east_asian_width
 
 from data.coco import report_faults
 from data.diagnosis import Diagnosis
@@ -12,7 +12,8 @@ from data.survey import PERCENTILES, UNSEEN
 
 def as_text(found: Diagnosis) -> str:
     """The report for people: a table a subject."""
-    parts = [f"data set {found.located.source}, network input {found.imgsz} px", _splits(found), _faults(found)]
+    head = f"data set {found.located.source}, network input {found.imgsz} px"
+    parts = [head, _splits(found), _faults(found)]
     if found.sets:
         parts += [_classes(found), _sizes(found), _anchors(found), _time(found)]
     return "\n\n".join(parts)
@@ -20,13 +21,18 @@ def as_text(found: Diagnosis) -> str:
 
 def as_dict(found: Diagnosis) -> dict:
     """The report for programs: everything the text says, all faults with count, first examples and advice."""
-    numbers = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in found.numbers.items()}
+    numbers = {key: value._asdict() if hasattr(value, "_asdict") else value
+               for key, value in found.numbers.items()}
     if "anchors" in numbers:
         numbers["anchors"] = {kind: fit._asdict() for kind, fit in numbers["anchors"].items()}
-    return {"data": str(found.located.source), "imgsz": found.imgsz, "fatal": found.fatal, "mended": found.mended,
-            "splits": {split: dict(zip(SPLIT_HEAD[1:], row[1:])) for split, row in _split_rows(found).items()},
-            "faults": {part: [asdict(f) for f in faults] for part, faults in found.faults.items()},
-            "classes": {split: dict(zip(found.sets[split].names, counts)) for split, counts in found.counts.items()},
+    return {"data": str(found.located.source), "imgsz": found.imgsz,
+            "fatal": found.fatal, "mended": found.mended,
+            "splits": {row[0]: dict(zip(SPLIT_HEAD[1:], row[1:])) for row in _split_rows(found)},
+            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal)} for f in faults]
+                       for part, faults in found.faults.items()},
+            "classes": {split: {name: {"boxes": boxes, "pictures": pictures} for name, (boxes, pictures)
+                                in zip(found.sets[split].names, counts)}
+                        for split, counts in found.counts.items()},
             "class_map": next(iter(found.sets.values())).class_map if found.sets else {},
             "verdict": verdict(found), **numbers}
 
@@ -44,68 +50,89 @@ def verdict(found: Diagnosis) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
     """Aligned columns, the first `left` of them to the left, numbers with thousands commas."""
     cells = [[str(v) if not isinstance(v, int) else f"{v:,}" for v in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(w) if k < left else cell.rjust(w)
-                               for k, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in cells)
+    widths = [max(map(_width, column)) for column in zip(*cells)]
+    lines = []
+    for row in cells:
+        blanks = [" " * (width - _width(cell)) for cell, width in zip(row, widths)]
+        lines.append("  ".join(cell + blank if k < left else blank + cell
+                               for k, (cell, blank) in enumerate(zip(row, blanks))).rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Columns a text takes on a terminal: Chinese, Japanese and Korean characters take two."""
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 SPLIT_HEAD = ("split", "pictures", "without boxes", "boxes", "crowd", "annotation file")
 
 
-def _split_rows(found: Diagnosis) -> dict[str, tuple]:
-    rows = {}
+def _split_rows(found: Diagnosis) -> list[tuple]:
+    """One row a split, as SPLIT_HEAD says."""
+    rows = []
     for split, coco in found.sets.items():
         boxes, crowd = (sum(len(getattr(r, name)) for r in coco.images) for name in ("boxes", "crowd"))
         empty = sum(not len(r.boxes) and not len(r.crowd) for r in coco.images)
-        rows[split] = (split, len(coco.images), empty, boxes, crowd, str(Path(found.located[split].json)))
+        rows.append((split, len(coco.images), empty, boxes, crowd, str(found.located[split].json)))
     return rows
 
 
 def _splits(found: Diagnosis) -> str:
-    return table(SPLIT_HEAD, list(_split_rows(found).values()))
+    """The table of splits."""
+    return table(SPLIT_HEAD, _split_rows(found))
 
 
 def _faults(found: Diagnosis) -> str:
-    lines = [f"{part:<5}  {line}" for part, faults in found.faults.items() for line in report_faults(faults)]
+    """All faults of all splits, the fatal ones first."""
+    pairs = [(part, f) for part, faults in found.faults.items() for f in faults]
+    pairs.sort(key=lambda pair: not pair[1].fatal)                  # the order of report_faults
+    lines = [f"{part:<5}  {line}" for (part, _), line in zip(pairs, report_faults([f for _, f in pairs]))]
     return "\n".join(["faults", *(lines or ["none"])])
 
 
 def _classes(found: Diagnosis) -> str:
+    """The table of classes."""
     coco = next(iter(found.sets.values()))
     splits = list(found.counts)
-    head = ("class", "id in the file", "number", *(f"{split} {what}" for split in splits for what in ("boxes", "pictures")))
+    counted = [f"{split} {what}" for split in splits for what in ("boxes", "pictures")]
     rows = [(coco.names[k], key, str(k), *(n for split in splits for n in found.counts[split][k]))
             for key, k in coco.class_map.items()]
-    return "classes\n" + table(head, rows)
+    return "classes\n" + table(("class", "id in the file", "number", *counted), rows)
 
 
 def _sizes(found: Diagnosis) -> str:
+    """Bars and percentiles of box sizes."""
     sizes, split = found.numbers["sizes"], next(iter(found.sets))
     total = max(1, sizes.small + sizes.medium + sizes.large)
-    rows = [(name, count, f"{count / total:.1%}", "#" * round(40 * count / total)) for name, count in
-            (("small  < 32^2", sizes.small), ("medium < 96^2", sizes.medium), ("large", sizes.large))]
-    bars = "\n".join(f"{name:<14}  {count:>8,}  {share:>6}  {bar}".rstrip() for name, count, share, bar in rows)
-    spread = table(("percentile", *(str(p) for p in PERCENTILES)),
-                   [(name, *(f"{v:.1f}" for v in values)) for name, values in sizes.percentiles.items() if values])
-    tiny = f"\n{sizes.unseen:,} boxes are under {UNSEEN} px in both sides: too small to be found at this input; " \
-           "a larger --imgsz helps" if sizes.unseen else ""
-    return f"box sizes of {split}, px at the input\n{bars}\n{spread}{tiny}"
+    groups = (("small  < 32^2", sizes.small), ("medium < 96^2", sizes.medium), ("large", sizes.large))
+    lines = [f"box sizes of {split}, px at the input"]
+    lines += [f"{name:<14}  {count:>8,}  {count / total:>6.1%}  {'#' * round(40 * count / total)}".rstrip()
+              for name, count in groups]
+    rows = [(name, *(f"{v:.1f}" for v in values)) for name, values in sizes.percentiles.items() if values]
+    lines.append(table(("percentile", *map(str, PERCENTILES)), rows))
+    if sizes.unseen:
+        lines.append(f"{sizes.unseen:,} boxes are under {UNSEEN} px on both sides: too small to be found "
+                     "at this input; a larger --imgsz helps")
+    return "\n".join(lines)
 
 
 def _anchors(found: Diagnosis) -> str:
-    rows = [(kind, " ".join(f"{w:.0f},{h:.0f}" for w, h in fit.anchors), f"{fit.mean_iou:.3f}", f"{fit.within_four:.1%}")
-            for kind, fit in found.numbers["anchors"].items()]
+    """The table of anchors."""
+    rows = [(kind, " ".join(f"{w:.0f},{h:.0f}" for w, h in fit.anchors), f"{fit.mean_iou:.3f}",
+             f"{fit.within_four:.1%}") for kind, fit in found.numbers["anchors"].items()]
     return "anchors (width,height px at the input)\n" + table(
         ("", "anchors", "mean best IoU", "within a factor of 4"), rows, left=2)
 
 
 def _time(found: Diagnosis) -> str:
+    """The time estimate with what it assumes."""
     t, epochs = found.numbers["time"], found.numbers["epochs"]
-    source = "--rate" if t.measured else "assumed: micro-yolo in bf16 on 2 cores, right within a factor of three; " \
-        "give yours by --rate"
-    return (f"time: {_clock(t.reading)} to read all pictures once ({t.decode_rate:.0f} pictures/s measured, one thread), "
-            f"then {_clock(t.epoch)} an epoch at {t.train_rate:.1f} pictures/s ({source}): "
-            f"about {_clock(t.total)} for {epochs} epochs without evaluation")
+    source = "given by --rate" if t.given else \
+        "assumed: micro-yolo in bf16 on 2 cores, within a factor of three; better give --rate"
+    return (f"training time: about {_clock(t.total)} for {epochs} epochs, evaluation not counted\n"
+            f"read all pictures once  {_clock(t.reading):>7}  {t.decode_rate:>6,.0f} pictures/s "
+            "(measured on a sample, one thread)\n"
+            f"every epoch after it    {_clock(t.epoch):>7}  {t.train_rate:>6,.1f} pictures/s ({source})")
 
 
 def _clock(seconds: float) -> str:

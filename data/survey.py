@@ -44,7 +44,7 @@ class Duration(NamedTuple):
     total: float
     decode_rate: float
     train_rate: float
-    measured: bool
+    given: bool
 
 
 def class_counts(coco: CocoSet) -> list[tuple[int, int]]:
