@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from utils.errors import DataError
 
 MAX_PIXELS = 100_000_000
 # Only what both libraries read safely: Pillow would start Ghostscript for an EPS file that calls itself .jpg
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")    # JPEG brings MPO along
 TAIL = 64                          # bytes at a file's end that must hold its closing mark
 
 
@@ -133,7 +133,6 @@ def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, st
     file.seek(0)
     try:
         picture = Image.open(file, formats=FORMATS)
-        orientation = picture.getexif().get(0x0112, 1)
     except Image.DecompressionBombError:
         raise DataError(f"claims more than 178 million pixels, above the limit of {max_pixels:,}") from None
     except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error
@@ -145,9 +144,20 @@ def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, st
                         f"{max_pixels:,}; raise --max-pixels if that is right")
     if picture.mode in ("I", "F"):
         raise DataError("has 32 bits a channel; convert it to 8 or 16 bits")
-    orientation = orientation if orientation in range(1, 9) else 1
+    orientation = _orientation(picture)
     width, height = picture.size if orientation < 5 else picture.size[::-1]
     return width, height, orientation, picture.format
+
+
+def _orientation(picture: Any) -> int:
+    """The EXIF orientation 1..8 of an opened Pillow picture; 1 where it has none or nonsense."""
+    from PIL import Image
+    try:
+        # the base class's method: that of PNG would decode the whole picture to look for EXIF behind its pixels
+        value = Image.Image.getexif(picture).get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def _complete(kind: str, tail: bytes) -> bool:

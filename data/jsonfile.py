@@ -78,7 +78,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
     unique, for `names` of another set, and for a category that the training set lacks.
     """
     if any(c.get("id") is None or c.get("name") in (None, "") for c in categories):
-        raise DataError(f"{path}: a category has no `id` or no `name`; every entry of `categories` needs both")
+        raise DataError(f"{path}: a category has no `id` or no `name`; every one needs both")
     ids, own = [str(c["id"]) for c in categories], [str(c["name"]) for c in categories]
     for what, values in (("ids", ids), ("names", own)):
         twice = [value for value, count in Counter(values).items() if count > 1]
