@@ -10,14 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "data", "utils")
 MAY_IMPORT = {"script": {"engine", *ROOMS}, "engine": {"utils"}, "models": {"models", "utils"},
-              "data": {"data", "utils"}, "utils": {"utils"}, "tests": {"script", "engine", *ROOMS}}
+              "data": {"data", "utils"}, "utils": {"utils"}, "tests": {"script", "engine", "tests", *ROOMS}}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
           "models.count": {"models.spec", "models.layout"}, "models.zoo": {"models.spec", "models.layout"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
 TORCH_FREE = ("spec", "layout", "zoo", "count")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
           "os.system", "os.popen"}
-SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name not in ("engine.py", "conftest.py"))
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 FILES = sorted(path for room in ("", *ROOMS, "tests") for path in (ROOT / room).glob("*.py"))
 
 
@@ -40,9 +40,9 @@ def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
 
 
 def _import_faults(path: str, text: str) -> list[str]:
-    faults, scripts = [], {name[:-3] for name in SCRIPTS} | {"train", "val", "detect", "prune"}
-    module = path[:-3].replace("/", ".")
-    for line, name in _imports(path, ast.parse(text)):
+    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine"} | {"train", "val", "detect"}
+    faults, module = [], path[:-3].replace("/", ".")
+    for line, name in dict.fromkeys(_imports(path, ast.parse(text))):
         top = name.split(".")[0]
         target = "script" if top in scripts else top
         if target in {"script", "engine", *ROOMS, "tests"} and target not in MAY_IMPORT[_room(path)]:
