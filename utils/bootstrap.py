@@ -12,7 +12,7 @@ CHUNK = 2_000_000                  # cells of one block [samples, detections]: a
 def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
     """(low, high, median) of AP50 in 0..1: the 95 % interval over pictures drawn with replacement.
 
-    Classes that a draw leaves without truths are left out of that draw's mean, as pycocotools would. Draws
+    Classes that a draw leaves without truths are not in its mean, as pycocotools would have it. Draws
     repeat pictures, which lifts the AP50 of classes with few truths: `median` is that of the draws as they are,
     and the percentiles are moved by its distance to the AP50 of all pictures.
     """

@@ -110,7 +110,7 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: Truths, found
                "cost": cost_text(result), "speed": speed_text(result), "settings": settings_text(result),
                "command": result["environment"]["command"]}
     sizes = [[size, result[f"map_{size}"], result[f"ar_{size}"]] for size in SIZES]
-    machine = [[key, value] for key, value in result["environment"].items() if key != "command"]
+    machine = [[key, value] for key, value in result["environment"].items() if key != "command" and value]
     return write_report(folder, f"{result['weights']} on {result['data']} ({result['split']})", summary,
                         [("Classes", CLASS_COLUMNS, class_rows(metrics)),
                          ("By size: small below 32 x 32 px, large from 96 x 96 px",
