@@ -59,7 +59,7 @@ def _content(coco: CocoSet, records: list[ImageRecord], first_id: int, names: Ma
         images.append({"id": image_id, "file_name": names[record.path], "width": record.width,
                        "height": record.height})
         for rows, areas, crowd in ((record.boxes, record.areas, 0), (record.crowd, record.crowd_areas, 1)):
-            for (label, x1, y1, x2, y2), area in zip(rows.tolist(), areas.tolist()):
+            for (label, x1, y1, x2, y2), area in zip(rows.tolist(), areas.tolist(), strict=True):
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": crowd,
                                     "category_id": ids[int(label)], "bbox": [x1, y1, x2 - x1, y2 - y1],
                                     "area": area})

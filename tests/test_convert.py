@@ -78,7 +78,7 @@ def test_blood_cells_survive_the_way_through_yolo_labels(tmp_path: Path, shared:
 def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_boxes(tmp_path: Path):
     make_yolo(tmp_path / "in")
     label = tmp_path / "in/labels/train/train 1.txt"
-    label.write_text("0 0.5 0.5 0.2 0.2\nseven 0 0 1 1\n9 .5 .5 .1 .1\n0 .5 .5 .1\n1 320 200 50 50\n"
+    label.write_text("0 0.5 0.5 0.2 0.2\nseven 0 0 1 1\n9 .5 .5 .1 .1\n0 .5 .5 .1\n1 30 20 60 40\n"
                      "0 .5 .5 nan .1\n0 .5 .5 0 .1\n2 .2 .2 .6 .2 .6 .8\n\n0 0 0 0.5 0.5\n")
     tally = Tally()
     train = read_yolo(tmp_path / "in", tally).splits["train"][0]
@@ -183,3 +183,12 @@ def test_an_existing_folder_is_never_overwritten(tmp_path: Path):
     coco_layout(labelled, tmp_path / "out")
     with pytest.raises(UsageError, match="give a new one"):
         coco_layout(labelled, tmp_path / "out")
+
+
+def test_a_copy_that_fails_half_way_leaves_nothing_behind(tmp_path: Path):
+    make_yolo(tmp_path / "in")
+    labelled = read_yolo(tmp_path / "in", Tally())
+    (tmp_path / "in/images/val/val 3.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        coco_layout(labelled, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -86,6 +86,12 @@ def test_a_faultless_set_is_clean_and_fully_described(small: Path):
     assert digest(small) == before
 
 
+def test_without_a_rate_the_time_estimate_follows_the_area_of_the_input(small: Path):
+    time = diagnosis(small, "--imgsz", 832, "--epochs", 10)[1]["time"]
+    assert time["train_rate"] == pytest.approx(5) and not time["given"]
+    assert time["total"] == pytest.approx(time["reading"] + 10 * 6 / 5)
+
+
 def json_of(root: Path, change: Callable[[dict], object]) -> None:
     content = content_of("train", 6)
     change(content)
@@ -156,6 +162,7 @@ def test_damaged_files_bytes_that_repeat_and_leaks_are_found(small: Path):
     assert found["leak-near-duplicate"] == (1, "train train 3.jpg = val val 0.jpg")
     assert found["repeated-picture"] == (1, "train train 0.jpg = train 1.jpg")
     assert found["undecodable-picture"][0] == 1 and "train 4.jpg" in found["undecodable-picture"][1]
+    assert "unlisted-file" not in faults
     assert ended.returncode == 0 and "USABLE: 4 kinds of fault" in ended.stdout
 
 
@@ -172,6 +179,7 @@ def spoil_everything_mendable(root: Path) -> None:
     content["images"][5].update(file_name="TRAIN 5.JPG")
     content["images"].append({"id": 50, "file_name": "train 4.jpg", "width": SIDE, "height": SIDE})
     notes.append({"id": 99, "image_id": 50, "category_id": 5, "bbox": [1, 1, 12, 12]})
+    notes.append({"id": 98, "image_id": 50, "category_id": 2, "bbox": notes[8]["bbox"]})
     write(root, "train", content)
     rotated = Image.fromarray(photo(7)[:60])
     exif = rotated.getexif()

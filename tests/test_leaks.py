@@ -37,6 +37,13 @@ def test_blocks_of_any_size_give_the_pairs_of_a_plain_double_loop():
     assert sorted(near_duplicates(prints, prints, block=7)) == plain and len(plain) > 10
 
 
+def test_equal_shading_steps_alone_do_not_make_a_near_duplicate():
+    bits, thumbnails = np.ones((2, 64), np.float32), np.eye(2, 256, dtype=np.float32)
+    one, two = (Fingerprints((str(k),), bits[k:k + 1], thumbnails[k:k + 1]) for k in (0, 1))
+    assert near_duplicates(one, two) == []
+    assert near_duplicates(one, two._replace(thumbnails=thumbnails[:1])) == [(0, 0)]
+
+
 def test_five_thousand_against_five_thousand_pictures_take_seconds():
     rng = np.random.default_rng(2)
     bits = rng.choice([-1, 1], (2, 5000, 64)).astype(np.float32)
