@@ -13,8 +13,8 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
     """(low, high, median) of AP50 in 0..1: the 95 % interval over pictures drawn with replacement.
 
     Classes that a draw leaves without truths are not in its mean, as pycocotools would have it. Draws
-    repeat pictures, which lifts the AP50 of classes with few truths: `median` is that of the draws as they are,
-    and the percentiles are moved by its distance to the AP50 of all pictures.
+    repeat pictures, which lifts the AP50 of classes with few truths: `median` is that of the draws as they
+    are, and the percentiles are moved by its distance to the AP50 of all pictures.
     """
     if matches.images == 0 or len(matches.truth_image) == 0:
         return 0.0, 0.0, 0.0
