@@ -5,6 +5,8 @@
 PYTHON ?= python3
 DEMO_EPOCHS ?= 40
 DEMO_SIZE ?= 320
+# A mirrored digit is no digit, and the digits' boxes are slimmer than those the default anchors were made for.
+DEMO_FLAGS ?= --augment no-flip --fit-anchors
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -55,7 +57,7 @@ test: $(VENV)/installed-dev
 
 demo: $(VENV)/installed
 	$(PY) train.py --cfg micro-yolo --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \
-		--project $(DEMO) --name demo --exist-ok
+		$(DEMO_FLAGS) --project $(DEMO) --name demo --exist-ok
 	$(PY) val.py --weights $(DEMO)/demo/weights/best.pt --data scenes --imgsz $(DEMO_SIZE) \
 		--project $(DEMO) --name val --exist-ok
 	$(PY) detect.py --weights $(DEMO)/demo/weights/best.pt --source 'datasets/scenes/images/val_000*.jpg' --imgsz $(DEMO_SIZE) \
