@@ -1,4 +1,4 @@
-"""val.py from its flags to table, page and JSON: a perfect detector scores 1, the official weights their bar."""
+"""val.py from flags to table, page and JSON: a perfect detector scores 1, the official weights their bar."""
 import json
 import signal
 import sys
