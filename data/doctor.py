@@ -97,7 +97,7 @@ def main() -> None:
         args.json.write_text(json.dumps(as_dict(found), indent=1, ensure_ascii=False), encoding="utf-8")
     if args.fix:
         print("\n" + write_copy(found, args.fix))
-    print("\n" + verdict(found))
+    print("\n" + verdict(found, args.fix))
     sys.exit(DataError.exit_code if found.fatal else 0)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from unicodedata import east_asian_width
 
 from data.coco import report_faults
@@ -37,13 +38,13 @@ def as_dict(found: Diagnosis) -> dict:
             "verdict": verdict(found), **numbers}
 
 
-def verdict(found: Diagnosis) -> str:
-    """One line: clean, usable, or not usable and why."""
+def verdict(found: Diagnosis, copy: Path | None = None) -> str:
+    """One line: clean, usable, or not usable and why; `copy` is where a cleaned copy was written."""
     if found.fatal:
         return f"NOT USABLE: {_kinds(found.fatal, 'fatal fault')}, marked `error` above"
     if found.mended:
-        return (f"USABLE: {_kinds(found.mended, 'fault')}, put right in memory or only reported; "
-                "--fix OUTDIR writes a copy without them")
+        remedy = f"the copy in {copy} is free of them" if copy else "--fix OUTDIR writes a copy without them"
+        return f"USABLE: {_kinds(found.mended, 'fault')}, put right in memory or only reported; {remedy}"
     return "CLEAN: no fault found"
 
 

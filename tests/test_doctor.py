@@ -196,6 +196,7 @@ def test_the_cleaned_copy_of_a_set_full_of_faults_is_clean_and_the_source_untouc
     ended = doctor(small, "--fix", out, "--drop-unknown", "--trust", "image")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "train 5 pictures with 8 boxes, val 3 pictures" in ended.stdout
+    assert ended.stdout.rstrip().endswith(f"the copy in {out} is free of them")
     faults, report, ended = diagnosis(out)
     assert (faults, ended.returncode) == ({}, 0)
     assert ended.stdout.rstrip().endswith("CLEAN: no fault found")
