@@ -77,11 +77,7 @@ def main() -> None:
     detector, interrupt = make_detector(args), Interrupt()
     size, names = args.imgsz or detector.runtime.imgsz, detector.runtime.names
     folder = make_run_folder(args.project, args.name, args.exist_ok)
-    held = lock(folder)
-    write_json(folder / "args.json", vars(args))
     window = open_window() if args.view_img else None
-    outputs = Outputs(folder, names, detector.runtime.class_map, images=not args.nosave, txt=args.save_txt,
-                      scores=args.save_conf, json=args.save_json, crops=args.save_crop, view=bool(window))
     progress = FrameLog(source.total, bar=source.kind == "video")
 
     def write(item: tuple) -> None:
@@ -95,18 +91,22 @@ def main() -> None:
         return seen and not interrupt.poll()
 
     feed = batches(source, lambda image: letterbox(image, size), args.batch_size)
-    with outputs, Behind(write, 4) as writer, Prefetch(feed, 4) as reader:
+    with lock(folder), \
+            Outputs(folder, names, detector.runtime.class_map, images=not args.nosave, txt=args.save_txt,
+                    scores=args.save_conf, json=args.save_json, crops=args.save_crop,
+                    view=bool(window)) as outputs, \
+            Behind(write, 4) as writer, Prefetch(feed, 4) as reader:
+        write_json(folder / "args.json", vars(args))
         images = follow(reader, detector, writer.put, go_on)
     seconds = detector.since_start()
     progress.tell(source.faults)
     if window is not None and source.kind != "video":
         window.hold(interrupt.poll)
-    found = figures(outputs, detector, seconds, None if interrupt.poll() else images)
+    found = figures(outputs, detector, seconds, images, time_alone=not interrupt.poll())
     left_out = [reason for _, reason in source.faults]
     write_json(folder / "summary.json", found | {"left_out": left_out, "environment": environment()})
     for line in [*detector.notes, *closing_lines(found, len(left_out)), f"results in {folder}"]:
         progress.say(line)
-    held.close()
     if interrupt.poll():
         raise Interrupted(f"stopped by a signal after {outputs.frames} frames; the files of these frames "
                           "are complete", interrupt.code)

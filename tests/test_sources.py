@@ -1,7 +1,5 @@
 """`--source`: which files it names, in which order, what is reported, and how the threads around it end."""
 import os
-import threading
-import time
 from pathlib import Path
 
 import cv2
@@ -10,7 +8,6 @@ import pytest
 
 from data.sources import masked, natural, open_source, unique_names
 from utils.errors import DataError
-from utils.pipeline import Behind, Prefetch
 from utils.video import VideoFile, probe
 
 
@@ -183,68 +180,6 @@ def test_a_video_file_keeps_rate_size_and_count_also_at_odd_sizes(tmp_path):
         assert info.frames == 7 and info.fps == pytest.approx(fps, rel=1e-3)
         assert abs(info.width - size[1]) <= 1 and abs(info.height - size[0]) <= 1
         path.unlink()
-
-
-def test_prefetch_keeps_order_and_is_bounded():
-    taken: list[int] = []
-    with Prefetch((taken.append(k) or k for k in range(100)), depth=3) as reader:
-        assert next(reader) == 0
-        time.sleep(0.3)
-        assert len(taken) <= 6, "it ran ahead of its bound"
-        assert list(reader) == list(range(1, 100))
-        assert list(reader) == []
-
-
-def test_an_error_while_fetching_comes_after_what_was_fetched_before_it():
-    def failing():
-        yield 1
-        raise DataError("the second is bad")
-
-    with Prefetch(failing()) as reader:
-        assert next(reader) == 1
-        with pytest.raises(DataError, match="second is bad"):
-            next(reader)
-
-
-def test_leaving_early_ends_the_thread_and_closes_the_generator():
-    closed = threading.Event()
-
-    def endless():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    before = threading.active_count()
-    with Prefetch(endless(), depth=2) as reader:
-        next(reader)
-    reader.close()
-    assert closed.wait(1) and threading.active_count() == before
-
-
-def test_what_is_put_behind_is_written_in_order_before_close_returns():
-    done: list[int] = []
-    with Behind(lambda k: (time.sleep(0.002), done.append(k)), depth=2) as writer:
-        for k in range(30):
-            writer.put(k)
-    assert done == list(range(30))
-
-
-def test_an_error_while_writing_reaches_the_producer_and_never_blocks_it():
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    writer = Behind(full, depth=1)
-    with pytest.raises(OSError, match="No space"):
-        for k in range(100):
-            writer.put(k)
-    with pytest.raises(OSError, match="No space"), Behind(full) as writer:
-        writer.put(1)
-    with pytest.raises(KeyError), Behind(full) as writer:      # the block's own error goes first
-        writer.put(1)
-        time.sleep(0.05)
-        raise KeyError
 
 
 def test_real_videos_are_read_whole(shared):

@@ -78,8 +78,8 @@ class Detector:
         return maps, time.perf_counter() - start
 
     def since_start(self) -> float:
-        """Seconds since the first batch began, after its trial pass."""
-        return time.perf_counter() - self._start
+        """Seconds since the first batch began, after its trial pass; 0 before."""
+        return time.perf_counter() - self._start if self._start else 0.0
 
     @property
     def notes(self) -> list[str]:
@@ -118,10 +118,13 @@ def _batch(frames: list[Frame], fitted: list[tuple[np.ndarray, Geometry]]) -> Ba
 
 
 def follow(reader: Iterable[Batch], detector: Detector,
-           put: Callable[[tuple[Frame, np.ndarray, float]], None], go_on: Callable[[], bool]) -> "Tensor":
-    """The last batch's images, once every frame went to `put` with its boxes [N, 6] (xyxy px of the photo,
-    score, class) and the network's ms for it; ends early when `go_on()` is false."""
+           put: Callable[[tuple[Frame, np.ndarray, float]], None],
+           go_on: Callable[[], bool]) -> "Tensor | None":
+    """The first batch's images (None: there was none), once every frame went to `put` with its boxes [N, 6]
+    (xyxy px of the photo, score, class) and the network's ms for it; ends early when `go_on()` is false."""
+    first = None
     for batch in reader:
+        first = batch.images if first is None else first
         before = detector.seconds
         found = detector(batch.images)
         ms = 1000 * (detector.seconds - before) / len(found)

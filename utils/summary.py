@@ -15,18 +15,16 @@ ENOUGH = 20                        # frames; a rate of fewer says little
 
 
 def figures(outputs: Outputs, detector: "Detector", seconds: float,
-            images: "Tensor | None") -> dict[str, object]:
-    """Everything summary.json holds, of a run that took `seconds` from its first frame to its last written
-    file.
+            images: "Tensor | None", time_alone: bool = True) -> dict[str, object]:
+    """Everything summary.json holds, of a run of `seconds` from its first frame to its last written file.
 
-    After long runs the bare network is timed again on `images`, uint8 [B, 3, S, S], with all other
-    threads gone (None: not wanted): inside the run it shares its cores with reading and writing and would
-    flatter the ratio.
+    After long runs the bare network is timed again on a batch of the run, uint8 [B, 3, S, S], with all other
+    threads gone: inside the run it shares its cores with reading and writing and would flatter the ratio.
     """
     import torch
     runtime, frames = detector.runtime, outputs.frames
     inside = frames / detector.seconds if detector.seconds else 0.0
-    alone = detector.alone(images) if images is not None and frames >= ENOUGH else None
+    alone = detector.alone(images) if time_alone and frames >= ENOUGH else None
     fps = frames / seconds if seconds else 0.0
     return {"frames": frames, "boxes": int(outputs.per_class.sum()), "per_class": outputs.counts(),
             "dropped": detector.dropped, "notes": detector.notes,
