@@ -122,20 +122,17 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
     """Boxes moved from the stated to the real size of their pictures."""
-    xyxy, area = boxes.xyxy.copy(), boxes.area.copy()
-    for position in np.unique(boxes.image):
-        width, height, turned, _ = real[position]
-        was = tuple(stated[position])
-        if min(was) < 1 or was == (width, height):
-            continue
-        rows = np.flatnonzero(boxes.image == position)
-        if turned > 4 and was == (height, width):
-            xyxy[rows] = turn_boxes(xyxy[rows], turned, width, height)
-        else:
-            ratio = np.array((width / was[0], height / was[1]))
-            xyxy[rows] *= np.tile(ratio, 2)
-            area[rows] *= ratio.prod()
-    return boxes._replace(xyxy=xyxy, area=area)
+    size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)[boxes.image]
+    was = stated[boxes.image]
+    orientation = np.array([r.orientation for r in real], np.int64)[boxes.image]
+    known = (was > 0).all(1)
+    turned = known & (orientation > 4) & (was == size[:, ::-1]).all(1) & (was != size).any(1)
+    ratio = np.where((known & ~turned)[:, None], size / was.clip(1), 1.0)
+    xyxy = boxes.xyxy * np.tile(ratio, 2)
+    for way in np.unique(orientation[turned]):
+        rows = np.flatnonzero(turned & (orientation == way))
+        xyxy[rows] = turn_boxes(xyxy[rows], int(way), size[rows, :1], size[rows, 1:])
+    return boxes._replace(xyxy=xyxy, area=boxes.area * ratio.prod(1))
 
 
 def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:

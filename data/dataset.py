@@ -67,7 +67,7 @@ class DetectionSet(Dataset):
         pixels = np.empty((len(self), self.imgsz, self.imgsz, 3), np.uint8)
 
         def fill(index: int) -> None:
-            pixels[index] = self._letterboxed(index)
+            pixels[index] = self.plain(index)
 
         pool = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)))
         try:
@@ -91,17 +91,17 @@ class DetectionSet(Dataset):
         """The picture uint8 [S, S, 3] RGB and its boxes [M, 5] (class, xyxy px), a function of (seed, epoch,
         index)."""
         if self._pipeline is None:
-            return self._letterboxed(index), self.boxes[index]
+            return self.plain(index), self.boxes[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         whole = self.plain_from is not None and epoch >= self.plain_from
         if rng.random() < self.augment.mosaic and not whole:
             others = rng.integers(0, len(self), 3)
             image, boxes = mosaic([self._content(int(i)) for i in (index, *others)], self.imgsz, rng)
         else:
-            image, boxes = self._letterboxed(index), self.boxes[index]
+            image, boxes = self.plain(index), self.boxes[index]
         return self._pipeline(image, boxes, rng)
 
-    def _letterboxed(self, index: int) -> np.ndarray:
+    def plain(self, index: int) -> np.ndarray:
         """The letterboxed picture uint8 [S, S, 3], from RAM or from its file."""
         if self._pixels is not None:
             return self._pixels[index]
@@ -117,7 +117,7 @@ class DetectionSet(Dataset):
         """The letterboxed picture without its padding [h, w, 3], and its boxes [M, 5] in px of that."""
         _, left, top, width, height = self.geometry[index]
         boxes = self.boxes[index] - np.array((0, left, top, left, top), np.float32)
-        return self._letterboxed(index)[top:top + height, left:left + width], boxes
+        return self.plain(index)[top:top + height, left:left + width], boxes
 
 
 def available_ram() -> int:

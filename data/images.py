@@ -153,7 +153,7 @@ def _orientation(picture: Any) -> int:
     """The EXIF orientation 1..8 of an opened Pillow picture; 1 where it has none or nonsense."""
     from PIL import Image
     try:
-        # the base class's method: that of PNG would decode the whole picture to look for EXIF behind its pixels
+        # the base class's method: PNG's own would decode the whole picture to look for EXIF behind its pixels
         value = Image.Image.getexif(picture).get(0x0112, 1)
     except Exception:
         return 1

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
 import cv2
@@ -72,31 +73,49 @@ class Loader(DataLoader):
     _ending: weakref.finalize | None = None
 
     def __iter__(self) -> Iterator[Batch]:
+        steps = self._start()
         try:
-            steps = super().__iter__()
-            if self.num_workers and self._ending is None:
-                # before multiprocessing's own exit, which would wait for ever for workers that ignore SIGTERM
-                self._ending = weakref.finalize(self, steps._shutdown_workers)
             yield from steps
         except DataError as error:
             raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
         except RuntimeError as error:
-            raise worker_fault(error, self.num_workers) or error from None
+            codes = [worker.exitcode for worker in getattr(steps, "_workers", ()) if worker.exitcode]
+            self.close()
+            raise worker_fault(error, self.num_workers, codes) or error from None
+
+    def close(self) -> None:
+        """Ends the loader's processes; the next pass starts new ones."""
+        if self._ending is not None:
+            self._ending()
+            self._ending = self._iterator = None
+
+    def _start(self) -> Iterator[Batch]:
+        """A pass over the batches, by new workers or by those of the last pass."""
+        if self._ending is not None or not self.num_workers or current_thread() is not main_thread():
+            return super().__iter__()
+        # torch's SIGCHLD handler raises wherever the main thread is, amid a checkpoint too; without it a dead
+        # worker is found by the next wait for a batch, at most five seconds later
+        before = signal.getsignal(signal.SIGCHLD)
+        steps = super().__iter__()
+        signal.signal(signal.SIGCHLD, before)
+        # before multiprocessing's own exit, which waits for ever for workers that leave SIGTERM to the parent
+        self._ending = weakref.finalize(self, steps._shutdown_workers)
+        return steps
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """See EpochSampler.set_epoch."""
         self.batch_sampler.set_epoch(epoch, start_batch)
 
 
-def worker_fault(error: RuntimeError, workers: int) -> EnvironmentFault | None:
-    """What the death of a loader process means, or None when the error is another one."""
+def worker_fault(error: RuntimeError, workers: int, codes: Sequence[int] = ()) -> EnvironmentFault | None:
+    """What the death of a loader process means (exit codes: -9 for SIGKILL), or None for another error."""
     text = str(error)
     if "DataLoader worker" not in text and "shared memory" not in text:
         return None
     cause = "it ended without being asked to"
-    if "us error" in text or "shared memory" in text:
+    if -signal.SIGBUS in codes or "us error" in text or "shared memory" in text:
         cause = "the shared memory in /dev/shm is full"
-    elif "Killed" in text or "exited unexpectedly" in text:
+    elif -signal.SIGKILL in codes or "Killed" in text:
         cause = "it was killed, most often by the kernel for want of memory"
     return EnvironmentFault(f"a loader process died ({text.splitlines()[0]}): {cause}; run again with fewer "
                             f"--workers (now {workers}; 0 loads in the main process) or --cache off")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from data.clean import Fault, fault
 from utils.errors import DataError
 
+YAML_DEPTH = 20
 YAML_LIMIT = 1_000_000             # bytes; a data set's YAML is a few lines
 
 
@@ -145,9 +146,7 @@ def read_yaml(file: Path) -> dict:
                         "is this the right file?")
     try:
         text = file.read_text(encoding="utf-8-sig")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; "
-                            "write the values out")
+        _refuse_bombs(file, text)
         content = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8 at byte offset {error.start}; "
@@ -158,6 +157,19 @@ def read_yaml(file: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{file}: must hold path, train and val; got {type(content).__name__}")
     return content
+
+
+def _refuse_bombs(file: Path, text: str) -> None:
+    """Raises DataError for aliases and for deep nesting, with which a few bytes can fill the memory."""
+    import yaml
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > YAML_DEPTH:
+            raise DataError(f"{file}: nested more than {YAML_DEPTH} deep; a data set's YAML is flat")
+        if isinstance(event, yaml.AliasEvent):
+            raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; "
+                            "write the values out")
 
 
 def _yaml_names(file: Path, names: object) -> tuple[str, ...] | None:
