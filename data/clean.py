@@ -42,6 +42,11 @@ class Boxes(NamedTuple):
         return Boxes(*(column[keep] for column in self))
 
 
+def id_key(value: object) -> str:
+    """How ids are compared: 7, 7.0 (as tables write it) and "7" are the same."""
+    return str(int(value)) if type(value) is float and value.is_integer() else str(value)
+
+
 def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False,
           count: int | None = None) -> list[Fault]:
     """The fault as a list: empty when there is no example."""
@@ -65,11 +70,11 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
                drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
     """Readable boxes of known pictures and classes, and what was wrong with the others.
 
-    `positions` leads from str(image id) to its place in `images`, `classes` from str(category id) to the
+    `positions` leads from id_key(image id) to a place in `images`, `classes` from id_key(category id) to the
     class.
     """
-    image = np.array([positions.get(str(a.get("image_id")), -1) for a in annotations], np.int64)
-    label = np.array([classes.get(str(a.get("category_id")), -1) for a in annotations], np.int64)
+    image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
+    label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
     xywh = np.array([_four_numbers(a.get("bbox")) for a in annotations], np.float64).reshape(-1, 4)
     area = np.array([_positive(a.get("area")) for a in annotations], np.float64)
     crowd = np.array([a.get("iscrowd") in (1, True, "1") for a in annotations], bool)
@@ -150,7 +155,7 @@ def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
 
 def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -> list[Fault]:
     """The fault of category ids that `categories` does not list, with the boxes of each."""
-    tally = Counter(str(annotations[i].get("category_id")) for i in rows)
+    tally = Counter(id_key(annotations[i].get("category_id")) for i in rows)
     examples = [f"category id {key}: {count:,} boxes" for key, count in tally.most_common()]
     advice = "boxes dropped, their category is not in `categories`" if drop else \
         "boxes whose category is not in `categories`: add it there, or pass --drop-unknown"

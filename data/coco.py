@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.clean import Boxes, Fault, fault, fit_boxes, read_boxes, report_faults
+from data.clean import Boxes, Fault, fault, fit_boxes, id_key, read_boxes, report_faults
 from data.images import MAX_PIXELS, Inspection, inspect_all
 from data.jsonfile import class_table, duplicates, load_json, sections
 from data.locate import Located, Split, find_pictures, locate
@@ -80,6 +80,8 @@ def read_coco(json_path: str | Path, image_dir: str | Path, *, max_pixels: int =
     DataError for every fault that would make training wrong; `strict=False` only records those that leave the
     rest readable.
     """
+    if trust not in (None, "image", "json"):
+        raise ValueError(f"trust {trust!r}: needs image, json or None")
     json_path, image_dir = Path(json_path), Path(image_dir)
     content, faults = load_json(json_path)
     categories, images, annotations = sections(content, json_path)
@@ -90,7 +92,7 @@ def read_coco(json_path: str | Path, image_dir: str | Path, *, max_pixels: int =
     stated = np.array([(_side(image.get("width")), _side(image.get("height"))) for image in images], np.int64)
     real, found = _inspect(paths, stated, images, max_pixels, verify, memo)
     faults += found + _sizes_differ(images, stated, real, trust)
-    positions = {str(image.get("id")): i for i, image in enumerate(images)}
+    positions = {id_key(image.get("id")): i for i, image in enumerate(images)}
     boxes, found = read_boxes(annotations, positions, classes, drop_unknown)
     faults += found
     boxes = boxes.where(np.array([r.problem == "" for r in real], bool)[boxes.image])

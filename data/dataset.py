@@ -130,8 +130,10 @@ def available_ram() -> int:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            free.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
+            used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            files = int(used["active_file"]) + int(used["inactive_file"])   # given back when memory is wanted
+            free.append(int(limit) + files - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, KeyError):
         pass
     return max(0, min(free))
 

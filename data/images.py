@@ -48,8 +48,7 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                         "check the path and its permissions") from None
     try:
         width, height, orientation, kind = _header(io.BytesIO(data), max_pixels)
-        if not _complete(kind, bytes(data[-TAIL:])):
-            _load_fully(io.BytesIO(data))
+        _check(kind, io.BytesIO(data), bytes(data[-TAIL:]))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -68,10 +67,7 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
             file.seek(max(0, size - TAIL))
             tail = file.read()
             file.seek(0)
-            if kind == "PNG" and _complete(kind, tail):
-                _check_sums(file)
-            elif not _complete(kind, tail):
-                _load_fully(file)
+            _check(kind, file, tail)
     except DataError as error:
         return Inspection(0, 0, 1, str(error))
     except OSError as error:
@@ -160,28 +156,20 @@ def _orientation(picture: Any) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _complete(kind: str, tail: bytes) -> bool:
-    """Whether the closing mark is where it belongs; False only means that a full look is needed."""
-    if kind in ("JPEG", "MPO"):
-        return tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
-    return kind == "PNG" and b"IEND" in tail[-12:]
+def _check(kind: str, file: io.BufferedIOBase, tail: bytes) -> None:
+    """Raises DataError for missing or damaged pixels, where cv2 would return grey or garbage without a word.
 
-
-def _check_sums(file: io.BufferedIOBase) -> None:
-    """Raises DataError when a PNG's check sums are wrong (reads the file, decodes nothing)."""
+    A JPEG that ends with its closing mark passes; a PNG's check sums are computed; Pillow decodes all else.
+    """
     from PIL import Image
+    if kind in ("JPEG", "MPO") and tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9"):
+        return
     try:
-        Image.open(file, formats=FORMATS).verify()
-    except Exception as error:
-        raise DataError(f"is damaged ({error}); download or export it again") from None
-
-
-def _load_fully(file: io.BufferedIOBase) -> None:
-    """Raises DataError when Pillow cannot decode every pixel (cv2 would return grey or garbage without a
-    word)."""
-    from PIL import Image
-    try:
-        Image.open(file, formats=FORMATS).load()
+        picture = Image.open(file, formats=FORMATS)
+        if kind == "PNG" and b"IEND" in tail[-12:]:
+            picture.verify()
+        else:
+            picture.load()
     except Exception as error:
         raise DataError(f"is truncated or damaged ({error}); download or export it again") from None
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.clean import Fault, fault
+from data.clean import Fault, fault, id_key
 from utils.errors import DataError
 
 
@@ -79,7 +79,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
     """
     if any(c.get("id") is None or c.get("name") in (None, "") for c in categories):
         raise DataError(f"{path}: a category has no `id` or no `name`; every one needs both")
-    ids, own = [str(c["id"]) for c in categories], [str(c["name"]) for c in categories]
+    ids, own = [id_key(c["id"]) for c in categories], [str(c["name"]) for c in categories]
     for what, values in (("ids", ids), ("names", own)):
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:
@@ -120,9 +120,9 @@ def duplicates(images: list[dict], annotations: list[dict]) -> list[Fault]:
     def twice(values: list[str]) -> list[str]:
         return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]
 
-    numbers = [str(a.get("id")) for a in annotations]
+    numbers = [id_key(a.get("id")) for a in annotations]
     zero = [f"annotation id {n}" for n in numbers if n in ("0", "None")]
-    return (fault("duplicate-image-id", twice([str(i.get("id")) for i in images]),
+    return (fault("duplicate-image-id", twice([id_key(i.get("id")) for i in images]),
                   "image ids must be unique, or boxes land on the wrong picture: renumber them", True)
             + fault("same-file-twice", twice([str(i.get("file_name", "")) for i in images]),
                     "one picture under several image ids: its boxes are split, it counts twice")

@@ -156,5 +156,6 @@ def test_files_that_no_list_names_are_found(tmp_path: Path):
 
 def test_annotations_of_no_picture_are_dropped_and_string_ids_meet_numbers(tmp_path: Path):
     data = read(tmp_path, lambda c: (c["annotations"][0].update(image_id=999),
-                                     c["annotations"][1].update(image_id="11")))
+                                     c["annotations"][1].update(image_id="11"),
+                                     c["annotations"][2].update(image_id=12.0, category_id=1.0)))
     assert rules(data) == {"annotation-without-image": 1} and count(data) == 23
