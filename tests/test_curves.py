@@ -108,3 +108,10 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 51 <= inside, f"{inside} of 60 intervals hold the population's AP50"
     assert 0.02 < np.mean(widths) < 0.3
     assert bootstrap_map50(full.matches, 200, 1) == bootstrap_map50(full.matches, 200, 1)
+
+
+def test_of_two_wrong_classes_on_one_truth_the_better_score_is_the_confusion():
+    truth = coco([(0, 0, 0, 0, 100, 100)], ("cat", "dog", "owl"))
+    rows = np.array([row(0, 2, (0, 0, 100, 95), 0.7), row(0, 1, (0, 0, 100, 60), 0.9)])
+    out = evaluate_detections(truth, rows, ("cat", "dog", "owl"))
+    assert out.confusion.tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4, [0, 0, 1, 0]]
