@@ -78,8 +78,8 @@ class Loader(DataLoader):
             yield from steps
         except DataError as error:
             raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
-        except RuntimeError as error:
-            codes = [worker.exitcode for worker in getattr(steps, "_workers", ()) if worker.exitcode]
+        except (RuntimeError, OSError, EOFError) as error:     # a dying worker also breaks its pipe
+            codes = _exit_codes(getattr(steps, "_workers", ()))
             self.close()
             raise worker_fault(error, self.num_workers, codes) or error from None
 
@@ -107,17 +107,26 @@ class Loader(DataLoader):
         self.batch_sampler.set_epoch(epoch, start_batch)
 
 
-def worker_fault(error: RuntimeError, workers: int, codes: Sequence[int] = ()) -> EnvironmentFault | None:
+def _exit_codes(workers: Sequence[Any]) -> list[int]:
+    """Exit codes of the loader processes that have failed; -9 is SIGKILL."""
+    for worker in workers:
+        worker.join(0.2)               # one that is just dying has no code yet
+    return [worker.exitcode for worker in workers if worker.exitcode]
+
+
+def worker_fault(error: Exception, workers: int, codes: Sequence[int] = ()) -> EnvironmentFault | None:
     """What the death of a loader process means (exit codes: -9 for SIGKILL), or None for another error."""
     text = str(error)
-    if "DataLoader worker" not in text and "shared memory" not in text:
+    full = any(sign in text for sign in ("us error", "shared memory", "</torch_"))
+    if not codes and not full and "DataLoader worker (pid" not in text:
         return None
     cause = "it ended without being asked to"
-    if -signal.SIGBUS in codes or "us error" in text or "shared memory" in text:
+    if -signal.SIGBUS in codes or full:
         cause = "the shared memory in /dev/shm is full"
     elif -signal.SIGKILL in codes or "Killed" in text:
         cause = "it was killed, most often by the kernel for want of memory"
-    return EnvironmentFault(f"a loader process died ({text.splitlines()[0]}): {cause}; run again with fewer "
+    first = (text.splitlines() or [type(error).__name__])[0]
+    return EnvironmentFault(f"a loader process died ({first}): {cause}; run again with fewer "
                             f"--workers (now {workers}; 0 loads in the main process) or --cache off")
 
 

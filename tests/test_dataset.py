@@ -192,6 +192,8 @@ def test_a_dead_worker_is_an_environment_fault_that_names_workers(scenes: CocoSe
         list(make_loader(Dying(scenes, 96), 4, workers=1))
     assert signal.getsignal(signal.SIGCHLD) is before, "or it would raise in the middle of something else"
     assert worker_fault(RuntimeError("shapes differ"), 1) is None
+    assert worker_fault(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nx"), 1) is None
+    assert "killed" in str(worker_fault(ConnectionResetError(104, "reset by peer"), 1, [-9]))
     bus = RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus error. shared memory")
     assert "/dev/shm" in str(worker_fault(bus, 2))
 
