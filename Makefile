@@ -23,18 +23,20 @@ help:
 
 install: $(VENV)/installed
 
-$(PY):
+$(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "$(PYTHON) is `$(PYTHON) --version 2>&1`: Python 3.10 or newer is needed; name one: make PYTHON=python3.12"; exit 5; }
+		{ echo "$(PYTHON) is `$(PYTHON) --version 2>&1`: Python 3.10 or newer is needed;" \
+		"name one: make PYTHON=python3.12"; exit 5; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 5; }
+	@touch $@
 
 # Of the two OpenCV wheels exactly one stays (see requirements.txt): the one with windows where its system libraries
 # load, the headless one elsewhere. Both come out first, for pip never notices that they share a folder.
 LIBRARIES := 'libGL.so.1', 'libxcb.so.1', 'libgthread-2.0.so.0'
 CAN_SHOW := import ctypes, sys; sys.platform != 'linux' or [ctypes.CDLL(name) for name in ($(LIBRARIES))]
 
-$(VENV)/installed: requirements.txt requirements-gui.txt | $(PY)
+$(VENV)/installed: requirements.txt requirements-gui.txt | $(VENV)/made
 	$(PIP) install -q -r requirements.txt
 	@if $(PY) -c "$(CAN_SHOW)" 2>/dev/null; then \
 		$(PIP) uninstall -qq -y opencv-python opencv-python-headless && \

@@ -16,9 +16,7 @@ NOTES = ("class-without-boxes", "unlisted-file", "missing-split")      # worth k
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A data set as found. `faults` by split (and "set" for what concerns all), `left_out` positions by
-    split.
-    """
+    """A data set as found: faults by split (and "set" for all), positions a copy leaves out by split."""
 
     located: Located
     sets: dict[str, CocoSet]
@@ -49,9 +47,7 @@ class Diagnosis:
 
 def read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object],
                 ) -> tuple[Located, dict[str, CocoSet], dict[str, list[Fault]]]:
-    """Where the set is, what could be read of each split, and the faults by split; val gets train's class
-    numbers.
-    """
+    """Where the set is, what could be read, and the faults by split; val gets train's class numbers."""
     located = locate(data)
     sets: dict[str, CocoSet] = {}
     faults: dict[str, list[Fault]] = {split: [] for split in splits}
@@ -76,8 +72,8 @@ def compare(located: Located, sets: Mapping[str, CocoSet],
             ) -> tuple[dict[str, list[Fault]], dict[str, set[int]]]:
     """Faults of the set as a whole, and by split the positions a cleaned copy leaves out.
 
-    Pictures that train and val share go from train, so that val still measures; repeats inside a split go but
-    one.
+    Pictures that train and val share go from train, so that val still measures; repeats inside a split go
+    but one.
     """
     prints = {split: fingerprints([r.path for r in coco.images],
                                   [min(r.width, r.height) for r in coco.images])

@@ -1,5 +1,4 @@
-"""What is wrong with a data set and what it is made of: `python -m data.doctor SET`; a cleaned copy on
-request.
+"""What is wrong with a data set and what it is made of: `python -m data.doctor SET`; a cleaned copy by --fix.
 
 Only reads the set. Exit 0: usable (faults that are put right in memory are listed); 3: fatal faults.
 """
@@ -20,11 +19,9 @@ if TYPE_CHECKING:
 
 def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6, epochs: int = 100,
             seed: int = 0, rate: float | None = None, reading: dict | None = None) -> "Diagnosis":
-    """The diagnosis of a data set (see `locate` for what `data` may be), with `reading` passed on to
-    `read_coco`.
+    """The diagnosis of a data set (`locate` says what `data` may be); `reading` is passed on to `read_coco`.
 
-    Raises DataError only when nothing can be found at all; unreadable annotation files are fatal faults of
-    it.
+    Raises DataError only when nothing can be found at all; unreadable annotation files are fatal faults.
     """
     from data.diagnosis import Diagnosis, compare, read_splits
     from data.survey import anchor_fits, class_counts, duration, input_sizes, size_summary

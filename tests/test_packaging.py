@@ -31,7 +31,7 @@ def installed(root: Path, tmp_path: Path) -> Path:
     for path in [root / "Makefile", *root.glob("requirements*.txt")]:
         shutil.copy(path, tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    for name in ("bin/python", "installed", "installed-dev"):
+    for name in ("bin/python", "made", "installed", "installed-dev"):
         (tmp_path / ".venv" / name).touch()
     return tmp_path
 
