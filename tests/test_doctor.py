@@ -5,30 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from doctor_cases import SIDE, content_of, diagnosis, digest, doctor, photo, write
 from PIL import Image
-
-SIDE = 96
-
-
-def photo(seed: int, side: int = SIDE) -> np.ndarray:
-    """A picture uint8 [side, side, 3] of smooth random shapes, different for every seed."""
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
-
-
-def content_of(split: str, count: int) -> dict:
-    """A faultless COCO content of two classes, ids of its own."""
-    first = 1 if split == "train" else 100
-    images = [{"id": first + i, "file_name": f"{split} {i}.jpg", "width": SIDE, "height": SIDE}
-              for i in range(count)]
-    notes = [{"id": 2 * i + k + 1, "image_id": first + i, "category_id": 3 * k + 2, "iscrowd": 0,
-              "area": 600.0, "bbox": [5.0 + i, 10.0, 20.0 + 20 * k, 30.0]}
-             for i in range(count) for k in (0, 1)]
-    categories = [{"id": 2, "name": "cup"}, {"id": 5, "name": "杯"}]
-    return {"images": images, "annotations": notes, "categories": categories}
 
 
 @pytest.fixture
@@ -42,31 +22,6 @@ def small(tmp_path: Path) -> Path:
         for i in range(count):
             Image.fromarray(photo(100 * number + i)).save(root / "images" / f"{split} {i}.jpg", quality=92)
     return root
-
-
-def write(root: Path, split: str, content: dict) -> None:
-    text = json.dumps(content, ensure_ascii=False)
-    (root / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
-
-
-def doctor(root: object, *flags: object) -> subprocess.CompletedProcess:
-    top = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "data.doctor", *map(str, (root, *flags))]
-    return subprocess.run(command, cwd=top, capture_output=True, text=True, check=False)
-
-
-def diagnosis(root: Path, *flags: object, file: Path | None = None,
-              ) -> tuple[dict[str, dict], dict, subprocess.CompletedProcess]:
-    """Faults by rule over all parts, the whole JSON report, and how the doctor ended."""
-    file = file or root.parent / "report.json"
-    ended = doctor(root, "--json", file, *flags)
-    assert file.is_file(), ended.stdout + ended.stderr
-    report = json.loads(file.read_text(encoding="utf-8"))
-    return {fault["rule"]: fault for faults in report["faults"].values() for fault in faults}, report, ended
-
-
-def digest(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_faultless_set_is_clean_and_fully_described(small: Path):
@@ -84,6 +39,14 @@ def test_a_faultless_set_is_clean_and_fully_described(small: Path):
     assert default < fitted == pytest.approx(1)
     assert report["time"]["epoch"] == pytest.approx(1) and 10 <= report["time"]["total"] < 12
     assert digest(small) == before
+
+
+def test_it_runs_as_a_module_and_ends_with_its_code(small: Path, root: Path):
+    for code in (0, 3):
+        command = [sys.executable, "-m", "data.doctor", str(small)]
+        ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        json_of(small, lambda content: content["annotations"][0].update(category_id=9))
 
 
 def test_without_a_rate_the_time_estimate_follows_the_area_of_the_input(small: Path):

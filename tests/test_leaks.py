@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doctor_cases import photo
 from PIL import Image
-from test_doctor import photo
 
 from data.leaks import Fingerprints, fingerprints, near_duplicates, same_bytes
 
