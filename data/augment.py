@@ -50,8 +50,7 @@ class Augment:
 
 
 def preset(name: str) -> Augment:
-    """The named strength: none, light, default, or no-flip (default for digits and text). ValueError for
-    another name."""
+    """The named strength: none, light, default, or no-flip for digits and text; else ValueError."""
     default = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
     presets = {"none": Augment(), "default": default,
                "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2),
@@ -62,8 +61,7 @@ def preset(name: str) -> Augment:
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Geometry]:
-    """The picture uint8 [H, W, 3] undistorted and centred on grey [S, S, 3] (size int or (h, w)), and where
-    it lies there."""
+    """The picture uint8 [H, W, 3] undistorted, centred on grey [S, S, 3] (size: int or (h, w)), and where."""
     geometry = letterbox_geometry(*image.shape[:2], size)
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] != (geometry.height, geometry.width):
@@ -76,8 +74,7 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
 
 
 def letterbox_boxes(boxes: np.ndarray, geometry: Geometry, height: int, width: int) -> np.ndarray:
-    """Boxes [M, 5] of a height x width photo in px of the letterboxed input; the inverse of
-    utils.boxes.scale_back."""
+    """Boxes [M, 5] of a height x width photo in px of the input; undone by utils.boxes.scale_back."""
     ratio = np.array((geometry.width / width, geometry.height / height) * 2, np.float32)
     offset = np.array((geometry.left, geometry.top) * 2, np.float32)
     return np.concatenate((boxes[:, :1], boxes[:, 1:] * ratio + offset), 1).astype(np.float32)
@@ -122,8 +119,7 @@ def clip_boxes(boxes: np.ndarray, left: float, top: float, right: float, bottom:
 
 
 class Pipeline:
-    """Affine, mirror and colour for pictures of one size; calls are independent, each with its own generator.
-    """
+    """Affine, mirror and colour; calls are independent, each with its own generator."""
 
     def __init__(self, settings: Augment) -> None:
         self.settings = settings
@@ -134,7 +130,7 @@ class Pipeline:
         """The varied picture uint8 [S, S, 3] and its boxes [N, 5], by `rng` alone."""
         if self._compose is None:
             self._compose = _compose(self.settings)
-        # set_random_seed would start every transform with the same stream: mirror and scale would go together
+        # one stream for all transforms; set_random_seed would start each of them with the same numbers
         python_random = random.Random(int(rng.integers(2 ** 62)))
         self._compose.set_random_state(rng, python_random)
         out = self._compose(image=image, bboxes=np.roll(boxes, -1, axis=1))

@@ -1,5 +1,4 @@
-"""Cleaning of COCO boxes, all at once in arrays, and the record of every fault found. Reads no file and
-prints nothing."""
+"""Cleaning of COCO boxes, all at once in arrays, and the record of every fault. Reads and prints nothing."""
 from __future__ import annotations
 
 from collections import Counter
@@ -17,8 +16,7 @@ HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault in a data set: how often, the first three, whether it stops training, and what to do.
-    """
+    """One kind of fault: how often, the first three, whether it stops training, and what to do."""
 
     rule: str
     count: int
@@ -141,8 +139,7 @@ def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Box
 
 
 def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
-    """A loud warning when the boxes look like two corners written where COCO wants corner, width and height.
-    """
+    """A loud warning when boxes look like two corners where COCO wants corner, width and height."""
     x, y, w, h = boxes.xyxy[:, 0], boxes.xyxy[:, 1], *(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
     over = (boxes.xyxy[:, 2:] > limit + 1).any(1)
     like_corners = (w > x) & (h > y) & (w <= limit[:, 0] + 1) & (h <= limit[:, 1] + 1)

@@ -23,8 +23,7 @@ __all__ = ["CocoSet", "Fault", "ImageRecord", "Located", "Split", "load_json", "
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """A picture and its boxes; width and height in px are those of the picture as decoded (EXIF rotation
-    applied)."""
+    """A picture and its boxes; width and height in px are those after EXIF rotation, as decoded."""
 
     id: int | str
     path: Path
@@ -107,8 +106,7 @@ def read_coco(json_path: str | Path, image_dir: str | Path, *, max_pixels: int =
 
 def _inspect(paths: list[Path | None], stated: np.ndarray, images: list[dict], max_pixels: int, verify: bool,
              memo: Path | None) -> tuple[list[Inspection], list[Fault]]:
-    """One Inspection an image (a missing file has a problem), and a fault for those that cannot be decoded.
-    """
+    """One Inspection an image (a missing file has a problem), and the fault of undecodable ones."""
     real = [Inspection(0, 0, 1, "missing") if path is None else Inspection(int(w), int(h), 1, "")
             for path, (w, h) in zip(paths, stated)]
     todo = [i for i, path in enumerate(paths) if path is not None and (verify or min(stated[i]) < 1)]

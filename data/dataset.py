@@ -1,5 +1,4 @@
-"""Clean records to training batches: cached letterboxed pictures, samples that depend on (seed, epoch, index)
-alone."""
+"""Clean records to samples: cached letterboxed pictures, a function of (seed, epoch, index) alone."""
 from __future__ import annotations
 
 import os
@@ -88,8 +87,7 @@ class DetectionSet(Dataset):
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(rows.astype(np.float32)), index
 
     def sample(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture uint8 [S, S, 3] RGB and its boxes [M, 5] (class, xyxy px), a function of (seed, epoch,
-        index)."""
+        """The picture uint8 [S, S, 3] RGB and its boxes [M, 5] (class, xyxy px) in this epoch."""
         if self._pipeline is None:
             return self.plain(index), self.boxes[index]
         rng = np.random.default_rng((self.seed, epoch, index))
@@ -121,8 +119,7 @@ class DetectionSet(Dataset):
 
 
 def available_ram() -> int:
-    """Bytes of RAM free for this process, a container's limit included; 2 GiB where the system does not say.
-    """
+    """Bytes of RAM free here, a container's limit included; 2 GiB where the system does not say."""
     free = [2 ** 31]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

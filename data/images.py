@@ -58,8 +58,7 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
-    """Size, orientation and problem of a picture file; never raises. An ordinary JPEG costs its header and
-    its last bytes."""
+    """Size, orientation and problem of a file; never raises. A JPEG costs its header and last bytes."""
     try:
         with open(path, "rb") as file:
             width, height, orientation, kind = _header(file, max_pixels)
@@ -107,8 +106,11 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> np.ndarray:
-    """Boxes [n, 4] (xyxy px) of the unrotated picture in px of the rotated one, whose size is width x height.
+def turn_boxes(boxes: np.ndarray, orientation: int, width: int | np.ndarray,
+               height: int | np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] (xyxy px) of the unrotated picture in px of the rotated one.
+
+    `width` and `height` are the rotated picture's, numbers or one a box [n, 1].
     """
     x, y = boxes[:, 0::2], boxes[:, 1::2]
     if orientation in (5, 6, 7, 8):
@@ -121,8 +123,7 @@ def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> 
 
 
 def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:
-    """Width, height (rotated), orientation and format, from the first bytes; DataError without the file's
-    name."""
+    """Width, height (rotated), orientation, format, from the first bytes; DataError without the name."""
     from PIL import Image
     if not file.read(1):
         raise DataError("is empty (0 bytes); download or export it again")

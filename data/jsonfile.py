@@ -1,5 +1,4 @@
-"""The annotation file itself: JSON to its three lists, categories to classes, ids that clash. Opens no
-picture."""
+"""The annotation file itself: its three lists, the classes, ids that clash. Opens no picture."""
 from __future__ import annotations
 
 import json

@@ -17,8 +17,9 @@ from utils.errors import DataError, EnvironmentFault
 
 
 class Batch(NamedTuple):
-    """images uint8 [B, 3, S, S] RGB; targets float32 [N, 6] (image in batch, class, cxcywh normalised);
-    dataset positions."""
+    """Images uint8 [B, 3, S, S] RGB, targets float32 [N, 6] (image in batch, class, cxcywh normalised), and
+    the pictures' positions in the data set.
+    """
 
     images: Tensor
     targets: Tensor
@@ -67,8 +68,7 @@ class EpochSampler(Sampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader whose failures are sentences: a dead worker is an EnvironmentFault, a bad picture a
-    DataError."""
+    """A DataLoader that fails in sentences: EnvironmentFault for a dead worker, DataError for a picture."""
 
     _ending: weakref.finalize | None = None
 

@@ -1,5 +1,4 @@
-"""From what `--data` says to annotation files and picture folders, and from file names in an annotation file
-to pictures."""
+"""From what `--data` says to annotation files and picture folders, and from file names to pictures."""
 from __future__ import annotations
 
 import os
@@ -129,8 +128,7 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
 
 
 def _picture_folder(root: Path, annotation: Path) -> Path:
-    """Where a JSON's pictures are when nobody says: images/ beside or above it, else the set's folder itself.
-    """
+    """Where a JSON's pictures are when nobody says: images/ beside or above it, else the root."""
     for folder in (root / "images", annotation.parent / "images", annotation.parent.parent / "images"):
         if folder.is_dir():
             return folder
@@ -185,8 +183,7 @@ def _yaml_names(file: Path, names: object) -> tuple[str, ...] | None:
 
 def find_pictures(file_names: Sequence[str], folder: Path,
                   json_path: Path) -> tuple[list[Path | None], list[Fault]]:
-    """The path of each named picture (None: missing), and faults. DataError with the first paths tried when
-    none is there."""
+    """The path of each named picture (None: missing), and faults; DataError when none is there."""
     paths: list[Path | None] = [_plain(name, folder) for name in file_names]
     missing = [i for i, path in enumerate(paths) if path is None]
     faults: list[Fault] = []
@@ -216,8 +213,7 @@ def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _plain(name: str, folder: Path) -> Path | None:
-    """The picture exactly where its name says; None otherwise. Too long a name or a link in a circle is a
-    missing file."""
+    """The picture where its name says, or None, for impossible names and circular links too."""
     try:
         path = folder / name
         return path if name and path.is_file() else None
@@ -226,8 +222,7 @@ def _plain(name: str, folder: Path) -> Path | None:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Files under a folder by relative and by bare name, letter case and accent form levelled; links are not
-    followed."""
+    """Files under a folder by relative and by bare name, levelled by `_key`; links not followed."""
     index: dict[str, Path] = {}
     for top, _, files in os.walk(folder):
         for name in sorted(files):

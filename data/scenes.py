@@ -29,8 +29,7 @@ MAX_BOX_OVERLAP = 0.3              # of the smaller box: above it even a perfect
 
 
 class Material(NamedTuple):
-    """What one split is made of: scans [n, 8, 8] in 0..1, their labels [n], and photo regions (uint8 [h, w,
-    3] RGB)."""
+    """What a split is made of: scans [n, 8, 8] in 0..1, labels [n], photo regions (uint8 [h, w, 3] RGB)."""
 
     scans: np.ndarray
     labels: np.ndarray
@@ -105,8 +104,7 @@ def _render(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
 
 
 def _materials(seed: int) -> dict[str, Material]:
-    """Scans and photo regions of each split: a shuffled 80/20 of the scans, left and right parts of each
-    photograph."""
+    """Each split's share: 80/20 of the shuffled scans, left and right parts of each photograph."""
     from sklearn.datasets import load_digits, load_sample_images
     digits = load_digits()
     order = np.random.default_rng([seed, 99]).permutation(len(digits.target))
@@ -121,8 +119,7 @@ def _materials(seed: int) -> dict[str, Material]:
 
 def scene(material: Material, size: int,
           rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, ...]]]:
-    """One picture uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left xywh px, whole
-    numbers)."""
+    """One picture uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left, whole px)."""
     picture = _background(material.regions, size, rng).astype(np.float32)
     masks: list[tuple[np.ndarray, float]] = []           # the ink still visible, and how much it was
     found: list[tuple[int, ...]] = []
@@ -150,8 +147,7 @@ def _background(regions: tuple[np.ndarray, ...], size: int, rng: np.random.Gener
 
 
 def _digit(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The ink mask float32 [size, size] in 0..1 of a scan, turned, scaled and placed, and its tight box (xywh
-    px)."""
+    """The mask float32 [size, size] in 0..1 of a scan, turned, scaled, placed, and its box (xywh px)."""
     padded = np.pad(scan, 2)
     target = (SMALLEST + (LARGEST - SMALLEST) * rng.random() ** 1.2) * size / 320
     angle = rng.uniform(-TILT, TILT)
@@ -188,8 +184,7 @@ def _fits(mask: np.ndarray, box: tuple[int, ...], masks: list[tuple[np.ndarray, 
 
 
 def _ink(picture: np.ndarray, mask: np.ndarray, box: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Paints the mask into the float picture [H, W, 3], in a colour that stands out from what lies beneath.
-    """
+    """Paints the mask into the float picture [H, W, 3], in a colour unlike what lies beneath."""
     x, y, w, h = box
     patch = picture[y:y + h, x:x + w]
     beneath = float(patch.mean())
