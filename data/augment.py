@@ -35,7 +35,7 @@ class Augment:
     value: float = 0.0             # largest relative change of brightness
     degrees: float = 0.0           # largest rotation
     translate: float = 0.0         # largest shift, as a share of the side
-    scale: float = 0.0             # largest relative change of size
+    scale: float = 0.0             # at most 1 + scale times larger, or smaller
     shear: float = 0.0             # largest shear in degrees
 
     @property
@@ -145,9 +145,9 @@ def _compose(settings: Augment) -> Any:
     steps = []
     if settings.moves:
         s = settings
-        steps.append(A.Affine(scale=(1 - s.scale, 1 + s.scale), translate_percent=(-s.translate, s.translate),
-                              rotate=(-s.degrees, s.degrees), shear=(-s.shear, s.shear), keep_ratio=True,
-                              fill=PAD_VALUE, p=1.0))
+        steps.append(A.Affine(scale=(1 / (1 + s.scale), 1 + s.scale), keep_ratio=True,
+                              translate_percent=(-s.translate, s.translate), rotate=(-s.degrees, s.degrees),
+                              shear=(-s.shear, s.shear), fill=PAD_VALUE, p=1.0))
     steps.append(A.HorizontalFlip(p=settings.flip))
     if settings.colours:
         steps.append(_colour_step(settings))
