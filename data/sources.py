@@ -114,7 +114,8 @@ def _single(source: str, path: Path, max_pixels: int) -> Source:
 
 def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
     """The source of many files; `filtered` leaves out whatever is no picture or video by its suffix."""
-    paths = tuple(path for path in found if not filtered or _supported(path) and path.is_file())
+    known = PICTURES | VIDEOS
+    paths = tuple(path for path in found if not filtered or path.suffix.lower() in known and path.is_file())
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
@@ -128,10 +129,6 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
         except DataError:
             continue                                       # it is reported when its turn comes
     return Source(source, "files", paths, max_pixels, total)
-
-
-def _supported(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES | VIDEOS
 
 
 def _listed(path: Path) -> list[Path]:
@@ -154,7 +151,8 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
         info, count = probe(path), 0
         for count, image in enumerate(read(path), 1):
             yield Frame(name, path, image, count - 1, info)
-        return f"only {count} of {info.frames} frames could be read" if count < 0.98 * info.frames - 1 else ""
+        short = count < 0.98 * info.frames - 1             # containers err by a frame or two
+        return f"{path}: only {count} of {info.frames} frames could be read" if short else ""
     if path.suffix.lower() not in PICTURES:
         raise DataError(f"{path}: not supported by its suffix; supported are {KNOWN}")
     from data.images import decode

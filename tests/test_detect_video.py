@@ -41,21 +41,21 @@ def test_a_video_keeps_rate_size_and_length_and_its_boxes_also_in_batches(nets, 
 
 
 def test_ctrl_c_leaves_a_playable_video_and_ends_with_130(nets, tmp_path):
-    film(tmp_path / "v.mp4", 2500, (480, 640), 30.0)
+    film(tmp_path / "v.mp4", 800, fps=30.0)
     child = subprocess.Popen([sys.executable, "detect.py", "--weights", nets["good"], "--device", "cpu",
                               "--source", tmp_path / "v.mp4", "--project", tmp_path / "out", "--imgsz", "640",
                               "--threads", "1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              text=True)
     video = tmp_path / "out" / "exp" / "v.mp4"
-    deadline = time.monotonic() + 60
-    while not (video.is_file() and video.stat().st_size > 10_000) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 90
+    while not (video.is_file() and video.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=90)
     assert child.returncode == 130 and "stopped by a signal" in err and "Traceback" not in err, err
     frames = json.loads((video.parent / "summary.json").read_text())["frames"]
     info = probe(video)
-    assert 0 < frames < 2500 and info.frames == frames and info.fps == pytest.approx(30)
+    assert 0 < frames < 800 and info.frames == frames and info.fps == pytest.approx(30)
     capture = cv2.VideoCapture(str(video))
     assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == frames
     assert f"{frames} frames" in out

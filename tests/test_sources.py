@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.sources import masked, natural, open_source, unique_names
-from utils.errors import DataError
+from utils.errors import DataError, DiskError
 from utils.video import VideoFile, probe
 
 
@@ -180,6 +180,18 @@ def test_a_video_file_keeps_rate_size_and_count_also_at_odd_sizes(tmp_path):
         assert info.frames == 7 and info.fps == pytest.approx(fps, rel=1e-3)
         assert abs(info.width - size[1]) <= 1 and abs(info.height - size[0]) <= 1
         path.unlink()
+
+
+def test_a_video_that_did_not_reach_the_disk_is_an_error(tmp_path):
+    for keep in (0, 300):
+        video = VideoFile(tmp_path / "v.mp4", 10.0, 96, 64)
+        for _ in range(20):
+            video.write(np.zeros((64, 96, 3), np.uint8))
+        video._out.release()
+        with (tmp_path / "v.mp4").open("r+b") as file:
+            file.truncate(keep)
+        with pytest.raises(DiskError, match="0 of 20 frames reached the disk"):
+            video.close()
 
 
 def test_real_videos_are_read_whole(shared):

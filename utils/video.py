@@ -77,7 +77,7 @@ class VideoFile:
 
     def __init__(self, path: Path, fps: float, width: int, height: int) -> None:
         import cv2
-        self.path, self.size = path, (width, height)
+        self.path, self.size, self._count = path, (width, height), 0
         self._out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, self.size)
         if not self._out.isOpened():
             raise DiskError(f"{path}: this OpenCV cannot begin an mp4 of {width}x{height} px; is the folder "
@@ -89,9 +89,15 @@ class VideoFile:
         if image.shape[1::-1] != self.size:
             image = cv2.resize(image, self.size)
         self._out.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def close(self) -> None:
-        """Finishes the file; raises DiskError where nothing of it reached the disk."""
+        """Finishes the file; raises DiskError where frames are missing: OpenCV is silent on a full disk."""
         self._out.release()
-        if not self.path.is_file() or self.path.stat().st_size == 0:
-            raise DiskError(f"{self.path}: the video was not written; is the disk full?")
+        try:
+            held = probe(self.path).frames if self._count else 0
+        except DataError:
+            held = 0
+        if held < self._count:
+            raise DiskError(f"{self.path}: {held} of {self._count} frames reached the disk; is it full? "
+                            "--nosave runs without pictures and videos")
