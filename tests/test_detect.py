@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -123,10 +122,13 @@ def test_pictures_are_drawn_where_the_labels_say(everything):
 
 
 def test_help_takes_less_than_a_second():
-    start = time.perf_counter()
+    """Of processor time, so that a busy machine does not matter."""
+    before = os.times()
     done = subprocess.run([sys.executable, "detect.py", "--help"], cwd=ROOT, capture_output=True, text=True,
                           check=False)
-    assert done.returncode == 0 and "--save-crop" in done.stdout and time.perf_counter() - start < 1.0
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert done.returncode == 0 and "--save-crop" in done.stdout and spent < 1.0
 
 
 def test_a_missing_source_ends_with_3_and_missing_weights_with_4(nets, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 HERSHEY = cv2.FONT_HERSHEY_SIMPLEX
 TEXT_PX = 27.0                     # height of a text line at font scale 1, as cv2.getTextSize gives it
 GOLDEN = 0.6180339887498949        # steps of the golden ratio never bring two hues close to each other soon
+CROWD = 100                        # labels that later ones make way for; more leave no free place
 
 
 @cache
@@ -130,7 +131,7 @@ def _place(row: np.ndarray, size: tuple[int, int], picture: tuple[int, int],
         for wanted_y in tops:
             x = max(0, min(wanted_x, picture[0] - size[0]))
             y = max(0, min(wanted_y, picture[1] - size[1]))
-            cover = _covered((x, y, x + size[0], y + size[1]), placed)
+            cover = _covered((x, y, x + size[0], y + size[1]), placed[:CROWD])
             if cover < least:
                 best, least = (x, y), cover
             if cover == 0:
