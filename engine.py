@@ -40,7 +40,10 @@ class Settings:
 
 @dataclass
 class State:
-    """What training changes, and therefore what a checkpoint must hold to continue with the same bits."""
+    """What training changes, and therefore what a checkpoint must hold to continue with the same bits.
+
+    No random state is among it: order, augmentation and sizes are functions of (seed, epoch, index).
+    """
 
     model: nn.Module
     ema: AveragedModel
@@ -63,16 +66,15 @@ class State:
         """Everything as tensors and plain values, for a checkpoint."""
         return {"model": _unwrap(self.model).state_dict(), "ema": self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "rng": torch.get_rng_state(), **{name: getattr(self, name) for name in self.COUNTERS}}
+                **{name: getattr(self, name) for name in self.COUNTERS}}
 
     def load(self, saved: dict, weights_only: bool = False) -> None:
-        """Takes over what `as_dict` gave; weights_only leaves counters and random state where they are."""
+        """Takes over what `as_dict` gave; weights_only leaves the counters where they are."""
         _unwrap(self.model).load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if not weights_only:
-            torch.set_rng_state(saved["rng"])
             for name in self.COUNTERS:
                 setattr(self, name, dict(saved[name]) if name == "sums" else saved[name])
 

@@ -259,7 +259,7 @@ def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: t
                                max(1, round(args.nominal_batch / args.batch_size)), args.clip,
                                {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision, args.seed,
                                args.val_interval, args.metric, args.save_minutes)
-    guard = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": world.size,
+    guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
              "precision": precision, "device": device.type, "data": data_hash(train_set.coco)}
     if world.main:
         (folder / "net.json").write_text(to_json(net))

@@ -120,7 +120,8 @@ def load(path: str | Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path} holds pickled code or a whole module, which is not loaded because it could run anything; "
-                         "convert it in a sandbox: keep its state_dict() and records, save with models.checkpoint") from error
+                         "convert it in a sandbox: keep its state_dict() and records, save with models.checkpoint "
+                         f"({str(error).splitlines()[0]})") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): "
                          f"{str(error).splitlines()[0]}") from error

@@ -65,7 +65,7 @@ def _terms(raw: Tensor, spec: HeadSpec, a: Assigned) -> tuple[Tensor, Tensor, Te
         cls = F.binary_cross_entropy_with_logits(vectors[:, 5:], truth, reduction="sum")
         # Two truths may claim one prediction; the better overlap is its objectness, whatever the order.
         flat = ((a.image * raw.shape[1] + a.anchor) * raw.shape[3] + a.y) * raw.shape[4] + a.x
-        objectness.view(-1).scatter_reduce_(0, flat, iou.detach().clamp(0, 1), "amax")
+        objectness.view(-1).scatter_reduce_(0, flat, iou.detach().clamp(0, 1).to(raw.dtype), "amax")
     obj = F.binary_cross_entropy_with_logits(raw[:, :, 4], objectness, reduction="sum")
     return box, obj, cls
 

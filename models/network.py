@@ -48,17 +48,19 @@ class Network(nn.Module):
 
 
 def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
-    """The same model with fresh weights: He-normal convolutions, and heads that start by predicting objects with
+    """The same model with fresh weights, a function of `seed` alone: He-normal convolutions, and heads that start by predicting objects with
     probability `prior` (Lin et al. 2017, arXiv 1708.02002, 4.1), so that the first steps are not spent on background.
     """
     generator = torch.Generator().manual_seed(seed)
     for param in layout(model.net):
-        tensor = model.get_parameter(param.key) if param.key.endswith(("weight", "bias")) else None
-        if tensor is None or tensor.dim() != 4:
+        if ".bn." in param.key:
             continue
-        fan = tensor[0].numel()
+        tensor = model.get_parameter(param.key)
         with torch.no_grad():
-            tensor.normal_(0, math.sqrt(2 / fan), generator=generator)
+            if param.key.endswith("bias"):
+                tensor.zero_()
+            else:
+                tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=generator)
     for layer in model.net:
         if layer.op != "head":
             continue

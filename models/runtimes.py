@@ -33,13 +33,13 @@ class Runtime:
     heads: tuple[HeadSpec, ...]
     class_map: dict[str, int] = field(default_factory=dict)
     note: str = ""
-    checked: bool = False
+    exact_state: dict[str, Tensor] | None = None           # fp32 weights, kept until half precision has proved itself
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
         """Raw maps, a list of fp32 [B, A, 5 + K, G, G], of uint8 pictures [B, 3, H, W] on any device."""
         images = images.to(self.device, non_blocking=True)
-        if not self.checked:
+        if self.exact_state is not None:
             self._check(images)
         return [m.float() for m in self._run(self.model, images)]
 
@@ -49,11 +49,8 @@ class Runtime:
 
     def _check(self, images: Tensor) -> None:
         """Compares half precision with fp32 on the first batch, once."""
-        self.checked = True
-        if self.precision == "fp32":
-            return
-        exact = from_state(self.net, {k: v.float() for k, v in self.model.state_dict().items()}).to(self.device)
-        exact = exact.to(memory_format=torch.channels_last)
+        exact = from_state(self.net, self.exact_state).to(self.device).to(memory_format=torch.channels_last)
+        self.exact_state = None
         pairs = list(zip(self._run(self.model, images), self._run(exact, images)))
         finite = all(a.isfinite().all() for a, _ in pairs)
         if finite and all((a.float() - b).abs().mean() <= OFF_LIMIT * b.std() for a, b in pairs):
@@ -77,4 +74,5 @@ def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], im
     device = torch.device(device)
     folded, small = fold(net, state)
     model = from_state(folded, small).to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
-    return Runtime(model, folded, tuple(names), imgsz, precision, device, head_specs(net), dict(class_map or {}))
+    return Runtime(model, folded, tuple(names), imgsz, precision, device, head_specs(net), dict(class_map or {}),
+                   exact_state=None if precision == "fp32" else small)

@@ -4,7 +4,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -17,9 +32,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             values = x.float()
             count = torch.tensor([float(values.numel() // values.shape[1])], device=x.device)
             dist.all_reduce(count)
-            mean = all_reduce(values.sum((0, 2, 3))) / count
+            mean = _Sum.apply(values.sum((0, 2, 3))) / count
             centred = values - mean[:, None, None]
-            variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+            variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 unbiased = variance * count / (count - 1).clamp(min=1)

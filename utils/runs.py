@@ -200,7 +200,7 @@ def environment() -> dict[str, object]:
     return {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu, "cores": os.cpu_count(),
-            "gpu": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "gpu": gpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "python": platform.python_version(), "system": platform.system()}
 
 

@@ -1,0 +1,241 @@
+"""Checkpoints and official weights: there and back, refused with a sentence when torn, changed or dangerous."""
+import pickle
+import struct
+
+import pytest
+import torch
+
+from models import checkpoint as checkpoints
+from models.checkpoint import Checkpoint, load, load_or_previous, previous, save
+from models.count import parameters
+from models.darknet import COCO_NAMES, read_darknet, write_darknet
+from models.network import Network, from_state, initialise
+from models.runtimes import load_runtime, torch_runtime
+from models.separate import calibrate, separate
+from models.transfer import report_lines, transfer
+from models.zoo import micro_yolo, yolov3_tiny
+from tests.nets import randomised, small_net
+from utils.errors import ModelError
+
+
+def some(names: tuple[str, ...] = ("a", "b", "c"), **more) -> Checkpoint:
+    """A checkpoint of the small network."""
+    net = small_net(len(names))
+    return Checkpoint(net, randomised(net).state_dict(), names, 64, {"7": 0, "9": 1, "x": 2}, {"note": "é"}, **more)
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path):
+    before = some(training={"epoch": 3, "rng": torch.get_rng_state(), "ema": {"w": torch.rand(3)}})
+    save(tmp_path / "a.pt", before)
+    after = load(tmp_path / "a.pt")
+    assert (after.net, after.names, after.imgsz, after.class_map, after.extra) == (
+        before.net, before.names, before.imgsz, before.class_map, before.extra)
+    assert all(torch.equal(before.state[k], after.state[k]) for k in before.state)
+    assert torch.equal(after.training["rng"], before.training["rng"]) and after.training["epoch"] == 3
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_weights_are_stored_as_fp32_whatever_they_were(tmp_path):
+    half = some()
+    save(tmp_path / "a.pt", Checkpoint(half.net, {k: v.bfloat16() if v.is_floating_point() else v
+                                                  for k, v in half.state.items()}, half.names))
+    assert {v.dtype for v in load(tmp_path / "a.pt").state.values()} == {torch.float32, torch.int64}
+
+
+def test_a_checkpoint_that_is_torn_changed_or_of_another_schema_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    save(path, some())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ModelError, match="torn"):
+        load(path)
+    content = torch.load(_written(path, whole), weights_only=True)
+    content["state"]["conv1.conv.weight"][0, 0, 0, 0] += 1
+    torch.save(content, path)
+    with pytest.raises(ModelError, match="checksum"):
+        load(path)
+    content["schema"] = 99
+    torch.save(content, path)
+    with pytest.raises(ModelError, match="schema 99"):
+        load(path)
+    torch.save({"model": 3}, path)
+    with pytest.raises(ModelError, match="needs net, state and names"):
+        load(path)
+
+
+def _written(path, data):
+    path.write_bytes(data)
+    return path
+
+
+class Harmful:
+    """Unpickling this would write a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+def test_pickled_code_is_refused_and_never_run(tmp_path):
+    path, mark = tmp_path / "evil.pt", tmp_path / "ran"
+    torch.save({"net": Harmful(str(mark))}, path)
+    with pytest.raises(ModelError, match="sandbox"):
+        load(path)
+    path.write_bytes(pickle.dumps(Harmful(str(mark))))
+    with pytest.raises(ModelError):
+        load(path)
+    torch.save(Network(small_net()), path)
+    with pytest.raises(ModelError, match="whole module"):
+        load(path)
+    assert not mark.exists()
+
+
+def test_the_previous_checkpoint_is_kept_and_taken_when_the_last_is_damaged(tmp_path):
+    path = tmp_path / "last.pt"
+    save(path, some(training={"epoch": 1}), keep_previous=True)
+    save(path, some(training={"epoch": 2}), keep_previous=True)
+    assert load(previous(path)).training["epoch"] == 1
+    path.write_bytes(b"half a fi")
+    found, note = load_or_previous(path)
+    assert found.training["epoch"] == 1 and "last.prev.pt" in note
+
+
+def test_non_finite_weights_are_never_written(tmp_path):
+    bad = some()
+    bad.state["conv1.conv.weight"][0] = float("nan")
+    with pytest.raises(ModelError, match="conv1.conv.weight"):
+        save(tmp_path / "a.pt", bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    save(path, some())
+    old = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save(path, some())
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("header", [(0, 1, 0, 77), (0, 2, 5, 2 ** 40)])
+def test_darknet_weights_come_back_byte_for_byte_in_both_header_versions(tmp_path, header):
+    net = yolov3_tiny(3)
+    state = randomised(net).state_dict()
+    write_darknet(tmp_path / "a.weights", net, state, header)
+    found_net, found, found_header = read_darknet(tmp_path / "a.weights")
+    assert (found_net, found_header) == (net, header)
+    assert all(torch.equal(state[k], found[k]) for k in state)
+    write_darknet(tmp_path / "b.weights", found_net, found, found_header)
+    assert (tmp_path / "a.weights").read_bytes() == (tmp_path / "b.weights").read_bytes()
+
+
+def test_darknet_numbers_lie_where_darknet_puts_them(tmp_path):
+    net = yolov3_tiny(1)
+    state = randomised(net).state_dict()
+    write_darknet(tmp_path / "a.weights", net, state)
+    raw = (tmp_path / "a.weights").read_bytes()[20:]
+    first = struct.unpack("<16f", raw[:64])                # conv1: shifts, then scales, means, variances, kernel
+    assert list(first) == state["conv1.bn.bias"].tolist()
+    assert struct.unpack("<f", raw[4 * 64:4 * 65])[0] == state["conv1.conv.weight"][0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("change", "word"), [(lambda b: b[:-4], "too short"), (lambda b: b + b"\0" * 400, "too long"),
+                                              (lambda b: b[:10], "less than a darknet header"),
+                                              (lambda b: b + b"\0", "a torn one")])
+def test_darknet_files_of_the_wrong_length_are_refused_with_counts(tmp_path, change, word):
+    net, path = yolov3_tiny(2), tmp_path / "a.weights"
+    write_darknet(path, net, randomised(net).state_dict())
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ModelError, match=word) as caught:
+        read_darknet(path, net)
+    assert word.startswith("less") or f"{parameters(net, statistics=True):,}" in str(caught.value)
+
+
+def test_the_official_weights_come_back_byte_for_byte(shared, tmp_path):
+    source = shared / "weights" / "yolov3-tiny.weights"
+    net, state, header = read_darknet(source)
+    write_darknet(tmp_path / "again.weights", net, state, header)
+    assert (tmp_path / "again.weights").read_bytes() == source.read_bytes()
+    assert load(source).names == COCO_NAMES and parameters(net) == 8_852_366
+
+
+def test_transfer_takes_layers_whole_and_says_why_not():
+    source = Checkpoint(yolov3_tiny(80), randomised(yolov3_tiny(80), 1).state_dict(), COCO_NAMES)
+    net = micro_yolo(3)
+    state = randomised(net, 2).state_dict()
+    new, report = transfer(net, state, ("x", "y", "z"), source)
+    taken = {r["layer"] for r in report if r["taken"]}
+    assert taken == {"conv1", "conv14", "conv19"}
+    for key in state:
+        expected = source.state if key.split(".")[0] in taken else state
+        assert torch.equal(new[key], expected[key]), key
+    text = "\n".join(report_lines(report))
+    assert "conv there, mbconv here" in text and "other classes (80 there, 3 here)" in text and "3 of 13 layers" in text
+
+
+def test_other_classes_keep_everything_but_the_heads():
+    source = Checkpoint(yolov3_tiny(80), randomised(yolov3_tiny(80), 1).state_dict(), COCO_NAMES)
+    _, report = transfer(yolov3_tiny(5), randomised(yolov3_tiny(5)).state_dict(), tuple("abcde"), source)
+    assert {r["layer"] for r in report if not r["taken"]} == {"head16", "head23"}
+    _, report = transfer(yolov3_tiny(80), source.state, COCO_NAMES, source)
+    assert all(r["taken"] for r in report)
+
+
+def test_a_head_with_other_anchors_or_another_reach_is_not_taken():
+    names = tuple("abc")
+    source = Checkpoint(yolov3_tiny(3), randomised(yolov3_tiny(3)).state_dict(), names)
+    for net in (yolov3_tiny(3, fine=((9, 9), (20, 20), (40, 40))), yolov3_tiny(3, xy_scale=2.0)):
+        _, report = transfer(net, randomised(net).state_dict(), names, source)
+        assert "anchors or centre reach" in next(r["why"] for r in report if r["layer"] == "head23")
+
+
+def test_full_rank_factors_reproduce_the_convolution_they_came_from():
+    """Nine depthwise kernels a channel hold any 3x3 kernel; with leaky slope 1 in effect the block is the convolution."""
+    from dataclasses import replace
+
+    from models.zoo import substitute
+    base = yolov3_tiny(2, act="linear")
+    net = substitute(base, {"conv5": "mbconv"}, expansion=9, se=False)
+    net = tuple(replace(layer, act="linear") if layer.name == "conv5" else layer for layer in net)
+    x = torch.rand(4, 3, 64, 64)
+    source = calibrate(randomised(base), x, {})
+    state, _ = transfer(net, initialise(Network(net), 0).state_dict(), ("a", "b"),
+                        Checkpoint(base, source.state_dict(), ("a", "b")))
+    state, kept = separate(base, source.state_dict(), net, state)
+    assert kept == {"conv5": pytest.approx(1.0, abs=1e-5)}
+    model = calibrate(from_state(net, state), x, kept)
+    outputs = {}
+    for name, module in (("there", source.conv5), ("here", model.conv5)):
+        module.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o))
+    with torch.no_grad():
+        source(x), model(x)
+    there, here = (outputs[n].transpose(0, 1).flatten(1) for n in ("there", "here"))
+    correlation = [float(torch.corrcoef(torch.stack((a, b)))[0, 1]) for a, b in zip(there, here)]
+    assert min(correlation) > 0.999
+
+
+def test_a_runtime_in_bf16_agrees_with_fp32_and_falls_back_when_it_cannot():
+    net = small_net()
+    state = randomised(net).state_dict()
+    x = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    exact, half = (torch_runtime(net, state, ("a", "b", "c"), 64, precision=p) for p in ("fp32", "bf16"))
+    a, b = exact.predict(x)[0], half.predict(x)[0]
+    assert half.precision == "bf16" and float((a - b).abs().mean()) < 0.05 * float(a.std())
+    with torch.no_grad():
+        expected = from_state(net, state)(x)[0]
+    torch.testing.assert_close(a, expected, rtol=1e-4, atol=1e-4)
+    state["ds5.pointwise.conv.weight"] *= 1e5
+    huge = torch_runtime(net, state, ("a", "b", "c"), 64, precision="fp16")
+    assert torch.isfinite(huge.predict(x)[0]).all() and huge.precision == "fp32" and "non-finite" in huge.note
+
+
+def test_a_missing_checkpoint_says_what_is_there(tmp_path):
+    save(tmp_path / "best.pt", some())
+    with pytest.raises(ModelError, match="best.pt"):
+        load_runtime(str(tmp_path / "bast.pt"))
