@@ -42,7 +42,7 @@ def results_png(rows: Sequence[dict], path: Path | str) -> Path:
     for ax, (title, lines) in zip(axes, PANELS, strict=True):
         drawn = [_line(ax, rows, key, label, COLOURS[i]) for i, (key, label) in enumerate(lines)]
         _dress(ax, title, "epoch", "")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if not any(drawn):
             ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color=GREY)
         elif len(lines) > 1:
