@@ -1,4 +1,4 @@
-"""The training loop. Model, loss, loader, validation and saving come as arguments; imports no models and no data."""
+"""The training loop. Model, loss, loader and what happens around a step come as arguments; imports no models, no data."""
 from __future__ import annotations
 
 import math
@@ -13,15 +13,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from utils import ddp
 from utils.errors import Interrupted, NumericError
+from utils.optim import heal_statistics, learning_rate
 from utils.progress import Progress
 
 IN_A_ROW = 3                                               # non-finite steps before the last good state comes back
 RETRIES = 3                                                # times it may come back, each at half the learning rate
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change during a run. Learning rates are per optimizer step; sizes are multi-scale sides in px."""
+    """What does not change during a run. lr is per optimizer step; sizes are multi-scale sides in px."""
 
     epochs: int
     lr: float
@@ -36,6 +38,20 @@ class Settings:
     val_interval: int = 1
     metric: str = "map50"
     save_minutes: float = 5.0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls and does not know."""
+
+    validate: Callable[[nn.Module], dict]                  # EMA module -> {"map50": ..., ...}
+    save: Callable[["State", bool], None]                  # writes the checkpoint; True: it is the best so far
+    restore: Callable[[], dict]                            # State.as_dict() of the last checkpoint
+    log: Callable[[dict], None]                            # one epoch's row
+    poll: Callable[[], bool]                               # whether a signal has arrived
+    code: Callable[[], int]                                # the exit code that tells of it
+    replay: Callable[[dict], str]                          # keeps a bad batch; a sentence saying where
+    main: bool = True                                      # whether this process shows and validates
 
 
 @dataclass
@@ -64,13 +80,13 @@ class State:
 
     def as_dict(self) -> dict:
         """Everything as tensors and plain values, for a checkpoint."""
-        return {"model": _unwrap(self.model).state_dict(), "ema": self.ema.state_dict(),
+        return {"model": unwrap(self.model).state_dict(), "ema": self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 **{name: getattr(self, name) for name in self.COUNTERS}}
 
     def load(self, saved: dict, weights_only: bool = False) -> None:
         """Takes over what `as_dict` gave; weights_only leaves the counters where they are."""
-        _unwrap(self.model).load_state_dict(saved["model"])
+        unwrap(self.model).load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -79,137 +95,100 @@ class State:
                 setattr(self, name, dict(saved[name]) if name == "sums" else saved[name])
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; weight decay on kernels only, not on batch-norm and biases."""
-    kernels = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, fused=True)
-
-
-def make_ema(model: nn.Module, decay: float, ramp: float) -> AveragedModel:
-    """Moving average of weights and batch-norm statistics, its decay growing to `decay` over about `ramp` steps."""
-    @torch.no_grad()
-    def update(average: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, new, 1 - decay * (1 - math.exp(-float(count) / ramp)))
-        else:
-            for a, n in zip(average, new):
-                a.copy_(n)
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def learning_rate(step: float, steps_per_epoch: int, settings: Settings) -> float:
-    """The learning rate of an optimizer step: linear warm-up, then a cosine to final_lr."""
-    warm, total = settings.warmup_epochs * steps_per_epoch, settings.epochs * steps_per_epoch
-    if step < warm:
-        return settings.lr * (step + 1) / (warm + 1)
-    along = min(1.0, (step - warm) / max(1.0, total - warm))
-    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * along)) / 2)
-
-
-def fit(state: State, settings: Settings, loader: Iterable, loss: Callable, *, validate: Callable[[nn.Module], dict],
-        save: Callable[[State, bool], None], restore: Callable[[], dict], log: Callable[[dict], None],
-        poll: Callable[[], bool], code: Callable[[], int], replay: Callable[[dict], str], main: bool = True) -> State:
-    """The state after the last epoch. Each epoch: train, validate, log, save; a signal saves and raises Interrupted.
-
-    validate: EMA module -> {"map50": ..., ...}; save(state, best): writes the checkpoint; restore(): the training dict
-    of the last one; poll(): whether to stop now; replay(batch and state): where it was written.
-    """
-    def stopped() -> bool:
-        return ddp.any_rank(poll(), state.device)
-
-    def stop() -> None:
-        state.sums = ddp.mean_over_ranks(state.sums, state.device)
-        save(state, False)
-        raise Interrupted(f"stopped by a signal after epoch {state.epoch + 1}, batch {state.batch}; "
-                          "saved: run the same command with --resume to go on", code())
+def fit(state: State, settings: Settings, loader: Iterable, loss: Callable, hooks: Hooks) -> State:
+    """The state after the last epoch. Each epoch: train, validate, log, save; a signal saves and raises Interrupted."""
     while state.epoch < settings.epochs:
-        train_one_epoch(state, settings, loader, loss, save=save, restore=restore, stopped=stopped, stop=stop,
-                        replay=replay, main=main)
+        train_one_epoch(state, settings, loader, loss, hooks)
         row = {"epoch": state.epoch, **_means(ddp.mean_over_ranks(state.sums, state.device)),
                "lr": state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
-        best = False
-        if state.epoch + 1 == settings.epochs or (state.epoch + 1) % settings.val_interval == 0:
+        due = state.epoch + 1 == settings.epochs or (state.epoch + 1) % settings.val_interval == 0
+        if due and hooks.main:
             try:
-                row |= validate(state.ema.module) if main else {}
+                row |= hooks.validate(state.ema.module)
             except Interrupted:
-                stop()
-            best = row.get(settings.metric, -1.0) > state.best
-            state.best = max(state.best, row.get(settings.metric, -1.0))
+                _stop(state, hooks)
+        reached = row.get(settings.metric, -1.0)
+        best, state.best = reached > state.best, max(state.best, reached)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
-        log(row)
-        save(state, best)
+        hooks.log(row)
+        hooks.save(state, best)
         ddp.wait()
-        if stopped():
-            stop()
+        if state.epoch < settings.epochs and ddp.any_rank(hooks.poll(), state.device):
+            _stop(state, hooks)
     return state
 
 
-def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Callable, *, save: Callable,
-                    restore: Callable, stopped: Callable, stop: Callable, replay: Callable, main: bool) -> None:
-    """Trains from state.batch to the epoch's end; state is left at the epoch's last batch."""
+def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Callable, hooks: Hooks) -> None:
+    """Trains from state.batch to the epoch's end; an optimizer step ends every window of `accumulate` batches."""
     state.model.train()
     loader.set_epoch(state.epoch, state.batch)
-    total = len(loader)
-    steps_per_epoch = math.ceil(total / settings.accumulate)
-    with Progress(f"epoch {state.epoch + 1}/{settings.epochs}", total, state.batch, show=main,
-                  every=settings.save_minutes * 60) as bar:
-        good = True
+    total, window, good = len(loader), settings.accumulate, True
+    per_epoch = math.ceil(total / window)
+    title = f"epoch {state.epoch + 1}/{settings.epochs}"
+    with Progress(title, total, state.batch, show=hooks.main, every=settings.save_minutes * 60) as bar:
         for at, batch in enumerate(loader, state.batch):
-            first = at - at % settings.accumulate
-            last = min(first + settings.accumulate, total) - 1
+            first = at - at % window
+            last = min(first + window, total) - 1
             if at == first:
-                rate = learning_rate(state.step, steps_per_epoch, settings) * state.lr_scale
+                rate = learning_rate(state.step, settings.epochs * per_epoch, settings.warmup_epochs * per_epoch,
+                                     settings.lr, settings.final_lr) * state.lr_scale
                 for group in state.optimizer.param_groups:
                     group["lr"] = rate
                 good = True
-            if good:
-                terms = _gradients(state, settings, batch, loss, 1 / (last - first + 1), at == last, at)
-                good = terms is not None
+            good = good and _gradients(state, settings, batch, loss, 1 / (last - first + 1), at)
             if at == last:
-                good = good and _step(state, settings)
-                _account(state, good, batch, restore, replay)
-                if good:
-                    for name, value in {**terms, "count": 1.0}.items():
-                        state.sums[name] = state.sums.get(name, 0.0) + value
+                _account(state, good and _step(state, settings), batch, hooks)
                 state.batch = at + 1
-                if stopped():
-                    stop()
+                if ddp.any_rank(hooks.poll(), state.device):
+                    _stop(state, hooks)
                 if bar.due() and at + 1 < total and not torch.distributed.is_initialized():
-                    save(state, False)
+                    hooks.save(state, False)
             bar.step(_means(state.sums), len(batch.images))
     state.batch = total
 
 
-def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, share: float, last: bool,
-               at: int) -> dict[str, float] | None:
-    """Adds one batch's gradients; the loss terms as numbers, or None (and no gradients) when they are not finite."""
+def _stop(state: State, hooks: Hooks) -> None:
+    """Saves and ends the run: a signal has arrived."""
+    state.sums = ddp.mean_over_ranks(state.sums, state.device)
+    hooks.save(state, False)
+    raise Interrupted(f"stopped by a signal after epoch {state.epoch + 1}, batch {state.batch}; "
+                      "saved: run the same command with --resume to go on", hooks.code())
+
+
+def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, share: float, at: int) -> bool:
+    """Whether a batch's loss was finite: then its gradients, times `share`, and its terms are added; else all are gone."""
     images = batch.images.to(state.device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     if settings.sizes:
-        pick = torch.Generator().manual_seed((settings.seed * 1_000_003 + state.epoch) * 1_000_003 + at)
-        side = settings.sizes[int(torch.randint(len(settings.sizes), (), generator=pick))]
-        if side != images.shape[-1]:
-            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=side < images.shape[-1])
-    quiet = state.model.no_sync() if hasattr(state.model, "no_sync") and not last else nullcontext()
+        images = _resized(images, settings, state.epoch, at)
+    ends = (at + 1) % settings.accumulate == 0
+    quiet = state.model.no_sync() if hasattr(state.model, "no_sync") and not ends and share < 1 else nullcontext()
     with quiet:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+        half = HALF.get(settings.precision)
         with torch.autocast(state.device.type, half, enabled=half is not None):
             maps = state.model(images)
         terms = loss(maps, batch.targets.to(state.device, non_blocking=True))
         total = sum(settings.weights[name] * value for name, value in terms.items())
         if ddp.any_rank(not bool(torch.isfinite(total)), state.device):
             state.optimizer.zero_grad()
-            return None
+            return False
         state.scaler.scale(total * share).backward()
-    return {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in terms.items()}}
+    for name, value in {"loss": total, **terms, "count": torch.ones(())}.items():
+        state.sums[name] = state.sums.get(name, 0.0) + float(value.detach())
+    return True
+
+
+def _resized(images: Tensor, settings: Settings, epoch: int, at: int) -> Tensor:
+    """Pictures [B, 3, S, S] at a side that is a function of (seed, epoch, batch)."""
+    pick = torch.Generator().manual_seed((settings.seed * 1_000_003 + epoch) * 1_000_003 + at)
+    side = settings.sizes[int(torch.randint(len(settings.sizes), (), generator=pick))]
+    if side == images.shape[-1]:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=side < images.shape[-1])
 
 
 def _step(state: State, settings: Settings) -> bool:
-    """Whether an optimizer step was taken: clipped, with finite gradients; the EMA follows only then."""
+    """Whether the step was good: clipped, with finite gradients; only then do weights and EMA move."""
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
     good = bool(torch.isfinite(norm))
@@ -218,51 +197,27 @@ def _step(state: State, settings: Settings) -> bool:
         state.scaler.update()
     state.optimizer.zero_grad()
     if good:
-        state.ema.update_parameters(_unwrap(state.model))
+        state.ema.update_parameters(unwrap(state.model))
     return good or state.scaler.is_enabled()
 
 
-def _account(state: State, good: bool, batch: tuple, restore: Callable, replay: Callable) -> None:
+def _account(state: State, good: bool, batch: tuple, hooks: Hooks) -> None:
     """Counts the step; after IN_A_ROW bad ones brings the last good weights back, after RETRIES of these gives up."""
     state.step += 1
     if good:
         state.bad = 0
         return
     state.bad, state.skipped = state.bad + 1, state.skipped + 1
-    _heal_statistics(state)
+    heal_statistics(unwrap(state.model), state.ema.module)
     if state.bad < IN_A_ROW:
         return
-    where = replay({"images": batch.images, "targets": batch.targets, "epoch": state.epoch, "batch": state.batch})
+    where = hooks.replay({"images": batch.images, "targets": batch.targets, "epoch": state.epoch, "batch": state.batch})
     if state.retries >= RETRIES:
         raise NumericError(f"{IN_A_ROW} steps in a row were not finite, after {RETRIES} restarts from the last good state "
                            f"at half the learning rate each; {where}")
-    state.load(restore(), weights_only=True)
+    state.load(hooks.restore(), weights_only=True)
     state.bad, state.retries, state.lr_scale = 0, state.retries + 1, state.lr_scale / 2
     print(f"{IN_A_ROW} steps in a row were not finite ({where}); the last good state is back, learning rate halved")
-
-
-def _heal_statistics(state: State) -> None:
-    """Takes batch-norm statistics that a bad forward pass spoilt from the EMA, which no bad step ever reaches."""
-    for mine, average in zip(_unwrap(state.model).buffers(), state.ema.module.buffers()):
-        if mine.is_floating_point() and not mine.isfinite().all():
-            mine.copy_(average)
-
-
-def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """The name of the first leaf module whose output is not finite for pictures [B, 3, H, W]; "the loss" if none is."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable:
-        def hook(_: nn.Module, __: tuple, out: Tensor) -> None:
-            if not found and not torch.isfinite(out).all():
-                found.append(name)
-        return hook
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if not list(m.children())]
-    with torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    return found[0] if found else "the loss"
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
@@ -271,6 +226,6 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
     return {name: value / count for name, value in sums.items() if name != "count"} if count else {}
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module inside a DDP wrapper."""
     return getattr(model, "module", model)

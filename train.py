@@ -95,7 +95,7 @@ def newest(project: Path, name: str) -> Path | None:
 def main() -> None:
     """Parses, then trains; nothing heavy is imported before the flags are known to be good."""
     args = parse()
-    from trainer import prepare
+    from prepare import prepare
     run = prepare(args)
     try:
         run.train()

@@ -1,38 +1,33 @@
-"""Joins records, data and engine into one training run; what train.py, and every script that fine-tunes, calls."""
+"""A training run: what the engine calls around its steps. Prepared by prepare.py from flags, by others from their own."""
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import engine
-from data.anchors import anchor_recall, fit_anchors
-from data.augment import preset
-from data.clean import report_faults
-from data.coco import CocoSet, read_coco
-from data.dataset import DetectionSet, Loader, make_loader
-from data.locate import locate
+from data.dataset import DetectionSet
+from data.images import decode
+from data.loader import Loader
 from models import checkpoint as checkpoints
-from models.count import macs, parameters
+from models.count import loose_macs, macs, parameters
 from models.decode import detections, head_specs
 from models.loss import DetectionLoss
-from models.network import Network, initialise
+from models.network import Network
 from models.runtimes import torch_runtime
-from models.separate import calibrate, separate
-from models.spec import Net, heads, to_json
-from models.sync_bn import synchronise
-from models.transfer import report_lines, transfer
-from models.zoo import build, with_heads
-from utils import ddp, runs
-from utils.errors import DataError, DiskError, EnvironmentFault, ModelError
-from utils.inference import collect_detections
+from models.spec import Net, to_json
+from utils import ddp, evaluation, runs
+from utils.errors import DiskError
+from utils.inference import Finder, collect_detections
 from utils.metrics import Metrics, evaluate_detections
+from utils.optim import first_bad_layer
+from utils.plots import results_png
 
-CALIBRATION = 64                                           # pictures that set the batch-norms of factorised layers
+VAL = (0.001, 0.6, 100)                                    # score floor, NMS IoU, boxes a picture, as val.py's
 SAVE_TRIES = 3                                             # saves that may fail in a row before the run gives up
 
 
@@ -55,7 +50,7 @@ class Run:
     val_precision: str
     guard: dict = field(default_factory=dict)
     failed_saves: int = 0
-    metrics: Metrics | None = None
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def last(self) -> Path:
@@ -68,39 +63,56 @@ class Run:
         return self.folder / "weights" / "best.pt"
 
     def train(self) -> None:
-        """Fits to the end, from wherever the state is."""
+        """Fits to the end, from wherever the state is; the best weights are then measured and shown in report.html."""
         loss = DetectionLoss(head_specs(self.net))
         if not self.last.exists():
             self.save(self.state, False)                   # from the first second there is a state to come back to
         for dataset in (self.train_set, self.val_set):
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
-        engine.fit(self.state, self.settings, self.loader, loss, validate=self.validate, save=self.save,
-                   restore=lambda: checkpoints.load_or_previous(self.last)[0].training, log=self.write_row,
-                   poll=self.interrupt.poll, code=lambda: self.interrupt.code, replay=self.replay, main=self.world.main)
+        hooks = engine.Hooks(self.validate, self.save, lambda: checkpoints.load_or_previous(self.last)[0].training,
+                             self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main)
+        engine.fit(self.state, self.settings, self.loader, loss, hooks)
+        if self.world.main and not self.args.no_report:
+            print(self.report())
+
+    def measure(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
+        """Metrics, the finder with its times, and the detections [D, 7] of a network on the validation set."""
+        names = self.val_set.coco.names
+        runtime = torch_runtime(net, weights, names, self.args.imgsz, self.state.device, self.val_precision)
+        finder = Finder(runtime, detections, range(len(names)), *VAL)
+        sizes = [(record.height, record.width) for record in self.val_set.coco.images]
+        poll = None if self.world.size > 1 else self.interrupt.stop
+        found = collect_detections(self.val_loader, finder, sizes, progress=False, poll=poll)
+        return evaluate_detections(self.val_set.coco.ground_truth(), found, names, max_det=VAL[2]), finder, found
 
     def validate(self, model: Network) -> dict[str, float]:
         """map50, map50_95, precision, recall and F1 of a model on the validation set."""
         started = time.monotonic()
-        runtime = torch_runtime(self.net, model.state_dict(), self.val_set.coco.names, self.args.imgsz,
-                                self.state.device, self.val_precision)
-
-        def predict(images: torch.Tensor) -> list[torch.Tensor]:
-            return detections(runtime.predict(images), runtime.heads, 0.001, 0.6, 100, multi_label=True).boxes
-        sizes = [(record.height, record.width) for record in self.val_set.coco.images]
-        poll = None if self.world.size > 1 else self.interrupt.stop
-        found = collect_detections(self.val_loader, predict, sizes, progress=False, poll=poll)
-        self.metrics = evaluate_detections(self.val_set.coco.ground_truth(), found, self.val_set.coco.names)
-        values = {name: getattr(self.metrics, name) or 0.0 for name in ("map50", "map50_95", "precision", "recall", "f1")}
+        metrics, _, _ = self.measure(self.net, model.state_dict())
+        values = {name: getattr(metrics, name) or 0.0 for name in ("map50", "map50_95", "precision", "recall", "f1")}
         print(f"  val  AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
               f"R {values['recall']:.3f}  F1 {values['f1']:.3f}  ({time.monotonic() - started:.0f} s)", flush=True)
         return values
+
+    def report(self) -> Path:
+        """The run's report.html: the best weights measured once more, curves, confusion matrix, pictures."""
+        best = checkpoints.load(self.best if self.best.is_file() else self.last)
+        metrics, finder, found = self.measure(best.net, best.state)
+        file = self.best if self.best.is_file() else self.last
+        cost = {"weights": str(file), "data": self.args.data, "split": "val", "parameters": parameters(best.net),
+                "macs": macs(best.net, self.args.imgsz), "loose_macs": loose_macs(best.net, self.args.imgsz),
+                "bytes": file.stat().st_size, "dropped_by_decoder": finder.dropped}
+        how = argparse.Namespace(**{**vars(self.args), **dict(zip(("conf_thres", "iou_thres", "max_det"), VAL))})
+        result = evaluation.summarise(metrics, cost, finder, evaluation.settings(how, finder.runtime), False)
+        runs.write_json(self.folder / "metrics.json", result)
+        print("\n".join(evaluation.lines(result, metrics)))
+        curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]
+        return evaluation.write_page(self.folder, result, metrics, self.val_set.coco, found, decode, curves)
 
     def write_row(self, row: dict) -> None:
         """One epoch's row in log.jsonl, results.csv and TensorBoard."""
         if self.world.main:
             self.log.add({**row, "seconds": round(time.monotonic() - self.began, 1)})
-
-    began: float = field(default_factory=time.monotonic)
 
     def save(self, state: engine.State, best: bool) -> None:
         """Writes last.pt (and best.pt); a full disk is reported and tried again at the next save, three times."""
@@ -111,9 +123,9 @@ class Run:
                                          self.args.imgsz, self.train_set.coco.class_map, extra,
                                          {**state.as_dict(), "guard": self.guard})
         try:
+            if best:                                       # first: a run killed here writes the same one again
+                checkpoints.save(self.best, replace(weights, training=None))
             checkpoints.save(self.last, weights, keep_previous=True)
-            if best:
-                checkpoints.save(self.best, checkpoints.Checkpoint(**{**vars(weights), "training": None}))
             self.failed_saves = 0
         except OSError as error:
             self.failed_saves += 1
@@ -124,9 +136,9 @@ class Run:
 
     def replay(self, batch: dict) -> str:
         """Writes the batch and weights of a non-finite step, and names the first layer that overflowed."""
-        model = getattr(self.state.model, "module", self.state.model)
+        model = engine.unwrap(self.state.model)
         images = (batch["images"].to(self.state.device).float() / 255)
-        layer = engine.first_bad_layer(model, images)
+        layer = first_bad_layer(model, images)
         path = self.folder / "replay.pt"
         torch.save({**batch, "state": model.state_dict(), "net": to_json(self.net), "layer": layer}, path)
         return f"first non-finite output: {layer}; batch and weights are in {path}"
@@ -134,158 +146,3 @@ class Run:
     def close(self) -> None:
         """Leaves the process group."""
         ddp.leave()
-
-
-def prepare(args: argparse.Namespace) -> Run:
-    """A run ready to train: data read, network built or loaded, state resumed. Raises the errors of each step."""
-    device = runs.pick_device(args.device)
-    world = ddp.join(device)
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
-    interrupt = runs.Interrupt()
-    runs.tune_cpu(args.threads)
-    torch.manual_seed(args.seed)
-    precision, note = runs.pick_precision(device, args.precision)
-    say = print if world.main else (lambda *_: None)
-    if note:
-        say(note)
-    if args.batch_size % world.size:
-        raise EnvironmentFault(f"--batch-size {args.batch_size} does not divide among {world.size} processes; "
-                               f"give a multiple of {world.size}")
-    folder = claim_folder(args, world)
-    train_set, val_set = read_sets(args, folder, say)
-    net, weights = choose_net(args, train_set, say)
-    model = initialise(Network(net), args.seed)
-    if weights is not None:
-        start_from(model, weights, train_set, args.separate and args.resume is None, say)
-    run = assemble(args, folder, world, device, precision, net, model, train_set, val_set, interrupt)
-    if args.resume is not None:
-        take_up(run, say)
-    say(f"{len(train_set)} train / {len(val_set)} val pictures, {len(train_set.coco.names)} classes; {parameters(net):,} "
-        f"parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; {device} x {world.size}, {precision}, "
-        f"{torch.get_num_threads()} threads; {folder}")
-    return run
-
-
-def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
-               say: object) -> None:
-    """Gives the model the layers it shares with a checkpoint and, on request, factors of those it replaced."""
-    state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
-    say("\n".join(report_lines(report)))
-    if factorise:
-        state, kept = separate(weights.net, weights.state, model.net, state)
-    model.load_state_dict(state)
-    if factorise:
-        count = min(CALIBRATION, len(train_set))
-        pictures = torch.stack([torch.from_numpy(train_set.plain(i * len(train_set) // count)) for i in range(count)])
-        calibrate(model, pictures.permute(0, 3, 1, 2).float() / 255, kept)
-        say("factorised: " + ", ".join(f"{name} {share:.0%}" for name, share in kept.items()) + " of the kernels' energy kept")
-
-
-def claim_folder(args: argparse.Namespace, world: ddp.World) -> Path:
-    """The run folder, locked by rank 0, the same on every rank, with the flags in args.json."""
-    chosen: list = [None]
-    if world.main:
-        folder = Path(args.resume) if args.resume is not None else runs.make_run_folder(args.project, args.name, args.exist_ok)
-        args.lock = runs.lock(folder)
-        if args.resume is None:
-            (folder / "weights").mkdir(exist_ok=True)
-            for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl"):
-                stale.unlink(missing_ok=True)              # --exist-ok starts over; only --resume goes on
-        plain = {k: v for k, v in vars(args).items() if k != "lock"}
-        runs.write_json(folder / "args.json", {**plain, "resume": None})
-        chosen[0] = str(folder)
-    if world.size > 1:
-        torch.distributed.broadcast_object_list(chosen)
-    return Path(chosen[0])
-
-
-def read_sets(args: argparse.Namespace, folder: Path, say: object) -> tuple[DetectionSet, DetectionSet]:
-    """The training and validation sets; faults are printed, the validation's classes are the training's."""
-    where = locate(args.data)
-    common = {"max_pixels": args.max_pixels, "drop_unknown": args.drop_unknown, "trust": args.trust,
-              "memo": folder / "pictures.json"}
-    train = read_coco(*where.train, names=where.names, **common)
-    val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
-    for split, coco in (("train", train), ("val", val)):
-        for line in report_faults(coco.faults):
-            say(f"{split}: {line}")
-    if not any(len(record.boxes) for record in train.images):
-        raise DataError(f"{where.train.json}: not one box to learn from; is it the right annotation file?")
-    plain = max(0, args.epochs - args.close_mosaic)
-    return (DetectionSet(train, args.imgsz, preset(args.augment), args.seed, args.cache, args.max_pixels, plain_from=plain),
-            DetectionSet(val, args.imgsz, None, args.seed, args.cache, args.max_pixels))
-
-
-def choose_net(args: argparse.Namespace, train_set: DetectionSet, say: object) -> tuple[Net, checkpoints.Checkpoint | None]:
-    """The records to train and the checkpoint whose layers they may take."""
-    weights = checkpoints.load(args.weights) if args.weights else None
-    classes = len(train_set.coco.names)
-    net = build(args.cfg, classes) if args.cfg else with_heads(weights.net, classes)
-    if not args.fit_anchors:
-        return net, weights
-    counts = [len(head.anchors) for head in heads(net)]
-    sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
-    fitted = fit_anchors(sizes, sum(counts), args.seed)
-    parts, end = [], len(fitted)
-    for count in counts:                                   # heads run from coarse to fine: the largest anchors first
-        parts.append(tuple((round(w, 1), round(h, 1)) for w, h in fitted[end - count:end]))
-        end -= count
-    before = [a for head in heads(net) for a in head.anchors]
-    say(f"anchors fitted: {' '.join(str(p) for p in parts)}; mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
-        f"(before {anchor_recall(sizes, before)[0]:.3f})")
-    return with_heads(net, classes, tuple(parts)), weights
-
-
-def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: torch.device, precision: str, net: Net,
-             model: Network, train_set: DetectionSet, val_set: DetectionSet, interrupt: runs.Interrupt) -> Run:
-    """The run of prepared parts: optimizer, EMA, loaders, settings and log."""
-    model = model.to(device).to(memory_format=torch.channels_last)
-    if world.size > 1:
-        model = synchronise(model)
-    ema = engine.make_ema(model, args.ema_decay, args.ema_ramp)
-    lr = args.lr or {"sgd": 0.01, "adamw": 0.001}[args.optimizer]
-    optimizer = engine.make_optimizer(model, args.optimizer, lr, args.momentum, args.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    if world.size > 1:
-        model = torch.nn.parallel.DistributedDataParallel(
-            model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
-    share = args.batch_size // world.size
-    loader = make_loader(train_set, share, seed=args.seed, workers=args.workers, rank=world.rank, world=world.size,
-                         pin_memory=device.type == "cuda")
-    val_loader = make_loader(val_set, args.batch_size, shuffle=False, pin_memory=device.type == "cuda")
-    sides = tuple(range(max(96, args.imgsz // 2 // 32 * 32), args.imgsz * 3 // 2 + 1, 32)) if args.multi_scale else ()
-    settings = engine.Settings(args.epochs, lr, args.final_lr, min(args.warmup_epochs, args.epochs / 4),
-                               max(1, round(args.nominal_batch / args.batch_size)), args.clip,
-                               {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision, args.seed,
-                               args.val_interval, args.metric, args.save_minutes)
-    guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
-             "precision": precision, "device": device.type, "data": data_hash(train_set.coco)}
-    if world.main:
-        (folder / "net.json").write_text(to_json(net))
-    return Run(args, folder, world, net, train_set, val_set, loader, val_loader,
-               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder), interrupt, precision, guard)
-
-
-def take_up(run: Run, say: object) -> None:
-    """Loads the state of last.pt (or the one before it); what would not be bit-exact needs --accept."""
-    found, note = checkpoints.load_or_previous(run.last)
-    if note:
-        say(f"warning: {note}")
-    if found.training is None:
-        raise ModelError(f"{run.last} holds weights only, nothing to resume; start a new run with --weights {run.last}")
-    before = found.training["guard"]
-    lost = [f"{key} was {before.get(key)}, is {value}" for key, value in run.guard.items() if before.get(key) != value]
-    if lost and not run.args.accept:
-        raise EnvironmentFault(f"the continuation would not be bit-exact: {'; '.join(lost)}. "
-                               "Restore that, or add --accept to go on all the same")
-    run.state.load(found.training)
-    if run.world.main:
-        run.log.keep_before(run.state.epoch)
-    say(f"going on from epoch {run.state.epoch + 1}, batch {run.state.batch}"
-        + (f" (no longer bit-exact: {'; '.join(lost)})" if lost else ""))
-
-
-def data_hash(coco: CocoSet) -> int:
-    """A number that changes with the pictures' names, sizes or boxes."""
-    return checkpoints.checksum([(os.fspath(r.path.name), r.width, r.height, torch.from_numpy(r.boxes)) for r in coco.images])

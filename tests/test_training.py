@@ -20,6 +20,7 @@ from models.spec import to_json
 from models.sync_bn import synchronise
 from tests.nets import small_net
 from utils.errors import NumericError
+from utils.optim import first_bad_layer, learning_rate, make_ema, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def few_steps(rank: int, world: int) -> dict[str, torch.Tensor]:
     loss = DetectionLoss(head_specs(net))
     if world > 1:
         model = torch.nn.parallel.DistributedDataParallel(synchronise(model), broadcast_buffers=False)
-    optimizer = engine.make_optimizer(model, "sgd", 0.01, 0.9, 5e-4)
+    optimizer = make_optimizer(model, "sgd", 0.01, 0.9, 5e-4)
     share = 4 // world
     for at, targets in enumerate(BATCHES):
         images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(at))[rank * share:(rank + 1) * share]
@@ -195,7 +196,7 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
     """State, replays written, and the state dict each save got, of a run with poisoned batches."""
     net = small_net(3)
     model = initialise(Network(net), 0)
-    state = engine.State(model, engine.make_ema(model, 0.99, 10), engine.make_optimizer(model, "sgd", 0.01, 0.9, 5e-4),
+    state = engine.State(model, make_ema(model, 0.99, 10), make_optimizer(model, "sgd", 0.01, 0.9, 5e-4),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
     settings = engine.Settings(epochs, 0.01, weights={"box": 1., "obj": 1., "cls": 1.}, warmup_epochs=0.1)
     saved, replays = [], []
@@ -204,9 +205,9 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
         import copy
         saved.append(copy.deepcopy(state.as_dict()))
     save(state, False)
-    engine.fit(state, settings, Batches(count, poison), DetectionLoss(head_specs(net)), validate=lambda m: {"map50": 0.1},
-               save=save, restore=lambda: saved[-1], log=lambda row: None, poll=lambda: False, code=lambda: 0,
-               replay=lambda b: replays.append(b) or "replay.pt", main=False)
+    hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False, lambda: 0,
+                         lambda b: replays.append(b) or "replay.pt", main=False)
+    engine.fit(state, settings, Batches(count, poison), DetectionLoss(head_specs(net)), hooks)
     return state, replays, saved
 
 
@@ -237,12 +238,11 @@ def test_the_first_layer_that_overflows_is_named():
     model = initialise(Network(net), 0).eval()
     with torch.no_grad():
         model.mb3.depthwise.conv.weight[0] = float("inf")
-    assert engine.first_bad_layer(model, torch.rand(1, 3, 64, 64)) == "mb3.depthwise.conv"
+    assert first_bad_layer(model, torch.rand(1, 3, 64, 64)) == "mb3.depthwise.conv"
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
-    settings = engine.Settings(10, 1.0, 0.1, 2.0)
-    rates = [engine.learning_rate(s, 5, settings) for s in range(51)]
+    rates = [learning_rate(s, 50, 10, 1.0, 0.1) for s in range(51)]
     assert rates[0] < rates[5] < rates[9] < 1.0 and rates[10] == 1.0 and rates[50] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
     assert rates[30] == pytest.approx(0.55)
@@ -250,19 +250,20 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
 
 def test_weight_decay_spares_batch_norm_and_biases():
     model = Network(small_net(3))
-    groups = engine.make_optimizer(model, "adamw", 0.001, 0.9, 0.1).param_groups
+    groups = make_optimizer(model, "adamw", 0.001, 0.9, 0.1).param_groups
     spared = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
     for name, p in model.named_parameters():
         assert (id(p) in spared) == (".bn." in name or name.endswith("bias")), name
 
 
 def test_a_full_disk_is_retried_and_ends_with_code_7(root, tiny_set, monkeypatch, capsys):
+    import prepare
     import trainer
     from utils.errors import DiskError
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "argv", command(tiny_set, tiny_set / "runs", "--name", "full")[1:])
     import train as script
-    run = trainer.prepare(script.parse())
+    run = prepare.prepare(script.parse())
 
     def refuse(*_, **__):
         raise OSError(28, "No space left on device")

@@ -93,14 +93,15 @@ def settings_text(result: dict) -> str:
 
 
 def write_page(folder: Path, result: dict, metrics: Metrics, coco: Truths, found: np.ndarray,
-               decode: Callable[[Path], np.ndarray]) -> Path:
+               decode: Callable[[Path], np.ndarray], before: Sequence[tuple[str, Path]] = ()) -> Path:
     """The report.html of an evaluation in `folder`, its curves and a sheet of pictures beside it.
 
-    `found` [D, 7] are the detections, `decode` reads a picture as uint8 [H, W, 3] RGB.
+    `found` [D, 7] are the detections, `decode` reads a picture as uint8 [H, W, 3] RGB; `before` are captions and
+    plots to show first.
     """
     from utils.plots import evaluation_pngs, sheet_pairs, sheet_png
     pairs = sheet_pairs(coco.images, found, decode, metrics.confidence)
-    images = evaluation_pngs(metrics, folder)
+    images = [*before, *evaluation_pngs(metrics, folder)]
     images.append(("Truth beside prediction", sheet_png(pairs, coco.names, folder / "predictions.jpg")))
     span = result.get("map50_interval")
     summary = {"mAP@0.5": metrics.map50, "mAP@0.5:0.95": metrics.map50_95, "precision": metrics.precision,

@@ -10,7 +10,6 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,7 +192,10 @@ def environment() -> dict[str, object]:
     root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        except OSError:                                    # no git here
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
     cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
@@ -209,16 +211,3 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-
-
-class Rate:
-    """Seconds since the last tick, for rates by a clock that never jumps."""
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
-
-    def tick(self) -> float:
-        """Seconds since the previous tick (or creation)."""
-        now = time.monotonic()
-        out, self.at = now - self.at, now
-        return out

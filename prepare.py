@@ -1,0 +1,187 @@
+"""From train.py's flags to a run that is ready to train: data read, network built, weights taken over, state resumed."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import engine
+from data.anchors import anchor_recall, fit_anchors
+from data.augment import preset
+from data.clean import report_faults
+from data.coco import CocoSet, read_coco
+from data.dataset import DetectionSet
+from data.loader import make_loader
+from data.locate import locate
+from models import checkpoint as checkpoints
+from models.count import macs, parameters
+from models.network import Network, initialise
+from models.separate import calibrate, separate
+from models.spec import Net, heads, to_json
+from models.sync_bn import synchronise
+from models.transfer import report_lines, transfer
+from models.zoo import build, with_heads
+from trainer import Run
+from utils import ddp, runs
+from utils.errors import DataError, EnvironmentFault, ModelError
+from utils.optim import make_ema, make_optimizer
+
+CALIBRATION = 64                                           # pictures that set the batch-norms of factorised layers
+Say = Callable[[str], None]
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """A run ready to train: data read, network built or loaded, state resumed. Raises the errors of each step."""
+    device = runs.pick_device(args.device)
+    world = ddp.join(device)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
+    interrupt = runs.Interrupt()
+    runs.tune_cpu(args.threads)
+    torch.manual_seed(args.seed)
+    precision, note = runs.pick_precision(device, args.precision)
+    say = print if world.main else (lambda *_: None)
+    if note:
+        say(note)
+    if args.batch_size % world.size:
+        raise EnvironmentFault(f"--batch-size {args.batch_size} does not divide among {world.size} processes; "
+                               f"give a multiple of {world.size}")
+    folder = claim_folder(args, world)
+    train_set, val_set = read_sets(args, folder, say)
+    net, weights = choose_net(args, train_set, say)
+    model = initialise(Network(net), args.seed)
+    if weights is not None:
+        start_from(model, weights, train_set, args.separate and args.resume is None, say)
+    run = assemble(args, folder, world, device, precision, net, model, train_set, val_set, interrupt)
+    if args.resume is not None:
+        take_up(run, say)
+    say(f"{len(train_set)} train / {len(val_set)} val pictures, {len(train_set.coco.names)} classes; {parameters(net):,} "
+        f"parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; {device} x {world.size}, {precision}, "
+        f"{torch.get_num_threads()} threads; {folder}")
+    return run
+
+
+def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
+               say: Say) -> None:
+    """Gives the model the layers it shares with a checkpoint and, on request, factors of those it replaced."""
+    state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
+    say("\n".join(report_lines(report)))
+    if factorise:
+        state, kept = separate(weights.net, weights.state, model.net, state)
+    model.load_state_dict(state)
+    if factorise:
+        count = min(CALIBRATION, len(train_set))
+        pictures = torch.stack([torch.from_numpy(train_set.plain(i * len(train_set) // count)) for i in range(count)])
+        calibrate(model, pictures.permute(0, 3, 1, 2).float() / 255, kept)
+        say("factorised: " + ", ".join(f"{name} {share:.0%}" for name, share in kept.items()) + " of the kernels' energy kept")
+
+
+def claim_folder(args: argparse.Namespace, world: ddp.World) -> Path:
+    """The run folder, locked by rank 0, the same on every rank, with the flags in args.json."""
+    chosen: list = [None]
+    if world.main:
+        folder = Path(args.resume) if args.resume is not None else runs.make_run_folder(args.project, args.name, args.exist_ok)
+        args.lock = runs.lock(folder)
+        if args.resume is None:
+            (folder / "weights").mkdir(exist_ok=True)
+            for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl"):
+                stale.unlink(missing_ok=True)              # --exist-ok starts over; only --resume goes on
+        plain = {k: v for k, v in vars(args).items() if k != "lock"}
+        runs.write_json(folder / "args.json", {**plain, "resume": None})
+        chosen[0] = str(folder)
+    if world.size > 1:
+        torch.distributed.broadcast_object_list(chosen)
+    return Path(chosen[0])
+
+
+def read_sets(args: argparse.Namespace, folder: Path, say: Say) -> tuple[DetectionSet, DetectionSet]:
+    """The training and validation sets; faults are printed, the validation's classes are the training's."""
+    where = locate(args.data)
+    common = {"max_pixels": args.max_pixels, "drop_unknown": args.drop_unknown, "trust": args.trust,
+              "memo": folder / "pictures.json"}
+    train = read_coco(*where.train, names=where.names, **common)
+    val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
+    for split, coco in (("train", train), ("val", val)):
+        for line in report_faults(coco.faults):
+            say(f"{split}: {line}")
+    if not any(len(record.boxes) for record in train.images):
+        raise DataError(f"{where.train.json}: not one box to learn from; is it the right annotation file?")
+    plain = max(0, args.epochs - args.close_mosaic)
+    return (DetectionSet(train, args.imgsz, preset(args.augment), args.seed, args.cache, args.max_pixels, plain_from=plain),
+            DetectionSet(val, args.imgsz, None, args.seed, args.cache, args.max_pixels))
+
+
+def choose_net(args: argparse.Namespace, train_set: DetectionSet, say: Say) -> tuple[Net, checkpoints.Checkpoint | None]:
+    """The records to train and the checkpoint whose layers they may take."""
+    weights = checkpoints.load(args.weights) if args.weights else None
+    classes = len(train_set.coco.names)
+    net = build(args.cfg, classes) if args.cfg else with_heads(weights.net, classes)
+    if not args.fit_anchors:
+        return net, weights
+    counts = [len(head.anchors) for head in heads(net)]
+    sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
+    fitted = fit_anchors(sizes, sum(counts), args.seed)
+    parts, end = [], len(fitted)
+    for count in counts:                                   # heads run from coarse to fine: the largest anchors first
+        parts.append(tuple((round(w, 1), round(h, 1)) for w, h in fitted[end - count:end]))
+        end -= count
+    before = [a for head in heads(net) for a in head.anchors]
+    say(f"anchors fitted: {' '.join(str(p) for p in parts)}; mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
+        f"(before {anchor_recall(sizes, before)[0]:.3f})")
+    return with_heads(net, classes, tuple(parts)), weights
+
+
+def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: torch.device, precision: str, net: Net,
+             model: Network, train_set: DetectionSet, val_set: DetectionSet, interrupt: runs.Interrupt) -> Run:
+    """The run of prepared parts: optimizer, EMA, loaders, settings and log."""
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if world.size > 1:
+        model = synchronise(model)
+    ema = make_ema(model, args.ema_decay, args.ema_ramp)
+    lr = args.lr or {"sgd": 0.01, "adamw": 0.001}[args.optimizer]
+    optimizer = make_optimizer(model, args.optimizer, lr, args.momentum, args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    if world.size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    share = args.batch_size // world.size
+    loader = make_loader(train_set, share, seed=args.seed, workers=args.workers, rank=world.rank, world=world.size,
+                         pin_memory=device.type == "cuda")
+    val_loader = make_loader(val_set, args.batch_size, shuffle=False, pin_memory=device.type == "cuda")
+    sides = tuple(range(max(96, args.imgsz // 2 // 32 * 32), args.imgsz * 3 // 2 + 1, 32)) if args.multi_scale else ()
+    settings = engine.Settings(args.epochs, lr, args.final_lr, min(args.warmup_epochs, args.epochs / 4),
+                               max(1, round(args.nominal_batch / args.batch_size)), args.clip,
+                               {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision, args.seed,
+                               args.val_interval, args.metric, args.save_minutes)
+    guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
+             "precision": precision, "device": device.type, "data": data_hash(train_set.coco)}
+    if world.main:
+        (folder / "net.json").write_text(to_json(net))
+    return Run(args, folder, world, net, train_set, val_set, loader, val_loader,
+               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder), interrupt, precision, guard)
+
+
+def take_up(run: Run, say: Say) -> None:
+    """Loads the state of last.pt (or the one before it); what would not be bit-exact needs --accept."""
+    found, note = checkpoints.load_or_previous(run.last)
+    if note:
+        say(f"warning: {note}")
+    if found.training is None:
+        raise ModelError(f"{run.last} holds weights only, nothing to resume; start a new run with --weights {run.last}")
+    before = found.training["guard"]
+    lost = [f"{key} was {before.get(key)}, is {value}" for key, value in run.guard.items() if before.get(key) != value]
+    if lost and not run.args.accept:
+        raise EnvironmentFault(f"the continuation would not be bit-exact: {'; '.join(lost)}. "
+                               "Restore that, or add --accept to go on all the same")
+    run.state.load(found.training)
+    if run.world.main:
+        run.log.keep_before(run.state.epoch)
+    say(f"going on from epoch {run.state.epoch + 1}, batch {run.state.batch}"
+        + (f" (no longer bit-exact: {'; '.join(lost)})" if lost else ""))
+
+
+def data_hash(coco: CocoSet) -> int:
+    """A number that changes with the pictures' names, sizes or boxes."""
+    return checkpoints.checksum([(os.fspath(r.path.name), r.width, r.height, torch.from_numpy(r.boxes)) for r in coco.images])
