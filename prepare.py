@@ -184,4 +184,4 @@ def take_up(run: Run, say: Say) -> None:
 
 def data_hash(coco: CocoSet) -> int:
     """A number that changes with the pictures' names, sizes or boxes."""
-    return checkpoints.checksum([(os.fspath(r.path.name), r.width, r.height, torch.from_numpy(r.boxes)) for r in coco.images])
+    return checkpoints.checksum([(r.path.name, r.width, r.height, torch.from_numpy(r.boxes)) for r in coco.images])
