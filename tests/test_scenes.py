@@ -10,7 +10,7 @@ import pytest
 
 from data.coco import CocoSet, locate, read_coco
 from data.images import decode
-from data.scenes import NAMES, _digit, _materials, make_scenes, scene
+from data.scenes import NAMES, _digit, _ink, _materials, make_scenes, scene
 from utils.errors import DataError
 
 
@@ -61,15 +61,13 @@ def test_boxes_are_tight_around_the_ink():
         assert np.abs(seen - [x, y, x + w, y + h]).max() <= 2
 
 
-def test_ink_stands_out_from_what_lies_beneath():
-    material = _materials(0)["val"]
-    contrasts = []
-    for seed in range(20):
-        with_digits, found = scene(material, 320, np.random.default_rng(seed))
-        for _, x, y, w, h in found:
-            patch = with_digits[y:y + h, x:x + w].astype(float).mean(2)
-            contrasts.append(patch.std())
-    assert np.median(contrasts) > 25
+@pytest.mark.parametrize("level", [0, 60, 128, 200, 255])
+def test_ink_stands_out_from_what_lies_beneath(level: int):
+    for seed in range(40):
+        picture = np.full((20, 20, 3), level, np.float32)
+        _ink(picture, np.ones((20, 20), np.float32), (5, 5, 10, 10), np.random.default_rng(seed))
+        assert abs(picture[5:15, 5:15].mean() - level) >= 60, "80 levels apart, at least three quarters opaque"
+        assert (picture[:5] == level).all()
 
 
 def test_training_and_validation_share_no_scan_and_no_background():
