@@ -66,7 +66,7 @@ def test_ink_stands_out_from_what_lies_beneath(level: int):
     for seed in range(40):
         picture = np.full((20, 20, 3), level, np.float32)
         _ink(picture, np.ones((20, 20), np.float32), (5, 5, 10, 10), np.random.default_rng(seed))
-        assert abs(picture[5:15, 5:15].mean() - level) >= 60, "80 levels apart, at least three quarters opaque"
+        assert abs(picture[5:15, 5:15].mean() - level) >= 60, "80 levels apart, 75 % opaque or more"
         assert (picture[:5] == level).all()
 
 
