@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "data", "utils")
-MAY_IMPORT = {"script": {"engine", *ROOMS}, "engine": {"utils"}, "models": {"models", "utils"},
-              "data": {"data", "utils"}, "utils": {"utils"}, "tests": {"script", "engine", "tests", *ROOMS}}
+ASSEMBLY: tuple[str, ...] = ()     # modules beside the scripts, without a main, that several scripts may share
+MAY_IMPORT = {"script": {"assembly", "engine", *ROOMS}, "assembly": {"assembly", "engine", *ROOMS},
+              "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"}, "utils": {"utils"},
+              "tests": {"script", "assembly", "engine", "tests", *ROOMS}}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
           "models.count": {"models.spec", "models.layout"}, "models.zoo": {"models.spec", "models.layout"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
@@ -24,7 +26,7 @@ FILES = sorted(path for room in ("", *ROOMS, "tests") for path in (ROOT / room).
 def _room(path: str) -> str:
     if "/" in path:
         return path.split("/")[0]
-    return "engine" if path == "engine.py" else "script"
+    return "engine" if path == "engine.py" else "assembly" if path[:-3] in ASSEMBLY else "script"
 
 
 def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
@@ -40,12 +42,12 @@ def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
 
 
 def _import_faults(path: str, text: str) -> list[str]:
-    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine"} | {"train", "val", "detect"}
+    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine", *ASSEMBLY} | {"train", "val", "detect"}
     faults, module = [], path[:-3].replace("/", ".")
     for line, name in dict.fromkeys(_imports(path, ast.parse(text))):
         top = name.split(".")[0]
-        target = "script" if top in scripts else top
-        if target in {"script", "engine", *ROOMS, "tests"} and target not in MAY_IMPORT[_room(path)]:
+        target = "script" if top in scripts else "assembly" if top in ASSEMBLY else top
+        if target in {*MAY_IMPORT, *ROOMS} and target not in MAY_IMPORT[_room(path)]:
             faults.append(f"{path}:{line}: {_room(path)} may not import {name}")
         elif module in STAIRS and top == "models" and name not in STAIRS[module]:
             faults.append(f"{path}:{line}: {module} may not stand on {name}")
