@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "data", "utils")
-ASSEMBLY: tuple[str, ...] = ()     # modules beside the scripts, without a main, that several scripts may share
+ASSEMBLY: tuple[str, ...] = ()     # modules beside the scripts, without a main, that scripts may share
 MAY_IMPORT = {"script": {"assembly", "engine", *ROOMS}, "assembly": {"assembly", "engine", *ROOMS},
-              "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"}, "utils": {"utils"},
-              "tests": {"script", "assembly", "engine", "tests", *ROOMS}}
+              "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"},
+              "utils": {"utils"}, "tests": {"script", "assembly", "engine", "tests", *ROOMS}}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
           "models.count": {"models.spec", "models.layout"}, "models.zoo": {"models.spec", "models.layout"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
