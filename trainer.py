@@ -1,4 +1,7 @@
-"""A training run: what the engine calls around its steps. Prepared by prepare.py from flags, by others from their own."""
+"""A training run: what the engine calls around its steps.
+
+Prepared by prepare.py from flags, by others from their own.
+"""
 from __future__ import annotations
 
 import argparse
@@ -21,14 +24,14 @@ from models.network import Network
 from models.runtimes import torch_runtime
 from models.spec import Net, to_json
 from utils import ddp, evaluation, runs
-from utils.errors import DiskError
+from utils.errors import DiskError, EnvironmentFault
 from utils.inference import Finder, collect_detections
 from utils.metrics import Metrics, evaluate_detections
 from utils.optim import first_bad_layer
 from utils.plots import results_png
 
-VAL = (0.001, 0.6, 100)                                    # score floor, NMS IoU, boxes a picture, as val.py's
-SAVE_TRIES = 3                                             # saves that may fail in a row before the run gives up
+VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
+SAVE_TRIES = 3                                     # saves that may fail in a row before the run gives up
 
 
 @dataclass
@@ -63,35 +66,47 @@ class Run:
         return self.folder / "weights" / "best.pt"
 
     def train(self) -> None:
-        """Fits to the end, from wherever the state is; the best weights are then measured and shown in report.html."""
+        """Fits to the end, from wherever the state is.
+
+        The best weights are then measured and shown in report.html.
+        """
         loss = DetectionLoss(head_specs(self.net))
         if not self.last.exists():
-            self.save(self.state, False)                   # from the first second there is a state to come back to
+            self.save(self.state, False)           # from the first second there is a state to come back to
         for dataset in (self.train_set, self.val_set):
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
-        hooks = engine.Hooks(self.validate, self.save, lambda: checkpoints.load_or_previous(self.last)[0].training,
-                             self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main)
-        engine.fit(self.state, self.settings, self.loader, loss, hooks)
+        hooks = engine.Hooks(
+            self.validate, self.save, lambda: checkpoints.load_or_previous(self.last)[0].training,
+            self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main)
+        try:
+            engine.fit(self.state, self.settings, self.loader, loss, hooks)
+        except torch.OutOfMemoryError as error:
+            half, nominal = max(1, self.args.batch_size // 2), max(self.args.nominal_batch, self.args.batch_size)
+            raise EnvironmentFault(f"out of memory at --batch-size {self.args.batch_size} ({str(error)[:80]}); the same "
+                                   f"steps in less memory: --batch-size {half} --nominal-batch {nominal}") from error
         if self.world.main and not self.args.no_report:
             print(self.report())
 
     def measure(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
-        """Metrics, the finder with its times, and the detections [D, 7] of a network on the validation set."""
+        """A network's metrics on the validation set, the finder with its times, and the detections [D, 7]."""
         names = self.val_set.coco.names
         runtime = torch_runtime(net, weights, names, self.args.imgsz, self.state.device, self.val_precision)
         finder = Finder(runtime, detections, range(len(names)), *VAL)
         sizes = [(record.height, record.width) for record in self.val_set.coco.images]
         poll = None if self.world.size > 1 else self.interrupt.stop
         found = collect_detections(self.val_loader, finder, sizes, progress=False, poll=poll)
-        return evaluate_detections(self.val_set.coco.ground_truth(), found, names, max_det=VAL[2]), finder, found
+        truth = self.val_set.coco.ground_truth()
+        return evaluate_detections(truth, found, names, max_det=VAL[2]), finder, found
 
     def validate(self, model: Network) -> dict[str, float]:
         """map50, map50_95, precision, recall and F1 of a model on the validation set."""
         started = time.monotonic()
         metrics, _, _ = self.measure(self.net, model.state_dict())
-        values = {name: getattr(metrics, name) or 0.0 for name in ("map50", "map50_95", "precision", "recall", "f1")}
+        shown = ("map50", "map50_95", "precision", "recall", "f1")
+        values = {name: getattr(metrics, name) or 0.0 for name in shown}
         print(f"  val  AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
-              f"R {values['recall']:.3f}  F1 {values['f1']:.3f}  ({time.monotonic() - started:.0f} s)", flush=True)
+              f"R {values['recall']:.3f}  F1 {values['f1']:.3f}  ({time.monotonic() - started:.0f} s)",
+              flush=True)
         return values
 
     def report(self) -> Path:
@@ -99,10 +114,12 @@ class Run:
         best = checkpoints.load(self.best if self.best.is_file() else self.last)
         metrics, finder, found = self.measure(best.net, best.state)
         file = self.best if self.best.is_file() else self.last
-        cost = {"weights": str(file), "data": self.args.data, "split": "val", "parameters": parameters(best.net),
+        cost = {"weights": str(file), "data": self.args.data, "split": "val",
+                "parameters": parameters(best.net),
                 "macs": macs(best.net, self.args.imgsz), "loose_macs": loose_macs(best.net, self.args.imgsz),
                 "bytes": file.stat().st_size, "dropped_by_decoder": finder.dropped}
-        how = argparse.Namespace(**{**vars(self.args), **dict(zip(("conf_thres", "iou_thres", "max_det"), VAL))})
+        limits = dict(zip(("conf_thres", "iou_thres", "max_det"), VAL))
+        how = argparse.Namespace(**{**vars(self.args), **limits})
         result = evaluation.summarise(metrics, cost, finder, evaluation.settings(how, finder.runtime), False)
         runs.write_json(self.folder / "metrics.json", result)
         print("\n".join(evaluation.lines(result, metrics)))
@@ -115,15 +132,19 @@ class Run:
             self.log.add({**row, "seconds": round(time.monotonic() - self.began, 1)})
 
     def save(self, state: engine.State, best: bool) -> None:
-        """Writes last.pt (and best.pt); a full disk is reported and tried again at the next save, three times."""
+        """Writes last.pt (and best.pt).
+
+        A full disk is reported and tried again at the next save, three times.
+        """
         if not self.world.main:
             return
-        extra = {"epoch": state.epoch, "best": state.best, "metric": self.settings.metric, "seed": self.settings.seed}
+        extra = {"epoch": state.epoch, "best": state.best,
+                 "metric": self.settings.metric, "seed": self.settings.seed}
         weights = checkpoints.Checkpoint(self.net, state.ema.module.state_dict(), self.train_set.coco.names,
                                          self.args.imgsz, self.train_set.coco.class_map, extra,
                                          {**state.as_dict(), "guard": self.guard})
         try:
-            if best:                                       # first: a run killed here writes the same one again
+            if best:                               # first: a run killed here writes the same one again
                 checkpoints.save(self.best, replace(weights, training=None))
             checkpoints.save(self.last, weights, keep_previous=True)
             self.failed_saves = 0
@@ -132,7 +153,8 @@ class Run:
             if self.failed_saves >= SAVE_TRIES:
                 raise DiskError(f"{self.last} could not be written {SAVE_TRIES} times in a row ({error}); "
                                 "free some space, then go on with --resume") from error
-            print(f"warning: {self.last} could not be written ({error}); training goes on, free some space", flush=True)
+            print(f"warning: {self.last} could not be written ({error}); training goes on, free some space",
+                  flush=True)
 
     def replay(self, batch: dict) -> str:
         """Writes the batch and weights of a non-finite step, and names the first layer that overflowed."""
