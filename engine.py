@@ -1,4 +1,7 @@
-"""The training loop. Model, loss, loader and what happens around a step come as arguments; imports no models, no data."""
+"""The training loop. Model, loss, loader and what happens around a step come as arguments.
+
+It imports no models and no data.
+"""
 from __future__ import annotations
 
 import math
@@ -16,8 +19,8 @@ from utils.errors import Interrupted, NumericError
 from utils.optim import heal_statistics, learning_rate
 from utils.progress import Progress
 
-IN_A_ROW = 3                                               # non-finite steps before the last good state comes back
-RETRIES = 3                                                # times it may come back, each at half the learning rate
+IN_A_ROW = 3                                       # non-finite steps before the last good state comes back
+RETRIES = 3                                        # times it may come back, each at half the learning rate
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,14 +47,14 @@ class Settings:
 class Hooks:
     """What the loop calls and does not know."""
 
-    validate: Callable[[nn.Module], dict]                  # EMA module -> {"map50": ..., ...}
-    save: Callable[["State", bool], None]                  # writes the checkpoint; True: it is the best so far
-    restore: Callable[[], dict]                            # State.as_dict() of the last checkpoint
-    log: Callable[[dict], None]                            # one epoch's row
-    poll: Callable[[], bool]                               # whether a signal has arrived
-    code: Callable[[], int]                                # the exit code that tells of it
-    replay: Callable[[dict], str]                          # keeps a bad batch; a sentence saying where
-    main: bool = True                                      # whether this process shows and validates
+    validate: Callable[[nn.Module], dict]              # EMA module -> {"map50": ..., ...}
+    save: Callable[["State", bool], None]              # writes the checkpoint; True: it is the best so far
+    restore: Callable[[], dict]                        # State.as_dict() of the last checkpoint
+    log: Callable[[dict], None]                        # one epoch's row
+    poll: Callable[[], bool]                           # whether a signal has arrived
+    code: Callable[[], int]                            # the exit code that tells of it
+    replay: Callable[[dict], str]                      # keeps a bad batch; a sentence saying where
+    main: bool = True                                  # whether this process shows and validates
 
 
 @dataclass
@@ -96,7 +99,10 @@ class State:
 
 
 def fit(state: State, settings: Settings, loader: Iterable, loss: Callable, hooks: Hooks) -> State:
-    """The state after the last epoch. Each epoch: train, validate, log, save; a signal saves and raises Interrupted."""
+    """The state after the last epoch.
+
+    Each epoch: train, validate, log, save; a signal saves and raises Interrupted.
+    """
     while state.epoch < settings.epochs:
         train_one_epoch(state, settings, loader, loss, hooks)
         row = {"epoch": state.epoch, **_means(ddp.mean_over_ranks(state.sums, state.device)),
@@ -119,7 +125,7 @@ def fit(state: State, settings: Settings, loader: Iterable, loss: Callable, hook
 
 
 def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Callable, hooks: Hooks) -> None:
-    """Trains from state.batch to the epoch's end; an optimizer step ends every window of `accumulate` batches."""
+    """Trains from state.batch to the epoch's end; a step ends every window of `accumulate` batches."""
     state.model.train()
     loader.set_epoch(state.epoch, state.batch)
     total, window, good = len(loader), settings.accumulate, True
@@ -130,8 +136,9 @@ def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Ca
             first = at - at % window
             last = min(first + window, total) - 1
             if at == first:
-                rate = learning_rate(state.step, settings.epochs * per_epoch, settings.warmup_epochs * per_epoch,
-                                     settings.lr, settings.final_lr) * state.lr_scale
+                rate = learning_rate(
+                    state.step, settings.epochs * per_epoch, settings.warmup_epochs * per_epoch,
+                    settings.lr, settings.final_lr) * state.lr_scale
                 for group in state.optimizer.param_groups:
                     group["lr"] = rate
                 good = True
@@ -156,13 +163,17 @@ def _stop(state: State, hooks: Hooks) -> None:
 
 
 def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, share: float, at: int) -> bool:
-    """Whether a batch's loss was finite: then its gradients, times `share`, and its terms are added; else all are gone."""
+    """Whether a batch's loss was finite.
+
+    If so, its gradients, times `share`, and its terms are added; else all are gone.
+    """
     images = batch.images.to(state.device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     if settings.sizes:
         images = _resized(images, settings, state.epoch, at)
     ends = (at + 1) % settings.accumulate == 0
-    quiet = state.model.no_sync() if hasattr(state.model, "no_sync") and not ends and share < 1 else nullcontext()
+    waits = hasattr(state.model, "no_sync") and not ends and share < 1
+    quiet = state.model.no_sync() if waits else nullcontext()
     with quiet:
         half = HALF.get(settings.precision)
         with torch.autocast(state.device.type, half, enabled=half is not None):
@@ -192,7 +203,8 @@ def _step(state: State, settings: Settings) -> bool:
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
     good = bool(torch.isfinite(norm))
-    if good or state.scaler.is_enabled():                  # an enabled scaler skips the step itself and lowers its scale
+    # An enabled scaler skips the step itself and lowers its scale.
+    if good or state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
     state.optimizer.zero_grad()
@@ -202,7 +214,10 @@ def _step(state: State, settings: Settings) -> bool:
 
 
 def _account(state: State, good: bool, batch: tuple, hooks: Hooks) -> None:
-    """Counts the step; after IN_A_ROW bad ones brings the last good weights back, after RETRIES of these gives up."""
+    """Counts the step.
+
+    After IN_A_ROW bad ones it brings the last good weights back, after RETRIES of these it gives up.
+    """
     state.step += 1
     if good:
         state.bad = 0
@@ -211,13 +226,15 @@ def _account(state: State, good: bool, batch: tuple, hooks: Hooks) -> None:
     heal_statistics(unwrap(state.model), state.ema.module)
     if state.bad < IN_A_ROW:
         return
-    where = hooks.replay({"images": batch.images, "targets": batch.targets, "epoch": state.epoch, "batch": state.batch})
+    where = hooks.replay({"images": batch.images, "targets": batch.targets,
+                          "epoch": state.epoch, "batch": state.batch})
     if state.retries >= RETRIES:
-        raise NumericError(f"{IN_A_ROW} steps in a row were not finite, after {RETRIES} restarts from the last good state "
-                           f"at half the learning rate each; {where}")
+        raise NumericError(f"{IN_A_ROW} steps in a row were not finite, after {RETRIES} restarts from the "
+                           f"last good state at half the learning rate each; {where}")
     state.load(hooks.restore(), weights_only=True)
     state.bad, state.retries, state.lr_scale = 0, state.retries + 1, state.lr_scale / 2
-    print(f"{IN_A_ROW} steps in a row were not finite ({where}); the last good state is back, learning rate halved")
+    print(f"{IN_A_ROW} steps in a row were not finite ({where}); "
+          "the last good state is back, learning rate halved")
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:

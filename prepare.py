@@ -1,4 +1,7 @@
-"""From train.py's flags to a run that is ready to train: data read, network built, weights taken over, state resumed."""
+"""From train.py's flags to a run that is ready to train.
+
+Data read, network built, weights taken over, state resumed.
+"""
 from __future__ import annotations
 
 import argparse
@@ -28,12 +31,12 @@ from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError
 from utils.optim import make_ema, make_optimizer
 
-CALIBRATION = 64                                           # pictures that set the batch-norms of factorised layers
+CALIBRATION = 64                                   # pictures that set the batch-norms of factorised layers
 Say = Callable[[str], None]
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """A run ready to train: data read, network built or loaded, state resumed. Raises the errors of each step."""
+    """A run ready to train: data read, network built or loaded, state resumed. Raises each step's errors."""
     device = runs.pick_device(args.device)
     world = ddp.join(device)
     if device.type == "cuda" and world.size > 1:
@@ -46,8 +49,8 @@ def prepare(args: argparse.Namespace) -> Run:
     if note:
         say(note)
     if args.batch_size % world.size:
-        raise EnvironmentFault(f"--batch-size {args.batch_size} does not divide among {world.size} processes; "
-                               f"give a multiple of {world.size}")
+        raise EnvironmentFault(f"--batch-size {args.batch_size} does not divide among {world.size} "
+                               f"processes; give a multiple of {world.size}")
     folder = claim_folder(args, world)
     train_set, val_set = read_sets(args, folder, say)
     net, weights = choose_net(args, train_set, say)
@@ -57,15 +60,18 @@ def prepare(args: argparse.Namespace) -> Run:
     run = assemble(args, folder, world, device, precision, net, model, train_set, val_set, interrupt)
     if args.resume is not None:
         take_up(run, say)
-    say(f"{len(train_set)} train / {len(val_set)} val pictures, {len(train_set.coco.names)} classes; {parameters(net):,} "
-        f"parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; {device} x {world.size}, {precision}, "
-        f"{torch.get_num_threads()} threads; {folder}")
+    say(f"{len(train_set)} train / {len(val_set)} val pictures, {len(train_set.coco.names)} classes; "
+        f"{parameters(net):,} parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; "
+        f"{device} x {world.size}, {precision}, {torch.get_num_threads()} threads; {folder}")
     return run
 
 
 def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
                say: Say) -> None:
-    """Gives the model the layers it shares with a checkpoint and, on request, factors of those it replaced."""
+    """Gives the model the layers it shares with a checkpoint.
+
+    On request, also factors of those it replaced.
+    """
     state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
     say("\n".join(report_lines(report)))
     if factorise:
@@ -73,16 +79,19 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
     model.load_state_dict(state)
     if factorise:
         count = min(CALIBRATION, len(train_set))
-        pictures = torch.stack([torch.from_numpy(train_set.plain(i * len(train_set) // count)) for i in range(count)])
+        chosen = [train_set.plain(i * len(train_set) // count) for i in range(count)]
+        pictures = torch.stack([torch.from_numpy(picture) for picture in chosen])
         calibrate(model, pictures.permute(0, 3, 1, 2).float() / 255, kept)
-        say("factorised: " + ", ".join(f"{name} {share:.0%}" for name, share in kept.items()) + " of the kernels' energy kept")
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
+        say(f"factorised: {shares} of the kernels' energy kept")
 
 
 def claim_folder(args: argparse.Namespace, world: ddp.World) -> Path:
     """The run folder, locked by rank 0, the same on every rank, with the flags in args.json."""
     chosen: list = [None]
     if world.main:
-        folder = Path(args.resume) if args.resume is not None else runs.make_run_folder(args.project, args.name, args.exist_ok)
+        folder = (Path(args.resume) if args.resume is not None
+                  else runs.make_run_folder(args.project, args.name, args.exist_ok))
         args.lock = runs.lock(folder)
         if args.resume is None:
             (folder / "weights").mkdir(exist_ok=True)
@@ -109,11 +118,13 @@ def read_sets(args: argparse.Namespace, folder: Path, say: Say) -> tuple[Detecti
     if not any(len(record.boxes) for record in train.images):
         raise DataError(f"{where.train.json}: not one box to learn from; is it the right annotation file?")
     plain = max(0, args.epochs - args.close_mosaic)
-    return (DetectionSet(train, args.imgsz, preset(args.augment), args.seed, args.cache, args.max_pixels, plain_from=plain),
-            DetectionSet(val, args.imgsz, None, args.seed, args.cache, args.max_pixels))
+    shared = (args.seed, args.cache, args.max_pixels)
+    return (DetectionSet(train, args.imgsz, preset(args.augment), *shared, plain_from=plain),
+            DetectionSet(val, args.imgsz, None, *shared))
 
 
-def choose_net(args: argparse.Namespace, train_set: DetectionSet, say: Say) -> tuple[Net, checkpoints.Checkpoint | None]:
+def choose_net(args: argparse.Namespace, train_set: DetectionSet,
+               say: Say) -> tuple[Net, checkpoints.Checkpoint | None]:
     """The records to train and the checkpoint whose layers they may take."""
     weights = checkpoints.load(args.weights) if args.weights else None
     classes = len(train_set.coco.names)
@@ -124,17 +135,19 @@ def choose_net(args: argparse.Namespace, train_set: DetectionSet, say: Say) -> t
     sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
     fitted = fit_anchors(sizes, sum(counts), args.seed)
     parts, end = [], len(fitted)
-    for count in counts:                                   # heads run from coarse to fine: the largest anchors first
+    for count in counts:                           # heads run from coarse to fine: the largest anchors first
         parts.append(tuple((round(w, 1), round(h, 1)) for w, h in fitted[end - count:end]))
         end -= count
     before = [a for head in heads(net) for a in head.anchors]
-    say(f"anchors fitted: {' '.join(str(p) for p in parts)}; mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
+    say(f"anchors fitted: {' '.join(str(p) for p in parts)}; "
+        f"mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
         f"(before {anchor_recall(sizes, before)[0]:.3f})")
     return with_heads(net, classes, tuple(parts)), weights
 
 
-def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: torch.device, precision: str, net: Net,
-             model: Network, train_set: DetectionSet, val_set: DetectionSet, interrupt: runs.Interrupt) -> Run:
+def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: torch.device, precision: str,
+             net: Net, model: Network, train_set: DetectionSet, val_set: DetectionSet,
+             interrupt: runs.Interrupt) -> Run:
     """The run of prepared parts: optimizer, EMA, loaders, settings and log."""
     model = model.to(device).to(memory_format=torch.channels_last)
     if world.size > 1:
@@ -147,20 +160,22 @@ def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: t
         model = torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
     share = args.batch_size // world.size
-    loader = make_loader(train_set, share, seed=args.seed, workers=args.workers, rank=world.rank, world=world.size,
-                         pin_memory=device.type == "cuda")
+    loader = make_loader(train_set, share, seed=args.seed, workers=args.workers, rank=world.rank,
+                         world=world.size, pin_memory=device.type == "cuda")
     val_loader = make_loader(val_set, args.batch_size, shuffle=False, pin_memory=device.type == "cuda")
-    sides = tuple(range(max(96, args.imgsz // 2 // 32 * 32), args.imgsz * 3 // 2 + 1, 32)) if args.multi_scale else ()
+    sides = (tuple(range(max(96, args.imgsz // 2 // 32 * 32), args.imgsz * 3 // 2 + 1, 32))
+             if args.multi_scale else ())
     settings = engine.Settings(args.epochs, lr, args.final_lr, min(args.warmup_epochs, args.epochs / 4),
                                max(1, round(args.nominal_batch / args.batch_size)), args.clip,
-                               {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision, args.seed,
-                               args.val_interval, args.metric, args.save_minutes)
+                               {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision,
+                               args.seed, args.val_interval, args.metric, args.save_minutes)
     guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
              "precision": precision, "device": device.type, "data": data_hash(train_set.coco)}
     if world.main:
         (folder / "net.json").write_text(to_json(net))
     return Run(args, folder, world, net, train_set, val_set, loader, val_loader,
-               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder), interrupt, precision, guard)
+               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder), interrupt,
+               precision, guard)
 
 
 def take_up(run: Run, say: Say) -> None:
@@ -169,9 +184,11 @@ def take_up(run: Run, say: Say) -> None:
     if note:
         say(f"warning: {note}")
     if found.training is None:
-        raise ModelError(f"{run.last} holds weights only, nothing to resume; start a new run with --weights {run.last}")
+        raise ModelError(f"{run.last} holds weights only, nothing to resume; "
+                         f"start a new run with --weights {run.last}")
     before = found.training["guard"]
-    lost = [f"{key} was {before.get(key)}, is {value}" for key, value in run.guard.items() if before.get(key) != value]
+    lost = [f"{key} was {before.get(key)}, is {value}" for key, value in run.guard.items()
+            if before.get(key) != value]
     if lost and not run.args.accept:
         raise EnvironmentFault(f"the continuation would not be bit-exact: {'; '.join(lost)}. "
                                "Restore that, or add --accept to go on all the same")
@@ -184,4 +201,5 @@ def take_up(run: Run, say: Say) -> None:
 
 def data_hash(coco: CocoSet) -> int:
     """A number that changes with the pictures' names, sizes or boxes."""
-    return checkpoints.checksum([(r.path.name, r.width, r.height, torch.from_numpy(r.boxes)) for r in coco.images])
+    return checkpoints.checksum([(r.path.name, r.width, r.height, torch.from_numpy(r.boxes))
+                                 for r in coco.images])

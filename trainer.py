@@ -81,9 +81,10 @@ class Run:
         try:
             engine.fit(self.state, self.settings, self.loader, loss, hooks)
         except torch.OutOfMemoryError as error:
-            half, nominal = max(1, self.args.batch_size // 2), max(self.args.nominal_batch, self.args.batch_size)
-            raise EnvironmentFault(f"out of memory at --batch-size {self.args.batch_size} ({str(error)[:80]}); the same "
-                                   f"steps in less memory: --batch-size {half} --nominal-batch {nominal}") from error
+            size, nominal = self.args.batch_size, max(self.args.nominal_batch, self.args.batch_size)
+            raise EnvironmentFault(f"out of memory at --batch-size {size} ({str(error)[:80]}); the same "
+                                   f"steps in less memory: --batch-size {max(1, size // 2)} "
+                                   f"--nominal-batch {nominal}") from error
         if self.world.main and not self.args.no_report:
             print(self.report())
 
