@@ -18,8 +18,8 @@ class ConvBN(nn.Module):
     With bn=False (a folded network) the convolution has a bias and no batch-norm follows.
     """
 
-    def __init__(self, layer: Layer, cin: int, out: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
-                 act: str | None = None) -> None:
+    def __init__(self, layer: Layer, cin: int, out: int, kernel: int = 1, stride: int = 1, *,
+                 depthwise: bool = False, act: str | None = None) -> None:
         super().__init__()
         convolution = DepthwiseConv2d if depthwise else nn.Conv2d
         self.conv = convolution(cin, out, kernel, stride, kernel // 2, groups=cin if depthwise else 1,
@@ -45,7 +45,7 @@ class DSConv(nn.Sequential):
 
 
 class SE(nn.Module):
-    """Squeeze-excitation (arXiv 1709.01507): each channel of x [B, C, H, W] scaled by a gate from its mean."""
+    """Squeeze-excitation (arXiv 1709.01507): each channel of x [B, C, H, W] times a gate from its mean."""
 
     def __init__(self, channels: int, squeeze: int) -> None:
         super().__init__()
@@ -56,7 +56,10 @@ class SE(nn.Module):
 
 
 class MBConv(nn.Sequential):
-    """Inverted bottleneck: expand 1x1, depthwise kxk, squeeze-excitation, project 1x1 (arXiv 1801.04381, 1807.11626)."""
+    """Inverted bottleneck (arXiv 1801.04381, 1807.11626).
+
+    Expand 1x1, depthwise kxk, squeeze-excitation, project 1x1.
+    """
 
     def __init__(self, cin: int, layer: Layer) -> None:
         super().__init__()
@@ -68,7 +71,10 @@ class MBConv(nn.Sequential):
 
 
 class Head(nn.Module):
-    """1x1 convolution to raw maps: [B, cin, G, G] -> [B, A, 5 + K, G, G] (x, y, w, h, objectness, classes)."""
+    """1x1 convolution to raw maps: [B, cin, G, G] -> [B, A, 5 + K, G, G].
+
+    The 5 + K are x, y, w, h, objectness, classes.
+    """
 
     def __init__(self, cin: int, layer: Layer) -> None:
         super().__init__()
@@ -83,7 +89,8 @@ class Head(nn.Module):
 class SamePool(nn.Module):
     """2x2 max-pooling at stride 1 with darknet's padding: [B, C, H, W] -> [B, C, H, W].
 
-    Darknet ignores what lies right and below the picture; repeating the last row and column gives the same maxima.
+    Darknet ignores what lies right and below the picture; repeating the last row and column gives the same
+    maxima.
     """
 
     def forward(self, x: Tensor) -> Tensor:

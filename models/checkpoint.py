@@ -1,4 +1,7 @@
-"""Saving and loading `{net, state, names, ...}`: data and tensors only, atomic, checked, never a pickled module."""
+"""Saving and loading `{net, state, names, ...}`.
+
+Data and tensors only, atomic, checked, never a pickled module.
+"""
 from __future__ import annotations
 
 import io
@@ -17,15 +20,15 @@ from models.spec import Net, classes_of, from_json, heads, to_json
 from utils.errors import ModelError
 
 SCHEMA = 1
-FOLLOWS = ".bn.num_batches_tracked"                        # in every state dict, of no meaning to a trained net
+FOLLOWS = ".bn.num_batches_tracked"                    # in every state dict, of no meaning to a trained net
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained network: records, fp32 state, class names in the order of the head, input side in px.
 
-    class_map: category id of the data set (as text) -> class. extra: plain values (metrics, command, header of a
-    darknet file). training: what resuming needs; absent from weights that are shipped.
+    class_map: category id of the data set (as text) -> class. extra: plain values (metrics, command, header
+    of a darknet file). training: what resuming needs; absent from weights that are shipped.
     """
 
     net: Net
@@ -40,20 +43,21 @@ class Checkpoint:
 def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
     """Writes a checkpoint whole or not at all: beside its name, synced, renamed.
 
-    keep_previous: the file that is replaced stays as `<stem>.prev.pt`. Raises OSError when the disk refuses, and
-    ModelError rather than write non-finite weights.
+    keep_previous: the file that is replaced stays as `<stem>.prev.pt`. Raises OSError when the disk refuses,
+    and ModelError rather than write non-finite weights.
     """
     path = Path(path)
     state = {k: v.detach().to("cpu", torch.float32 if v.is_floating_point() else v.dtype).contiguous()
              for k, v in checkpoint.state.items()}
     if bad := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise ModelError(f"will not write {path.name}: {len(bad)} tensors are not finite, first {bad[0]}")
-    content = {"schema": SCHEMA, "net": to_json(checkpoint.net), "state": state, "names": list(checkpoint.names),
-               "imgsz": checkpoint.imgsz, "class_map": dict(checkpoint.class_map), "extra": checkpoint.extra}
+    content = {"schema": SCHEMA, "net": to_json(checkpoint.net), "state": state,
+               "names": list(checkpoint.names), "imgsz": checkpoint.imgsz,
+               "class_map": dict(checkpoint.class_map), "extra": checkpoint.extra}
     if checkpoint.training is not None:
         content["training"] = checkpoint.training
     content["checksum"] = checksum(content)
-    buffer = io.BytesIO()                                  # a full disk is then an OSError, not a torch internal
+    buffer = io.BytesIO()                              # a full disk is then an OSError, not a torch internal
     torch.save(content, buffer)
     write_atomic(path, buffer.getbuffer(), keep_previous)
 
@@ -103,8 +107,8 @@ def checksum(value: object, crc: int = 0) -> int:
 def load(path: str | Path) -> Checkpoint:
     """The checkpoint of a `.pt` file or of official darknet `.weights`.
 
-    Raises FileNotFoundError with what to do, and ModelError for a file that is torn, changed, of another schema, or
-    would run code when unpickled (it is never run: weights_only).
+    Raises FileNotFoundError with what to do, and ModelError for a file that is torn, changed, of another
+    schema, or would run code when unpickled (it is never run: weights_only).
     """
     path = Path(path)
     if not path.is_file():
@@ -119,9 +123,9 @@ def load(path: str | Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} holds pickled code or a whole module, which is not loaded because it could run anything; "
-                         "convert it in a sandbox: keep its state_dict() and records, save with models.checkpoint "
-                         f"({str(error).splitlines()[0]})") from error
+        raise ModelError(f"{path} holds pickled code or a whole module, which is not loaded because it could "
+                         "run anything; convert it in a sandbox: keep its state_dict() and records, save "
+                         f"with models.checkpoint ({str(error).splitlines()[0]})") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): "
                          f"{str(error).splitlines()[0]}") from error
@@ -148,13 +152,17 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise ModelError(f"{path}: {len(wrong)} tensors do not fit its own network, first {wrong[0]}: "
                          f"needed {wanted.get(wrong[0])}, found {found.get(wrong[0])}")
     if len(content["names"]) != classes_of(heads(net)[0]):
-        raise ModelError(f"{path}: {len(content['names'])} class names for {classes_of(heads(net)[0])} classes")
-    return Checkpoint(net, state, tuple(content["names"]), content.get("imgsz", 416), content.get("class_map", {}),
-                      content.get("extra", {}), content.get("training"))
+        raise ModelError(f"{path}: {len(content['names'])} class names for "
+                         f"{classes_of(heads(net)[0])} classes")
+    return Checkpoint(net, state, tuple(content["names"]), content.get("imgsz", 416),
+                      content.get("class_map", {}), content.get("extra", {}), content.get("training"))
 
 
 def load_or_previous(path: str | Path) -> tuple[Checkpoint, str]:
-    """The checkpoint at `path` or, when that is missing or damaged, the one it replaced, and a sentence saying so."""
+    """The checkpoint at `path`, or the one it replaced, and a note.
+
+    The replaced one comes where that at `path` is missing or damaged, with a sentence saying so.
+    """
     path = Path(path)
     try:
         return load(path), ""

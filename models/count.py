@@ -1,9 +1,9 @@
 """Parameters and MACs from records alone, in two conventions that are named and never mixed.
 
 `macs`: multiply-adds of convolutions only, one multiply-add = 1 (FLOPs = 2 x MACs). This is what torch's
-FlopCounterMode counts, halved. `loose_macs`: the paper's looser count, the rules of ptflops of July 2020: convolutions
-and their biases, batch-norm 2 per element, activation 1 per element, pooling 1 per input element, upsampling 1 per
-output element.
+FlopCounterMode counts, halved. `loose_macs`: the paper's looser count, the rules of ptflops of July 2020:
+convolutions and their biases, batch-norm 2 per element, activation 1 per element, pooling 1 per input
+element, upsampling 1 per output element.
 """
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ TRAINED = ("weight", "bias")                               # running statistics 
 
 
 def parameters(net: Net, statistics: bool = False) -> int:
-    """Trainable parameters; with `statistics` also batch-norm's running mean and variance (darknet's file size)."""
+    """Trainable parameters.
+
+    With `statistics` also batch-norm's running mean and variance (darknet's file size).
+    """
     width = widths(net)
     return sum(prod(shape(p, width)) for p in layout(net) if statistics or p.key.rsplit(".", 1)[1] in TRAINED)
 
@@ -48,7 +51,8 @@ def loose_macs(net: Net, imgsz: int) -> int:
         if part.endswith("bn.weight"):
             active = where[name].act != "linear" and not part.startswith("project")
             total += elements * (2 + active)
-        elif part.endswith("bias") and "bn" not in part:   # convolution biases: heads, squeeze-excitation, folded nets
+        # Convolution biases: heads, squeeze-excitation, folded nets.
+        elif part.endswith("bias") and "bn" not in part:
             total += elements + (elements if part == "se.reduce.bias" else 0)
     for layer in net:
         channels = sum(width[g] for i in layer.inputs for g in reached[i])
@@ -63,7 +67,7 @@ def _cells(net: Net, imgsz: int) -> dict[str, int]:
 
 
 def _positions(net: Net, key: str, cells: dict[str, int]) -> int:
-    """How many grid cells the tensor `key` is applied to: one for squeeze-excitation, else its stage's output."""
+    """How many grid cells the tensor `key` is applied to: its stage's output, one for squeeze-excitation."""
     name, *stage = key.split(".")
     layer = next(layer for layer in net if layer.name == name)
     if stage[0] == "se":
@@ -79,6 +83,7 @@ def table(net: Net, imgsz: int) -> list[dict[str, object]]:
         if p.key.rsplit(".", 1)[1] in TRAINED:
             name = p.key.split(".")[0]
             sizes[name] = sizes.get(name, 0) + prod(shape(p, width))
-    return [{"layer": layer.name, "op": layer.op, "out": layer.out, "kernel": layer.kernel, "hidden": layer.hidden,
-             "squeeze": layer.squeeze, "parameters": sizes[layer.name], "macs": cost[layer.name]}
+    return [{"layer": layer.name, "op": layer.op, "out": layer.out, "kernel": layer.kernel,
+             "hidden": layer.hidden, "squeeze": layer.squeeze,
+             "parameters": sizes[layer.name], "macs": cost[layer.name]}
             for layer in net if layer.name in sizes]

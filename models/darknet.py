@@ -16,21 +16,22 @@ from models.spec import Net
 from models.zoo import yolov3_tiny
 from utils.errors import ModelError
 
-HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"                    # major, minor, revision, pictures seen (64 bit since 0.2)
+HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"            # major, minor, revision, pictures seen (64 bit since 0.2)
 COCO_NAMES = tuple((
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
-    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
-    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
-    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
-    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush").split(","))
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
+    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,"
+    "tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
+    "tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,"
+    "keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
+    "hair drier,toothbrush").split(","))
 
 
 def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[str, Tensor], tuple[int, ...]]:
     """The network, its fp32 state and the file's header (major, minor, revision, seen).
 
-    net: the records the file was written for; None takes yolov3-tiny with as many classes as the length says. Raises
-    FileNotFoundError, and ModelError with both counts when the length does not fit.
+    net: the records the file was written for; None takes yolov3-tiny with as many classes as the length says.
+    Raises FileNotFoundError, and ModelError with both counts when the length does not fit.
     """
     path = Path(path)
     raw = path.read_bytes()
@@ -44,8 +45,9 @@ def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[st
     needed = parameters(net, statistics=True)
     if found != needed or rest:
         kind = "too short" if found < needed else "too long"
-        raise ModelError(f"{path} is {kind}: it holds {found:,} numbers{' and a torn one' if rest else ''}, the network "
-                         f"needs {needed:,} (difference {found - needed:+,}); is it complete, and of this network?")
+        raise ModelError(f"{path} is {kind}: it holds {found:,} numbers{' and a torn one' if rest else ''}, "
+                         f"the network needs {needed:,} (difference {found - needed:+,}); "
+                         "is it complete, and of this network?")
     return net, _fill(net, np.frombuffer(raw, "<f4", offset=start)), header
 
 
@@ -72,7 +74,10 @@ def _tiny_of(numbers: int) -> Net:
 
 
 def _darknet_order(net: Net) -> list[Param]:
-    """Tensors in the file's order: for each convolution shift, scale, mean, variance (or bias), then the kernel."""
+    """Tensors in the file's order.
+
+    For each convolution shift, scale, mean, variance (or bias), then the kernel.
+    """
     order = {"bias": 0, "weight": 1, "running_mean": 2, "running_var": 3}
     stages: dict[str, list[Param]] = {}
     for param in layout(net):
@@ -80,8 +85,9 @@ def _darknet_order(net: Net) -> list[Param]:
         if leaf not in order:
             raise ModelError(f"darknet files cannot hold {param.key}")
         stages.setdefault(part, []).append(param)
-    return [param for params in stages.values()
-            for param in sorted(params, key=lambda p: (p.key.endswith("conv.weight"), order[p.key.rsplit(".", 1)[1]]))]
+    def rank(param: Param) -> tuple[bool, int]:
+        return param.key.endswith("conv.weight"), order[param.key.rsplit(".", 1)[1]]
+    return [param for params in stages.values() for param in sorted(params, key=rank)]
 
 
 def _fill(net: Net, numbers: np.ndarray) -> dict[str, Tensor]:

@@ -10,12 +10,15 @@ from torch import Tensor
 from models.layout import strides
 from models.spec import Net, heads
 
-MAX_CANDIDATES = 8192                                      # a picture; NMS is quadratic and a broken net finds millions
-EXP_LIMIT = 8.0                                            # exp(8) anchors is wider than any picture; exp(89) is inf
+MAX_CANDIDATES = 8192                          # a picture; NMS is quadratic and a broken net finds millions
+EXP_LIMIT = 8.0                                # exp(8) anchors is wider than any picture; exp(89) is inf
 
 
 class HeadSpec(NamedTuple):
-    """What decoding and loss need of a head: anchors [A, 2] px of the input, px a cell, and the reach of centres."""
+    """What decoding and loss need of a head.
+
+    Its anchors [A, 2] in px of the input, px a cell, and the reach of centres.
+    """
 
     anchors: Tensor
     stride: int
@@ -23,8 +26,11 @@ class HeadSpec(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Detections of a batch: a tensor [N, 6] (xyxy px of the input, score, class) a picture, best first, and how many
-    cells were dropped because their numbers were non-finite or their boxes absurd."""
+    """Detections of a batch.
+
+    A tensor [N, 6] (xyxy px of the input, score, class) a picture, best first, and how many cells were
+    dropped because their numbers were non-finite or their boxes absurd.
+    """
 
     boxes: list[Tensor]
     dropped: int
@@ -37,7 +43,9 @@ def head_specs(net: Net) -> tuple[HeadSpec, ...]:
 
 
 def decode_boxes(raw: Tensor, cells: Tensor, anchors: Tensor, spec: HeadSpec) -> Tensor:
-    """Boxes [n, 4] (cxcywh px of the input) of raw predictions [n, >=4], their cells [n, 2] (x, y) and anchors [n, 2].
+    """Boxes [n, 4] (cxcywh px of the input) of raw predictions [n, >=4].
+
+    cells: theirs [n, 2] (x, y); anchors: theirs [n, 2].
 
     YOLOv3 (arXiv 1804.02767, section 2.1); xy_scale lets a centre leave its cell (YOLOv4's scale_x_y).
     """
@@ -46,13 +54,13 @@ def decode_boxes(raw: Tensor, cells: Tensor, anchors: Tensor, spec: HeadSpec) ->
     return torch.cat((centre, raw[:, 2:4].clamp(max=EXP_LIMIT).exp() * anchors), 1)
 
 
-def detections(maps: list[Tensor], specs: tuple[HeadSpec, ...], conf_thres: float, iou_thres: float, max_det: int,
-               classes: list[int] | None = None, multi_label: bool = False) -> Found:
+def detections(maps: list[Tensor], specs: tuple[HeadSpec, ...], conf_thres: float, iou_thres: float,
+               max_det: int, classes: list[int] | None = None, multi_label: bool = False) -> Found:
     """The detections of a batch from its raw maps, a list of [B, A, 5 + K, G, G].
 
-    score = objectness x class probability. multi_label: every class of a cell above the threshold is a detection
-    (evaluation, as darknet counts); else its best class only. Boxes are decoded in fp32 for cells above the
-    threshold alone.
+    score = objectness x class probability. multi_label: every class of a cell above the threshold is a
+    detection (evaluation, as darknet counts); else its best class only. Boxes are decoded in fp32 for cells
+    above the threshold alone.
     """
     from torchvision.ops import nms
     parts = [_candidates(m.float(), s, conf_thres, classes, multi_label) for m, s in zip(maps, specs)]
@@ -71,8 +79,10 @@ def detections(maps: list[Tensor], specs: tuple[HeadSpec, ...], conf_thres: floa
 
 def _candidates(raw: Tensor, spec: HeadSpec, conf_thres: float, classes: list[int] | None,
                 multi_label: bool) -> tuple[Tensor, Tensor, int]:
-    """Of one head's map [B, A, 5 + K, G, G]: picture index [n], boxes [n, 6] above the threshold, cells dropped."""
-    floor = -math.inf if conf_thres <= 0 else math.log(conf_thres / (1 - conf_thres)) if conf_thres < 1 else math.inf
+    """Picture index [n], boxes [n, 6] above the threshold, cells dropped, of a map [B, A, 5 + K, G, G]."""
+    floor = -math.inf if conf_thres <= 0 else math.inf
+    if 0 < conf_thres < 1:
+        floor = math.log(conf_thres / (1 - conf_thres))
     finite = raw.isfinite().all(2) if not torch.isfinite(raw.sum()) else None
     mask = raw[:, :, 4] > floor                            # score <= objectness, so this loses nothing
     dropped = 0
@@ -94,6 +104,7 @@ def _candidates(raw: Tensor, spec: HeadSpec, conf_thres: float, classes: list[in
         row = (scores.gather(1, label[:, None])[:, 0] > conf_thres).nonzero()[:, 0]
         label = label[row]
     half = boxes[row, 2:] / 2
-    found = torch.cat((boxes[row, :2] - half, boxes[row, :2] + half, scores[row, label][:, None], label[:, None]), 1)
-    sane = (boxes[row, 2:] < 8 * max(raw.shape[-2:]) * spec.stride).all(1)     # eight pictures wide is no object
+    found = torch.cat((boxes[row, :2] - half, boxes[row, :2] + half,
+                       scores[row, label][:, None], label[:, None]), 1)
+    sane = (boxes[row, 2:] < 8 * max(raw.shape[-2:]) * spec.stride).all(1)  # eight pictures wide is no object
     return image[row][sane], found[sane], dropped + int((~sane).sum())

@@ -1,8 +1,8 @@
 """A depthwise convolution whose kxk weight gradient, k > 3, is not the slowest thing in the network.
 
-On CPUs the library has a fast depthwise weight gradient for 3x3 kernels only. A 5x5 gradient is put together from the
-3x3 gradients of four shifted views of the input: 40 ms instead of 217 (bf16) or 84 (fp32) for [16, 64, 104, 104] on
-2 cores, equal to the library's within 1e-5.
+On CPUs the library has a fast depthwise weight gradient for 3x3 kernels only. A 5x5 gradient is put together
+from the 3x3 gradients of four shifted views of the input: 40 ms instead of 217 (bf16) or 84 (fp32) for
+[16, 64, 104, 104] on 2 cores, equal to the library's within 1e-5.
 """
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _backward = torch.ops.aten.convolution_backward
 
 
 class _Depthwise(torch.autograd.Function):
-    """conv2d(x [B, C, H, W], weight [C, 1, k, k], stride 1, same padding, groups C) with the windowed gradient."""
+    """A depthwise conv2d with the windowed gradient.
+
+    x [B, C, H, W], weight [C, 1, k, k], stride 1, same padding, groups C.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
@@ -22,13 +25,14 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, weight, padding=weight.shape[2] // 2, groups=weight.shape[0])
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx,
+                 grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         channels, _, k, _ = weight.shape
         grad_x = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_x = _backward(grad, x, weight, None, (1, 1), (k // 2, k // 2), (1, 1), False, (0, 0), channels,
-                               (True, False, False))[0]
+            grad_x = _backward(grad, x, weight, None, (1, 1), (k // 2, k // 2), (1, 1), False, (0, 0),
+                               channels, (True, False, False))[0]
         if ctx.needs_input_grad[1]:
             grad_w = _windowed(x.float(), grad.float(), channels, k).to(weight.dtype)
         return grad_x, grad_w
@@ -45,7 +49,8 @@ def _windowed(x: Tensor, grad: Tensor, channels: int, k: int) -> Tensor:
             view = padded[:, :, top:top + height + 2, left:left + width + 2]
             view = view.contiguous(memory_format=torch.channels_last)
             out[:, :, top:top + 3, left:left + 3] = _backward(
-                grad, view, small, None, (1, 1), (0, 0), (1, 1), False, (0, 0), channels, (False, True, False))[1]
+                grad, view, small, None, (1, 1), (0, 0), (1, 1), False, (0, 0),
+                channels, (False, True, False))[1]
     return out
 
 
@@ -53,8 +58,8 @@ class DepthwiseConv2d(nn.Conv2d):
     """nn.Conv2d with groups = channels; in training on a CPU kernels above 3x3 take the windowed gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        windowed = self.training and self.kernel_size[0] > 3 and self.stride == (1, 1) and x.device.type == "cpu"
-        if not windowed or self.bias is not None or not torch.is_grad_enabled():
+        windowed = self.training and self.kernel_size[0] > 3 and self.stride == (1, 1)
+        if not windowed or x.device.type != "cpu" or self.bias is not None or not torch.is_grad_enabled():
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _Depthwise.apply(x.to(dtype), self.weight.to(dtype))

@@ -12,8 +12,9 @@ from models.spec import Net
 def fold(net: Net, state: dict[str, Tensor]) -> tuple[Net, dict[str, Tensor]]:
     """The network with each batch-norm's scale and shift moved into the convolution before it.
 
-    gamma * (Wx - mean) / sqrt(var + eps) + beta = (gamma / sqrt(var + eps)) W x + (beta - gamma mean / sqrt(var + eps)),
-    computed in fp32. Inference only. Layers without batch-norm pass unchanged; the arguments are not modified.
+    gamma * (Wx - mean) / sqrt(var + eps) + beta
+    = (gamma / sqrt(var + eps)) W x + (beta - gamma mean / sqrt(var + eps)), computed in fp32.
+    Inference only. Layers without batch-norm pass unchanged; the arguments are not modified.
     """
     eps = {layer.name: layer.eps for layer in net}
     new = {param.key: state[param.key] for param in layout(net) if ".bn." not in param.key}

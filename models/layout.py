@@ -1,9 +1,9 @@
 """Which channels depend on which: the one table every count, pass, check and converter reads.
 
-`layout(net)` lists each learned tensor with the channel groups along its first two axes. A channel group is a set of
-channels that live and die together: `conv9` is the output of layer conv9, `conv9.hidden` and `conv9.squeeze` the inner
-widths of an MBConv. Concat joins groups, pooling and upsampling pass them on, depthwise kernels follow their input,
-and a residual add makes its inputs one group, named after the earliest.
+`layout(net)` lists each learned tensor with the channel groups along its first two axes. A channel group is a
+set of channels that live and die together: `conv9` is the output of layer conv9, `conv9.hidden` and
+`conv9.squeeze` the inner widths of an MBConv. Concat joins groups, pooling and upsampling pass them on,
+depthwise kernels follow their input, and a residual add makes its inputs one group, named after the earliest.
 """
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Param(NamedTuple):
 def groups(net: Net) -> dict[str, tuple[str, ...]]:
     """Layer name -> channel groups of its output in order, tied groups under one name.
 
-    Raises ModelError where an add's inputs cannot be tied: different widths, or groups cut at different places.
+    Raises ModelError where an add's inputs cannot be tied: different widths, or groups cut at different
+    places.
     """
     tied = _ties(net)
     return {name: tuple(_root(tied, g) for g in names) for name, names in _raw_groups(net).items()}
@@ -53,8 +54,9 @@ def _ties(net: Net) -> dict[str, str]:
         first = raw[layer.inputs[0]]
         for other in layer.inputs[1:]:
             if [width[g] for g in first] != [width[g] for g in raw[other]]:
-                raise ModelError(f"layer {layer.name!r} (add): inputs {layer.inputs[0]!r} and {other!r} have widths "
-                                 f"{[width[g] for g in first]} and {[width[g] for g in raw[other]]}; they must agree")
+                raise ModelError(f"layer {layer.name!r} (add): inputs {layer.inputs[0]!r} and {other!r} have "
+                                 f"widths {[width[g] for g in first]} and {[width[g] for g in raw[other]]}; "
+                                 "they must agree")
             for a, b in zip(first, raw[other]):
                 low, high = sorted((_root(parent, a), _root(parent, b)), key=order.__getitem__)
                 if low != high:
@@ -116,7 +118,8 @@ def layout(net: Net) -> tuple[Param, ...]:
 def _conv(key: str, rows: tuple, cols: tuple | None, kernel: int, bn: bool) -> list[Param]:
     """A convolution's rows: kernel and batch-norm, or kernel and bias where `bn` is False."""
     tail = (1, kernel, kernel) if cols is None else (kernel, kernel)
-    scale = ([Param(f"{key}.bn.{s}", rows, None, ()) for s in ("weight", "bias", "running_mean", "running_var")]
+    parts = ("weight", "bias", "running_mean", "running_var")
+    scale = ([Param(f"{key}.bn.{s}", rows, None, ()) for s in parts]
              if bn else [Param(f"{key}.conv.bias", rows, None, ())])
     return [Param(f"{key}.conv.weight", rows, cols, tail), *scale]
 
@@ -130,12 +133,14 @@ def _mbconv(layer: Layer, cin: tuple, out: tuple) -> list[Param]:
     name, hid, sq = layer.name, (f"{layer.name}.hidden",), (f"{layer.name}.squeeze",)
     se = [Param(f"{name}.se.reduce.weight", sq, hid, (1, 1)), Param(f"{name}.se.reduce.bias", sq, None, ()),
           Param(f"{name}.se.expand.weight", hid, sq, (1, 1)), Param(f"{name}.se.expand.bias", hid, None, ())]
-    return [*_conv(f"{name}.expand", hid, cin, 1, layer.bn), *_conv(f"{name}.depthwise", hid, None, layer.kernel, layer.bn),
+    return [*_conv(f"{name}.expand", hid, cin, 1, layer.bn),
+            *_conv(f"{name}.depthwise", hid, None, layer.kernel, layer.bn),
             *(se if layer.squeeze else ()), *_conv(f"{name}.project", out, hid, 1, layer.bn)]
 
 
 _TABLES = {"conv": lambda layer, cin, out: _conv(layer.name, out, cin, layer.kernel, layer.bn),
-           "head": lambda layer, cin, out: _conv(layer.name, out, cin, 1, False), "dsconv": _dsconv, "mbconv": _mbconv}
+           "head": lambda layer, cin, out: _conv(layer.name, out, cin, 1, False),
+           "dsconv": _dsconv, "mbconv": _mbconv}
 
 
 def shape(param: Param, width: dict[str, int]) -> tuple[int, ...]:
@@ -145,7 +150,7 @@ def shape(param: Param, width: dict[str, int]) -> tuple[int, ...]:
 
 
 def strides(net: Net) -> dict[str, int]:
-    """Layer name -> px of the network input per cell of its output. Raises ModelError where inputs disagree."""
+    """Layer name -> px of the network input a cell of its output. Raises ModelError where inputs disagree."""
     out = {"image": 1}
     for layer in net:
         sources = {out[i] for i in layer.inputs}
@@ -154,6 +159,7 @@ def strides(net: Net) -> dict[str, int]:
                              "they must agree (an upsample or a pooling is missing)")
         source = sources.pop()
         if layer.op == "upsample" and source % layer.stride:
-            raise ModelError(f"layer {layer.name!r} (upsample): cannot enlarge past the picture (stride {source})")
+            raise ModelError(f"layer {layer.name!r} (upsample): cannot enlarge past the picture "
+                             f"(stride {source})")
         out[layer.name] = source // layer.stride if layer.op == "upsample" else source * layer.stride
     return out

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from models.decode import HeadSpec, decode_boxes
 from utils.boxes import ciou_pairs
 
-# One weight a term; the sum is taken at one place, in the training step. A distillation term joins by its name.
+# One weight a term; the sum is taken at one place, in the training step. A distillation term joins by its
+# name.
 WEIGHTS = {"box": 5.0, "obj": 1.0, "cls": 1.0}
-MAX_RATIO = 4.0                                            # an anchor answers for boxes up to 4 times wider or narrower
+MAX_RATIO = 4.0                                # an anchor answers for boxes up to 4 times wider or narrower
 
 
 class Assigned(NamedTuple):
@@ -28,12 +29,14 @@ class Assigned(NamedTuple):
 
 
 class DetectionLoss:
-    """Callable: (maps, targets) -> {"box", "obj", "cls"}, scalars, each a sum over its predictions divided by the
-    number of positive predictions in the whole (global) batch.
+    """Callable: (maps, targets) -> {"box", "obj", "cls"}, scalars.
 
-    maps: list of [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0: the terms stay
-    finite and every parameter gets a gradient. Under torch.distributed the count is summed over ranks and the terms
-    scaled so that DDP's mean of gradients equals one process with the whole batch.
+    Each is a sum over its predictions divided by the number of positive predictions in the whole (global)
+    batch.
+
+    maps: list of [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0: the terms
+    stay finite and every parameter gets a gradient. Under torch.distributed the count is summed over ranks
+    and the terms scaled so that DDP's mean of gradients equals one process with the whole batch.
     """
 
     def __init__(self, specs: tuple[HeadSpec, ...]) -> None:
@@ -73,11 +76,13 @@ def _terms(raw: Tensor, spec: HeadSpec, a: Assigned) -> tuple[Tensor, Tensor, Te
 def assign(specs: list[HeadSpec], shapes: list[torch.Size], targets: Tensor) -> list[Assigned]:
     """Which predictions of each head answer for which truths.
 
-    An anchor takes a truth whose width and height differ from it by less than MAX_RATIO; every truth is taken by at
-    least its best anchor. Beside the cell of its centre it is given to the cells whose reach (xy_scale) covers the
-    centre: none at 1, the nearest one in x and in y at 2. Shapes are the maps' [B, A, 5 + K, G, G].
+    An anchor takes a truth whose width and height differ from it by less than MAX_RATIO; every truth is taken
+    by at least its best anchor. Beside the cell of its centre it is given to the cells whose reach (xy_scale)
+    covers the centre: none at 1, the nearest one in x and in y at 2.
+    Shapes are the maps' [B, A, 5 + K, G, G].
     """
-    sizes = [torch.tensor((s[4], s[3]), device=targets.device) * spec.stride for s, spec in zip(shapes, specs)]
+    sizes = [torch.tensor((s[4], s[3]), device=targets.device) * spec.stride
+             for s, spec in zip(shapes, specs)]
     wh = targets[:, 4:6] * sizes[0]
     ratios = [torch.maximum(wh[:, None] / spec.anchors, spec.anchors / wh[:, None].clamp(min=1e-6)).amax(2)
               for spec in specs]                           # each [N, A]
@@ -100,7 +105,9 @@ def _cells(spec: HeadSpec, shape: torch.Size, targets: Tensor, size: Tensor, mat
     distance = torch.where(inside < 0.5, inside, 1 - inside)
     steps = torch.tensor(((0, 0), (1, 0), (0, 1)), device=targets.device)
     cells = home[None] + steps[:, None] * near[None]       # [3, n, 2]
-    allowed = ((distance[None] < reach) | (steps[:, None] == 0)).all(2) & ((cells >= 0) & (cells < grid)).all(2)
+    exists = ((cells >= 0) & (cells < grid)).all(2)
+    allowed = ((distance[None] < reach) | (steps[:, None] == 0)).all(2) & exists
     which, pick = allowed.nonzero(as_tuple=True)
     cell = cells[which, pick]
-    return Assigned(truth[pick, 0].long(), anchor[pick], cell[:, 0], cell[:, 1], boxes[pick], truth[pick, 1].long())
+    return Assigned(truth[pick, 0].long(), anchor[pick], cell[:, 0], cell[:, 1], boxes[pick],
+                    truth[pick, 1].long())

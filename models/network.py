@@ -14,8 +14,9 @@ from models.spec import Net
 class Network(nn.Module):
     """The network of a tuple of records.
 
-    forward: pictures [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to a list of
-    raw maps [B, A, 5 + K, G, G], one a head in the order of the records. uint8 is scaled on the device.
+    forward: pictures [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to a
+    list of raw maps [B, A, 5 + K, G, G], one a head in the order of the records. uint8 is scaled on the
+    device.
     """
 
     def __init__(self, net: Net) -> None:
@@ -48,8 +49,10 @@ class Network(nn.Module):
 
 
 def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
-    """The same model with fresh weights, a function of `seed` alone: He-normal convolutions, and heads that start by predicting objects with
-    probability `prior` (Lin et al. 2017, arXiv 1708.02002, 4.1), so that the first steps are not spent on background.
+    """The same model with fresh weights, a function of `seed` alone.
+
+    He-normal convolutions, and heads that start by predicting objects with probability `prior` (Lin et al.
+    2017, arXiv 1708.02002, 4.1), so that the first steps are not spent on background.
     """
     generator = torch.Generator().manual_seed(seed)
     for param in layout(model.net):

@@ -11,11 +11,13 @@ from models.spec import Net
 from utils.errors import ModelError
 
 
-def prune(net: Net, state: dict[str, Tensor], keep: Mapping[str, Sequence[int]]) -> tuple[Net, dict[str, Tensor]]:
+def prune(net: Net, state: dict[str, Tensor],
+          keep: Mapping[str, Sequence[int]]) -> tuple[Net, dict[str, Tensor]]:
     """The network and state with only the listed channels of each group; neither argument is changed.
 
-    keep: channel group -> sorted indices to keep; groups not listed stay whole. Tensors that lose nothing are shared
-    with `state`. Raises ModelError for an unknown or frozen group, an empty or unsorted list, or an index out of range.
+    keep: channel group -> sorted indices to keep; groups not listed stay whole. Tensors that lose nothing are
+    shared with `state`. Raises ModelError for an unknown or frozen group, an empty or unsorted list, or an
+    index out of range.
     """
     width = widths(net)
     _check(net, width, keep)
@@ -49,11 +51,13 @@ def _check(net: Net, width: dict[str, int], keep: Mapping[str, Sequence[int]]) -
     for group, indices in keep.items():
         indices = list(indices)
         if group not in width:
-            raise ModelError(f"no channel group {group!r}; known are {', '.join(g for g in width if g != 'image')}")
+            known = ", ".join(g for g in width if g != "image")
+            raise ModelError(f"no channel group {group!r}; known are {known}")
         if group in frozen and len(indices) < width[group]:
             raise ModelError(f"channel group {group!r} cannot be cut: {frozen[group]}")
         if not indices:
-            raise ModelError(f"channel group {group!r} would lose all its {width[group]} channels; keep at least one")
+            raise ModelError(f"channel group {group!r} would lose all its {width[group]} channels; "
+                             "keep at least one")
         if indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= width[group]:
             raise ModelError(f"keep for {group!r} must be sorted, unique indices in 0..{width[group] - 1}, "
                              f"got {str(indices)[:60]}")

@@ -1,4 +1,7 @@
-"""One `predict(batch)` over every way to run a network. Torch eager today; other runtimes join by file suffix."""
+"""One `predict(batch)` over every way to run a network.
+
+Torch eager today; other runtimes join by file suffix.
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -13,15 +16,15 @@ from models.network import Network, from_state
 from models.spec import Net
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OFF_LIMIT = 0.5                                            # share of the raw maps' spread half precision may be off by
+OFF_LIMIT = 0.5                                # share of the raw maps' spread half precision may be off by
 
 
 @dataclass
 class Runtime:
     """A network ready to predict: batch-norm folded, channels_last, in the precision asked for.
 
-    The first batch in half precision is compared with fp32; non-finite or far-off maps make the runtime fall back to
-    fp32 and say so in `note`.
+    The first batch in half precision is compared with fp32; non-finite or far-off maps make the runtime fall
+    back to fp32 and say so in `note`.
     """
 
     model: Network
@@ -33,7 +36,7 @@ class Runtime:
     heads: tuple[HeadSpec, ...]
     class_map: dict[str, int] = field(default_factory=dict)
     note: str = ""
-    exact_state: dict[str, Tensor] | None = None           # fp32 weights, kept until half precision has proved itself
+    exact_state: dict[str, Tensor] | None = None   # fp32 weights, kept until half precision has proved itself
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
@@ -55,16 +58,16 @@ class Runtime:
         finite = all(a.isfinite().all() for a, _ in pairs)
         if finite and all((a.float() - b).abs().mean() <= OFF_LIMIT * b.std() for a, b in pairs):
             return
-        self.note = (f"{self.precision} is {'far off fp32' if finite else 'non-finite'} on this network's first batch; "
-                     "going on in fp32")
+        fault = "far off fp32" if finite else "non-finite"
+        self.note = f"{self.precision} is {fault} on this network's first batch; going on in fp32"
         self.model, self.precision = exact, "fp32"
 
 
 def load_runtime(weights: str, device: torch.device | str = "cpu", precision: str = "fp32") -> Runtime:
     """The runtime of a checkpoint or of darknet weights. Raises ModelError as `checkpoint.load` does."""
     checkpoint = load(weights)
-    return torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device, precision,
-                         checkpoint.class_map)
+    return torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
+                         precision, checkpoint.class_map)
 
 
 def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], imgsz: int,
@@ -74,5 +77,5 @@ def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], im
     device = torch.device(device)
     folded, small = fold(net, state)
     model = from_state(folded, small).to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
-    return Runtime(model, folded, tuple(names), imgsz, precision, device, head_specs(net), dict(class_map or {}),
-                   exact_state=None if precision == "fp32" else small)
+    return Runtime(model, folded, tuple(names), imgsz, precision, device, head_specs(net),
+                   dict(class_map or {}), exact_state=None if precision == "fp32" else small)

@@ -1,10 +1,11 @@
-"""Trained convolutions -> DSConv and MBConv of the same place, so that Micro-YOLO need not start from nothing.
+"""Trained convolutions -> DSConv and MBConv of the same place, so that Micro-YOLO need not start from zero.
 
-A kxk kernel [O, I, k, k] is, input channel by input channel, a matrix [O, k*k]. Its best rank-r approximation (SVD) is r
-depthwise kernels followed by a pointwise layer: r = 1 for a DSConv, r = hidden / input for an MBConv, whose expansion
-then copies each input r times (cf. Jaderberg et al. 2014, arXiv 1405.3866; Guo et al. 2018, arXiv 1812.02766). Batch-norms
-inside the block start as identities, lifted so that the activation between the factors is mostly linear; `calibrate`
-sets them from pictures, with no look at what the original network answers.
+A kxk kernel [O, I, k, k] is, input channel by input channel, a matrix [O, k*k]. Its best rank-r approximation
+(SVD) is r depthwise kernels followed by a pointwise layer: r = 1 for a DSConv, r = hidden / input for an
+MBConv, whose expansion then copies each input r times (cf. Jaderberg et al. 2014, arXiv 1405.3866; Guo et al.
+2018, arXiv 1812.02766). Batch-norms inside the block start as identities, lifted so that the activation
+between the factors is mostly linear; `calibrate` sets them from pictures, with no look at what the original
+network answers.
 """
 from __future__ import annotations
 
@@ -15,23 +16,26 @@ from models.layout import layout, shape, widths
 from models.network import Network
 from models.spec import Layer, Net
 
-LIFT = 2.5                                                 # standard deviations above zero, where leaky ReLU is linear
-GATE = 3.0                                                 # sigmoid(3) = 0.95: squeeze-excitation starts almost open
+LIFT = 2.5                                     # standard deviations above zero, where leaky ReLU is linear
+GATE = 3.0                                     # sigmoid(3) = 0.95: squeeze-excitation starts almost open
 
 
 def separate(source: Net, weights: dict[str, Tensor], net: Net,
              state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """A new state for `net`, its DSConv and MBConv layers factorised from the source's convolutions of the same name.
+    """A new state for `net`, its DSConv and MBConv layers factorised from the source's convolutions.
 
-    Also layer name -> share of the kernel's energy that the factors keep. Layers whose inputs or outputs have another
-    width in the source stay as they are in `state`. Arguments are not changed. Run `calibrate` afterwards.
+    A layer takes the convolution of the same name. Also layer name -> share of the kernel's energy that the
+    factors keep. Layers whose inputs or outputs have another width in the source stay as they are in `state`.
+    Arguments are not changed. Run `calibrate` afterwards.
     """
     out, kept, width = dict(state), {}, widths(net)
     before = {layer.name: layer for layer in source}
     sizes = {p.key: shape(p, width) for p in layout(net)}
     for layer in net:
         origin = before.get(layer.name)
-        if layer.op not in ("dsconv", "mbconv") or origin is None or origin.op != "conv" or layer.stride != origin.stride:
+        if layer.op not in ("dsconv", "mbconv") or origin is None:
+            continue
+        if origin.op != "conv" or layer.stride != origin.stride:
             continue
         kernel = weights[f"{layer.name}.conv.weight"].float()
         last = "pointwise" if layer.op == "dsconv" else "project"
@@ -46,7 +50,7 @@ def separate(source: Net, weights: dict[str, Tensor], net: Net,
 
 
 def _scale(layer: Layer, weights: dict[str, Tensor]) -> Tensor:
-    """What batch-norm multiplies each output with [O, 1, 1, 1]: errors are weighed where they will be seen."""
+    """What batch-norm multiplies each output with [O, 1, 1, 1]: errors are weighed where they are seen."""
     gamma, var = weights[f"{layer.name}.bn.weight"], weights[f"{layer.name}.bn.running_var"]
     return (gamma / (var + layer.eps).sqrt()).view(-1, 1, 1, 1).float()
 
@@ -54,7 +58,8 @@ def _scale(layer: Layer, weights: dict[str, Tensor]) -> Tensor:
 def _factors(layer: Layer, kernel: Tensor, rank: int, last: str, out: dict[str, Tensor]) -> float:
     """Writes the factors of kernel [O, I, k, k] into `out`; the share of energy they keep."""
     outputs, inputs, k, _ = kernel.shape
-    u, s, v = torch.linalg.svd(kernel.permute(1, 0, 2, 3).reshape(inputs, outputs, k * k), full_matrices=False)
+    matrices = kernel.permute(1, 0, 2, 3).reshape(inputs, outputs, k * k)
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
     rank = min(rank, s.shape[1])
     depthwise = v[:, :rank].reshape(inputs * rank, 1, k, k)
     margin = (layer.kernel - k) // 2
@@ -78,9 +83,12 @@ def _factors(layer: Layer, kernel: Tensor, rank: int, last: str, out: dict[str, 
 
 @torch.no_grad()
 def calibrate(model: Network, images: Tensor, separated: dict[str, float]) -> Network:
-    """The same model, its batch-norm statistics those of the pictures [B, 3, S, S] (float 0..1), layer by layer.
+    """The same model, its batch-norm statistics those of the pictures [B, 3, S, S] (float 0..1).
 
-    Inside separated blocks expansion becomes an identity and the depthwise stage is lifted by LIFT deviations.
+    They are set layer by layer.
+
+    Inside separated blocks expansion becomes an identity and the depthwise stage is lifted by LIFT
+    deviations.
     """
     def settle(name: str) -> object:
         layer, stage = name.split(".")[0], name.split(".")[1]

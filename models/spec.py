@@ -1,4 +1,7 @@
-"""A network as data: a tuple of frozen `Layer` records, JSON there and back, checked before anything is built."""
+"""A network as data: a tuple of frozen `Layer` records.
+
+JSON there and back, checked before anything is built.
+"""
 from __future__ import annotations
 
 import difflib
@@ -16,13 +19,14 @@ MAX_WIDTH, MAX_LAYERS = 65536, 10000                       # a typo must not ask
 
 @dataclass(frozen=True)
 class Layer:
-    """One record. `inputs` name earlier layers ("image" is the picture); fields an op does not use keep defaults.
+    """One record. `inputs` name earlier layers ("image" is the picture); unused fields keep their defaults.
 
-    conv: kxk convolution, batch-norm, activation. dsconv: depthwise kxk, pointwise 1x1, each with batch-norm and
-    activation (MobileNet's depthwise-separable convolution). mbconv: expand 1x1, depthwise kxk, squeeze-excitation,
-    project 1x1 without activation (MobileNetV2/MnasNet). head: 1x1 convolution with bias, no batch-norm,
-    out = len(anchors) * (5 + classes). maxpool: 2x2; stride 1 pads right and bottom as darknet does. upsample:
-    nearest, by `stride`. concat: along channels. add: element-wise, ties the channels of its inputs.
+    conv: kxk convolution, batch-norm, activation. dsconv: depthwise kxk, pointwise 1x1, each with batch-norm
+    and activation (MobileNet's depthwise-separable convolution). mbconv: expand 1x1, depthwise kxk,
+    squeeze-excitation, project 1x1 without activation (MobileNetV2/MnasNet). head: 1x1 convolution with bias,
+    no batch-norm, out = len(anchors) * (5 + classes). maxpool: 2x2; stride 1 pads right and bottom as darknet
+    does. upsample: nearest, by `stride`. concat: along channels. add: element-wise, ties the channels of its
+    inputs.
     """
 
     name: str
@@ -31,13 +35,13 @@ class Layer:
     out: int = 0
     kernel: int = 3
     stride: int = 1
-    hidden: int = 0                                        # mbconv: expanded channels
-    squeeze: int = 0                                       # mbconv: squeeze-excitation channels, 0 = none
+    hidden: int = 0                                    # mbconv: expanded channels
+    squeeze: int = 0                                   # mbconv: squeeze-excitation channels, 0 = none
     act: str = "leaky"
-    bn: bool = True                                        # False: a bias in place of batch-norm (folded nets)
-    eps: float = 1e-5                                      # batch-norm's epsilon
-    anchors: tuple[tuple[float, float], ...] = ()          # head: width, height in px of the network input
-    xy_scale: float = 1.0                                  # head: centre = (sigmoid * s - (s - 1) / 2 + cell) * stride
+    bn: bool = True                                    # False: a bias in place of batch-norm (folded nets)
+    eps: float = 1e-5                                  # batch-norm's epsilon
+    anchors: tuple[tuple[float, float], ...] = ()      # head: width, height in px of the network input
+    xy_scale: float = 1.0                              # head: centre = (sigmoid*s - (s-1)/2 + cell) * stride
 
 
 Net = tuple[Layer, ...]
@@ -56,7 +60,8 @@ def from_json(text: str) -> Net:
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"net.json is not JSON: {error}; it needs {{'schema': 1, 'layers': [...]}}") from error
+        raise ModelError(f"net.json is not JSON: {error}; "
+                         "it needs {'schema': 1, 'layers': [...]}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("layers"), list):
         raise ModelError(f"net.json needs 'schema': {SCHEMA} and a list 'layers'; "
                          f"it has {sorted(data)[:5] if isinstance(data, dict) else type(data).__name__}")
@@ -71,7 +76,8 @@ def _record(row: dict, at: int) -> Layer:
     where = f"layer {row['name']!r}"
     if extra := sorted(set(row) - set(known)):
         hint = difflib.get_close_matches(extra[0], known, 1)
-        raise ModelError(f"{where}: unknown field {extra[0]!r}" + (f"; did you mean {hint[0]!r}?" if hint else ""))
+        meant = f"; did you mean {hint[0]!r}?" if hint else ""
+        raise ModelError(f"{where}: unknown field {extra[0]!r}{meant}")
     kinds = {"str": str, "int": int, "bool": bool, "float": (int, float)}
     for key, value in row.items():
         kind = kinds.get(known[key])
@@ -109,7 +115,8 @@ def _problem(layer: Layer, seen: set[str]) -> str:
     bad = [f"{k} is {v}" for k, v in widths.items() if layer.op in WEIGHTED and not 1 <= v <= MAX_WIDTH]
     several = layer.op in ("concat", "add")
     rules = (
-        (layer.op not in OPS, f"unknown op; known are {', '.join(OPS)}" + (f"; did you mean {hint[0]!r}?" if hint else "")),
+        (layer.op not in OPS, f"unknown op; known are {', '.join(OPS)}"
+         + (f"; did you mean {hint[0]!r}?" if hint else "")),
         (not layer.name or "." in layer.name, "a name must be non-empty and without dots"),
         (layer.name in seen, "the name is used twice"),
         (bool(dangling), f"input {dangling and dangling[0]!r} is not an earlier layer"),
@@ -119,11 +126,14 @@ def _problem(layer: Layer, seen: set[str]) -> str:
         (not 0 <= layer.squeeze <= MAX_WIDTH, f"squeeze is {layer.squeeze}; needs 0 (none) or more"),
         (layer.kernel not in (1, 3, 5, 7, 9), f"kernel is {layer.kernel}; needs 1, 3, 5, 7 or 9"),
         (layer.stride not in (1, 2), f"stride is {layer.stride}; needs 1 or 2"),
-        (layer.act not in ACTIVATIONS, f"unknown activation {layer.act!r}; known are {', '.join(ACTIVATIONS)}"),
+        (layer.act not in ACTIVATIONS,
+         f"unknown activation {layer.act!r}; known are {', '.join(ACTIVATIONS)}"),
         (not 0 < layer.eps < 1, f"eps is {layer.eps}; needs a small positive number"),
-        (layer.op == "head" and (not layer.anchors or layer.out % len(layer.anchors) or classes_of(layer) < 1),
+        (layer.op == "head" and (not layer.anchors or layer.out % len(layer.anchors)
+                                 or classes_of(layer) < 1),
          f"out {layer.out} is not anchors ({len(layer.anchors)}) x (5 + classes)"),
-        (any(not 0 < side < 1e5 for a in layer.anchors for side in a), f"anchors must be positive px: {layer.anchors}"),
+        (any(not 0 < side < 1e5 for a in layer.anchors for side in a),
+         f"anchors must be positive px: {layer.anchors}"),
         (not 1 <= layer.xy_scale <= 2, f"xy_scale is {layer.xy_scale}; needs 1 to 2"),
     )
     return next((text for wrong, text in rules if wrong), "")

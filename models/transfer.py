@@ -10,10 +10,11 @@ from models.spec import WEIGHTED, Layer, Net
 
 def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
              source: Checkpoint) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-    """A new state for `net` with each layer's tensors taken from `source` where the layer means the same there.
+    """A new state for `net` with the tensors of each layer from `source` where it means the same there.
 
-    A layer is taken whole or not at all: same name, same op, same shapes; a head also needs the same class names,
-    anchors and centre reach. The report has a row a layer: layer, taken (bool), parameters, why. Arguments unchanged.
+    A layer is taken whole or not at all: same name, same op, same shapes; a head also needs the same class
+    names, anchors and centre reach. The report has a row a layer: layer, taken (bool), parameters, why.
+    Arguments unchanged.
     """
     there = {layer.name: layer for layer in source.net}
     sizes, source_sizes = _sizes(net), _sizes(source.net)
@@ -22,12 +23,14 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
         if layer.op not in WEIGHTED:
             continue
         mine = sizes[layer.name]
-        why = _obstacle(layer, there.get(layer.name), mine, source_sizes.get(layer.name, {}), names, source.names)
+        why = _obstacle(layer, there.get(layer.name), mine, source_sizes.get(layer.name, {}),
+                        names, source.names)
         if not why:
             for key in mine:
                 out[key] = source.state[key].clone()
         count = sum(state[k].numel() for k in mine if not k.endswith(("running_mean", "running_var")))
-        report.append({"layer": layer.name, "taken": not why, "parameters": count, "why": why or "same name and shapes"})
+        report.append({"layer": layer.name, "taken": not why, "parameters": count,
+                       "why": why or "same name and shapes"})
     return out, report
 
 
@@ -62,5 +65,5 @@ def report_lines(report: list[dict[str, object]]) -> list[str]:
     share = sum(r["parameters"] for r in taken) / max(1, sum(r["parameters"] for r in report))
     head = (f"transfer: {len(taken)} of {len(report)} layers taken, "
             f"{sum(r['parameters'] for r in taken):,} parameters ({share:.0%})")
-    return [head, *(f"  {'taken' if r['taken'] else 'fresh':5}  {r['layer']:8} {r['parameters']:>10,}  {r['why']}"
-                    for r in report)]
+    return [head, *(f"  {'taken' if r['taken'] else 'fresh':5}  {r['layer']:8} {r['parameters']:>10,}"
+                    f"  {r['why']}" for r in report)]

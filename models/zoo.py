@@ -11,16 +11,16 @@ from models.spec import Layer, Net, from_json, heads, validate
 from utils.errors import ModelError
 
 Anchors = tuple[tuple[float, float], ...]
-# YOLOv3-tiny's six anchors at 416 px: the 13x13 head takes 3-5. The stock cfg gives the 26x26 head 0-2, but the
-# official weights were trained with 1-3 (darknet issue of long standing), so 10,14 is never used.
+# YOLOv3-tiny's six anchors at 416 px: the 13x13 head takes 3-5. The stock cfg gives the 26x26 head 0-2, but
+# the official weights were trained with 1-3 (darknet issue of long standing), so 10,14 is never used.
 COARSE: Anchors = ((81, 82), (135, 169), (344, 319))
 FINE: Anchors = ((23, 27), (37, 58), (81, 82))
 SEARCHED = ("conv3", "conv5", "conv7", "conv9", "conv11")  # layers of the paper's kernel search
-MICRO_OPS = {**{name: "mbconv" for name in (*SEARCHED, "conv15", "conv22")}, "conv13": "dsconv"}
+MICRO_OPS = {**dict.fromkeys((*SEARCHED, "conv15", "conv22"), "mbconv"), "conv13": "dsconv"}
 MICRO_KERNELS = dict(zip(SEARCHED, (3, 5, 3, 5, 3)))       # the paper's best of the 32
 # One reading of the pruned network that prints the paper's 1.92 M / 0.87 G; Table 3 itself is not known.
-PRUNED_WIDTHS = {"conv1": 14, "conv3": 28, "conv5": 56, "conv7": 112, "conv9": 224, "conv11": 384, "conv13": 640,
-                 "conv22": 224}
+PRUNED_WIDTHS = {"conv1": 14, "conv3": 28, "conv5": 56, "conv7": 112, "conv9": 224, "conv11": 384,
+                 "conv13": 640, "conv22": 224}
 
 
 def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: float) -> Net:
@@ -62,14 +62,20 @@ def yolov3_tiny(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FIN
 
 def micro_yolo(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
                xy_scale: float = 2.0, se: bool = True) -> Net:
-    """Micro-YOLO (Hu & Li 2021), family A of our reconstruction: 2,548,565 parameters and 1.0547 GMACs at 416."""
+    """Micro-YOLO (Hu & Li 2021), family A of our reconstruction.
+
+    2,548,565 parameters and 1.0547 GMACs at 416.
+    """
     base = _chain(classes, coarse, fine, act, xy_scale)
     return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
 
 
 def micro_yolo_pruned(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
                       xy_scale: float = 2.0, se: bool = True) -> Net:
-    """The paper's pruned Micro-YOLO, in widths that print its 1.92 M / 0.87 G (not unique, see docs/results.md)."""
+    """The paper's pruned Micro-YOLO, in widths that print its 1.92 M / 0.87 G.
+
+    They are not unique, see docs/results.md.
+    """
     base = with_widths(_chain(classes, coarse, fine, act, xy_scale), PRUNED_WIDTHS)
     return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
 
@@ -79,16 +85,18 @@ ZOO = {"yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned"
 
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
                expansion: int = 2, se: bool = True) -> Net:
-    """The network with some layers' op or kernel replaced, e.g. ops={"conv13": "dsconv"}, kernels={"conv5": 5}.
+    """The network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5": 5}.
 
-    A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`, squeeze = max(1, input/16);
-    one that stays an mbconv keeps its widths. Raises ModelError for a layer that is not there or holds no kernel.
+    A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`,
+    squeeze = max(1, input/16); one that stays an mbconv keeps its widths. Raises ModelError for a layer that
+    is not there or holds no kernel.
     """
     ops, kernels = ops or {}, kernels or {}
     reached, width = groups(net), widths(net)
     swappable = {layer.name for layer in net if layer.op in ("conv", "dsconv", "mbconv")}
     if unknown := sorted((set(ops) | set(kernels)) - swappable):
-        raise ModelError(f"cannot substitute {', '.join(unknown)}: replaceable layers are {', '.join(sorted(swappable))}")
+        raise ModelError(f"cannot substitute {', '.join(unknown)}: "
+                         f"replaceable layers are {', '.join(sorted(swappable))}")
 
     def new(layer: Layer) -> Layer:
         if layer.name not in ops and layer.name not in kernels:
@@ -97,14 +105,18 @@ def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, i
         cin = sum(width[g] for g in reached[layer.inputs[0]])
         if op == layer.op:
             return replace(layer, kernel=kernel)
-        inner = {"hidden": expansion * cin, "squeeze": max(1, cin // 16) if se else 0} if op == "mbconv" else \
-                {"hidden": 0, "squeeze": 0}
+        inner = {"hidden": 0, "squeeze": 0}
+        if op == "mbconv":
+            inner = {"hidden": expansion * cin, "squeeze": max(1, cin // 16) if se else 0}
         return replace(layer, op=op, kernel=kernel, **inner)
     return validate(tuple(new(layer) for layer in net))
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
-    """The network with its heads for `classes` classes and, where given, new anchors (one tuple a head, in order)."""
+    """The network with its heads for `classes` classes and, where given, new anchors.
+
+    anchors: one tuple a head, in order.
+    """
     given = iter(anchors) if anchors else None
 
     def new(layer: Layer) -> Layer:
@@ -133,5 +145,5 @@ def build(name: str, classes: int | None = None) -> Net:
         net = from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 text: {error}") from error
-    layout(net), strides(net)                              # ties and strides must work out before anything is built
+    layout(net), strides(net)                      # ties and strides must work out before anything is built
     return with_heads(net, classes) if classes else net
