@@ -142,7 +142,7 @@ def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Ca
                 for group in state.optimizer.param_groups:
                     group["lr"] = rate
                 good = True
-            good = good and _gradients(state, settings, batch, loss, 1 / (last - first + 1), at)
+            good = good and _gradients(state, settings, batch, loss, at, last)
             if at == last:
                 _account(state, good and _step(state, settings), batch, hooks)
                 state.batch = at + 1
@@ -162,7 +162,7 @@ def _stop(state: State, hooks: Hooks) -> None:
                       "saved: run the same command with --resume to go on", hooks.code())
 
 
-def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, share: float, at: int) -> bool:
+def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, at: int, last: int) -> bool:
     """Whether a batch's loss was finite.
 
     If so, its gradients, times `share`, and its terms are added; else all are gone.
@@ -171,8 +171,8 @@ def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, s
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     if settings.sizes:
         images = _resized(images, settings, state.epoch, at)
-    ends = (at + 1) % settings.accumulate == 0
-    waits = hasattr(state.model, "no_sync") and not ends and share < 1
+    share = 1 / (last - (at - at % settings.accumulate) + 1)
+    waits = hasattr(state.model, "no_sync") and at < last  # ranks exchange gradients once a window, at its end
     quiet = state.model.no_sync() if waits else nullcontext()
     with quiet:
         half = HALF.get(settings.precision)

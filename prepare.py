@@ -52,7 +52,7 @@ def prepare(args: argparse.Namespace) -> Run:
         raise EnvironmentFault(f"--batch-size {args.batch_size} does not divide among {world.size} "
                                f"processes; give a multiple of {world.size}")
     folder = claim_folder(args, world)
-    train_set, val_set = read_sets(args, folder, say)
+    train_set, val_set = read_sets(args, folder if world.main else None, say)
     net, weights = choose_net(args, train_set, say)
     model = initialise(Network(net), args.seed)
     if weights is not None:
@@ -105,11 +105,11 @@ def claim_folder(args: argparse.Namespace, world: ddp.World) -> Path:
     return Path(chosen[0])
 
 
-def read_sets(args: argparse.Namespace, folder: Path, say: Say) -> tuple[DetectionSet, DetectionSet]:
+def read_sets(args: argparse.Namespace, folder: Path | None, say: Say) -> tuple[DetectionSet, DetectionSet]:
     """The training and validation sets; faults are printed, the validation's classes are the training's."""
     where = locate(args.data)
     common = {"max_pixels": args.max_pixels, "drop_unknown": args.drop_unknown, "trust": args.trust,
-              "memo": folder / "pictures.json"}
+              "memo": folder and folder / "pictures.json"}
     train = read_coco(*where.train, names=where.names, **common)
     val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
     for split, coco in (("train", train), ("val", val)):

@@ -1,0 +1,140 @@
+"""How fast a training step is as shipped, beside plain eager PyTorch, in interleaved rounds of fresh processes.
+
+    python -m tests.speed_training --rounds 3 --threads 2 --out results/training-speed.json
+
+plain: fp32, NCHW, unfused SGD, the library's memory defaults, one batch in memory. memory: the shipped step fed from the
+same batch in memory. shipped: the same with the loader, its augmentation and one worker process, on the embedded set.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MODES = ("plain", "memory", "shipped")
+WARM = 4                                                   # steps before the clock starts
+
+
+def main() -> None:
+    """Runs the rounds, prints the table, writes the JSON; with --mode runs one measurement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cfg", default="yolov3-tiny")
+    parser.add_argument("--imgsz", type=int, default=416)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--mode", choices=MODES)
+    args = parser.parse_args()
+    if args.mode:
+        print(json.dumps(measure(args)))
+        return
+    rates: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for _ in range(args.rounds):
+        for mode in MODES:
+            words = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in ("mode", "out", "rounds")]
+            done = subprocess.run([sys.executable, "-m", "tests.speed_training", f"--mode={mode}", *words],
+                                  capture_output=True, text=True, check=True)
+            rates[mode].append(json.loads(done.stdout.splitlines()[-1]))
+            print(mode, f"{rates[mode][-1]:.1f} img/s", flush=True)
+    report(args, rates)
+
+
+def report(args: argparse.Namespace, rates: dict[str, list[float]]) -> None:
+    """Prints and writes medians with their spread, and the two ratios, taken round by round."""
+    from utils.runs import environment, write_json
+    ratios = {"shipped_over_plain": [s / p for s, p in zip(rates["shipped"], rates["plain"])],
+              "shipped_over_memory": [s / m for s, m in zip(rates["shipped"], rates["memory"])]}
+    result = {**{k: {"median": statistics.median(v), "min": min(v), "max": max(v)} for k, v in (rates | ratios).items()},
+              "network": args.cfg, "imgsz": args.imgsz, "batch_size": args.batch_size, "threads": args.threads,
+              "unit": "pictures a second", "environment": environment()}
+    for name in (*MODES, *ratios):
+        value = result[name]
+        print(f"{name:20} {value['median']:8.2f}   ({value['min']:.2f} .. {value['max']:.2f})")
+    if args.out:
+        write_json(args.out, result)
+
+
+def measure(args: argparse.Namespace) -> float:
+    """Pictures a second of one mode, after WARM steps."""
+    import torch
+
+    import engine
+    from data.augment import preset
+    from data.coco import read_coco
+    from data.dataset import DetectionSet, make_loader
+    from data.locate import locate
+    from models.decode import head_specs
+    from models.loss import DetectionLoss
+    from models.network import Network, initialise
+    from models.zoo import build
+    from utils import runs
+    from utils.optim import make_ema, make_optimizer
+    torch.set_num_threads(args.threads)
+    coco = read_coco(*locate("scenes").train)
+    dataset = DetectionSet(coco, args.imgsz, preset("default"))
+    dataset.fill_cache(progress=False)
+    net = build(args.cfg, 10)
+    model, loss = initialise(Network(net), 0).train(), DetectionLoss(head_specs(net))
+    real = make_loader(dataset, args.batch_size, workers=1 if args.mode == "shipped" else 0)
+    batch = next(iter(real)) if args.mode != "shipped" else None
+    if args.mode == "plain":
+        return plain(args, model, loss, batch)
+    runs.tune_cpu(args.threads)
+    model = model.to(memory_format=torch.channels_last)
+    state = engine.State(model, make_ema(model, 0.9998, 1000), make_optimizer(model, "sgd", 1e-3, 0.9, 5e-4),
+                         torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
+    precision = runs.pick_precision(torch.device("cpu"))[0]
+    settings = engine.Settings(1, 1e-3, weights={"box": 5., "obj": 1., "cls": 1.}, precision=precision)
+    loader = Timed(real if batch is None else [batch] * 999, args.steps)
+    hooks = engine.Hooks(*[lambda *_: None] * 4, lambda: False, lambda: 0, lambda _: "", main=False)
+    engine.train_one_epoch(state, settings, loader, loss, hooks)
+    return args.batch_size * (args.steps - WARM) / loader.seconds()
+
+
+class Timed:
+    """The first `steps` batches of a loader, and the time from the warm ones to the end of the last step."""
+
+    def __init__(self, source: object, steps: int) -> None:
+        self.source, self.steps, self.times = source, steps, []
+
+    def set_epoch(self, epoch: int, start: int) -> None:
+        """Passes the epoch on where there is one."""
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch, start)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> object:
+        for at, batch in enumerate(self.source):
+            self.times.append(time.perf_counter())
+            if at == self.steps:
+                return
+            yield batch
+
+    def seconds(self) -> float:
+        """Seconds from the request of the first timed batch to the one after the last."""
+        return self.times[self.steps] - self.times[WARM]
+
+
+def plain(args: argparse.Namespace, model: object, loss: object, batch: object) -> float:
+    """Pictures a second of plain eager training."""
+    import torch
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
+    for at in range(args.steps):
+        if at == WARM:
+            start = time.perf_counter()
+        optimizer.zero_grad()
+        sum(loss(model(batch.images.contiguous().float() / 255), batch.targets).values()).backward()
+        optimizer.step()
+    return args.batch_size * (args.steps - WARM) / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()
