@@ -1,4 +1,7 @@
-"""Box geometry: formats, IoU, letterbox and the way back to the photo. Imports torch only where tensors are made."""
+"""Box geometry: formats, IoU, letterbox and the way back to the photo.
+
+Imports torch only where tensors are made.
+"""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,22 +23,27 @@ class Geometry(NamedTuple):
 
 
 def letterbox_geometry(height: int, width: int, size: int | tuple[int, int]) -> Geometry:
-    """Where a photo of height x width px lies, centred and undistorted, in an input of `size` px (int, or (h, w))."""
+    """Where a photo of height x width px lies in an input of `size` px (int, or (h, w)).
+
+    It is centred and undistorted.
+    """
     out_h, out_w = (size, size) if isinstance(size, int) else size
     if min(height, width, out_h, out_w) < 1:
-        raise ValueError(f"letterbox needs positive sizes, got photo {width}x{height} and input {out_w}x{out_h}")
+        raise ValueError(f"letterbox needs positive sizes, got photo {width}x{height} "
+                         f"and input {out_w}x{out_h}")
     scale = min(out_h / height, out_w / width)
     new_w, new_h = max(1, round(width * scale)), max(1, round(height * scale))
     return Geometry(scale, (out_w - new_w) // 2, (out_h - new_h) // 2, new_w, new_h)
 
 
 def scale_back(boxes: "Tensor", geometry: Geometry, height: int, width: int) -> "Tensor":
-    """Boxes [N, >=4] (xyxy px of the letterboxed input first) in px of the height x width photo, clipped to it.
+    """Boxes [N, >=4] (xyxy px of the letterboxed input first) in px of the height x width photo, clipped.
 
     Works on torch tensors and numpy arrays; further columns are copied. The argument is not changed.
     """
     out = boxes.clone() if hasattr(boxes, "clone") else boxes.copy()
-    ratio_x, ratio_y = width / geometry.width, height / geometry.height   # the rounded sizes, not the ideal scale
+    # The rounded sizes, not the ideal scale.
+    ratio_x, ratio_y = width / geometry.width, height / geometry.height
     out[:, 0:4:2] = ((boxes[:, 0:4:2] - geometry.left) * ratio_x).clip(0, width)
     out[:, 1:4:2] = ((boxes[:, 1:4:2] - geometry.top) * ratio_y).clip(0, height)
     return out
@@ -63,8 +71,8 @@ def iou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> "Tensor":
 def ciou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> tuple["Tensor", "Tensor"]:
     """CIoU [N] and IoU [N] of boxes a [N, 4] with b [N, 4], row by row (cxcywh, same unit).
 
-    Complete IoU (Zheng et al. 2020, arXiv 1911.08287, eq. 9-11). Finite, with finite gradients, for zero-area boxes,
-    where torchvision's complete_box_iou_loss is NaN.
+    Complete IoU (Zheng et al. 2020, arXiv 1911.08287, eq. 9-11). Finite, with finite gradients, for zero-area
+    boxes, where torchvision's complete_box_iou_loss is NaN.
     """
     import math
 

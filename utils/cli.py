@@ -1,4 +1,7 @@
-"""Every shared flag once, its checks, and the way a script ends. Imports nothing heavy: `--help` stays instant."""
+"""Every shared flag once, its checks, and the way a script ends.
+
+Imports nothing heavy: `--help` stays instant.
+"""
 from __future__ import annotations
 
 import argparse
@@ -8,14 +11,17 @@ from collections.abc import Callable
 
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "weights": (("--weights",), {"help": "checkpoint .pt, official darknet .weights"}),
-    "cfg": (("--cfg",), {"help": "network: a zoo name (yolov3-tiny, micro-yolo, micro-yolo-pruned) or a net.json"}),
+    "cfg": (("--cfg",), {
+        "help": "network: a zoo name (yolov3-tiny, micro-yolo, micro-yolo-pruned) or a net.json"}),
     "data": (("--data",), {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"}),
     "source": (("--source",), {"help": "picture, folder, glob, list file or video"}),
-    "imgsz": (("--imgsz", "--img", "--img-size"), {"type": int, "help": "network input side in px, a multiple of 32"}),
+    "imgsz": (("--imgsz", "--img", "--img-size"), {
+        "type": int, "help": "network input side in px, a multiple of 32"}),
     "batch-size": (("--batch-size", "--batch"), {"type": int, "help": "pictures a step, over all processes"}),
     "epochs": (("--epochs",), {"type": int, "help": "passes over the training set"}),
     "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, or a CUDA index such as 0"}),
-    "workers": (("--workers",), {"type": int, "default": 1, "help": "loader processes (0: load in the main process)"}),
+    "workers": (("--workers",), {"type": int, "default": 1,
+                                 "help": "loader processes (0: load in the main process)"}),
     "conf-thres": (("--conf-thres", "--conf"), {"type": float, "help": "lowest score kept, 0..1"}),
     "iou-thres": (("--iou-thres", "--iou"), {"type": float, "help": "NMS IoU threshold, 0..1"}),
     "max-det": (("--max-det",), {"type": int, "help": "most boxes a picture"}),
@@ -26,16 +32,17 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "name": (("--name",), {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"}),
     "exist-ok": (("--exist-ok",), {"action": "store_true", "help": "write into an existing run folder"}),
     "seed": (("--seed",), {"type": int, "default": 0, "help": "seed of weights, order and augmentation"}),
-    "threads": (("--threads",), {"type": int, "default": 0, "help": "CPU threads of the network (0: all cores)"}),
+    "threads": (("--threads",), {"type": int, "default": 0,
+                                 "help": "CPU threads of the network (0: all cores)"}),
     "cache": (("--cache",), {"choices": ("auto", "ram", "off"), "default": "auto",
                              "help": "letterboxed pictures as uint8 in RAM: auto keeps them when they fit"}),
     "max-pixels": (("--max-pixels",), {"type": int, "default": 100_000_000,
                                        "help": "refuse pictures that claim more pixels than this"}),
-    "drop-unknown": (("--drop-unknown",), {"action": "store_true",
-                                           "help": "drop boxes whose category is not in `categories` and go on"}),
+    "drop-unknown": (("--drop-unknown",), {
+        "action": "store_true", "help": "drop boxes whose category is not in `categories` and go on"}),
     "trust": (("--trust",), {"choices": ("image", "json"), "default": None,
-                             "help": "when a picture's size differs from the JSON: rescale boxes to the picture, "
-                                     "or keep them as they are (default: refuse)"}),
+                             "help": "when a picture's size differs from the JSON: rescale boxes to the "
+                                     "picture, or keep them as they are (default: refuse)"}),
 }
 
 
@@ -83,8 +90,8 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
 
 def run(main: Callable[[], object]) -> None:
     """Ends the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
-    # OpenMP threads that spin while they wait turn 10 ms into 40 or more when loader processes or neighbours want the
-    # same cores; it must be said before torch is imported.
+    # OpenMP threads that spin while they wait turn 10 ms into 40 or more when loader processes or neighbours
+    # want the same cores; it must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         main()
@@ -95,7 +102,8 @@ def run(main: Callable[[], object]) -> None:
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None and isinstance(error, OSError) and error.errno == 28:
-            code, error = 7, OSError(f"{error}: the disk is full; free some space and run the same command again")
+            code = 7
+            error = OSError(f"{error}: the disk is full; free some space and run the same command again")
         if code is None and isinstance(error, FileNotFoundError):
             code = 3
         if code is None:

@@ -23,7 +23,10 @@ class World(NamedTuple):
 
 
 def join(device: torch.device) -> World:
-    """The world torchrun's environment describes; joins it (nccl on CUDA, gloo on CPU) when there is more than one."""
+    """The world torchrun's environment describes; joins it when there is more than one process.
+
+    By nccl on CUDA, gloo on CPU.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     world = World(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1 and not dist.is_initialized():

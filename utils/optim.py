@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float,
+                   decay: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW; weight decay on kernels only, not on batch-norm and biases."""
     kernels = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -20,7 +21,10 @@ def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float, deca
 
 
 def make_ema(model: nn.Module, decay: float, ramp: float) -> AveragedModel:
-    """Moving average of weights and batch-norm statistics, its decay growing to `decay` over about `ramp` steps."""
+    """Moving average of weights and batch-norm statistics.
+
+    Its decay grows to `decay` over about `ramp` steps.
+    """
     @torch.no_grad()
     def update(average: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
         if average[0].is_floating_point():
@@ -32,7 +36,10 @@ def make_ema(model: nn.Module, decay: float, ramp: float) -> AveragedModel:
 
 
 def learning_rate(step: float, total: int, warm: float, lr: float, final: float) -> float:
-    """The learning rate of an optimizer step: linear warm-up over `warm` steps, then a cosine to final * lr at `total`."""
+    """The learning rate of an optimizer step.
+
+    Linear warm-up over `warm` steps, then a cosine to final * lr at `total`.
+    """
     if step < warm:
         return lr * (step + 1) / (warm + 1)
     along = min(1.0, (step - warm) / max(1.0, total - warm))
@@ -40,14 +47,20 @@ def learning_rate(step: float, total: int, warm: float, lr: float, final: float)
 
 
 def heal_statistics(model: nn.Module, average: nn.Module) -> None:
-    """Takes batch-norm statistics that a bad forward pass spoilt from the average, which no bad step ever reaches."""
+    """Takes batch-norm statistics that a bad forward pass spoilt from the average.
+
+    No bad step ever reaches that.
+    """
     for mine, good in zip(model.buffers(), average.buffers()):
         if mine.is_floating_point() and not mine.isfinite().all():
             mine.copy_(good)
 
 
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """The name of the first leaf module whose output is not finite for pictures [B, 3, H, W]; "the loss" if none is."""
+    """The name of the first leaf module whose output for pictures [B, 3, H, W] is not finite.
+
+    "the loss" if none is.
+    """
     found: list[str] = []
 
     def watch(name: str) -> Callable:
@@ -55,7 +68,8 @@ def first_bad_layer(model: nn.Module, images: Tensor) -> str:
             if not found and not torch.isfinite(out).all():
                 found.append(name)
         return hook
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if not list(m.children())]
+    leaves = [(name, m) for name, m in model.named_modules() if not list(m.children())]
+    handles = [m.register_forward_hook(watch(name)) for name, m in leaves]
     with torch.no_grad():
         model(images)
     for handle in handles:

@@ -8,7 +8,8 @@ import time
 class Progress:
     """Progress of `total` steps from `start`; `due()` is true once every `every` seconds."""
 
-    def __init__(self, title: str, total: int, start: int = 0, *, show: bool = True, every: float = 300.0) -> None:
+    def __init__(self, title: str, total: int, start: int = 0, *, show: bool = True,
+                 every: float = 300.0) -> None:
         self.title, self.total, self.at, self.show, self.every = title, total, start, show, every
         self.began = self.last_line = self.last_due = time.monotonic()
         self.pictures, self.bar, self.values = 0, None, {}
@@ -16,8 +17,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.show and sys.stderr.isatty():
             from tqdm import tqdm
-            self.bar = tqdm(total=self.total, initial=self.at, desc=self.title, unit="batch", dynamic_ncols=True,
-                            leave=True)
+            self.bar = tqdm(total=self.total, initial=self.at, desc=self.title, unit="batch",
+                            dynamic_ncols=True, leave=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,12 +34,16 @@ def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> P
         except NotADirectoryError:
             raise UsageError(f"{base} is not a folder; choose another --project") from None
         except PermissionError as error:
-            raise EnvironmentFault(f"cannot create {folder}: {error.strerror}; choose another --project") from None
+            raise EnvironmentFault(f"cannot create {folder}: {error.strerror}; "
+                                   "choose another --project") from None
     raise UsageError(f"{base} holds too many runs named {name}; choose another --name")
 
 
 def lock(folder: Path) -> io.TextIOBase:
-    """An open lock file in the run folder, held until the process ends. Raises EnvironmentFault when another holds it."""
+    """An open lock file in the run folder, held until the process ends.
+
+    Raises EnvironmentFault when another holds it.
+    """
     file = open(folder / ".lock", "a+")
     try:
         import fcntl
@@ -48,7 +52,8 @@ def lock(folder: Path) -> io.TextIOBase:
         return file
     except OSError:
         file.close()
-        raise EnvironmentFault(f"another process is writing into {folder}; wait for it, or choose another --name") from None
+        raise EnvironmentFault(f"another process is writing into {folder}; wait for it, "
+                               "or choose another --name") from None
     return file
 
 
@@ -63,8 +68,9 @@ class RunLog:
     """Rows of a run in log.jsonl, results.csv and TensorBoard events."""
 
     def __init__(self, folder: Path, tensorboard: bool = True) -> None:
-        self.folder, self.path, self.tensorboard, self.writer = folder, folder / "log.jsonl", tensorboard, None
-        self.rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        self.folder, self.path, self.tensorboard = folder, folder / "log.jsonl", tensorboard
+        text = self.path.read_text() if self.path.is_file() else ""
+        self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
 
     def keep_before(self, epoch: int) -> None:
         """Drops rows of `epoch` and later: they are about to be written again by a resumed run."""
@@ -100,7 +106,10 @@ class RunLog:
 
 
 class Interrupt:
-    """Remembers SIGINT, SIGTERM and SIGUSR1, so that work stops at a step's end; a second signal ends at once."""
+    """Remembers SIGINT, SIGTERM and SIGUSR1, so that work stops at a step's end.
+
+    A second signal ends at once.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -128,7 +137,10 @@ class Interrupt:
 
 
 def pick_device(name: str) -> "torch.device":
-    """The torch device of --device: auto, cpu, cuda, cuda:1 or 1. Raises EnvironmentFault when it is not there."""
+    """The torch device of --device: auto, cpu, cuda, cuda:1 or 1.
+
+    Raises EnvironmentFault when it is not there.
+    """
     import torch
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,9 +149,11 @@ def pick_device(name: str) -> "torch.device":
         device = torch.device(text)
     except RuntimeError:
         raise UsageError(f"--device {name}: needs auto, cpu, cuda or a CUDA index such as 0") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise EnvironmentFault(f"--device {name}: {count} CUDA devices are available here; use --device cpu")
+        if (device.index or 0) >= count:
+            raise EnvironmentFault(f"--device {name}: {count} CUDA devices are available here; "
+                                   "use --device cpu")
     return device
 
 
@@ -149,15 +163,16 @@ def native_bf16() -> bool:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    flags = next((set(line.split()) for line in text.splitlines() if line.startswith(("flags", "Features"))), set())
+    lines = (line.split() for line in text.splitlines() if line.startswith(("flags", "Features")))
+    flags = set(next(lines, ()))
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def pick_precision(device: "torch.device", asked: str = "auto", speed: bool = True) -> tuple[str, str]:
     """The precision to run in (fp32, bf16, fp16) and a sentence when it is not what was asked for.
 
-    auto and half: fp16 on CUDA, bf16 on CPUs with native support, else fp32. fp16 on a CPU works and is ten times
-    slower, so it is never chosen.
+    auto and half: fp16 on CUDA, bf16 on CPUs with native support, else fp32. fp16 on a CPU works and is ten
+    times slower, so it is never chosen.
     """
     half = "fp16" if device.type == "cuda" else "bf16" if native_bf16() else "fp32"
     if asked in ("auto", "half"):
@@ -171,8 +186,9 @@ def pick_precision(device: "torch.device", asked: str = "auto", speed: bool = Tr
 def tune_cpu(threads: int = 0) -> None:
     """Sets the network's CPU threads, and keeps freed memory in the process.
 
-    By default glibc returns every large block to the system and faults it in again at the next step: a training step
-    of yolov3-tiny ran at 21 pictures/s so, and at 32 with the memory kept (2 cores, batch 16 at 416, bf16).
+    By default glibc returns every large block to the system and faults it in again at the next step: a
+    training step of yolov3-tiny ran at 21 pictures/s so, and at 32 with the memory kept (2 cores, batch 16 at
+    416, bf16).
     """
     import torch
     if threads:
@@ -193,15 +209,19 @@ def environment() -> dict[str, object]:
 
     def git(*words: str) -> str:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True,
+                                  check=False)
         except OSError:                                    # no git here
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""
-    cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")),
+               platform.processor())
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    dirty = "+" if git("status", "--porcelain", "-uno") else ""
     return {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu, "cores": os.cpu_count(),
+            "commit": git("rev-parse", "--short", "HEAD") + dirty,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "cpu": cpu, "cores": os.cpu_count(),
             "gpu": gpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "python": platform.python_version(), "system": platform.system()}
 
