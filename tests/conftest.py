@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the real data beside the project (skipped where absent) and the embedded set."""
+"""Fixtures shared by all tests: the real data beside the project (or a skip), and the embedded set."""
 import os
 from pathlib import Path
 

@@ -42,10 +42,11 @@ def small_net(classes: int = 3) -> Net:
         Layer("head6", "head", ("ds5",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS, xy_scale=2.0)))
 
 
-MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7": "dsconv", "conv13": "dsconv",
-                                    "conv22": "dsconv"}, {"conv5": 5, "conv9": 7, "conv22": 5})
-NETS = {"yolov3-tiny": yolov3_tiny(4), "micro-yolo": micro_yolo(4), "no squeeze": micro_yolo(4, se=False), "mixed": MIXED,
-        "residual": residual_net()}
+MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7": "dsconv",
+                                    "conv13": "dsconv", "conv22": "dsconv"},
+                   {"conv5": 5, "conv9": 7, "conv22": 5})
+NETS = {"yolov3-tiny": yolov3_tiny(4), "micro-yolo": micro_yolo(4), "no squeeze": micro_yolo(4, se=False),
+        "mixed": MIXED, "residual": residual_net()}
 
 
 def randomised(net: Net, seed: int = 0) -> Network:

@@ -9,13 +9,15 @@ from models.decode import HeadSpec, decode_boxes, detections
 from models.loss import DetectionLoss, assign
 from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_pairs, letterbox_geometry, scale_back, xyxy_to_cxcywh
 
-SPECS = (HeadSpec(torch.tensor(((40., 60.), (90., 50.))), 32, 1.0), HeadSpec(torch.tensor(((10., 14.), (23., 27.))), 16, 2.0))
+SPECS = (HeadSpec(torch.tensor(((40., 60.), (90., 50.))), 32, 1.0),
+         HeadSpec(torch.tensor(((10., 14.), (23., 27.))), 16, 2.0))
 
 
 def maps(batch: int = 2, classes: int = 3, seed: int = 0) -> list[torch.Tensor]:
     """Random raw maps of a 128 px input."""
     generator = torch.Generator().manual_seed(seed)
-    out = [torch.randn(batch, 2, 5 + classes, 128 // s.stride, 128 // s.stride, generator=generator) for s in SPECS]
+    out = [torch.randn(batch, 2, 5 + classes, 128 // s.stride, 128 // s.stride, generator=generator)
+           for s in SPECS]
     for m in out:
         m[:, :, 2:4] *= 0.5                                # no box as large as several pictures by chance
     return out
@@ -36,9 +38,10 @@ def slow(raw: list[torch.Tensor], conf: float, multi: bool) -> list[list[tuple]]
                         cx, cy = ((sig[i] * s - (s - 1) / 2 + c) * spec.stride for i, c in ((0, x), (1, y)))
                         w, h = aw * math.exp(t[2]), ah * math.exp(t[3])
                         scores = [sig[4] * c for c in sig[5:]]
-                        picks = range(len(scores)) if multi else [max(range(len(scores)), key=scores.__getitem__)]
-                        found += [(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, scores[k], k) for k in picks
-                                  if scores[k] > conf]
+                        best = max(range(len(scores)), key=scores.__getitem__)
+                        picks = range(len(scores)) if multi else [best]
+                        found += [(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, scores[k], k)
+                                  for k in picks if scores[k] > conf]
         out.append(found)
     return out
 
@@ -69,7 +72,8 @@ def test_non_finite_and_absurd_cells_are_dropped_and_counted():
 
 
 def test_nothing_above_the_threshold_is_an_empty_result():
-    found = detections([torch.full((1, 2, 8, 4, 4), -9.0), torch.full((1, 2, 8, 8, 8), -9.0)], SPECS, 0.5, 0.5, 10)
+    quiet = [torch.full((1, 2, 8, 4, 4), -9.0), torch.full((1, 2, 8, 8, 8), -9.0)]
+    found = detections(quiet, SPECS, 0.5, 0.5, 10)
     assert found.boxes[0].shape == (0, 6)
 
 
@@ -79,8 +83,8 @@ def test_box_formats_and_letterbox_come_back():
     for height, width in ((375, 500), (500, 375), (33, 1000), (416, 416), (1, 1)):
         g = letterbox_geometry(height, width, 416)
         corner = torch.tensor([[g.left, g.top, g.left + g.width, g.top + g.height, .5, 1.]])
-        torch.testing.assert_close(scale_back(corner, g, height, width)[0, :4], torch.tensor((0., 0., width, height)),
-                                   atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(scale_back(corner, g, height, width)[0, :4],
+                                   torch.tensor((0., 0., width, height)), atol=1e-2, rtol=1e-4)
         assert max(g.width, g.height) == 416 and g.left >= 0 and g.top >= 0
 
 
@@ -93,7 +97,8 @@ def test_ciou_is_torchvisions_and_finite_where_theirs_is_not():
     empty = torch.tensor([[.5, .5, 0., 0.]]).expand(200, 4)
     loss = (1 - ciou_pairs(a, empty)[0]).sum()
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(a.grad).all() and float(iou_pairs(a.detach(), empty).abs().max()) == 0
+    assert torch.isfinite(loss) and torch.isfinite(a.grad).all()
+    assert float(iou_pairs(a.detach(), empty).abs().max()) == 0
 
 
 def encode(target: torch.Tensor, assigned, spec: HeadSpec) -> torch.Tensor:
@@ -128,7 +133,8 @@ def test_every_assigned_prediction_can_reach_its_truth_and_a_perfect_answer_cost
 
 
 def test_every_truth_is_answered_for_however_odd_its_shape():
-    truths = torch.tensor([[0, 0, .5, .5, .9, .01], [0, 1, .5, .5, .004, .004], [1, 2, .99, .99, .02, .02], [1, 0, 1., 1., .1, .1]])
+    truths = torch.tensor([[0, 0, .5, .5, .9, .01], [0, 1, .5, .5, .004, .004], [1, 2, .99, .99, .02, .02],
+                           [1, 0, 1., 1., .1, .1]])
     found = assign(list(SPECS), [m.shape for m in maps()], truths)
     answered = {(int(i), int(c)) for a in found for i, c in zip(a.image, a.classes)}
     assert answered == {(0, 0), (0, 1), (1, 2), (1, 0)}
@@ -141,7 +147,8 @@ def test_only_the_home_cell_answers_where_centres_cannot_leave_it():
     coarse, fine = assign(list(SPECS), [m.shape for m in maps()], truths)
     assert len(set(zip(coarse.x.tolist(), coarse.y.tolist()))) == 1
     tall = torch.tensor([[0, 0, .53, .47, .12, .12]])
-    assert len(set(zip(*(v.tolist() for v in assign(list(SPECS), [m.shape for m in maps()], tall)[1][2:4])))) == 3
+    cells = assign(list(SPECS), [m.shape for m in maps()], tall)[1][2:4]
+    assert len(set(zip(*(v.tolist() for v in cells)))) == 3
 
 
 def test_a_batch_without_truths_has_a_finite_loss_and_gradients():
@@ -149,7 +156,8 @@ def test_a_batch_without_truths_has_a_finite_loss_and_gradients():
     terms = DetectionLoss(SPECS)(raw, torch.zeros(0, 6))
     sum(terms.values()).backward()
     assert all(torch.isfinite(v) for v in terms.values()) and float(terms["box"].detach()) == 0
-    assert all(m.grad is not None and torch.isfinite(m.grad).all() and m.grad[:, :, 4].abs().sum() > 0 for m in raw)
+    grads = [m.grad for m in raw]
+    assert all(g is not None and torch.isfinite(g).all() and g[:, :, 4].abs().sum() > 0 for g in grads)
 
 
 def test_the_loss_gradient_is_the_numerical_one():

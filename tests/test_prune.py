@@ -54,7 +54,8 @@ def test_a_pruned_network_equals_its_masked_parent(name, seed):
 def test_two_prunings_in_a_row_equal_one():
     net = residual_net()
     state = randomised(net).state_dict()
-    first, second = ({"mb3": list(range(0, 12, 2)), "conv9": list(range(4, 16))}, {"mb3": [1, 3, 4], "conv9": [0, 5, 6]})
+    first = {"mb3": list(range(0, 12, 2)), "conv9": list(range(4, 16))}
+    second = {"mb3": [1, 3, 4], "conv9": [0, 5, 6]}
     both = {g: [first[g][i] for i in second[g]] for g in first}
     once_net, once = prune(net, state, both)
     twice_net, twice = prune(*prune(net, state, first), second)
@@ -70,8 +71,9 @@ def test_a_residual_add_ties_the_channels_it_sums():
 
 
 @pytest.mark.parametrize(("keep", "words"), [
-    ({"conv1": []}, "lose all"), ({"conv1": [3, 1]}, "sorted"), ({"conv1": [0, 99]}, "0..7"), ({"nope": [0]}, "no channel group"),
-    ({"head13": [0]}, "cannot be cut"), ({"image": [0]}, "cannot be cut"), ({"conv1": [1, 1]}, "unique")])
+    ({"conv1": []}, "lose all"), ({"conv1": [3, 1]}, "sorted"), ({"conv1": [0, 99]}, "0..7"),
+    ({"nope": [0]}, "no channel group"), ({"head13": [0]}, "cannot be cut"),
+    ({"image": [0]}, "cannot be cut"), ({"conv1": [1, 1]}, "unique")])
 def test_a_keep_that_makes_no_sense_is_refused(keep, words):
     net = residual_net()
     with pytest.raises(ModelError, match=words):
@@ -79,7 +81,8 @@ def test_a_keep_that_makes_no_sense_is_refused(keep, words):
 
 
 def test_torch_pruning_makes_the_same_network_of_the_same_indices():
-    tp = pytest.importorskip("torch_pruning", reason="the oracle torch-pruning is not installed (requirements-dev.txt)")
+    tp = pytest.importorskip("torch_pruning",
+                             reason="the oracle torch-pruning is not installed (requirements-dev.txt)")
     net = yolov3_tiny(4)
     model = randomised(net)
     drop = [0, 3, 17, 100, 255]

@@ -40,7 +40,8 @@ def test_counts_match_the_modules_and_what_hooks_see(name):
     with torch.no_grad():
         model(torch.rand(1, 3, 64, 64))
     assert sum(seen) == macs(net, 64) == sum(layer_macs(net, 64).values())
-    assert sum(p.numel() for p in model.parameters()) == parameters(net) == sum(r["parameters"] for r in table(net, 64))
+    rows = table(net, 64)
+    assert sum(p.numel() for p in model.parameters()) == parameters(net) == sum(r["parameters"] for r in rows)
 
 
 def test_macs_are_half_of_torchs_flops():
@@ -54,7 +55,8 @@ def test_macs_are_half_of_torchs_flops():
 @pytest.mark.parametrize("name", NETS)
 def test_the_layout_names_every_tensor_and_shape(name):
     net = NETS[name]
-    found = {k: tuple(v.shape) for k, v in Network(net).state_dict().items() if not k.endswith("num_batches_tracked")}
+    found = {k: tuple(v.shape) for k, v in Network(net).state_dict().items()
+             if not k.endswith("num_batches_tracked")}
     width = widths(net)
     assert {p.key: shape(p, width) for p in layout(net)} == found
 
@@ -80,8 +82,9 @@ def test_a_record_that_cannot_be_built_is_named(change, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9, "layers": []}', '{"schema": 1, "layers": []}',
-                                  '{"schema": 1, "layers": [3]}', "[" * 100_000])
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", '{"schema": 9, "layers": []}', '{"schema": 1, "layers": []}',
+    '{"schema": 1, "layers": [3]}', "[" * 100_000])
 def test_what_is_no_network_is_refused_with_a_sentence(text):
     with pytest.raises(ModelError):
         from_json(text)
@@ -89,8 +92,9 @@ def test_what_is_no_network_is_refused_with_a_sentence(text):
 
 def test_inputs_of_different_size_are_refused_before_anything_is_built():
     net = residual_net()
-    wrong = tuple(layer if layer.name != "up10" else layer.__class__("up10", "maxpool", layer.inputs, stride=1)
-                  for layer in net)
+    wrong = tuple(
+        layer if layer.name != "up10" else layer.__class__("up10", "maxpool", layer.inputs, stride=1)
+        for layer in net)
     with pytest.raises(ModelError, match="cat11.*strides"):
         Network(wrong)
 

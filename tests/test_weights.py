@@ -1,4 +1,4 @@
-"""Checkpoints and official weights: there and back, refused with a sentence when torn, changed or dangerous."""
+"""Checkpoints and official weights: there and back, refused with a sentence when torn, changed or unsafe."""
 import pickle
 import struct
 
@@ -21,7 +21,8 @@ from utils.errors import ModelError
 def some(names: tuple[str, ...] = ("a", "b", "c"), **more) -> Checkpoint:
     """A checkpoint of the small network."""
     net = small_net(len(names))
-    return Checkpoint(net, randomised(net).state_dict(), names, 64, {"7": 0, "9": 1, "x": 2}, {"note": "é"}, **more)
+    classes, extra = {"7": 0, "9": 1, "x": 2}, {"note": "é"}
+    return Checkpoint(net, randomised(net).state_dict(), names, 64, classes, extra, **more)
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):
@@ -140,12 +141,13 @@ def test_darknet_numbers_lie_where_darknet_puts_them(tmp_path):
     state = randomised(net).state_dict()
     write_darknet(tmp_path / "a.weights", net, state)
     raw = (tmp_path / "a.weights").read_bytes()[20:]
-    first = struct.unpack("<16f", raw[:64])                # conv1: shifts, then scales, means, variances, kernel
+    first = struct.unpack("<16f", raw[:64])            # conv1: shifts, then scales, means, variances, kernel
     assert list(first) == state["conv1.bn.bias"].tolist()
     assert struct.unpack("<f", raw[4 * 64:4 * 65])[0] == state["conv1.conv.weight"][0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("change", "word"), [(lambda b: b[:-4], "too short"), (lambda b: b + b"\0" * 400, "too long"),
+@pytest.mark.parametrize(("change", "word"), [(lambda b: b[:-4], "too short"),
+                                              (lambda b: b + b"\0" * 400, "too long"),
                                               (lambda b: b[:10], "less than a darknet header"),
                                               (lambda b: b + b"\0", "a torn one")])
 def test_darknet_files_of_the_wrong_length_are_refused_with_counts(tmp_path, change, word):
@@ -176,7 +178,8 @@ def test_transfer_takes_layers_whole_and_says_why_not():
         expected = source.state if key.split(".")[0] in taken else state
         assert torch.equal(new[key], expected[key]), key
     text = "\n".join(report_lines(report))
-    assert "conv there, mbconv here" in text and "other classes (80 there, 3 here)" in text and "3 of 13 layers" in text
+    assert "conv there, mbconv here" in text and "other classes (80 there, 3 here)" in text
+    assert "3 of 13 layers" in text
 
 
 def test_other_classes_keep_everything_but_the_heads():
@@ -196,7 +199,10 @@ def test_a_head_with_other_anchors_or_another_reach_is_not_taken():
 
 
 def test_full_rank_factors_reproduce_the_convolution_they_came_from():
-    """Nine depthwise kernels a channel hold any 3x3 kernel; with leaky slope 1 in effect the block is the convolution."""
+    """Nine depthwise kernels a channel hold any 3x3 kernel.
+
+    With leaky slope 1 in effect the block is the convolution.
+    """
     from dataclasses import replace
 
     from models.zoo import substitute
