@@ -1,4 +1,4 @@
-"""Training as a user runs it: resumed after any death with the same bits, on several processes, through bad numbers."""
+"""Training as a user runs it: resumed after any death with the same bits, and on several processes."""
 import json
 import os
 import random
@@ -35,9 +35,10 @@ def tiny_set(tmp_path_factory):
 
 
 def command(folder, project, *more, launcher=(sys.executable,)):
-    return [*launcher, "train.py", "--cfg", str(folder / "net.json"), "--data", str(folder / "set"), "--imgsz", "96",
-            "--batch-size", "4", "--nominal-batch", "8", "--epochs", "3", "--project", str(project), "--workers", "0",
-            "--threads", "1", "--warmup-epochs", "0.5", "--val-interval", "3", "--no-report", *more]
+    return [*launcher, "train.py", "--cfg", str(folder / "net.json"), "--data", str(folder / "set"),
+            "--imgsz", "96", "--batch-size", "4", "--nominal-batch", "8", "--epochs", "3",
+            "--project", str(project), "--workers", "0", "--threads", "1", "--warmup-epochs", "0.5",
+            "--val-interval", "3", "--no-report", *more]
 
 
 def environment():
@@ -45,7 +46,8 @@ def environment():
 
 
 def train(root, *words, **options):
-    return subprocess.run(words, cwd=root, capture_output=True, text=True, env=environment(), timeout=300, **options)
+    return subprocess.run(words, cwd=root, capture_output=True, text=True, env=environment(), timeout=300,
+                          **options)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +61,11 @@ def reference(root, tiny_set):
 def same_bits(a, b, path="") -> list[str]:
     """Where two nested values differ."""
     if isinstance(a, dict):
-        keys = a.keys() | b.keys()
-        return [d for k in keys for d in (same_bits(a[k], b[k], f"{path}/{k}") if k in a and k in b else [f"{path}/{k}"])]
+        alone = [f"{path}/{k}" for k in a.keys() ^ b.keys()]
+        return alone + [d for k in a.keys() & b.keys() for d in same_bits(a[k], b[k], f"{path}/{k}")]
     if isinstance(a, (list, tuple)):
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in same_bits(x, y, f"{path}/{i}")] + [path] * (len(a) != len(b))
+        found = [d for i, (x, y) in enumerate(zip(a, b)) for d in same_bits(x, y, f"{path}/{i}")]
+        return found + [path] * (len(a) != len(b))
     equal = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     return [] if equal else [path]
 
@@ -74,7 +77,8 @@ def assert_same_run(a, b):
 
 def interrupt(root, words, number, rng):
     """Runs the command and sends the signal at a random moment after its first checkpoint; its exit code."""
-    process = subprocess.Popen(words, cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=root, env=environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     project, name = words[words.index("--project") + 1], words[words.index("--name") + 1]
     first = os.path.join(project, name, "weights", "last.pt")
     while not os.path.exists(first) and process.poll() is None:
@@ -111,7 +115,8 @@ def test_sigterm_saves_exits_143_and_the_run_goes_on_exactly(root, tiny_set, ref
 
 
 def test_resuming_with_other_flags_or_another_machine_needs_consent(root, tiny_set, reference):
-    words = command(tiny_set, tiny_set / "runs", "--name", "whole", "--resume", str(tiny_set / "runs" / "whole"))
+    run = tiny_set / "runs" / "whole"
+    words = command(tiny_set, tiny_set / "runs", "--name", "whole", "--resume", str(run))
     changed = [*words, "--epochs", "9"]
     done = train(root, *changed)
     assert done.returncode == 2 and "--epochs 3" in done.stderr and "--accept" in done.stderr
@@ -147,7 +152,8 @@ def few_steps(rank: int, world: int) -> dict[str, torch.Tensor]:
     optimizer = make_optimizer(model, "sgd", 0.01, 0.9, 5e-4)
     share = 4 // world
     for at, targets in enumerate(BATCHES):
-        images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(at))[rank * share:(rank + 1) * share]
+        images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(at))
+        images = images[rank * share:(rank + 1) * share]
         mine = targets[(targets[:, 0] >= rank * share) & (targets[:, 0] < (rank + 1) * share)].clone()
         mine[:, 0] -= rank * share
         sum(loss(model(images), mine).values()).backward()
@@ -169,4 +175,5 @@ def test_batches_without_truths_do_not_part_the_processes(tmp_path):
     for rank in (0, 1):
         other = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for key in one:
-            torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-5,
+                                       msg=lambda m, key=key: f"{key}: {m}")
