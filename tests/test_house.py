@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "data", "utils")
-ASSEMBLY: tuple[str, ...] = ()     # modules beside the scripts, without a main, that scripts may share
-MAY_IMPORT = {"script": {"assembly", "engine", *ROOMS}, "assembly": {"assembly", "engine", *ROOMS},
+WIRING = ("trainer", "prepare")    # beside the scripts: they join data, models and engine into a training run
+MAY_IMPORT = {"script": {"wiring", "engine", *ROOMS}, "wiring": {"wiring", "engine", *ROOMS},
               "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"},
-              "utils": {"utils"}, "tests": {"script", "assembly", "engine", "tests", *ROOMS}}
+              "utils": {"utils"}, "tests": {"script", "wiring", "engine", "tests", *ROOMS}}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
-          "models.count": {"models.spec", "models.layout"}, "models.zoo": {"models.spec", "models.layout"}}
+          "models.count": {"models.spec", "models.layout"}, "models.zoo": {"models.spec", "models.layout"},
+          "trainer": set(), "prepare": {"trainer"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
 TORCH_FREE = ("spec", "layout", "zoo", "count")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
@@ -26,7 +27,7 @@ FILES = sorted(path for room in ("", *ROOMS, "tests") for path in (ROOT / room).
 def _room(path: str) -> str:
     if "/" in path:
         return path.split("/")[0]
-    return "engine" if path == "engine.py" else "assembly" if path[:-3] in ASSEMBLY else "script"
+    return "engine" if path == "engine.py" else "wiring" if path[:-3] in WIRING else "script"
 
 
 def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
@@ -42,14 +43,14 @@ def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
 
 
 def _import_faults(path: str, text: str) -> list[str]:
-    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine", *ASSEMBLY} | {"train", "val", "detect"}
-    faults, module = [], path[:-3].replace("/", ".")
+    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine", *WIRING} | {"train", "val", "detect"}
+    faults, module, room = [], path[:-3].replace("/", "."), _room(path)
     for line, name in dict.fromkeys(_imports(path, ast.parse(text))):
         top = name.split(".")[0]
-        target = "script" if top in scripts else "assembly" if top in ASSEMBLY else top
-        if target in {*MAY_IMPORT, *ROOMS} and target not in MAY_IMPORT[_room(path)]:
-            faults.append(f"{path}:{line}: {_room(path)} may not import {name}")
-        elif module in STAIRS and top == "models" and name not in STAIRS[module]:
+        target = "script" if top in scripts else "wiring" if top in WIRING else top
+        if target in MAY_IMPORT and target not in MAY_IMPORT[room]:
+            faults.append(f"{path}:{line}: {room} may not import {name}")
+        elif module in STAIRS and target == room and name not in STAIRS[module]:
             faults.append(f"{path}:{line}: {module} may not stand on {name}")
     return faults
 
@@ -130,6 +131,10 @@ PLANTED = [
     ("imports", "data/a.py", "import models.zoo\n", "data may not import models.zoo"),
     ("imports", "utils/a.py", "from engine import fit\n", "utils may not import engine"),
     ("imports", "models/layout.py", "from .network import Network\n", "may not stand on models.network"),
+    ("imports", "engine.py", "from trainer import Run\n", "engine may not import trainer"),
+    ("imports", "models/a.py", "import prepare\n", "models may not import prepare"),
+    ("imports", "prepare.py", "from train import parse\n", "wiring may not import train"),
+    ("imports", "trainer.py", "from prepare import prepare\n", "trainer may not stand on prepare"),
     ("sizes", "utils/a.py", "x = 1\n" * 251, "251 lines"),
     ("sizes", "utils/a.py", "def f():\n" + "    x = 1\n" * 40, "f has 41 lines"),
     ("sizes", "train.py", "def main():\n" + "    x = 1\n" * 60, "main has 61 lines"),
@@ -166,6 +171,8 @@ def test_what_the_rules_allow_is_not_reported():
             'def f(net: torch.nn.Module) -> None:\n'
             '    """Nothing."""\n    net.eval()\n    torch.load("a", weights_only=True)\n')
     assert not [fault for check in CHECKS.values() for fault in check("models/a.py", text)]
+    assert not _import_faults("train.py", "from prepare import prepare\n")
+    assert not _import_faults("prepare.py", "import engine\nfrom data import coco\nfrom trainer import Run\n")
 
 
 def _cycles(edges: dict[str, set[str]]) -> list[str]:
