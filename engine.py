@@ -165,14 +165,14 @@ def _stop(state: State, hooks: Hooks) -> None:
 def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, at: int, last: int) -> bool:
     """Whether a batch's loss was finite.
 
-    If so, its gradients, times `share`, and its terms are added; else all are gone.
+    If so, its gradients, times its share of the window, and its terms are added; else all are gone.
     """
     images = batch.images.to(state.device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     if settings.sizes:
         images = _resized(images, settings, state.epoch, at)
     share = 1 / (last - (at - at % settings.accumulate) + 1)
-    waits = hasattr(state.model, "no_sync") and at < last  # ranks exchange gradients once a window, at its end
+    waits = hasattr(state.model, "no_sync") and at < last   # ranks exchange gradients once, at a window's end
     quiet = state.model.no_sync() if waits else nullcontext()
     with quiet:
         half = HALF.get(settings.precision)
