@@ -41,12 +41,12 @@ def run(script, words, tmp_path, monkeypatch, capsys):
     (["--cfg", "micro-yolo", "--data", "x", "--device", "gpu"], 2, "needs auto, cpu, cuda"),
     pytest.param(["--cfg", "micro-yolo", "--data", "x", "--device", "cuda"], 5, "use --device cpu",
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA"))])
-def test_a_wrong_flag_of_train_gets_a_sentence_and_its_code(words, code, sentence, tmp_path, monkeypatch, capsys):
+def test_a_wrong_flag_of_train_gets_its_code(words, code, sentence, tmp_path, monkeypatch, capsys):
     found, text = run("train", words, tmp_path, monkeypatch, capsys)
     assert (found, sentence in text) == (code, True), text
 
 
-def test_an_unknown_network_and_a_broken_one_are_refused_by_name(digits, tmp_path, monkeypatch, capsys):
+def test_an_unknown_and_a_broken_network_are_refused_by_name(digits, tmp_path, monkeypatch, capsys):
     code, text = run("train", ["--cfg", "micro-yollo", "--data", digits], tmp_path, monkeypatch, capsys)
     assert code == 4 and "did you mean 'micro-yolo'" in text
     net = json.loads(to_json(small_net(10)))
@@ -57,8 +57,9 @@ def test_an_unknown_network_and_a_broken_one_are_refused_by_name(digits, tmp_pat
 
 
 @pytest.mark.parametrize("script", ["train", "val", "detect"])
-def test_weights_that_are_missing_torn_or_too_short_end_with_code_4(script, digits, tmp_path, monkeypatch, capsys):
-    rest = {"train": ["--data", digits], "val": ["--data", digits], "detect": ["--source", digits / "images"]}[script]
+def test_bad_weights_end_with_code_4(script, digits, tmp_path, monkeypatch, capsys):
+    """Missing, torn, too short."""
+    rest = ["--source", digits / "images"] if script == "detect" else ["--data", digits]
     code, text = run(script, ["--weights", tmp_path / "none.pt", *rest], tmp_path, monkeypatch, capsys)
     assert code == 4 and "no checkpoint at" in text
     path = tmp_path / "a.pt"
@@ -88,8 +89,9 @@ def test_out_of_memory_names_the_flags_that_help(digits, tmp_path, monkeypatch):
     import prepare
     import train as script
     (tmp_path / "net.json").write_text(to_json(small_net(10)))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", str(tmp_path / "net.json"), "--data", str(digits), "--imgsz", "96",
-                                      "--batch-size", "4", "--workers", "0", "--project", str(tmp_path)])
+    words = ["--cfg", tmp_path / "net.json", "--data", digits, "--imgsz", "96", "--batch-size", "4",
+             "--workers", "0", "--project", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -101,13 +103,14 @@ def test_out_of_memory_names_the_flags_that_help(digits, tmp_path, monkeypatch):
 def test_nothing_is_written_into_the_data_set(digits, tmp_path, monkeypatch, capsys):
     before = {p: p.stat().st_mtime_ns for p in sorted(digits.rglob("*"))}
     (tmp_path / "net.json").write_text(to_json(small_net(10)))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", str(tmp_path / "net.json"), "--data", str(digits), "--imgsz", "96",
-                                      "--epochs", "1", "--workers", "0", "--project", str(tmp_path / "runs")])
+    words = ["--cfg", tmp_path / "net.json", "--data", digits, "--imgsz", "96", "--epochs", "1",
+             "--workers", "0", "--project", tmp_path / "runs"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
     cli.run(importlib.import_module("train").main)
     assert {p: p.stat().st_mtime_ns for p in sorted(digits.rglob("*"))} == before
     folder = tmp_path / "runs" / "exp"
-    for name in ("args.json", "net.json", "log.jsonl", "results.csv", "results.png", "pr_curve.png", "f1_curve.png",
-                 "confusion.png", "predictions.jpg", "report.html", "metrics.json"):
+    for name in ("args.json", "net.json", "log.jsonl", "results.csv", "results.png", "pr_curve.png",
+                 "f1_curve.png", "confusion.png", "predictions.jpg", "report.html", "metrics.json"):
         assert (folder / name).stat().st_size > 0, name
     assert list(folder.glob("events.out.tfevents*")) and (folder / "weights" / "last.pt").is_file()
     page = (folder / "report.html").read_text()

@@ -59,14 +59,15 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
     def save(state, best):
         saved.append(copy.deepcopy(state.as_dict()))
     save(state, False)
-    hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False, lambda: 0,
-                         lambda b: replays.append(b) or "replay.pt", main=False)
+    hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False,
+                         lambda: 0, lambda b: replays.append(b) or "replay.pt", main=False)
     engine.fit(state, settings, Batches(count, poison), DetectionLoss(head_specs(net)), hooks)
     return state, replays, saved
 
 
 def finite(state: engine.State) -> bool:
-    return all(v.isfinite().all() for m in (state.model, state.ema) for v in m.state_dict().values() if v.is_floating_point())
+    values = [v for m in (state.model, state.ema) for v in m.state_dict().values() if v.is_floating_point()]
+    return all(v.isfinite().all() for v in values)
 
 
 def test_a_non_finite_loss_skips_the_step_and_never_reaches_weights_statistics_or_average():
@@ -115,8 +116,9 @@ def test_a_full_disk_is_retried_and_ends_with_code_7(root, tiny_set, monkeypatch
     import trainer
     from utils.errors import DiskError
     monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", str(tiny_set / "net.json"), "--data", str(tiny_set / "set"),
-                                      "--imgsz", "96", "--workers", "0", "--project", str(tiny_set / "runs")])
+    words = ["--cfg", tiny_set / "net.json", "--data", tiny_set / "set", "--imgsz", "96", "--workers", "0",
+             "--project", tiny_set / "runs"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
     import train as script
     run = prepare.prepare(script.parse())
 
