@@ -186,6 +186,6 @@ def test_the_loss_gradient_is_the_numerical_one():
 def test_two_truths_on_one_prediction_ask_for_the_better_overlap_not_for_both():
     raw, one = maps(1), torch.tensor([[0, 1, .5, .5, .3, .4]])
     loss = DetectionLoss(SPECS)
-    once, twice = loss(raw, one), loss(raw, one.repeat(2, 1))      # terms are divided by the number of positives
+    once, twice = loss(raw, one), loss(raw, one.repeat(2, 1))  # terms are divided by the number of positives
     torch.testing.assert_close(once["obj"], 2 * twice["obj"])
     torch.testing.assert_close(once["box"], twice["box"])
