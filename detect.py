@@ -24,7 +24,8 @@ def parse() -> argparse.Namespace:
                      "classes", "batch-size", "threads", "max-pixels", "project", "name", "exist-ok",
                      defaults={"conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300, "batch-size": 1,
                                "threads": max(1, cores() - 1), "project": "runs/detect"})
-    for flag, words in {"--nosave": "write no pictures and videos",
+    for flag, words in {"--fp32": "full precision also where half is native (the default there is half)",
+                        "--nosave": "write no pictures and videos",
                         "--save-txt": "write labels/*.txt: class and cxcywh normalised",
                         "--save-conf": "with --save-txt: the score at the end of each line",
                         "--save-json": "write predictions.json: COCO results with file names",
@@ -32,6 +33,8 @@ def parse() -> argparse.Namespace:
                         "--view-img": "show the drawn pictures in a window; q ends"}.items():
         out.add_argument(flag, action="store_true", help=words)
     args = cli.check(out, out.parse_args(), "source")
+    if args.half and args.fp32:
+        out.error("--half and --fp32 exclude each other: give one, or neither to have the faster one chosen")
     if args.save_conf and not args.save_txt:
         out.error("--save-conf adds scores to the files of --save-txt: give --save-txt as well")
     if args.weights is None and not SHIPPED.is_file():
@@ -53,7 +56,7 @@ def make_detector(args: argparse.Namespace) -> "Detector":
     from utils.detector import Detector, class_indices
     from utils.runs import pick_device, pick_precision
     device = pick_device(args.device)
-    precision, note = pick_precision(device, "half" if args.half else "fp32")
+    precision, note = pick_precision(device, "half" if args.half else "fp32" if args.fp32 else "auto")
     runtime = load_runtime(args.weights, device, precision)
     classes = class_indices(args.classes, runtime.names)
     limits = (args.conf_thres, args.iou_thres, args.max_det, classes)
