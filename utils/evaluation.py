@@ -96,8 +96,8 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: Truths, found
                decode: Callable[[Path], np.ndarray], before: Sequence[tuple[str, Path]] = ()) -> Path:
     """The report.html of an evaluation in `folder`, its curves and a sheet of pictures beside it.
 
-    `found` [D, 7] are the detections, `decode` reads a picture as uint8 [H, W, 3] RGB; `before` are captions and
-    plots to show first.
+    `found` [D, 7] are the detections, `decode` reads a picture as uint8 [H, W, 3] RGB; `before` are captions
+    and plots to show first.
     """
     from utils.plots import evaluation_pngs, sheet_pairs, sheet_png
     pairs = sheet_pairs(coco.images, found, decode, metrics.confidence)
