@@ -2,9 +2,9 @@
 
     python -m tests.speed_training --rounds 3 --threads 2 --out results/training-speed.json
 
-plain: fp32, NCHW, unfused SGD, the library's memory defaults, one batch in memory. memory: the shipped step fed
-from the same batch in memory. shipped: the same with the loader, its augmentation and one worker process, on the
-embedded set.
+plain: fp32, NCHW, unfused SGD, the library's memory defaults, one batch in memory. memory: the shipped step
+fed from the same batch in memory. shipped: the same with the loader, its augmentation and one worker process,
+on the embedded set.
 """
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def report(args: argparse.Namespace, rates: dict[str, list[float]]) -> None:
     from utils.runs import environment, write_json
     ratios = {"shipped_over_plain": [s / p for s, p in zip(rates["shipped"], rates["plain"])],
               "shipped_over_memory": [s / m for s, m in zip(rates["shipped"], rates["memory"])]}
-    result = {k: {"median": statistics.median(v), "min": min(v), "max": max(v)} for k, v in (rates | ratios).items()}
-    result |= {"network": args.cfg, "imgsz": args.imgsz, "batch_size": args.batch_size, "threads": args.threads,
-               "unit": "pictures a second", "environment": environment()}
+    result = {k: {"median": statistics.median(v), "min": min(v), "max": max(v)}
+              for k, v in (rates | ratios).items()}
+    result |= {"network": args.cfg, "imgsz": args.imgsz, "batch_size": args.batch_size,
+               "threads": args.threads, "unit": "pictures a second", "environment": environment()}
     for name in (*MODES, *ratios):
         value = result[name]
         print(f"{name:20} {value['median']:8.2f}   ({value['min']:.2f} .. {value['max']:.2f})")

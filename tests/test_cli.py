@@ -52,7 +52,8 @@ def test_an_unknown_and_a_broken_network_are_refused_by_name(digits, tmp_path, m
     net = json.loads(to_json(small_net(10)))
     net["layers"][2]["op"] = "mbconvv"
     (tmp_path / "net.json").write_text(json.dumps(net))
-    code, text = run("train", ["--cfg", tmp_path / "net.json", "--data", digits], tmp_path, monkeypatch, capsys)
+    words = ["--cfg", tmp_path / "net.json", "--data", digits]
+    code, text = run("train", words, tmp_path, monkeypatch, capsys)
     assert code == 4 and "mb3" in text and "did you mean 'mbconv'" in text
 
 
