@@ -10,12 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils import ddp
 from utils.errors import Interrupted, NumericError
+from utils.multiscale import resized
 from utils.optim import heal_statistics, learning_rate
 from utils.progress import Progress
 
@@ -48,7 +48,7 @@ class Hooks:
     """What the loop calls and does not know."""
 
     validate: Callable[[nn.Module], dict]              # EMA module -> {"map50": ..., ...}
-    save: Callable[["State", bool], None]              # writes the checkpoint; True: it is the best so far
+    save: Callable[["State", bool], bool]          # (state, best so far) -> whether it was written
     restore: Callable[[], dict]                        # State.as_dict() of the last checkpoint
     log: Callable[[dict], None]                        # one epoch's row
     poll: Callable[[], bool]                           # whether a signal has arrived
@@ -91,8 +91,13 @@ class State:
         """Takes over what `as_dict` gave; weights_only leaves the counters where they are."""
         unwrap(self.model).load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
+        mine = [{k: v for k, v in group.items() if k not in ("params", "lr")}
+                for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        for group, flags in zip(self.optimizer.param_groups, mine):
+            group.update(flags)                            # momentum and decay are this run's
+        if saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
         if not weights_only:
             for name in self.COUNTERS:
                 setattr(self, name, dict(saved[name]) if name == "sums" else saved[name])
@@ -114,10 +119,12 @@ def fit(state: State, settings: Settings, loader: Iterable, loss: Callable, hook
             except Interrupted:
                 _stop(state, hooks)
         reached = row.get(settings.metric, -1.0)
-        best, state.best = reached > state.best, max(state.best, reached)
+        before, best = state.best, reached > state.best
+        state.best = max(before, reached)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         hooks.log(row)
-        hooks.save(state, best)
+        if not hooks.save(state, best):
+            state.best = before                            # unwritten: the next good epoch is the best again
         ddp.wait()
         if state.epoch < settings.epochs and ddp.any_rank(hooks.poll(), state.device):
             _stop(state, hooks)
@@ -128,7 +135,7 @@ def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Ca
     """Trains from state.batch to the epoch's end; a step ends every window of `accumulate` batches."""
     state.model.train()
     loader.set_epoch(state.epoch, state.batch)
-    total, window, good = len(loader), settings.accumulate, True
+    total, window = len(loader), settings.accumulate
     per_epoch = math.ceil(total / window)
     title = f"epoch {state.epoch + 1}/{settings.epochs}"
     with Progress(title, total, state.batch, show=hooks.main, every=settings.save_minutes * 60) as bar:
@@ -141,14 +148,15 @@ def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Ca
                     settings.lr, settings.final_lr) * state.lr_scale
                 for group in state.optimizer.param_groups:
                     group["lr"] = rate
-                good = True
-            good = good and _gradients(state, settings, batch, loss, at, last)
+                good, suspect = True, None
+            if good and not _gradients(state, settings, batch, loss, at, last):
+                good, suspect = False, batch
             if at == last:
-                _account(state, good and _step(state, settings), batch, hooks)
+                _account(state, good and _step(state, settings), suspect or batch, hooks)
                 state.batch = at + 1
                 if ddp.any_rank(hooks.poll(), state.device):
                     _stop(state, hooks)
-                if bar.due() and at + 1 < total and not torch.distributed.is_initialized():
+                if bar.due() and at + 1 < total:
                     hooks.save(state, False)
             bar.step(_means(state.sums), len(batch.images))
     state.batch = total
@@ -170,7 +178,7 @@ def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, a
     images = batch.images.to(state.device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     if settings.sizes:
-        images = _resized(images, settings, state.epoch, at)
+        images = resized(images, settings.sizes, (settings.seed, state.epoch, at))
     share = 1 / (last - (at - at % settings.accumulate) + 1)
     waits = hasattr(state.model, "no_sync") and at < last   # ranks exchange gradients once, at a window's end
     quiet = state.model.no_sync() if waits else nullcontext()
@@ -189,28 +197,19 @@ def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, a
     return True
 
 
-def _resized(images: Tensor, settings: Settings, epoch: int, at: int) -> Tensor:
-    """Pictures [B, 3, S, S] at a side that is a function of (seed, epoch, batch)."""
-    pick = torch.Generator().manual_seed((settings.seed * 1_000_003 + epoch) * 1_000_003 + at)
-    side = settings.sizes[int(torch.randint(len(settings.sizes), (), generator=pick))]
-    if side == images.shape[-1]:
-        return images
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=side < images.shape[-1])
-
-
 def _step(state: State, settings: Settings) -> bool:
     """Whether the step was good: clipped, with finite gradients; only then do weights and EMA move."""
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
     good = bool(torch.isfinite(norm))
-    # An enabled scaler skips the step itself and lowers its scale.
-    if good or state.scaler.is_enabled():
+    if good:
         state.scaler.step(state.optimizer)
-        state.scaler.update()
+    state.scaler.update()                                  # after an overflow it lowers its scale
     state.optimizer.zero_grad()
     if good:
         state.ema.update_parameters(unwrap(state.model))
-    return good or state.scaler.is_enabled()
+    # A lowered scale now and then is how fp16 works; one that has fallen below 1 is not.
+    return good or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1)
 
 
 def _account(state: State, good: bool, batch: tuple, hooks: Hooks) -> None:
@@ -223,8 +222,8 @@ def _account(state: State, good: bool, batch: tuple, hooks: Hooks) -> None:
         state.bad = 0
         return
     state.bad, state.skipped = state.bad + 1, state.skipped + 1
-    heal_statistics(unwrap(state.model), state.ema.module)
     if state.bad < IN_A_ROW:
+        heal_statistics(unwrap(state.model), state.ema.module)
         return
     where = hooks.replay({"images": batch.images, "targets": batch.targets,
                           "epoch": state.epoch, "batch": state.batch})

@@ -5,8 +5,10 @@ Data read, network built, weights taken over, state resumed.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -20,6 +22,7 @@ from data.loader import make_loader
 from data.locate import locate
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
+from models.layout import strides
 from models.network import Network, initialise
 from models.separate import calibrate, separate
 from models.spec import Net, heads, to_json
@@ -28,7 +31,8 @@ from models.transfer import report_lines, transfer
 from models.zoo import build, with_heads
 from trainer import Run
 from utils import ddp, runs
-from utils.errors import DataError, EnvironmentFault, ModelError
+from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
+from utils.multiscale import multiscale_sides
 from utils.optim import make_ema, make_optimizer
 
 CALIBRATION = 64                                   # pictures that set the batch-norms of factorised layers
@@ -37,11 +41,8 @@ Say = Callable[[str], None]
 
 def prepare(args: argparse.Namespace) -> Run:
     """A run ready to train: data read, network built or loaded, state resumed. Raises each step's errors."""
-    device = runs.pick_device(args.device)
+    device = own_device(args.device)
     world = ddp.join(device)
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
-    interrupt = runs.Interrupt()
     runs.tune_cpu(args.threads)
     torch.manual_seed(args.seed)
     precision, note = runs.pick_precision(device, args.precision)
@@ -49,21 +50,41 @@ def prepare(args: argparse.Namespace) -> Run:
     if note:
         say(note)
     if args.batch_size % world.size:
-        raise EnvironmentFault(f"--batch-size {args.batch_size} does not divide among {world.size} "
-                               f"processes; give a multiple of {world.size}")
-    folder = claim_folder(args, world)
-    train_set, val_set = read_sets(args, folder if world.main else None, say)
-    net, weights = choose_net(args, train_set, say)
+        raise UsageError(f"--batch-size {args.batch_size} does not divide among {world.size} "
+                         f"processes; give a multiple of {world.size}")
+    folder, lock = claim_folder(args, world)
+    train_set, val_set = read_sets(args, world, folder, say)
+    found = saved_run(folder, train_set, say) if args.resume is not None else None
+    net, weights = (found.net, None) if found else choose_net(args, train_set, say)
+    if args.imgsz % (stride := max(strides(net).values())):
+        raise UsageError(f"--imgsz {args.imgsz}: this network needs a multiple of {stride}")
     model = initialise(Network(net), args.seed)
     if weights is not None:
-        start_from(model, weights, train_set, args.separate and args.resume is None, say)
-    run = assemble(args, folder, world, device, precision, net, model, train_set, val_set, interrupt)
-    if args.resume is not None:
-        take_up(run, say)
+        start_from(model, weights, train_set, args.separate, say)
+    run = assemble(args, folder, world, device, precision, model, train_set, val_set)
+    run.lock = lock
+    if found:
+        take_up(run, found, say)
+    elif world.main:
+        clear(folder)
+    ddp.wait()
+    if world.main:
+        runs.write_json(folder / "args.json", {**vars(args), "resume": None})
     say(f"{len(train_set)} train / {len(val_set)} val pictures, {len(train_set.coco.names)} classes; "
         f"{parameters(net):,} parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; "
         f"{device} x {world.size}, {precision}, {torch.get_num_threads()} threads; {folder}")
     return run
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process: of several processes on CUDA, each takes the one of its local rank."""
+    device = runs.pick_device(name)
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = runs.pick_device(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)              # collectives without a tensor use the current one
+        torch.backends.cudnn.deterministic = True
+    return device
 
 
 def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
@@ -86,30 +107,35 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
         say(f"factorised: {shares} of the kernels' energy kept")
 
 
-def claim_folder(args: argparse.Namespace, world: ddp.World) -> Path:
-    """The run folder, locked by rank 0, the same on every rank, with the flags in args.json."""
-    chosen: list = [None]
+def claim_folder(args: argparse.Namespace, world: ddp.World) -> tuple[Path, TextIO | None]:
+    """The run folder, the same on every rank, and rank 0's lock on it."""
+    chosen, lock = [None], None
     if world.main:
         folder = (Path(args.resume) if args.resume is not None
                   else runs.make_run_folder(args.project, args.name, args.exist_ok))
-        args.lock = runs.lock(folder)
-        if args.resume is None:
-            (folder / "weights").mkdir(exist_ok=True)
-            for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl"):
-                stale.unlink(missing_ok=True)              # --exist-ok starts over; only --resume goes on
-        plain = {k: v for k, v in vars(args).items() if k != "lock"}
-        runs.write_json(folder / "args.json", {**plain, "resume": None})
+        lock = runs.lock(folder)
         chosen[0] = str(folder)
     if world.size > 1:
         torch.distributed.broadcast_object_list(chosen)
-    return Path(chosen[0])
+    return Path(chosen[0]), lock
 
 
-def read_sets(args: argparse.Namespace, folder: Path | None, say: Say) -> tuple[DetectionSet, DetectionSet]:
+def clear(folder: Path) -> None:
+    """Takes an earlier run's state out of the folder (--exist-ok): only --resume goes on."""
+    (folder / "weights").mkdir(exist_ok=True)
+    for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl"):
+        stale.unlink(missing_ok=True)
+
+
+def read_sets(args: argparse.Namespace, world: ddp.World, folder: Path,
+              say: Say) -> tuple[DetectionSet, DetectionSet]:
     """The training and validation sets; faults are printed, the validation's classes are the training's."""
+    if world.main:
+        locate(args.data)                                  # one process makes the embedded set
+    ddp.wait()
     where = locate(args.data)
     common = {"max_pixels": args.max_pixels, "drop_unknown": args.drop_unknown, "trust": args.trust,
-              "memo": folder and folder / "pictures.json"}
+              "memo": folder / "pictures.json" if world.main else None}
     train = read_coco(*where.train, names=where.names, **common)
     val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
     for split, coco in (("train", train), ("val", val)):
@@ -131,29 +157,29 @@ def choose_net(args: argparse.Namespace, train_set: DetectionSet,
     net = build(args.cfg, classes) if args.cfg else with_heads(weights.net, classes)
     if not args.fit_anchors:
         return net, weights
-    counts = [len(head.anchors) for head in heads(net)]
     sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
-    fitted = fit_anchors(sizes, sum(counts), args.seed)
-    parts, end = [], len(fitted)
-    for count in counts:                           # heads run from coarse to fine: the largest anchors first
-        parts.append(tuple((round(w, 1), round(h, 1)) for w, h in fitted[end - count:end]))
-        end -= count
+    fitted = fit_anchors(sizes, sum(len(head.anchors) for head in heads(net)), args.seed)
+    px, parts, at = strides(net), {}, 0
+    for head in sorted(heads(net), key=lambda head: px[head.name]):    # the finest grid takes the smallest
+        parts[head.name] = tuple((round(w, 1), round(h, 1)) for w, h in fitted[at:at + len(head.anchors)])
+        at += len(head.anchors)
+    parts = tuple(parts[head.name] for head in heads(net))
     before = [a for head in heads(net) for a in head.anchors]
     say(f"anchors fitted: {' '.join(str(p) for p in parts)}; "
         f"mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
         f"(before {anchor_recall(sizes, before)[0]:.3f})")
-    return with_heads(net, classes, tuple(parts)), weights
+    return with_heads(net, classes, parts), weights
 
 
 def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: torch.device, precision: str,
-             net: Net, model: Network, train_set: DetectionSet, val_set: DetectionSet,
-             interrupt: runs.Interrupt) -> Run:
-    """The run of prepared parts: optimizer, EMA, loaders, settings and log."""
+             model: Network, train_set: DetectionSet, val_set: DetectionSet) -> Run:
+    """The run of prepared parts: optimizer, EMA, loaders, settings, log. Signals are remembered from here."""
+    net = model.net
     model = model.to(device).to(memory_format=torch.channels_last)
     if world.size > 1:
         model = synchronise(model)
     ema = make_ema(model, args.ema_decay, args.ema_ramp)
-    lr = args.lr or {"sgd": 0.01, "adamw": 0.001}[args.optimizer]
+    lr = args.lr or {"sgd": 0.01, "adamw": 0.002}[args.optimizer]
     optimizer = make_optimizer(model, args.optimizer, lr, args.momentum, args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if world.size > 1:
@@ -163,29 +189,38 @@ def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: t
     loader = make_loader(train_set, share, seed=args.seed, workers=args.workers, rank=world.rank,
                          world=world.size, pin_memory=device.type == "cuda")
     val_loader = make_loader(val_set, args.batch_size, shuffle=False, pin_memory=device.type == "cuda")
-    sides = (tuple(range(max(96, args.imgsz // 2 // 32 * 32), args.imgsz * 3 // 2 + 1, 32))
-             if args.multi_scale else ())
+    sides = multiscale_sides(args.imgsz, max(strides(net).values())) if args.multi_scale else ()
     settings = engine.Settings(args.epochs, lr, args.final_lr, min(args.warmup_epochs, args.epochs / 4),
                                max(1, round(args.nominal_batch / args.batch_size)), args.clip,
                                {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision,
                                args.seed, args.val_interval, args.metric, args.save_minutes)
     guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
-             "precision": precision, "device": device.type, "data": data_hash(train_set.coco)}
+             "precision": precision, "data": data_hash(train_set.coco),
+             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
     if world.main:
         (folder / "net.json").write_text(to_json(net))
     return Run(args, folder, world, net, train_set, val_set, loader, val_loader,
-               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder), interrupt,
-               precision, guard)
+               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder),
+               runs.Interrupt(), precision, guard)
 
 
-def take_up(run: Run, say: Say) -> None:
-    """Loads the state of last.pt (or the one before it); what would not be bit-exact needs --accept."""
-    found, note = checkpoints.load_or_previous(run.last)
+def saved_run(folder: Path, train_set: DetectionSet, say: Say) -> checkpoints.Checkpoint:
+    """The checkpoint to go on from; its network is the run's, whatever the flags that built it say now."""
+    last = folder / "weights" / "last.pt"
+    found, note = checkpoints.load_or_previous(last)
     if note:
         say(f"warning: {note}")
     if found.training is None:
-        raise ModelError(f"{run.last} holds weights only, nothing to resume; "
-                         f"start a new run with --weights {run.last}")
+        raise ModelError(f"{last} holds weights only, nothing to resume; "
+                         f"start a new run with --weights {last}")
+    if found.names != train_set.coco.names:
+        raise DataError(f"the run learned the classes {', '.join(found.names)}; the data now has "
+                        f"{', '.join(train_set.coco.names)}; restore the data, or start a new run")
+    return found
+
+
+def take_up(run: Run, found: checkpoints.Checkpoint, say: Say) -> None:
+    """Loads a checkpoint's state; what would not be bit-exact needs --accept."""
     before = found.training["guard"]
     lost = [f"{key} was {before.get(key)}, is {value}" for key, value in run.guard.items()
             if before.get(key) != value]

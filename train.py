@@ -15,9 +15,10 @@ from utils import cli
 
 SHARED = ("cfg", "weights", "data", "imgsz", "batch-size", "epochs", "device", "workers", "threads", "cache",
           "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok", "seed")
-# Flags that may differ when a run is resumed: they change where it runs, not what it computes.
-FREE = ("device", "workers", "threads", "cache", "resume", "accept", "exist_ok", "project", "name",
-        "val_interval")
+# Flags of the moment, never taken from the run that is resumed; and flags that may differ from it: they
+# change where and how it runs, not what it computes.
+NOW = ("resume", "accept", "exist_ok", "project", "name")
+FREE = ("device", "workers", "threads", "cache", "val_interval", "no_report", "save_minutes")
 
 
 def parse() -> argparse.Namespace:
@@ -31,22 +32,24 @@ def parse() -> argparse.Namespace:
     check_ranges(parser, args)
     if not args.cfg and not args.weights:
         parser.error("--cfg or --weights is missing: a network to build, or one to go on from")
+    if args.separate and not args.weights:
+        parser.error("--separate needs --weights, whose convolutions it factorises")
     return cli.check(parser, args, "data")
 
 
 def add_training_flags(add: Callable) -> None:
     """Declares the flags that training alone has; add is a parser's add_argument."""
-    add("--optimizer", choices=("sgd", "adamw"), default="sgd", help="SGD with Nesterov momentum, or AdamW")
-    add("--lr", type=float, help="peak learning rate (default: 0.01 for sgd, 0.001 for adamw)")
+    add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="AdamW, or SGD with Nesterov momentum")
+    add("--lr", type=float, help="peak learning rate (default: 0.002 for adamw, 0.01 for sgd)")
     add("--final-lr", type=float, default=0.01, help="share of --lr at the end of the cosine")
     add("--momentum", type=float, default=0.937, help="SGD momentum, AdamW beta1")
     add("--weight-decay", type=float, default=5e-4, help="on kernels only, never on batch-norm or biases")
-    add("--warmup-epochs", type=float, default=3.0, help="epochs of linear warm-up")
+    add("--warmup-epochs", type=float, default=1.0, help="epochs of linear warm-up")
     add("--nominal-batch", type=int, default=16,
         help="pictures an optimizer step; smaller batches are accumulated")
     add("--clip", type=float, default=10.0, help="largest gradient norm")
     add("--ema-decay", type=float, default=0.9998, help="decay of the weights' moving average")
-    add("--ema-ramp", type=float, default=1000.0, help="optimizer steps over which that decay grows")
+    add("--ema-ramp", type=float, default=300.0, help="optimizer steps over which that decay grows")
     add("--augment", choices=("none", "light", "no-flip", "default"), default="default",
         help="training pictures' variety")
     add("--close-mosaic", type=int, default=10, help="last epochs without mosaic")
@@ -77,15 +80,16 @@ def check_ranges(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
                        ("val_interval", lambda v: v >= 1), ("momentum", lambda v: 0 <= v < 1),
                        ("weight_decay", lambda v: v >= 0), ("clip", lambda v: v > 0),
                        ("ema_decay", lambda v: 0 <= v < 1), ("ema_ramp", lambda v: v > 0),
-                       ("box", lambda v: v >= 0), ("final_lr", lambda v: 0 <= v <= 1),
-                       ("warmup_epochs", lambda v: v >= 0)):
+                       ("box", lambda v: v >= 0), ("obj", lambda v: v >= 0), ("cls", lambda v: v >= 0),
+                       ("final_lr", lambda v: 0 <= v <= 1), ("warmup_epochs", lambda v: v >= 0),
+                       ("save_minutes", lambda v: v >= 0), ("close_mosaic", lambda v: v >= 0)):
         value = getattr(args, name)
         if value is not None and not (good(value) and math.isfinite(value)):
             parser.error(f"--{name.replace('_', '-')} {value} is out of range")
 
 
 def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments of the run that --resume names; flags in FREE keep what was given now."""
+    """The arguments of the run that --resume names; what is typed now may differ only where it is free to."""
     folder = Path(args.resume) if args.resume else newest(Path(args.project), args.name)
     if folder is not None and folder.suffix == ".pt":
         folder = folder.parent.parent
@@ -93,26 +97,28 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
         parser.error(f"--resume: no run with an args.json in {folder or args.project}; "
                      "give its folder, or start without")
     saved = json.loads((folder / "args.json").read_text())
-    for key, value in vars(args).items():
-        given = value != parser.get_default(key)
-        if key in FREE or key not in saved:
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS         # so that a second parse gives what was typed, and no more
+    typed = vars(parser.parse_args())
+    for key, value in saved.items():
+        if key in NOW or key not in vars(args):
             continue
-        if given and value != saved[key]:
-            if not args.accept:
-                flag = key.replace("_", "-")
-                parser.error(f"--resume: the run was started with --{flag} {saved[key]}, now {value}; "
-                             "leave it out to go on exactly, or add --accept to change it")
-        else:
-            setattr(args, key, saved[key])
+        if key not in typed:
+            setattr(args, key, value)
+        elif key not in FREE and typed[key] != value and (key == "optimizer" or not args.accept):
+            flag, way = key.replace("_", "-"), "" if key == "optimizer" else ", or add --accept to change it"
+            parser.error(f"--resume: the run was started with --{flag} {value}, now {typed[key]}; "
+                         f"leave it out to go on exactly{way}")
     args.resume = str(folder)
     return args
 
 
 def newest(project: Path, name: str) -> Path | None:
-    """The run folder project/name* that was written to last."""
-    runs = [p.parent for p in project.glob(f"{name}*/args.json") if p.parent.name.removeprefix(name).isdigit()
-            or p.parent.name == name]
-    return max(runs, key=lambda p: (p / "args.json").stat().st_mtime, default=None)
+    """The run folder project/name* whose last checkpoint is the youngest."""
+    saves = [p for p in project.glob(f"{name}*/weights/last*.pt")
+             if p.parts[-3] == name or p.parts[-3].removeprefix(name).isdigit()]
+    latest = max(saves, key=lambda p: p.stat().st_mtime, default=None)
+    return latest and latest.parent.parent
 
 
 def main() -> None:

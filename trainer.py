@@ -5,9 +5,11 @@ Prepared by prepare.py from flags, by others from their own.
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -52,6 +54,7 @@ class Run:
     interrupt: runs.Interrupt
     val_precision: str
     guard: dict = field(default_factory=dict)
+    lock: TextIO | None = None
     failed_saves: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -125,20 +128,21 @@ class Run:
         runs.write_json(self.folder / "metrics.json", result)
         print("\n".join(evaluation.lines(result, metrics)))
         curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]
-        return evaluation.write_page(self.folder, result, metrics, self.val_set.coco, found, decode, curves)
+        return evaluation.write_page(self.folder, result, metrics, self.val_set.coco, found,
+                                     lambda path: decode(path, self.args.max_pixels), curves)
 
     def write_row(self, row: dict) -> None:
         """One epoch's row in log.jsonl, results.csv and TensorBoard."""
         if self.world.main:
             self.log.add({**row, "seconds": round(time.monotonic() - self.began, 1)})
 
-    def save(self, state: engine.State, best: bool) -> None:
-        """Writes last.pt (and best.pt).
+    def save(self, state: engine.State, best: bool) -> bool:
+        """Whether last.pt (and best.pt) were written; processes other than the first leave it to that one.
 
         A full disk is reported and tried again at the next save, three times.
         """
         if not self.world.main:
-            return
+            return True
         extra = {"epoch": state.epoch, "best": state.best,
                  "metric": self.settings.metric, "seed": self.settings.seed}
         weights = checkpoints.Checkpoint(self.net, state.ema.module.state_dict(), self.train_set.coco.names,
@@ -149,6 +153,7 @@ class Run:
                 checkpoints.save(self.best, replace(weights, training=None))
             checkpoints.save(self.last, weights, keep_previous=True)
             self.failed_saves = 0
+            return True
         except OSError as error:
             self.failed_saves += 1
             if self.failed_saves >= SAVE_TRIES:
@@ -156,16 +161,27 @@ class Run:
                                 "free some space, then go on with --resume") from error
             print(f"warning: {self.last} could not be written ({error}); training goes on, free some space",
                   flush=True)
+            return False
 
     def replay(self, batch: dict) -> str:
         """Writes the batch and weights of a non-finite step, and names the first layer that overflowed."""
         model = engine.unwrap(self.state.model)
-        images = (batch["images"].to(self.state.device).float() / 255)
-        layer = first_bad_layer(model, images)
+        images = batch["images"].to(self.state.device).float() / 255
+        half = engine.HALF.get(self.settings.precision)
+        with torch.autocast(self.state.device.type, half, enabled=half is not None):
+            layer = first_bad_layer(model, images)         # on every process: batch-norm waits for all
         path = self.folder / "replay.pt"
-        torch.save({**batch, "state": model.state_dict(), "net": to_json(self.net), "layer": layer}, path)
+        if self.world.main:
+            buffer = io.BytesIO()
+            torch.save({**batch, "state": model.state_dict(), "net": to_json(self.net), "layer": layer},
+                       buffer)
+            checkpoints.write_atomic(path, buffer.getbuffer())
         return f"first non-finite output: {layer}; batch and weights are in {path}"
 
     def close(self) -> None:
-        """Leaves the process group."""
+        """Lets go of workers, log, lock and process group."""
+        self.loader.close()
+        self.log.close()
+        if self.lock is not None:
+            self.lock.close()
         ddp.leave()

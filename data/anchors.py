@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from utils.errors import DataError
+
 RATIO_LIMIT = 4.0      # an anchor that is off by more than this, in width or height, is a poor start
 CLIMB_BLOCK = 2000     # boxes looked at in one step of the climb; more cost time and change little
 
@@ -18,11 +20,11 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if count < 1 or not np.isfinite(sizes).all() or (sizes <= 0).any():
-        raise ValueError(f"{count} anchors of {len(sizes)} boxes: "
+        raise DataError(f"{count} anchors of {len(sizes)} boxes: "
                          "needs one anchor or more, and finite positive sizes")
     distinct = np.unique(sizes, axis=0)
     if len(distinct) < count:
-        raise ValueError(f"{count} anchors asked for, but the boxes have only {len(distinct)} different "
+        raise DataError(f"{count} anchors asked for, but the boxes have only {len(distinct)} different "
                          "sizes: ask for fewer anchors or keep the default ones")
     rng = np.random.default_rng(seed)
     centres = _lloyd(sizes, _spread(distinct, count, rng), iterations)

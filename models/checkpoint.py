@@ -107,8 +107,8 @@ def checksum(value: object, crc: int = 0) -> int:
 def load(path: str | Path) -> Checkpoint:
     """The checkpoint of a `.pt` file or of official darknet `.weights`.
 
-    Raises FileNotFoundError with what to do, and ModelError for a file that is torn, changed, of another
-    schema, or would run code when unpickled (it is never run: weights_only).
+    Raises ModelError for a file that is missing, torn, changed, of another schema, or would run code when
+    unpickled (it is never run: weights_only).
     """
     path = Path(path)
     if not path.is_file():

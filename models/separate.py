@@ -43,6 +43,8 @@ def separate(source: Net, weights: dict[str, Tensor], net: Net,
         if kernel.shape[:2] != (layer.out, inputs) or kernel.shape[2] > layer.kernel:
             continue
         rank = 1 if layer.op == "dsconv" else layer.hidden // inputs
+        if rank < 1:                               # a pruned block, too narrow to copy its input
+            continue
         kept[layer.name] = _factors(layer, kernel * _scale(origin, weights), rank, last, out)
         for part in ("weight", "bias"):
             out[f"{layer.name}.{last}.bn.{part}"] = weights[f"{layer.name}.bn.{part}"].clone()

@@ -54,8 +54,8 @@ def _obstacle(mine: Layer, other: Layer | None, sizes: dict, other_sizes: dict, 
     if mine.op == "head" and (other.anchors, other.xy_scale) != (mine.anchors, mine.xy_scale):
         return "other anchors or centre reach"
     if sizes != other_sizes:
-        key = next(k for k in sizes if sizes[k] != other_sizes.get(k))
-        return f"{key} is {other_sizes.get(key)} there, {sizes[key]} here"
+        key = next(k for k in (*sizes, *other_sizes) if sizes.get(k) != other_sizes.get(k))
+        return f"{key} is {other_sizes.get(key)} there, {sizes.get(key)} here"
     return ""
 
 

@@ -98,7 +98,7 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.exit(0)
+        sys.exit(141)                              # as a program that SIGPIPE ended
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None and isinstance(error, OSError) and error.errno == 28:

@@ -10,7 +10,8 @@ class Progress:
 
     def __init__(self, title: str, total: int, start: int = 0, *, show: bool = True,
                  every: float = 300.0) -> None:
-        self.title, self.total, self.at, self.show, self.every = title, total, start, show, every
+        self.title, self.total, self.show, self.every = title, total, show, every
+        self.first = self.at = start
         self.began = self.last_line = self.last_due = time.monotonic()
         self.pictures, self.bar, self.values = 0, None, {}
 
@@ -52,7 +53,7 @@ class Progress:
 
     def _line(self) -> None:
         spent = time.monotonic() - self.began
-        left = spent / max(1, self.at) * (self.total - self.at)
+        left = spent / max(1, self.at - self.first) * (self.total - self.at)
         terms = "  ".join(f"{k} {v:.3f}" for k, v in self.values.items())
         print(f"{self.title}  {self.at}/{self.total}  {terms}  {self.rate():.1f} img/s  {spent:.0f}s"
               + (f", {left:.0f}s left" if self.at < self.total else ""), flush=True)

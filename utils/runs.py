@@ -47,7 +47,7 @@ def lock(folder: Path) -> io.TextIOBase:
     file = open(folder / ".lock", "a+")
     try:
         import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)   # unlike flock's, not inherited by loader processes
     except ImportError:                                    # no such locks outside POSIX
         return file
     except OSError:
@@ -91,6 +91,11 @@ class RunLog:
             if key != "epoch" and isinstance(value, (int, float)):
                 self.writer.add_scalar(key, value, row["epoch"])
         self.writer.flush()
+
+    def close(self) -> None:
+        """Closes the TensorBoard file."""
+        if self.writer is not None:
+            self.writer.close()
 
     def _rewrite(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
