@@ -2,12 +2,13 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from models.checkpoint import Checkpoint, save
-from models.spec import to_json
+from models.spec import Layer, to_json
 from tests.nets import randomised, small_net
 from utils import cli
 from utils.errors import EnvironmentFault
@@ -116,3 +117,64 @@ def test_nothing_is_written_into_the_data_set(digits, tmp_path, monkeypatch, cap
     assert list(folder.glob("events.out.tfevents*")) and (folder / "weights" / "last.pt").is_file()
     page = (folder / "report.html").read_text()
     assert page.count("data:image/") >= 5 and "http" not in page.split("<body>")[1].replace("http-equiv", "")
+
+
+def train_words(net, data, project, *more):
+    """A tiny run's command line."""
+    return ["--cfg", net, "--data", data, "--imgsz", "96", "--epochs", "1", "--workers", "0",
+            "--batch-size", "4", "--no-report", "--project", project, *more]
+
+
+def call(words, monkeypatch):
+    """Runs train.py in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+    try:
+        cli.run(importlib.import_module("train").main)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_a_finished_run_survives_a_mistake_in_the_next_command(digits, tmp_path, monkeypatch, capsys):
+    """--exist-ok starts over in the same folder, but only once data and network are known to be good."""
+    (tmp_path / "net.json").write_text(to_json(small_net(10)))
+    words = train_words(tmp_path / "net.json", digits, tmp_path / "runs", "--name", "a", "--exist-ok")
+    assert call(words, monkeypatch) == 0
+    last = tmp_path / "runs" / "a" / "weights" / "last.pt"
+    before = last.read_bytes()
+    assert call([*words, "--data", tmp_path / "nowhere"], monkeypatch) == 3
+    assert call([*words, "--cfg", "micro-yolooo"], monkeypatch) == 4
+    assert last.read_bytes() == before
+    assert call([*words, "--weights", last], monkeypatch) == 0, "a run may start from the weights it replaces"
+
+
+def test_resume_needs_only_the_run_folder_and_heeds_what_is_typed(digits, tmp_path, monkeypatch, capsys):
+    (tmp_path / "net.json").write_text(to_json(small_net(10)))
+    words = train_words(tmp_path / "net.json", digits, tmp_path / "runs", "--fit-anchors")
+    assert call(words, monkeypatch) == 0
+    (tmp_path / "net.json").unlink()                       # the checkpoint has the network
+    again = ["--resume", tmp_path / "runs" / "exp"]
+    assert call(again, monkeypatch) == 0
+    assert call([*again, "--epochs", "100"], monkeypatch) == 2      # the parser's default, and yet a change
+    assert "--epochs 1, now 100" in capsys.readouterr().err
+    assert call([*again, "--epochs", "2", "--accept"], monkeypatch) == 0
+    rows = (tmp_path / "runs" / "exp" / "log.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize(("more", "code", "sentence"), [
+    (["--multi-scale", "--seed", "2000000000", "--momentum", "0", "--optimizer", "sgd"], 0, ""),
+    (["--separate"], 2, "--separate needs --weights"), (["--obj", "nan"], 2, "--obj nan is out of range")])
+def test_flags_at_their_limits(more, code, sentence, digits, tmp_path, monkeypatch, capsys):
+    (tmp_path / "net.json").write_text(to_json(small_net(10)))
+    assert call(train_words(tmp_path / "net.json", digits, tmp_path / "runs", *more), monkeypatch) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_input_the_network_cannot_divide_is_refused(digits, tmp_path, monkeypatch, capsys):
+    *body, head = small_net(10)                            # stride 8; three more poolings make it 64
+    pools = [Layer(f"pool{i}", "maxpool", ("ds5" if i == 7 else f"pool{i - 1}",), stride=2)
+             for i in (7, 8, 9)]
+    (tmp_path / "net.json").write_text(to_json((*body, *pools, replace(head, inputs=("pool9",)))))
+    assert call(train_words(tmp_path / "net.json", digits, tmp_path / "runs"), monkeypatch) == 2
+    assert "needs a multiple of 64" in capsys.readouterr().err

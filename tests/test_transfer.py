@@ -1,0 +1,88 @@
+"""Taking over weights: layers whole or not at all with the reason, and convolutions as factors."""
+import pytest
+import torch
+
+from models.checkpoint import Checkpoint
+from models.darknet import COCO_NAMES
+from models.network import Network, from_state, initialise
+from models.separate import calibrate, separate
+from models.transfer import report_lines, transfer
+from models.zoo import micro_yolo, yolov3_tiny
+from tests.nets import randomised
+
+
+def test_transfer_takes_layers_whole_and_says_why_not():
+    source = Checkpoint(yolov3_tiny(80), randomised(yolov3_tiny(80), 1).state_dict(), COCO_NAMES)
+    net = micro_yolo(3)
+    state = randomised(net, 2).state_dict()
+    new, report = transfer(net, state, ("x", "y", "z"), source)
+    taken = {r["layer"] for r in report if r["taken"]}
+    assert taken == {"conv1", "conv14", "conv19"}
+    for key in state:
+        expected = source.state if key.split(".")[0] in taken else state
+        assert torch.equal(new[key], expected[key]), key
+    text = "\n".join(report_lines(report))
+    assert "conv there, mbconv here" in text and "other classes (80 there, 3 here)" in text
+    assert "3 of 13 layers" in text
+
+
+def test_other_classes_keep_everything_but_the_heads():
+    source = Checkpoint(yolov3_tiny(80), randomised(yolov3_tiny(80), 1).state_dict(), COCO_NAMES)
+    _, report = transfer(yolov3_tiny(5), randomised(yolov3_tiny(5)).state_dict(), tuple("abcde"), source)
+    assert {r["layer"] for r in report if not r["taken"]} == {"head16", "head23"}
+    _, report = transfer(yolov3_tiny(80), source.state, COCO_NAMES, source)
+    assert all(r["taken"] for r in report)
+
+
+def test_a_head_with_other_anchors_or_another_reach_is_not_taken():
+    names = tuple("abc")
+    source = Checkpoint(yolov3_tiny(3), randomised(yolov3_tiny(3)).state_dict(), names)
+    for net in (yolov3_tiny(3, fine=((9, 9), (20, 20), (40, 40))), yolov3_tiny(3, xy_scale=2.0)):
+        _, report = transfer(net, randomised(net).state_dict(), names, source)
+        assert "anchors or centre reach" in next(r["why"] for r in report if r["layer"] == "head23")
+
+
+def test_full_rank_factors_reproduce_the_convolution_they_came_from():
+    """Nine depthwise kernels a channel hold any 3x3 kernel.
+
+    With leaky slope 1 in effect the block is the convolution.
+    """
+    from dataclasses import replace
+
+    from models.zoo import substitute
+    base = yolov3_tiny(2, act="linear")
+    net = substitute(base, {"conv5": "mbconv"}, expansion=9, se=False)
+    net = tuple(replace(layer, act="linear") if layer.name == "conv5" else layer for layer in net)
+    x = torch.rand(4, 3, 64, 64)
+    source = calibrate(randomised(base), x, {})
+    state, _ = transfer(net, initialise(Network(net), 0).state_dict(), ("a", "b"),
+                        Checkpoint(base, source.state_dict(), ("a", "b")))
+    state, kept = separate(base, source.state_dict(), net, state)
+    assert kept == {"conv5": pytest.approx(1.0, abs=1e-5)}
+    model = calibrate(from_state(net, state), x, kept)
+    outputs = {}
+    for name, module in (("there", source.conv5), ("here", model.conv5)):
+        module.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o))
+    with torch.no_grad():
+        source(x), model(x)
+    there, here = (outputs[n].transpose(0, 1).flatten(1) for n in ("there", "here"))
+    correlation = [float(torch.corrcoef(torch.stack((a, b)))[0, 1]) for a, b in zip(there, here)]
+    assert min(correlation) > 0.999
+
+
+def test_a_layer_that_lost_its_squeeze_is_named_not_a_crash():
+    source = Checkpoint(micro_yolo(3), randomised(micro_yolo(3)).state_dict(), tuple("abc"))
+    net = micro_yolo(3, se=False)
+    _, report = transfer(net, randomised(net).state_dict(), tuple("abc"), source)
+    why = {r["layer"]: r["why"] for r in report if not r["taken"]}
+    assert why["conv5"].startswith("conv5.se.") and why["conv5"].endswith("there, None here")
+
+
+def test_a_block_too_narrow_for_its_input_is_left_as_it_is():
+    base = yolov3_tiny(2)
+    from models.layout import with_widths
+    from models.zoo import substitute
+    net = with_widths(substitute(base, {"conv5": "mbconv"}), {"conv5.hidden": 20})
+    state = initialise(Network(net), 0).state_dict()
+    new, kept = separate(base, randomised(base).state_dict(), net, state)
+    assert kept == {} and all(torch.equal(state[k], new[k]) for k in state)
