@@ -3,10 +3,10 @@
 # Everything is installed into .venv and nowhere else.
 
 PYTHON ?= python3
-DEMO_EPOCHS ?= 40
+DEMO_EPOCHS ?= 16
 DEMO_SIZE ?= 320
 # A mirrored digit is no digit, and the digits' boxes are slimmer than those the default anchors were made for.
-DEMO_FLAGS ?= --augment no-flip --fit-anchors
+DEMO_FLAGS ?= --augment no-flip --fit-anchors --close-mosaic 4 --val-interval 4
 
 VENV := .venv
 PY := $(VENV)/bin/python
