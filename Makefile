@@ -3,10 +3,11 @@
 # Everything is installed into .venv and nowhere else.
 
 PYTHON ?= python3
-DEMO_EPOCHS ?= 16
+DEMO_EPOCHS ?= 10
 DEMO_SIZE ?= 320
 # A mirrored digit is no digit, and the digits' boxes are slimmer than those the default anchors were made for.
-DEMO_FLAGS ?= --augment no-flip --fit-anchors --close-mosaic 4 --val-interval 4
+DEMO_WEIGHTS ?= weights/micro-yolo-voc5.pt
+DEMO_FLAGS ?= --augment no-flip --fit-anchors --close-mosaic 4 --val-interval 5
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -58,7 +59,7 @@ test: $(VENV)/installed-dev
 	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
 
 demo: $(VENV)/installed
-	$(PY) train.py --cfg micro-yolo --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \
+	$(PY) train.py --cfg micro-yolo --weights $(DEMO_WEIGHTS) --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \
 		$(DEMO_FLAGS) --project $(DEMO) --name demo --exist-ok
 	$(PY) val.py --weights $(DEMO)/demo/weights/best.pt --data scenes --imgsz $(DEMO_SIZE) \
 		--project $(DEMO) --name val --exist-ok
