@@ -3,11 +3,11 @@
 # Everything is installed into .venv and nowhere else.
 
 PYTHON ?= python3
-DEMO_EPOCHS ?= 10
+DEMO_EPOCHS ?= 15
 DEMO_SIZE ?= 320
 # A mirrored digit is no digit, and the digits' boxes are slimmer than those the default anchors were made for.
 DEMO_WEIGHTS ?= weights/micro-yolo-voc5.pt
-DEMO_FLAGS ?= --augment no-flip --fit-anchors --close-mosaic 4 --val-interval 5
+DEMO_FLAGS ?= --augment no-flip --fit-anchors --close-mosaic 5 --val-interval 5
 
 VENV := .venv
 PY := $(VENV)/bin/python
