@@ -86,3 +86,19 @@ def test_a_block_too_narrow_for_its_input_is_left_as_it_is():
     state = initialise(Network(net), 0).state_dict()
     new, kept = separate(base, randomised(base).state_dict(), net, state)
     assert kept == {} and all(torch.equal(state[k], new[k]) for k in state)
+
+
+def test_a_head_keeps_the_rows_of_classes_it_still_has():
+    source = Checkpoint(yolov3_tiny(80), randomised(yolov3_tiny(80), 1).state_dict(), COCO_NAMES)
+    names = ("Cat", "unicorn", "person")
+    net = yolov3_tiny(3)
+    state = randomised(net, 2).state_dict()
+    new, report = transfer(net, state, names, source)
+    why = {r["layer"]: r["why"] for r in report}
+    assert all(r["taken"] for r in report) and why["head16"] == "classes of the same name"
+    for key in ("head16.conv.weight", "head23.conv.bias"):
+        mine, theirs, fresh = (t[key].view(3, n, -1) for t, n in ((new, 8), (source.state, 85), (state, 8)))
+        assert torch.equal(mine[:, :5], theirs[:, :5])
+        assert torch.equal(mine[:, 5], theirs[:, 5 + COCO_NAMES.index("cat")])
+        assert torch.equal(mine[:, 6], fresh[:, 6])
+        assert torch.equal(mine[:, 7], theirs[:, 5 + COCO_NAMES.index("person")])
