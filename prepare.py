@@ -61,13 +61,13 @@ def prepare(args: argparse.Namespace) -> Run:
     model = initialise(Network(net), args.seed)
     if weights is not None:
         start_from(model, weights, train_set, args.separate, say)
+    if world.main and not found:
+        clear(folder)                              # now that the input is good, and before its log is read
+    ddp.wait()
     run = assemble(args, folder, world, device, precision, model, train_set, val_set)
     run.lock = lock
     if found:
         take_up(run, found, say)
-    elif world.main:
-        clear(folder)
-    ddp.wait()
     if world.main:
         runs.write_json(folder / "args.json", {**vars(args), "resume": None})
     say(f"{len(train_set)} train / {len(val_set)} val pictures, {len(train_set.coco.names)} classes; "

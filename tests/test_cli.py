@@ -146,6 +146,8 @@ def test_a_finished_run_survives_a_mistake_in_the_next_command(digits, tmp_path,
     assert call([*words, "--cfg", "micro-yolooo"], monkeypatch) == 4
     assert last.read_bytes() == before
     assert call([*words, "--weights", last], monkeypatch) == 0, "a run may start from the weights it replaces"
+    rows = (tmp_path / "runs" / "a" / "log.jsonl").read_text().splitlines()
+    assert len(rows) == 1, "rows of the run it replaced"
 
 
 def test_resume_needs_only_the_run_folder_and_heeds_what_is_typed(digits, tmp_path, monkeypatch, capsys):
