@@ -115,9 +115,9 @@ class Run:
 
     def report(self) -> Path:
         """The run's report.html: the best weights measured once more, curves, confusion matrix, pictures."""
-        best = checkpoints.load(self.best if self.best.is_file() else self.last)
-        metrics, finder, found = self.measure(best.net, best.state)
         file = self.best if self.best.is_file() else self.last
+        best = checkpoints.load(file)
+        metrics, finder, found = self.measure(best.net, best.state)
         cost = {"weights": str(file), "data": self.args.data, "split": "val",
                 "parameters": parameters(best.net),
                 "macs": macs(best.net, self.args.imgsz), "loose_macs": loose_macs(best.net, self.args.imgsz),

@@ -21,3 +21,17 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs the real data sets in ../shared/data, absent here")
     return path
+
+
+@pytest.fixture(scope="session")
+def nets(tmp_path_factory):
+    """Checkpoints of networks set by hand, whose boxes are known."""
+    from detect_cases import made_nets
+    return made_nets(tmp_path_factory.mktemp("nets"))
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """A function that calls detect.py in this process."""
+    from detect_cases import running
+    yield from running(capsys, monkeypatch, tmp_path)

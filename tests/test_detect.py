@@ -8,22 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from detect_cases import COLOURS, NAMES, ROOT, made_nets, match, photo, running, save
+from detect_cases import COLOURS, NAMES, ROOT, match, photo, save
 
 import detect
 
 SHAPES = {"landscape": (240, 320), "portrait": (333, 250), "square": (160, 160), "large": (1200, 1600),
           "tiny": (15, 20)}
-
-
-@pytest.fixture(scope="session")
-def nets(tmp_path_factory):
-    return made_nets(tmp_path_factory.mktemp("nets"))
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    yield from running(capsys, monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="session")

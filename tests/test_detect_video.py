@@ -8,19 +8,9 @@ import time
 import cv2
 import numpy as np
 import pytest
-from detect_cases import ROOT, film, made_nets, match, running
+from detect_cases import ROOT, film, match
 
 from utils.video import probe
-
-
-@pytest.fixture(scope="session")
-def nets(tmp_path_factory):
-    return made_nets(tmp_path_factory.mktemp("nets"))
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    yield from running(capsys, monkeypatch, tmp_path)
 
 
 def test_a_video_keeps_rate_size_and_length_and_its_boxes_also_in_batches(nets, tmp_path, run):

@@ -14,7 +14,6 @@ class World(NamedTuple):
 
     rank: int
     size: int
-    local_rank: int
 
     @property
     def main(self) -> bool:
@@ -28,7 +27,7 @@ def join(device: torch.device) -> World:
     By nccl on CUDA, gloo on CPU.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    world = World(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
+    world = World(int(os.environ.get("RANK", "0")), size)
     if size > 1 and not dist.is_initialized():
         # A rank that fails or stalls must end the others, not leave them waiting for ever.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))

@@ -173,11 +173,11 @@ def native_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def pick_precision(device: "torch.device", asked: str = "auto", speed: bool = True) -> tuple[str, str]:
+def pick_precision(device: "torch.device", asked: str = "auto") -> tuple[str, str]:
     """The precision to run in (fp32, bf16, fp16) and a sentence when it is not what was asked for.
 
-    auto and half: fp16 on CUDA, bf16 on CPUs with native support, else fp32. fp16 on a CPU works and is ten
-    times slower, so it is never chosen.
+    auto and half: fp16 on CUDA, bf16 on CPUs with native support, else fp32. fp16 on a CPU works
+    and is slower than fp32, so it is never chosen.
     """
     half = "fp16" if device.type == "cuda" else "bf16" if native_bf16() else "fp32"
     if asked in ("auto", "half"):
