@@ -6,7 +6,7 @@ import torch
 from torchvision.ops import batched_nms, complete_box_iou_loss
 
 from models.decode import HeadSpec, decode_boxes, detections
-from models.loss import DetectionLoss, assign
+from models.loss import DetectionLoss, assign, near_truth
 from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_pairs, letterbox_geometry, scale_back, xyxy_to_cxcywh
 
 SPECS = (HeadSpec(torch.tensor(((40., 60.), (90., 50.))), 32, 1.0),
@@ -189,3 +189,48 @@ def test_two_truths_on_one_prediction_ask_for_the_better_overlap_not_for_both():
     once, twice = loss(raw, one), loss(raw, one.repeat(2, 1))  # terms are divided by the number of positives
     torch.testing.assert_close(once["obj"], 2 * twice["obj"])
     torch.testing.assert_close(once["box"], twice["box"])
+
+
+def test_a_head_without_reach_has_one_anchor_a_truth_the_one_of_the_best_shape():
+    truths = torch.tensor([[0, 0, .3, .3, .4, .5], [1, 2, .7, .2, .1, .12], [1, 1, .2, .8, .6, .35]])
+    classic = tuple(s._replace(xy_scale=1.0) for s in SPECS)
+    found = assign(list(classic), [m.shape for m in maps()], truths)
+    assert sum(len(a.image) for a in found) == len(truths)
+    anchors = torch.cat([s.anchors for s in classic])
+    for row in truths:
+        w, h = (row[4:] * 128).tolist()
+        fits = [min(w, aw) * min(h, ah) / (w * h + aw * ah - min(w, aw) * min(h, ah))
+                for aw, ah in anchors.tolist()]
+        head, anchor = divmod(max(range(4), key=fits.__getitem__), 2)
+        mine = found[head]
+        assert [int(v) for v in mine.anchor[(mine.image == row[0]) & (mine.classes == row[1])]] == [anchor]
+
+
+def test_a_prediction_close_to_a_truth_it_does_not_answer_for_is_no_background():
+    spec = HeadSpec(torch.tensor(((40., 60.), (90., 50.))), 32, 1.0)
+    truth = torch.tensor([[0, 1, .5 / 4 + .25, .5 / 4 + .25, 40 / 128, 60 / 128]])
+    raw = torch.full((1, 2, 8, 4, 4), -8.0)
+    raw[:, :, :2] = 0.0
+    raw[0, 1, 2:4, 1, 1] = torch.log(torch.tensor((40 / 90, 60 / 50)))     # the other anchor, on the same box
+    raw[0, 0, 2:4, 1, 1] = 0.0
+    near = near_truth(raw, spec, truth)
+    assert float(near[0, 1, 1, 1]) == pytest.approx(1) and near.numel() - int((near < 0.7).sum()) == 2
+    quiet = DetectionLoss((spec,))([raw], truth)["obj"]
+    loud = raw.clone()
+    loud[0, 1, 4, 1, 1] = 8.0                              # it may say "object" without being told off
+    torch.testing.assert_close(DetectionLoss((spec,))([loud], truth)["obj"], quiet)
+    loud[0, 1, 4, 3, 3] = 8.0
+    assert float(DetectionLoss((spec,))([loud], truth)["obj"]) > float(quiet) + 5
+
+
+def test_the_overlap_with_the_nearest_truth_is_torchvisions():
+    from torchvision.ops import box_iou
+    truths = torch.rand(7, 6, generator=torch.Generator().manual_seed(5)) * 0.4 + 0.2
+    truths[:, 0] = torch.tensor([0, 0, 0, 2, 2, 2, 2])
+    raw, spec = maps(3)[0], SPECS[0]
+    near = near_truth(raw, spec, truths)
+    for b, a, y, x in ((0, 0, 0, 0), (0, 1, 2, 3), (2, 0, 3, 1), (1, 1, 1, 1)):
+        box = decode_boxes(raw[b, a, :, y, x][None], torch.tensor([[x, y]]), spec.anchors[a][None], spec)
+        mine = cxcywh_to_xyxy(truths[truths[:, 0] == b, 2:6] * 128)
+        want = box_iou(cxcywh_to_xyxy(box), mine).max() if len(mine) else torch.tensor(0.0)
+        torch.testing.assert_close(near[b, a, y, x], want, rtol=1e-4, atol=1e-5)

@@ -68,6 +68,16 @@ def iou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> "Tensor":
     return _overlap(a, b, eps)[0]
 
 
+def iou_rows(boxes: "Tensor", truths: "Tensor", eps: float = 1e-7) -> "Tensor":
+    """IoU [N, P] of boxes [N, P, 4] with truths [N, 4], each row's boxes with its truth (xyxy, same unit)."""
+    import torch
+    low = torch.maximum(boxes[..., :2], truths[:, None, :2])
+    high = torch.minimum(boxes[..., 2:4], truths[:, None, 2:4])
+    inner = (high - low).clamp(min=0).prod(2)
+    areas = (boxes[..., 2:4] - boxes[..., :2]).prod(2) + (truths[:, 2:4] - truths[:, :2]).prod(1)[:, None]
+    return inner / (areas - inner + eps)
+
+
 def ciou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> tuple["Tensor", "Tensor"]:
     """CIoU [N] and IoU [N] of boxes a [N, 4] with b [N, 4], row by row (cxcywh, same unit).
 
