@@ -186,7 +186,7 @@ def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, a
         half = HALF.get(settings.precision)
         with torch.autocast(state.device.type, half, enabled=half is not None):
             maps = state.model(images)
-        terms = loss(maps, batch.targets.to(state.device, non_blocking=True))
+        terms = loss(maps, batch.targets.to(state.device, non_blocking=True), images)
         total = sum(settings.weights[name] * value for name, value in terms.items())
         if ddp.any_rank(not bool(torch.isfinite(total)), state.device):
             state.optimizer.zero_grad()

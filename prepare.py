@@ -12,28 +12,24 @@ from typing import TextIO
 
 import torch
 
-import engine
+from assembly import assemble, make_loss, make_validator
 from data.anchors import anchor_recall, fit_anchors
 from data.augment import preset
 from data.clean import report_faults
-from data.coco import CocoSet, read_coco
+from data.coco import read_coco
 from data.dataset import DetectionSet
-from data.loader import make_loader
 from data.locate import locate
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.layout import strides
 from models.network import Network, initialise
 from models.separate import calibrate, separate
-from models.spec import Net, heads, to_json
-from models.sync_bn import synchronise
+from models.spec import Net, heads
 from models.transfer import report_lines, transfer
 from models.zoo import build, with_heads
 from trainer import Run
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
-from utils.multiscale import multiscale_sides
-from utils.optim import make_ema, make_optimizer
 
 CALIBRATION = 64                                   # pictures that set the batch-norms of factorised layers
 Say = Callable[[str], None]
@@ -64,7 +60,11 @@ def prepare(args: argparse.Namespace) -> Run:
     if world.main and not found:
         clear(folder)                              # now that the input is good, and before its log is read
     ddp.wait()
-    run = assemble(args, folder, world, device, precision, model, train_set, val_set)
+    interrupt = runs.Interrupt()
+    validator = make_validator(args, val_set, world, device, precision, interrupt)
+    loss = make_loss(args, model.net, train_set.coco.names, device, precision)
+    data = train_set.for_run(args.seed, max(0, args.epochs - args.close_mosaic))
+    run = assemble(args, folder, world, precision, model, data, validator, loss, interrupt)
     run.lock = lock
     if found:
         take_up(run, found, say)
@@ -143,9 +143,8 @@ def read_sets(args: argparse.Namespace, world: ddp.World, folder: Path,
             say(f"{split}: {line}")
     if not any(len(record.boxes) for record in train.images):
         raise DataError(f"{where.train.json}: not one box to learn from; is it the right annotation file?")
-    plain = max(0, args.epochs - args.close_mosaic)
     shared = (args.seed, args.cache, args.max_pixels)
-    return (DetectionSet(train, args.imgsz, preset(args.augment), *shared, plain_from=plain),
+    return (DetectionSet(train, args.imgsz, preset(args.augment), *shared),
             DetectionSet(val, args.imgsz, None, *shared))
 
 
@@ -169,39 +168,6 @@ def choose_net(args: argparse.Namespace, train_set: DetectionSet,
         f"mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
         f"(before {anchor_recall(sizes, before)[0]:.3f})")
     return with_heads(net, classes, parts), weights
-
-
-def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, device: torch.device, precision: str,
-             model: Network, train_set: DetectionSet, val_set: DetectionSet) -> Run:
-    """The run of prepared parts: optimizer, EMA, loaders, settings, log. Signals are remembered from here."""
-    net = model.net
-    model = model.to(device).to(memory_format=torch.channels_last)
-    if world.size > 1:
-        model = synchronise(model)
-    ema = make_ema(model, args.ema_decay, args.ema_ramp)
-    lr = args.lr or {"sgd": 0.01, "adamw": 0.002}[args.optimizer]
-    optimizer = make_optimizer(model, args.optimizer, lr, args.momentum, args.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    if world.size > 1:
-        model = torch.nn.parallel.DistributedDataParallel(
-            model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
-    share = args.batch_size // world.size
-    loader = make_loader(train_set, share, seed=args.seed, workers=args.workers, rank=world.rank,
-                         world=world.size, pin_memory=device.type == "cuda")
-    val_loader = make_loader(val_set, args.batch_size, shuffle=False, pin_memory=device.type == "cuda")
-    sides = multiscale_sides(args.imgsz, max(strides(net).values())) if args.multi_scale else ()
-    settings = engine.Settings(args.epochs, lr, args.final_lr, min(args.warmup_epochs, args.epochs / 4),
-                               max(1, round(args.nominal_batch / args.batch_size)), args.clip,
-                               {"box": args.box, "obj": args.obj, "cls": args.cls}, sides, precision,
-                               args.seed, args.val_interval, args.metric, args.save_minutes)
-    guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
-             "precision": precision, "data": data_hash(train_set.coco),
-             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
-    if world.main:
-        (folder / "net.json").write_text(to_json(net))
-    return Run(args, folder, world, net, train_set, val_set, loader, val_loader,
-               engine.State(model, ema, optimizer, scaler, device), settings, runs.RunLog(folder),
-               runs.Interrupt(), precision, guard)
 
 
 def saved_run(folder: Path, train_set: DetectionSet, say: Say) -> checkpoints.Checkpoint:
@@ -232,9 +198,3 @@ def take_up(run: Run, found: checkpoints.Checkpoint, say: Say) -> None:
         run.log.keep_before(run.state.epoch)
     say(f"going on from epoch {run.state.epoch + 1}, batch {run.state.batch}"
         + (f" (no longer bit-exact: {'; '.join(lost)})" if lost else ""))
-
-
-def data_hash(coco: CocoSet) -> int:
-    """A number that changes with the pictures' names, sizes or boxes."""
-    return checkpoints.checksum([(r.path.name, r.width, r.height, torch.from_numpy(r.boxes))
-                                 for r in coco.images])

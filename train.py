@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-from utils import cli
+from utils import cli, training_flags
 
 SHARED = ("cfg", "weights", "data", "imgsz", "batch-size", "epochs", "device", "workers", "threads", "cache",
           "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok", "seed")
@@ -25,11 +24,12 @@ def parse() -> argparse.Namespace:
     """The checked command line; with --resume, the flags the run was started with."""
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={
         "imgsz": 416, "batch-size": 16, "epochs": 100, "project": "runs/train"})
-    add_training_flags(parser.add_argument)
+    training_flags.add_training_flags(parser.add_argument)
+    add_own_flags(parser.add_argument)
     args = parser.parse_args()
     if args.resume is not None:
         args = resumed(parser, args)
-    check_ranges(parser, args)
+    training_flags.check_ranges(parser, args)
     if not args.cfg and not args.weights:
         parser.error("--cfg or --weights is missing: a network to build, or one to go on from")
     if args.separate and not args.weights:
@@ -37,55 +37,19 @@ def parse() -> argparse.Namespace:
     return cli.check(parser, args, "data")
 
 
-def add_training_flags(add: Callable) -> None:
-    """Declares the flags that training alone has; add is a parser's add_argument."""
-    add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="AdamW, or SGD with Nesterov momentum")
-    add("--lr", type=float, help="peak learning rate (default: 0.002 for adamw, 0.01 for sgd)")
-    add("--final-lr", type=float, default=0.01, help="share of --lr at the end of the cosine")
-    add("--momentum", type=float, default=0.937, help="SGD momentum, AdamW beta1")
-    add("--weight-decay", type=float, default=5e-4, help="on kernels only, never on batch-norm or biases")
-    add("--warmup-epochs", type=float, default=1.0, help="epochs of linear warm-up")
-    add("--nominal-batch", type=int, default=16,
-        help="pictures an optimizer step; smaller batches are accumulated")
-    add("--clip", type=float, default=10.0, help="largest gradient norm")
-    add("--ema-decay", type=float, default=0.9998, help="decay of the weights' moving average")
-    add("--ema-ramp", type=float, default=300.0, help="optimizer steps over which that decay grows")
-    add("--augment", choices=("none", "light", "no-flip", "default"), default="default",
-        help="training pictures' variety")
-    add("--close-mosaic", type=int, default=10, help="last epochs without mosaic")
-    add("--multi-scale", action="store_true",
-        help="vary the input side by half to one and a half, a new one each step")
+def add_own_flags(add: Callable) -> None:
+    """Declares the flags that this script alone has; add is a parser's add_argument."""
     add("--separate", action="store_true",
         help="start DSConv and MBConv layers as factors (SVD) of the checkpoint's convolutions "
              "of the same name")
     add("--fit-anchors", action="store_true", help="fit the heads' anchors to the training boxes by k-means")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="of the forward pass in training")
-    add("--box", type=float, default=5.0, help="weight of the box loss (1 - CIoU)")
-    add("--obj", type=float, default=1.0, help="weight of the objectness loss")
-    add("--cls", type=float, default=1.0, help="weight of the class loss")
-    add("--metric", choices=("map50", "map50_95"), default="map50", help="what best.pt is best at")
+    add("--teacher", help="checkpoint with the same heads and classes whose answers are learned as well")
     add("--val-interval", type=int, default=1,
         help="epochs between validations; the last one always validates")
-    add("--save-minutes", type=float, default=5.0, help="minutes between saves within an epoch")
     add("--no-report", action="store_true", help="no plots and no report.html at the end")
     add("--resume", nargs="?", const="", default=None, metavar="RUN",
         help="go on with a run folder (default: the newest)")
     add("--accept", action="store_true", help="resume although the continuation will not be bit-exact")
-
-
-def check_ranges(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends with a usage message where a number is out of its range or not finite."""
-    for name, good in (("lr", lambda v: v > 0), ("nominal_batch", lambda v: v >= 1),
-                       ("val_interval", lambda v: v >= 1), ("momentum", lambda v: 0 <= v < 1),
-                       ("weight_decay", lambda v: v >= 0), ("clip", lambda v: v > 0),
-                       ("ema_decay", lambda v: 0 <= v < 1), ("ema_ramp", lambda v: v > 0),
-                       ("box", lambda v: v >= 0), ("obj", lambda v: v >= 0), ("cls", lambda v: v >= 0),
-                       ("final_lr", lambda v: 0 <= v <= 1), ("warmup_epochs", lambda v: v >= 0),
-                       ("save_minutes", lambda v: v >= 0), ("close_mosaic", lambda v: v >= 0)):
-        value = getattr(args, name)
-        if value is not None and not (good(value) and math.isfinite(value)):
-            parser.error(f"--{name.replace('_', '-')} {value} is out of range")
 
 
 def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
@@ -125,11 +89,13 @@ def main() -> None:
     """Parses, then trains; nothing heavy is imported before the flags are known to be good."""
     args = parse()
     from prepare import prepare
+    from utils import ddp
     run = prepare(args)
     try:
         run.train()
     finally:
         run.close()
+        ddp.leave()
 
 
 if __name__ == "__main__":

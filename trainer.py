@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
@@ -20,8 +21,7 @@ from data.images import decode
 from data.loader import Loader
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
-from models.decode import detections, head_specs
-from models.loss import DetectionLoss
+from models.decode import detections
 from models.network import Network
 from models.runtimes import torch_runtime
 from models.spec import Net, to_json
@@ -31,9 +31,39 @@ from utils.inference import Finder, collect_detections
 from utils.metrics import Metrics, evaluate_detections
 from utils.optim import first_bad_layer
 from utils.plots import results_png
+from utils.run_log import RunLog
 
+SHOWN = ("map50", "map50_95", "precision", "recall", "f1")
 VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
 SAVE_TRIES = 3                                     # saves that may fail in a row before the run gives up
+
+
+@dataclass
+class Validator:
+    """Callable: (net, weights) -> metrics, the finder with its times, the detections [D, 7] of one set.
+
+    `poll` is called between batches and may raise to stop.
+    """
+
+    dataset: DetectionSet
+    loader: Loader
+    device: torch.device
+    precision: str
+    poll: Callable[[], object] | None = None
+
+    def __call__(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
+        names = self.dataset.coco.names
+        runtime = torch_runtime(net, weights, names, self.dataset.imgsz, self.device, self.precision)
+        finder = Finder(runtime, detections, range(len(names)), *VAL)
+        sizes = [(record.height, record.width) for record in self.dataset.coco.images]
+        found = collect_detections(self.loader, finder, sizes, progress=False, poll=self.poll)
+        truth = self.dataset.coco.ground_truth()
+        return evaluate_detections(truth, found, names, max_det=VAL[2]), finder, found
+
+    def metrics(self, net: Net, weights: dict[str, torch.Tensor]) -> dict[str, float]:
+        """map50, map50_95, precision, recall and f1 of a network, fractions; undefined ones are 0."""
+        found, _, _ = self(net, weights)
+        return {name: getattr(found, name) or 0.0 for name in SHOWN}
 
 
 @dataclass
@@ -45,14 +75,13 @@ class Run:
     world: ddp.World
     net: Net
     train_set: DetectionSet
-    val_set: DetectionSet
     loader: Loader
-    val_loader: Loader
+    validator: Validator
     state: engine.State
     settings: engine.Settings
-    log: runs.RunLog
+    loss: Callable
+    log: RunLog
     interrupt: runs.Interrupt
-    val_precision: str
     guard: dict = field(default_factory=dict)
     lock: TextIO | None = None
     failed_saves: int = 0
@@ -73,16 +102,15 @@ class Run:
 
         The best weights are then measured and shown in report.html.
         """
-        loss = DetectionLoss(head_specs(self.net))
         if not self.last.exists():
             self.save(self.state, False)           # from the first second there is a state to come back to
-        for dataset in (self.train_set, self.val_set):
+        for dataset in (self.train_set, self.validator.dataset):
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
         hooks = engine.Hooks(
             self.validate, self.save, lambda: checkpoints.load_or_previous(self.last)[0].training,
             self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main)
         try:
-            engine.fit(self.state, self.settings, self.loader, loss, hooks)
+            engine.fit(self.state, self.settings, self.loader, self.loss, hooks)
         except torch.OutOfMemoryError as error:
             size, nominal = self.args.batch_size, max(self.args.nominal_batch, self.args.batch_size)
             raise EnvironmentFault(f"out of memory at --batch-size {size} ({str(error)[:80]}); the same "
@@ -91,23 +119,10 @@ class Run:
         if self.world.main and not self.args.no_report:
             print(self.report())
 
-    def measure(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
-        """A network's metrics on the validation set, the finder with its times, and the detections [D, 7]."""
-        names = self.val_set.coco.names
-        runtime = torch_runtime(net, weights, names, self.args.imgsz, self.state.device, self.val_precision)
-        finder = Finder(runtime, detections, range(len(names)), *VAL)
-        sizes = [(record.height, record.width) for record in self.val_set.coco.images]
-        poll = None if self.world.size > 1 else self.interrupt.stop
-        found = collect_detections(self.val_loader, finder, sizes, progress=False, poll=poll)
-        truth = self.val_set.coco.ground_truth()
-        return evaluate_detections(truth, found, names, max_det=VAL[2]), finder, found
-
     def validate(self, model: Network) -> dict[str, float]:
         """map50, map50_95, precision, recall and F1 of a model on the validation set."""
         started = time.monotonic()
-        metrics, _, _ = self.measure(self.net, model.state_dict())
-        shown = ("map50", "map50_95", "precision", "recall", "f1")
-        values = {name: getattr(metrics, name) or 0.0 for name in shown}
+        values = self.validator.metrics(self.net, model.state_dict())
         print(f"  val  AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
               f"R {values['recall']:.3f}  F1 {values['f1']:.3f}  ({time.monotonic() - started:.0f} s)",
               flush=True)
@@ -117,7 +132,7 @@ class Run:
         """The run's report.html: the best weights measured once more, curves, confusion matrix, pictures."""
         file = self.best if self.best.is_file() else self.last
         best = checkpoints.load(file)
-        metrics, finder, found = self.measure(best.net, best.state)
+        metrics, finder, found = self.validator(best.net, best.state)
         cost = {"weights": str(file), "data": self.args.data, "split": "val",
                 "parameters": parameters(best.net),
                 "macs": macs(best.net, self.args.imgsz), "loose_macs": loose_macs(best.net, self.args.imgsz),
@@ -128,7 +143,7 @@ class Run:
         runs.write_json(self.folder / "metrics.json", result)
         print("\n".join(evaluation.lines(result, metrics)))
         curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]
-        return evaluation.write_page(self.folder, result, metrics, self.val_set.coco, found,
+        return evaluation.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
                                      lambda path: decode(path, self.args.max_pixels), curves)
 
     def write_row(self, row: dict) -> None:
@@ -179,9 +194,8 @@ class Run:
         return f"first non-finite output: {layer}; batch and weights are in {path}"
 
     def close(self) -> None:
-        """Lets go of workers, log, lock and process group."""
+        """Lets go of workers, log and lock."""
         self.loader.close()
         self.log.close()
         if self.lock is not None:
             self.lock.close()
-        ddp.leave()

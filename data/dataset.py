@@ -1,6 +1,7 @@
 """Clean records to samples: cached letterboxed pictures, a function of (seed, epoch, index) alone."""
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,12 @@ class DetectionSet(Dataset):
         """Whether every picture is in RAM."""
         return self._pixels is not None
 
+    def for_run(self, seed: int, plain_from: int | None) -> DetectionSet:
+        """The same pictures, in RAM where they are, in another run's order and variety."""
+        other = copy.copy(self)
+        other.seed, other.plain_from = seed, plain_from
+        return other
+
     def fill_cache(self, progress: bool = True, poll: Callable[[], object] | None = None) -> bool:
         """Whether the pictures are in RAM now. Call it before the loader's workers start.
 
@@ -80,7 +87,13 @@ class DetectionSet(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
         epoch, index = key
-        image, boxes = self.sample(epoch, index)
+        return self._tensors(*self.sample(epoch, index), index)
+
+    def unvaried(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """A sample as the dataset gives it, of the picture as it is."""
+        return self._tensors(self.plain(index), self.boxes[index], index)
+
+    def _tensors(self, image: np.ndarray, boxes: np.ndarray, index: int) -> tuple[Tensor, Tensor, int]:
         low, high = boxes[:, 1:3], boxes[:, 3:5]
         rows = np.concatenate((boxes[:, :1], (low + high) / (2 * self.imgsz), (high - low) / self.imgsz), 1)
         # a view: memory stays [S, S, 3], which collate joins to channels_last without touching a pixel twice

@@ -26,6 +26,25 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
     return max(0.0, low + shift), min(1.0, high + shift), median
 
 
+def drop_interval(before: Matches, after: Matches, samples: int = 1000,
+                  seed: int = 0) -> tuple[float, float]:
+    """(low, high): the 95 % interval of AP50 lost from `before` to `after`, in 0..1.
+
+    Both networks see the same resampled pictures, so that what a hard picture costs both is no difference. It
+    holds the chance of the pictures alone, not that of training. Raises ValueError for different sets.
+    """
+    if before.images != after.images or len(before.truth_image) != len(after.truth_image):
+        raise ValueError(f"two different sets: {before.images} and {after.images} pictures, "
+                         f"{len(before.truth_image)} and {len(after.truth_image)} truths")
+    if before.images == 0 or len(before.truth_image) == 0:
+        return 0.0, 0.0
+    n = before.images
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
+    lost = map50_of(before, draws) - map50_of(after, draws)
+    low, high = np.nanpercentile(lost, (2.5, 97.5)).tolist()
+    return low, high
+
+
 def map50_of(matches: Matches, draws: np.ndarray) -> np.ndarray:
     """AP50 [S] of each row of draws [S, I] (how often each picture is taken); NaN without any truth.
 

@@ -58,6 +58,24 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     return dict(zip(values, (tensor / dist.get_world_size()).tolist()))
 
 
+def from_main(value: object) -> object:
+    """The value that rank 0 holds: the same on all ranks."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def same_on_all(value: int) -> bool:
+    """Whether every rank holds the same number."""
+    if not dist.is_initialized():
+        return True
+    found: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return len(set(found)) == 1
+
+
 def wait() -> None:
     """Returns when every rank has come here."""
     if dist.is_initialized():

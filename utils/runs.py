@@ -1,7 +1,6 @@
 """A run's folder, logs, device, precision, signals and machine: what every script needs around its work."""
 from __future__ import annotations
 
-import csv
 import ctypes
 import io
 import json
@@ -39,6 +38,24 @@ def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> P
     raise UsageError(f"{base} holds too many runs named {name}; choose another --name")
 
 
+def claim_run(project: str | Path, name: str, args: dict) -> Path:
+    """The run folder for these arguments: the same command goes on where it was stopped.
+
+    The newest project/name* whose args.json equals `args` and that holds no result.json, else a new folder
+    with args.json in it.
+    """
+    plain = json.loads(json.dumps(args, default=str))
+    for at in range(len(list(Path(project).glob(f"{name}*"))) + 1, 0, -1):
+        folder = Path(project) / (name if at == 1 else f"{name}{at}")
+        if (folder / "result.json").exists() or not (folder / "args.json").is_file():
+            continue
+        if json.loads((folder / "args.json").read_text(encoding="utf-8")) == plain:
+            return folder
+    folder = make_run_folder(project, name)
+    write_json(folder / "args.json", plain)
+    return folder
+
+
 def lock(folder: Path) -> io.TextIOBase:
     """An open lock file in the run folder, held until the process ends.
 
@@ -62,52 +79,6 @@ def write_json(path: Path, value: object) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     os.replace(part, path)
-
-
-class RunLog:
-    """Rows of a run in log.jsonl, results.csv and TensorBoard events."""
-
-    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
-        self.folder, self.path, self.tensorboard = folder, folder / "log.jsonl", tensorboard
-        text = self.path.read_text() if self.path.is_file() else ""
-        self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
-
-    def keep_before(self, epoch: int) -> None:
-        """Drops rows of `epoch` and later: they are about to be written again by a resumed run."""
-        self.rows = [row for row in self.rows if row["epoch"] < epoch]
-        self._rewrite()
-
-    def add(self, row: dict[str, float]) -> None:
-        """Appends one epoch's row everywhere."""
-        self.rows.append(row)
-        self._rewrite()
-        if not self.tensorboard:
-            return
-        if self.writer is None:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            from torch.utils.tensorboard import SummaryWriter
-            self.writer = SummaryWriter(str(self.folder))
-        for key, value in row.items():
-            if key != "epoch" and isinstance(value, (int, float)):
-                self.writer.add_scalar(key, value, row["epoch"])
-        self.writer.flush()
-
-    def close(self) -> None:
-        """Closes the TensorBoard file."""
-        if self.writer is not None:
-            self.writer.close()
-
-    def _rewrite(self) -> None:
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        table = io.StringIO()
-        writer = csv.DictWriter(table, columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        for path, text in ((self.path, lines), (self.folder / "results.csv", table.getvalue())):
-            part = path.with_suffix(path.suffix + ".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
 
 
 class Interrupt:

@@ -1,0 +1,192 @@
+"""Many short trainings on one data set: what search.py and prune.py stand on."""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import engine
+from assembly import assemble, make_validator
+from data.dataset import DetectionSet
+from models import checkpoint as checkpoints
+from models.decode import head_specs
+from models.layout import strides
+from models.loss import DetectionLoss
+from models.network import Network
+from models.recalibrate import recalibrate
+from models.spec import Net
+from prepare import own_device, read_sets
+from trainer import Run, Validator
+from utils import ddp, runs
+from utils.errors import DiskError, EnvironmentFault, UsageError
+
+RECALIBRATION = 256                                # pictures that batch-norm statistics are taken from anew
+NEW = {"val_interval": 0, "no_report": True, "resume": None, "accept": False}
+
+
+class Outcome(NamedTuple):
+    """A finished training: the averaged weights after its last epoch (CPU, fp32) and what they reach."""
+
+    net: Net
+    state: dict[str, Tensor]
+    metrics: dict[str, float]                              # map50, map50_95, precision, recall, f1: fractions
+    epochs: int
+    seconds: float
+
+
+class Tuner:
+    """Trains networks on one data set, each in a folder of its own: resumable, and remembered once done.
+
+    What a caller does with the outcomes may be killed at any moment: run again, it reads the finished
+    trainings, goes on with the one that was cut off, and so comes to the same end.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: Path, world: ddp.World, precision: str,
+                 train_set: DetectionSet, validator: Validator, interrupt: runs.Interrupt,
+                 say: Callable[..., None]) -> None:
+        self.args, self.folder, self.world, self.precision = args, folder, world, precision
+        self.train_set, self.validator, self.interrupt, self.say = train_set, validator, interrupt, say
+        self.device, self.val_set = validator.device, validator.dataset
+        self.names, self.held = train_set.coco.names, None
+
+    @classmethod
+    def open(cls, args: argparse.Namespace, claim: Callable[[], Path], alone: bool = True) -> Tuner:
+        """A tuner for checked flags: torchrun's processes joined, the folder claimed, data read and cached.
+
+        claim gives the folder and is called by the first process only; with `alone` that one holds its lock.
+        Raises as prepare.read_sets does, and EnvironmentFault where another process holds the folder.
+        """
+        device = own_device(args.device)
+        world = ddp.join(device)
+        folder = Path(ddp.from_main(str(claim()) if world.main else ""))
+        held = runs.lock(folder) if alone and world.main else None
+        runs.tune_cpu(args.threads)
+        precision, note = runs.pick_precision(device, args.precision)
+        say = print if world.main else (lambda *_, **__: None)
+        if note:
+            say(note)
+        if args.batch_size % world.size:
+            raise UsageError(f"--batch-size {args.batch_size} does not divide among {world.size} "
+                             f"processes; give a multiple of {world.size}")
+        train_set, val_set = read_sets(args, world, folder, say)
+        interrupt = runs.Interrupt()
+        for dataset in (train_set, val_set):
+            dataset.fill_cache(progress=world.main, poll=interrupt.stop)
+        validator = make_validator(args, val_set, world, device, precision, interrupt)
+        tuner = cls(args, folder, world, precision, train_set, validator, interrupt, say)
+        tuner.held = held
+        return tuner
+
+    def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int | None = None,
+             make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:
+        """The network fine-tuned in folder/name, read from there where that is done already.
+
+        loss: (maps, targets, images) -> {term: scalar}, DetectionLoss by default; make: records -> module
+        whose state dict has the layout's keys. Raises Interrupted after a signal (saved), NumericError,
+        DiskError, and EnvironmentFault while another living process trains there.
+        """
+        folder = self.folder / name
+        if self.done(name):
+            return read_outcome(folder)
+        if self.args.imgsz % (stride := max(strides(net).values())):
+            raise UsageError(f"--imgsz {self.args.imgsz}: this network needs a multiple of {stride}")
+        began = time.monotonic()
+        run = self._run(net, state, folder, epochs, self.args.seed if seed is None else seed, make, loss)
+        try:
+            spent = self._resume(run)
+            run.train()
+            if self.world.main:
+                self._finish(run, epochs, spent + time.monotonic() - began)
+        finally:
+            run.close()
+        ddp.wait()                                         # the others read what the first has written
+        return read_outcome(folder)
+
+    def done(self, name: str) -> bool:
+        """Whether the training of that name is finished."""
+        return bool(self.share((self.folder / name / "outcome.json").is_file()))
+
+    def measure(self, net: Net, state: dict[str, Tensor]) -> dict[str, float]:
+        """map50, map50_95, precision, recall and f1 (fractions) on the validation set, without training."""
+        found = self.validator.metrics(net, state) if self.world.main else None
+        return ddp.from_main(found)
+
+    def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state with batch-norm statistics of plain training pictures; the argument is not changed."""
+        count, size = min(RECALIBRATION, len(self.train_set)), self.args.batch_size
+        chosen = [i * len(self.train_set) // count for i in range(count)]
+        batches = (torch.stack([torch.from_numpy(self.train_set.plain(i)).permute(2, 0, 1)
+                                for i in chosen[at:at + size]])
+                   for at in range(0, max(1, count - count % size), size))
+        return recalibrate(net, state, batches, self.device, engine.HALF.get(self.precision))
+
+    def share(self, value: object) -> object:
+        """The value that rank 0 holds."""
+        return ddp.from_main(value)
+
+    def close(self) -> None:
+        """Lets go of the validation pictures' workers and of the other processes."""
+        self.validator.loader.close()
+        if self.held is not None:
+            self.held.close()
+        ddp.leave()
+
+    def _run(self, net: Net, state: dict[str, Tensor], folder: Path, epochs: int, seed: int, make: Callable,
+             loss: Callable | None) -> Run:
+        if self.world.main:
+            (folder / "weights").mkdir(parents=True, exist_ok=True)
+        ddp.wait()
+        held = runs.lock(folder) if self.world.main else None
+        args = argparse.Namespace(**{**vars(self.args), **NEW, "epochs": epochs, "seed": seed,
+                                     "val_interval": epochs, "name": folder.name})
+        model = make(net)
+        model.load_state_dict(state)
+        data = self.train_set.for_run(seed, max(0, epochs - args.close_mosaic))
+        run = assemble(args, folder, self.world, self.precision, model, data, self.validator,
+                       loss or DetectionLoss(head_specs(net)), self.interrupt)
+        run.lock = held
+        return run
+
+    def _resume(self, run: Run) -> float:
+        """Seconds the run had before, its state taken from its last checkpoint where there is one."""
+        if not run.last.is_file():
+            return 0.0
+        found, note = checkpoints.load_or_previous(run.last)
+        if note:
+            self.say(f"warning: {note}")
+        lost = [key for key, value in run.guard.items() if found.training["guard"].get(key) != value]
+        if lost:
+            raise EnvironmentFault(f"{run.folder}: the unfinished training was begun with other "
+                                   f"{', '.join(lost)}; restore that, or start anew with another --name")
+        run.state.load(found.training)
+        if run.world.main:
+            run.log.keep_before(run.state.epoch)
+        self.say(f"{run.folder.name}: going on from epoch {run.state.epoch + 1}, batch {run.state.batch}")
+        return float(run.log.rows[-1].get("seconds", 0.0)) if run.log.rows else 0.0
+
+    def _finish(self, run: Run, epochs: int, seconds: float) -> None:
+        """Writes what the training came to; what resuming would have needed goes."""
+        if not run.best.is_file():
+            raise DiskError(f"{run.best} is missing after training; free some space and run the same command")
+        row = run.log.rows[-1]
+        metrics = {name: row[name] for name in ("map50", "map50_95", "precision", "recall", "f1")}
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise DiskError(f"{run.folder / 'log.jsonl'} holds no finite metrics; delete {run.folder}")
+        runs.write_json(run.folder / "outcome.json",
+                        {"metrics": metrics, "epochs": epochs, "seconds": round(seconds, 1)})
+        for stale in (run.last, checkpoints.previous(run.last)):
+            stale.unlink(missing_ok=True)
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """The outcome of a finished training in `folder`. Raises ModelError where its weights are damaged."""
+    record = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    found = checkpoints.load(folder / "weights" / "best.pt")
+    return Outcome(found.net, found.state, record["metrics"], record["epochs"], record["seconds"])
