@@ -1,6 +1,8 @@
 """The layers a record can ask for, as modules whose parameter names are those of `models.layout`."""
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,8 @@ from models.depthwise import DepthwiseConv2d
 from models.spec import Layer
 
 ACTIVATIONS = {"leaky": lambda: nn.LeakyReLU(0.1, inplace=True), "relu": lambda: nn.ReLU(inplace=True),
-               "hardswish": nn.Hardswish, "swish": nn.SiLU, "linear": nn.Identity}
+               "relu6": lambda: nn.ReLU6(inplace=True), "hardswish": nn.Hardswish, "swish": nn.SiLU,
+               "linear": nn.Identity}
 
 
 class ConvBN(nn.Module):
@@ -117,6 +120,7 @@ class Add(nn.Module):
 BLOCKS = {
     "conv": lambda cin, layer: ConvBN(layer, cin, layer.out, layer.kernel, layer.stride),
     "dsconv": DSConv, "mbconv": MBConv, "head": Head,
+    "se": lambda cin, layer: nn.Sequential(OrderedDict(se=SE(cin, layer.squeeze))),
     "maxpool": lambda cin, layer: nn.MaxPool2d(2, 2) if layer.stride == 2 else SamePool(),
     "upsample": lambda cin, layer: nn.Upsample(scale_factor=layer.stride, mode="nearest"),
     "concat": lambda cin, layer: Concat(), "add": lambda cin, layer: Add(),

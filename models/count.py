@@ -33,10 +33,9 @@ def layer_macs(net: Net, imgsz: int) -> dict[str, int]:
     """Layer name -> multiply-adds of its convolutions for one imgsz x imgsz picture."""
     width, cells, out = widths(net), _cells(net, imgsz), {}
     for param in layout(net):
-        size = shape(param, width)
+        size, name = shape(param, width), param.key.split(".")[0]
         if len(size) == 4:
-            name = param.key.split(".")[0]
-            out[name] = out.get(name, 0) + prod(size) * _positions(net, param.key, cells)
+            out[name] = out.get(name, 0) + prod(size) * cells[name, param.grid]
     return out
 
 
@@ -47,43 +46,37 @@ def loose_macs(net: Net, imgsz: int) -> int:
     where = {layer.name: layer for layer in net}
     for param in layout(net):
         name, part = param.key.split(".")[0], param.key.split(".", 1)[1]
-        elements = shape(param, width)[0] * _positions(net, param.key, cells)
+        elements = shape(param, width)[0] * cells[name, param.grid]
         if part.endswith("bn.weight"):
             active = where[name].act != "linear" and not part.startswith("project")
             total += elements * (2 + active)
         # Convolution biases: heads, squeeze-excitation, folded nets.
         elif part.endswith("bias") and "bn" not in part:
-            total += elements + (elements if part == "se.reduce.bias" else 0)
+            total += elements * (1 + part.endswith("reduce.bias"))         # an activation follows
     for layer in net:
         channels = sum(width[g] for i in layer.inputs for g in reached[i])
-        total += {"maxpool": channels * cells[layer.inputs[0]], "upsample": channels * cells[layer.name],
-                  "mbconv": layer.hidden * cells[layer.name] if layer.squeeze else 0}.get(layer.op, 0)
+        before, after = cells[layer.name, "input"], cells[layer.name, "output"]
+        total += {"maxpool": channels * before, "upsample": channels * after, "se": channels * after,
+                  "mbconv": layer.hidden * after if layer.squeeze else 0}.get(layer.op, 0)
     return total
 
 
-def _cells(net: Net, imgsz: int) -> dict[str, int]:
-    """Layer name -> grid cells of its output."""
-    return {name: (imgsz // stride) ** 2 for name, stride in strides(net).items()}
-
-
-def _positions(net: Net, key: str, cells: dict[str, int]) -> int:
-    """How many grid cells the tensor `key` is applied to: its stage's output, one for squeeze-excitation."""
-    name, *stage = key.split(".")
-    layer = next(layer for layer in net if layer.name == name)
-    if stage[0] == "se":
-        return 1
-    return cells[layer.inputs[0]] if stage[0] == "expand" else cells[name]   # expand runs before the stride
+def _cells(net: Net, imgsz: int) -> dict[tuple[str, str], int]:
+    """(Layer name, grid of a Param) -> how many cells that grid has."""
+    side = {name: imgsz // stride for name, stride in strides(net).items()}
+    return {(layer.name, grid): n ** 2 for layer in net
+            for grid, n in (("output", side[layer.name]), ("input", side[layer.inputs[0]]), ("mean", 1))}
 
 
 def table(net: Net, imgsz: int) -> list[dict[str, object]]:
     """One row a layer: name, op, widths, kernel, parameters, MACs; for printing."""
-    width, cost = widths(net), layer_macs(net, imgsz)
+    width, cost, reached = widths(net), layer_macs(net, imgsz), groups(net)
     sizes: dict[str, int] = {}
     for p in layout(net):
         if p.key.rsplit(".", 1)[1] in TRAINED:
             name = p.key.split(".")[0]
             sizes[name] = sizes.get(name, 0) + prod(shape(p, width))
-    return [{"layer": layer.name, "op": layer.op, "out": layer.out, "kernel": layer.kernel,
-             "hidden": layer.hidden, "squeeze": layer.squeeze,
+    return [{"layer": layer.name, "op": layer.op, "out": sum(width[g] for g in reached[layer.name]),
+             "kernel": layer.kernel, "hidden": layer.hidden, "squeeze": layer.squeeze,
              "parameters": sizes[layer.name], "macs": cost[layer.name]}
             for layer in net if layer.name in sizes]

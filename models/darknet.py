@@ -58,10 +58,10 @@ def write_darknet(path: str | Path, net: Net, state: dict[str, Tensor],
     Written beside the final name and renamed, so that a half-written file is never met.
     """
     form = HEADER_V2 if header[0] * 10 + header[1] >= 2 else HEADER_V1
-    part = Path(f"{path}.part")
+    part, order = Path(f"{path}.part"), _darknet_order(net)
     with open(part, "wb") as file:
         file.write(struct.pack(form, *header))
-        for param in _darknet_order(net):
+        for param in order:
             file.write(state[param.key].detach().cpu().contiguous().numpy().astype("<f4").tobytes())
     os.replace(part, path)
 
@@ -81,9 +81,10 @@ def _darknet_order(net: Net) -> list[Param]:
     order = {"bias": 0, "weight": 1, "running_mean": 2, "running_var": 3}
     stages: dict[str, list[Param]] = {}
     for param in layout(net):
-        part, leaf = param.key.rsplit(".", 2)[0], param.key.rsplit(".", 1)[1]
-        if leaf not in order:
-            raise ModelError(f"darknet files cannot hold {param.key}")
+        part, kind, _ = param.key.rsplit(".", 2)
+        if kind not in ("conv", "bn"):
+            raise ModelError(f"darknet files cannot hold {param.key} (squeeze-excitation); "
+                             "save the network as a checkpoint (.pt)")
         stages.setdefault(part, []).append(param)
     def rank(param: Param) -> tuple[bool, int]:
         return param.key.endswith("conv.weight"), order[param.key.rsplit(".", 1)[1]]

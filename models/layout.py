@@ -2,8 +2,9 @@
 
 `layout(net)` lists each learned tensor with the channel groups along its first two axes. A channel group is a
 set of channels that live and die together: `conv9` is the output of layer conv9, `conv9.hidden` and
-`conv9.squeeze` the inner widths of an MBConv. Concat joins groups, pooling and upsampling pass them on,
-depthwise kernels follow their input, and a residual add makes its inputs one group, named after the earliest.
+`conv9.squeeze` the inner widths of an MBConv. Concat joins groups; pooling, upsampling and squeeze-excitation
+pass them on; depthwise kernels follow their input; a residual add makes its inputs one group, named after the
+earliest.
 """
 from __future__ import annotations
 
@@ -21,6 +22,17 @@ class Param(NamedTuple):
     rows: tuple[str, ...]
     cols: tuple[str, ...] | None                           # None: vectors and depthwise kernels
     tail: tuple[int, ...]                                  # (), (k, k), or (1, k, k) for depthwise kernels
+    grid: str = "output"               # where it is applied: the layer's "output" or "input", or its "mean"
+
+
+def own_groups(layer: Layer) -> dict[str, str]:
+    """Width field of the record -> the channel group it is the width of, before residual adds tie them."""
+    out = {"out": layer.name} if layer.op in WEIGHTED else {}
+    if layer.op == "mbconv":
+        out["hidden"] = f"{layer.name}.hidden"
+    if layer.op == "se" or (layer.op == "mbconv" and layer.squeeze):
+        out["squeeze"] = f"{layer.name}.squeeze"
+    return out
 
 
 def groups(net: Net) -> dict[str, tuple[str, ...]]:
@@ -74,12 +86,8 @@ def widths(net: Net) -> dict[str, int]:
     """Channel group -> number of channels, "image" included."""
     tied, out = _ties(net), {"image": 3}
     for layer in net:
-        if layer.op in WEIGHTED and layer.name not in tied:
-            out[layer.name] = layer.out
-        if layer.op == "mbconv":
-            out[f"{layer.name}.hidden"] = layer.hidden
-            if layer.squeeze:
-                out[f"{layer.name}.squeeze"] = layer.squeeze
+        own = own_groups(layer)
+        out |= {group: getattr(layer, field) for field, group in own.items() if group not in tied}
     return out
 
 
@@ -88,10 +96,9 @@ def with_widths(net: Net, new: dict[str, int]) -> Net:
     tied = _ties(net)
 
     def resized(layer: Layer) -> Layer:
-        return replace(layer, out=new.get(_root(tied, layer.name), layer.out),
-                       hidden=new.get(f"{layer.name}.hidden", layer.hidden),
-                       squeeze=new.get(f"{layer.name}.squeeze", layer.squeeze))
-    return tuple(resized(layer) if layer.op in WEIGHTED else layer for layer in net)
+        return replace(layer, **{field: new.get(_root(tied, group), getattr(layer, field))
+                                 for field, group in own_groups(layer).items()})
+    return tuple(resized(layer) for layer in net)
 
 
 def frozen_groups(net: Net) -> dict[str, str]:
@@ -109,19 +116,28 @@ def layout(net: Net) -> tuple[Param, ...]:
     reached = groups(net)
     table: list[Param] = []
     for layer in net:
-        if layer.op in WEIGHTED:
+        if layer.op in _TABLES:
             cin = sum((reached[i] for i in layer.inputs), ())
             table += _TABLES[layer.op](layer, cin, reached[layer.name])
     return tuple(table)
 
 
-def _conv(key: str, rows: tuple, cols: tuple | None, kernel: int, bn: bool) -> list[Param]:
+def _conv(key: str, rows: tuple, cols: tuple | None, kernel: int, bn: bool,
+          grid: str = "output") -> list[Param]:
     """A convolution's rows: kernel and batch-norm, or kernel and bias where `bn` is False."""
     tail = (1, kernel, kernel) if cols is None else (kernel, kernel)
-    parts = ("weight", "bias", "running_mean", "running_var")
-    scale = ([Param(f"{key}.bn.{s}", rows, None, ()) for s in parts]
-             if bn else [Param(f"{key}.conv.bias", rows, None, ())])
-    return [Param(f"{key}.conv.weight", rows, cols, tail), *scale]
+    after = [f"bn.{s}" for s in ("weight", "bias", "running_mean", "running_var")] if bn else ["conv.bias"]
+    return [Param(f"{key}.conv.weight", rows, cols, tail, grid),
+            *(Param(f"{key}.{s}", rows, None, (), grid) for s in after)]
+
+
+def _se(name: str, rows: tuple) -> list[Param]:
+    """Squeeze-excitation's rows: it sees the mean of each channel."""
+    squeeze = (f"{name}.squeeze",)
+    return [Param(f"{name}.se.{part}.{leaf}", to, of if leaf == "weight" else None,
+                  (1, 1) if leaf == "weight" else (), "mean")
+            for part, to, of in (("reduce", squeeze, rows), ("expand", rows, squeeze))
+            for leaf in ("weight", "bias")]
 
 
 def _dsconv(layer: Layer, cin: tuple, out: tuple) -> list[Param]:
@@ -130,16 +146,16 @@ def _dsconv(layer: Layer, cin: tuple, out: tuple) -> list[Param]:
 
 
 def _mbconv(layer: Layer, cin: tuple, out: tuple) -> list[Param]:
-    name, hid, sq = layer.name, (f"{layer.name}.hidden",), (f"{layer.name}.squeeze",)
-    se = [Param(f"{name}.se.reduce.weight", sq, hid, (1, 1)), Param(f"{name}.se.reduce.bias", sq, None, ()),
-          Param(f"{name}.se.expand.weight", hid, sq, (1, 1)), Param(f"{name}.se.expand.bias", hid, None, ())]
-    return [*_conv(f"{name}.expand", hid, cin, 1, layer.bn),
+    name, hid = layer.name, (f"{layer.name}.hidden",)
+    return [*_conv(f"{name}.expand", hid, cin, 1, layer.bn, "input"),      # it runs before the stride
             *_conv(f"{name}.depthwise", hid, None, layer.kernel, layer.bn),
-            *(se if layer.squeeze else ()), *_conv(f"{name}.project", out, hid, 1, layer.bn)]
+            *(_se(name, hid) if layer.squeeze else ()),
+            *_conv(f"{name}.project", out, hid, 1, layer.bn)]
 
 
 _TABLES = {"conv": lambda layer, cin, out: _conv(layer.name, out, cin, layer.kernel, layer.bn),
            "head": lambda layer, cin, out: _conv(layer.name, out, cin, 1, False),
+           "se": lambda layer, cin, out: _se(layer.name, out),
            "dsconv": _dsconv, "mbconv": _mbconv}
 
 

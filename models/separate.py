@@ -25,8 +25,9 @@ def separate(source: Net, weights: dict[str, Tensor], net: Net,
     """A new state for `net`, its DSConv and MBConv layers factorised from the source's convolutions.
 
     A layer takes the convolution of the same name. Also layer name -> share of the kernel's energy that the
-    factors keep. Layers whose inputs or outputs have another width in the source stay as they are in `state`.
-    Arguments are not changed. Run `calibrate` afterwards.
+    factors keep. Layers whose inputs or outputs have another width in the source, and those without
+    batch-norm here or there, stay as they are in `state`. Arguments are not changed. Run `calibrate`
+    afterwards.
     """
     out, kept, width = dict(state), {}, widths(net)
     before = {layer.name: layer for layer in source}
@@ -35,7 +36,7 @@ def separate(source: Net, weights: dict[str, Tensor], net: Net,
         origin = before.get(layer.name)
         if layer.op not in ("dsconv", "mbconv") or origin is None:
             continue
-        if origin.op != "conv" or layer.stride != origin.stride:
+        if origin.op != "conv" or layer.stride != origin.stride or not (layer.bn and origin.bn):
             continue
         kernel = weights[f"{layer.name}.conv.weight"].float()
         last = "pointwise" if layer.op == "dsconv" else "project"

@@ -12,8 +12,9 @@ from utils.errors import ModelError
 
 SCHEMA = 1
 WEIGHTED = ("conv", "dsconv", "mbconv", "head")           # ops with an `out` width of their own
-OPS = (*WEIGHTED, "maxpool", "upsample", "concat", "add")
-ACTIVATIONS = ("leaky", "relu", "hardswish", "swish", "linear")
+OPS = (*WEIGHTED, "se", "maxpool", "upsample", "concat", "add")
+STRIDED = ("conv", "dsconv", "mbconv", "maxpool", "upsample")
+ACTIVATIONS = ("leaky", "relu", "relu6", "hardswish", "swish", "linear")
 MAX_WIDTH, MAX_LAYERS = 65536, 10000                       # a typo must not ask for terabytes
 
 
@@ -24,9 +25,9 @@ class Layer:
     conv: kxk convolution, batch-norm, activation. dsconv: depthwise kxk, pointwise 1x1, each with batch-norm
     and activation (MobileNet's depthwise-separable convolution). mbconv: expand 1x1, depthwise kxk,
     squeeze-excitation, project 1x1 without activation (MobileNetV2/MnasNet). head: 1x1 convolution with bias,
-    no batch-norm, out = len(anchors) * (5 + classes). maxpool: 2x2; stride 1 pads right and bottom as darknet
-    does. upsample: nearest, by `stride`. concat: along channels. add: element-wise, ties the channels of its
-    inputs.
+    no batch-norm, out = len(anchors) * (5 + classes). se: squeeze-excitation of a whole map, which keeps its
+    channels. maxpool: 2x2; stride 1 pads right and bottom as darknet does. upsample: nearest, by `stride`.
+    concat: along channels. add: element-wise, ties the channels of its inputs.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Layer:
     kernel: int = 3
     stride: int = 1
     hidden: int = 0                                    # mbconv: expanded channels
-    squeeze: int = 0                                   # mbconv: squeeze-excitation channels, 0 = none
+    squeeze: int = 0                                   # mbconv (0 = none), se: squeeze-excitation channels
     act: str = "leaky"
     bn: bool = True                                    # False: a bias in place of batch-norm (folded nets)
     eps: float = 1e-5                                  # batch-norm's epsilon
@@ -111,8 +112,9 @@ def _problem(layer: Layer, seen: set[str]) -> str:
     """What is wrong with one record given the names before it; empty when nothing is."""
     hint = difflib.get_close_matches(layer.op, OPS, 1)
     dangling = [i for i in layer.inputs if i not in seen]
-    widths = {"out": layer.out, **({"hidden": layer.hidden} if layer.op == "mbconv" else {})}
-    bad = [f"{k} is {v}" for k, v in widths.items() if layer.op in WEIGHTED and not 1 <= v <= MAX_WIDTH]
+    needed = {"mbconv": ("hidden",), "se": ("squeeze",)}.get(layer.op, ())
+    needed += ("out",) * (layer.op in WEIGHTED)
+    bad = [f"{k} is {getattr(layer, k)}" for k in needed if not 1 <= getattr(layer, k) <= MAX_WIDTH]
     several = layer.op in ("concat", "add")
     rules = (
         (layer.op not in OPS, f"unknown op; known are {', '.join(OPS)}"
@@ -126,6 +128,7 @@ def _problem(layer: Layer, seen: set[str]) -> str:
         (not 0 <= layer.squeeze <= MAX_WIDTH, f"squeeze is {layer.squeeze}; needs 0 (none) or more"),
         (layer.kernel not in (1, 3, 5, 7, 9), f"kernel is {layer.kernel}; needs 1, 3, 5, 7 or 9"),
         (layer.stride not in (1, 2), f"stride is {layer.stride}; needs 1 or 2"),
+        (layer.stride != 1 and layer.op not in STRIDED, f"stride is {layer.stride}; only 1 is possible"),
         (layer.act not in ACTIVATIONS,
          f"unknown activation {layer.act!r}; known are {', '.join(ACTIVATIONS)}"),
         (not 0 < layer.eps < 1, f"eps is {layer.eps}; needs a small positive number"),

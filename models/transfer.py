@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.layout import layout, shape, widths
-from models.spec import WEIGHTED, Layer, Net
+from models.spec import Layer, Net
 
 
 def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
@@ -21,7 +21,7 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
     sizes, source_sizes = _sizes(net), _sizes(source.net)
     out, report = dict(state), []
     for layer in net:
-        if layer.op not in WEIGHTED:
+        if layer.name not in sizes:                       # nothing to learn
             continue
         mine = sizes[layer.name]
         why = _obstacle(layer, there.get(layer.name), mine, source_sizes.get(layer.name, {}),

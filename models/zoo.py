@@ -8,9 +8,9 @@ from pathlib import Path
 
 from models.layout import groups, layout, strides, widths, with_widths
 from models.spec import Layer, Net, from_json, heads, validate
+from models.zoo_light import Anchors, head_row, yolo_lite, yolo_nano
 from utils.errors import ModelError
 
-Anchors = tuple[tuple[float, float], ...]
 # YOLOv3-tiny's six anchors at 416 px: the 13x13 head takes 3-5. The stock cfg gives the 26x26 head 0-2, but
 # the official weights were trained with 1-3 (darknet issue of long standing), so 10,14 is never used.
 COARSE: Anchors = ((81, 82), (135, 169), (344, 319))
@@ -31,10 +31,6 @@ def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: flo
     def pool(name: str, source: str, stride: int = 2) -> Layer:
         return Layer(name, "maxpool", (source,), stride=stride)
 
-    def head(name: str, source: str, anchors: Anchors) -> Layer:
-        anchors = tuple((float(w), float(h)) for w, h in anchors)
-        return Layer(name, "head", (source,), len(anchors) * (5 + classes), 1, act="linear", anchors=anchors,
-                     xy_scale=xy_scale)
     return (
         conv("conv1", "image", 16), pool("pool2", "conv1"),
         conv("conv3", "pool2", 32), pool("pool4", "conv3"),
@@ -45,12 +41,12 @@ def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: flo
         conv("conv13", "pool12", 1024),
         conv("conv14", "conv13", 256, kernel=1),
         conv("conv15", "conv14", 512),
-        head("head16", "conv15", coarse),
+        head_row("head16", "conv15", coarse, classes, xy_scale),
         conv("conv19", "conv14", 128, kernel=1),
         Layer("up20", "upsample", ("conv19",), stride=2),
         Layer("cat21", "concat", ("up20", "conv9")),
         conv("conv22", "cat21", 256),
-        head("head23", "conv22", fine),
+        head_row("head23", "conv22", fine, classes, xy_scale),
     )
 
 
@@ -80,7 +76,8 @@ def micro_yolo_pruned(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors
     return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
 
 
-ZOO = {"yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned}
+ZOO = {"yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
+       "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
 
 
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,

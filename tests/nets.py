@@ -8,13 +8,17 @@ import torch
 from models.layout import widths
 from models.network import Network, initialise
 from models.spec import Layer, Net, validate
-from models.zoo import micro_yolo, substitute, yolov3_tiny
+from models.zoo import micro_yolo, substitute, yolo_lite, yolo_nano, yolov3_tiny
 
 ANCHORS = ((20.0, 20.0), (40.0, 40.0))
 
 
 def residual_net(classes: int = 3) -> Net:
-    """A network with every op: residual adds (one across an MBConv), concat, both poolings, upsample."""
+    """A network with every op: residual adds (one across an MBConv), concat, both poolings, upsample.
+
+    Squeeze-excitation of one group, of a concat and inside a block; strides of a convolution and of an MBConv
+    without batch-norm.
+    """
     return validate((
         Layer("conv1", "conv", ("image",), 8, act="relu"),
         Layer("pool2", "maxpool", ("conv1",), stride=2),
@@ -24,12 +28,16 @@ def residual_net(classes: int = 3) -> Net:
         Layer("ds6", "dsconv", ("add5",), 12),
         Layer("add7", "add", ("add5", "ds6")),
         Layer("pool8", "maxpool", ("add7",), stride=1),
-        Layer("conv9", "conv", ("pool8",), 16, stride=2),
-        Layer("up10", "upsample", ("conv9",), stride=2),
+        Layer("se8", "se", ("pool8",), squeeze=4),
+        Layer("conv9", "conv", ("se8",), 16, stride=2),
+        Layer("mb9", "mbconv", ("se8",), 6, stride=2, hidden=10, squeeze=2, act="relu6", bn=False),
+        Layer("cat9", "concat", ("conv9", "mb9")),
+        Layer("up10", "upsample", ("cat9",), stride=2),
         Layer("cat11", "concat", ("up10", "add7")),
-        Layer("ds12", "dsconv", ("cat11",), 14, kernel=5),
+        Layer("se11", "se", ("cat11",), squeeze=3),
+        Layer("ds12", "dsconv", ("se11",), 14, kernel=5),
         Layer("head13", "head", ("ds12",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS, xy_scale=2.0),
-        Layer("head14", "head", ("conv9",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS),
+        Layer("head14", "head", ("cat9",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS),
     ))
 
 
@@ -46,11 +54,11 @@ MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7
                                     "conv13": "dsconv", "conv22": "dsconv"},
                    {"conv5": 5, "conv9": 7, "conv22": 5})
 NETS = {"yolov3-tiny": yolov3_tiny(4), "micro-yolo": micro_yolo(4), "no squeeze": micro_yolo(4, se=False),
-        "mixed": MIXED, "residual": residual_net()}
+        "mixed": MIXED, "residual": residual_net(), "yolo-lite": yolo_lite(4), "yolo-nano": yolo_nano(4)}
 
 
 def randomised(net: Net, seed: int = 0) -> Network:
-    """A network in eval mode whose batch-norms are far from identity, so that a wrong channel shows."""
+    """A network in eval mode, batch-norms and biases far from identity, so that a wrong channel shows."""
     generator = torch.Generator().manual_seed(seed)
     model = initialise(Network(net), seed).eval()
     for module in model.modules():
@@ -58,6 +66,10 @@ def randomised(net: Net, seed: int = 0) -> Network:
             for tensor, low, high in ((module.weight.data, .5, 1.5), (module.bias.data, -1, 1),
                                       (module.running_mean, -1, 1), (module.running_var, .5, 2)):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    op = {layer.name: layer.op for layer in net}
+    for key, bias in model.named_parameters():             # without batch-norm, and squeeze-excitation's
+        if key.endswith(("conv.bias", "reduce.bias", "expand.bias")) and op[key.split(".")[0]] != "head":
+            bias.data.uniform_(-1, 1, generator=generator)
     return model
 
 
@@ -66,3 +78,17 @@ def random_keep(net: Net, frozen: dict[str, str], seed: int) -> dict[str, list[i
     rng = random.Random(seed)
     return {g: sorted(rng.sample(range(n), max(1, int(n * rng.uniform(.2, 1)))))
             for g, n in widths(net).items() if g not in frozen}
+
+
+def hooked_macs(model: Network, side: int) -> int:
+    """Multiply-adds of all convolutions as hooks see them, for one picture."""
+    seen, handles = [], []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            handles.append(module.register_forward_hook(
+                lambda m, i, o: seen.append(o[0].numel() * m.weight[0].numel())))
+    with torch.no_grad():
+        model(torch.rand(1, 3, side, side, dtype=next(model.parameters()).dtype))
+    for handle in handles:
+        handle.remove()
+    return sum(seen)

@@ -9,15 +9,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "data", "utils")
-WIRING = ("trainer", "prepare")    # beside the scripts: they join data, models and engine into a training run
+# Beside the scripts: they join data, models and engine into a training run.
+WIRING = ("trainer", "assembly", "prepare", "tuning", "pruning", "prune_report", "search_space", "searching",
+          "search_report")
 MAY_IMPORT = {"script": {"wiring", "engine", *ROOMS}, "wiring": {"wiring", "engine", *ROOMS},
               "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"},
               "utils": {"utils"}, "tests": {"script", "wiring", "engine", "tests", *ROOMS}}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
-          "models.count": {"models.spec", "models.layout"}, "models.zoo": {"models.spec", "models.layout"},
-          "trainer": set(), "prepare": {"trainer"}}
+          "models.count": {"models.spec", "models.layout"}, "models.zoo_light": {"models.spec"},
+          "models.zoo": {"models.spec", "models.layout", "models.zoo_light"},
+          "trainer": set(), "assembly": {"trainer"}, "prepare": {"trainer", "assembly"},
+          "tuning": {"trainer", "assembly", "prepare"}, "pruning": {"tuning"}, "prune_report": {"pruning"},
+          "search_space": {"assembly", "prepare", "tuning"}, "searching": {"search_space", "tuning"},
+          "search_report": {"search_space", "searching"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
-TORCH_FREE = ("spec", "layout", "zoo", "count")
+TORCH_FREE = ("spec", "layout", "zoo", "zoo_light", "count")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
           "os.system", "os.popen"}
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))

@@ -5,11 +5,23 @@ import pytest
 import torch
 
 from models.count import layer_macs, loose_macs, macs, parameters, table
+from models.decode import head_specs
 from models.layout import layout, shape, widths
-from models.network import Network
-from models.spec import from_json, heads, to_json
-from models.zoo import build, micro_yolo, micro_yolo_pruned, substitute, with_heads, yolov3_tiny
-from tests.nets import NETS, residual_net, small_net
+from models.loss import DetectionLoss
+from models.network import Network, initialise
+from models.spec import Layer, from_json, heads, to_json
+from models.zoo import (
+    ZOO,
+    build,
+    micro_yolo,
+    micro_yolo_pruned,
+    substitute,
+    with_heads,
+    yolo_lite,
+    yolo_nano,
+    yolov3_tiny,
+)
+from tests.nets import NETS, hooked_macs, residual_net, small_net
 from utils.errors import ModelError
 
 
@@ -32,24 +44,78 @@ def test_counts_are_those_of_the_papers(build_net, params, with_statistics, pure
 
 @pytest.mark.parametrize("name", NETS)
 def test_counts_match_the_modules_and_what_hooks_see(name):
-    net, seen = NETS[name], []
+    net = NETS[name]
     model = Network(net).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda m, i, o: seen.append(o[0].numel() * m.weight[0].numel()))
-    with torch.no_grad():
-        model(torch.rand(1, 3, 64, 64))
-    assert sum(seen) == macs(net, 64) == sum(layer_macs(net, 64).values())
+    assert hooked_macs(model, 64) == macs(net, 64) == sum(layer_macs(net, 64).values())
     rows = table(net, 64)
     assert sum(p.numel() for p in model.parameters()) == parameters(net) == sum(r["parameters"] for r in rows)
 
 
-def test_macs_are_half_of_torchs_flops():
+@pytest.mark.parametrize(("net", "side", "params", "claimed"), [
+    (yolo_lite(20), 224, 0.572e6, 240.0e6), (yolo_lite(80), 416, 0.649e6, 840.7e6),
+    (yolo_nano(20), 416, 2.89e6, 2.03e9), (yolo_nano(80), 416, 3.02e6, None)])
+def test_the_light_nets_count_what_is_known_of_them(net, side, params, claimed):
+    assert abs(parameters(net) / params - 1) < 0.002
+    assert claimed is None or abs(macs(net, side) / claimed - 1) < 0.002
+
+
+def test_a_squeeze_excitation_is_counted_by_the_rules_of_the_loose_count():
+    """Two 1x1 convolutions at one cell and their biases, an activation, and the mean over every element."""
+    net = residual_net()
+    pool = Layer("se8", "maxpool", ("pool8",), stride=1)   # counted alike: once for each input element
+    without = tuple(pool if layer.name == "se8" else layer for layer in net)
+    assert parameters(net) - parameters(without) == 2 * 12 * 4 + 4 + 12
+    assert macs(net, 64) - macs(without, 64) == 2 * 12 * 4
+    assert loose_macs(net, 64) - loose_macs(without, 64) == 2 * 12 * 4 + (4 + 12) + 4
+
+
+@pytest.mark.parametrize("name", ["micro-yolo", "yolo-lite", "yolo-nano"])
+def test_macs_are_half_of_torchs_flops(name):
     from torch.utils.flop_counter import FlopCounterMode
-    net = micro_yolo(80)
+    net, side = ZOO[name](80), 224 if name == "yolo-lite" else 416
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Network(net).eval()(torch.rand(1, 3, 416, 416))
-    assert counter.get_total_flops() == 2 * macs(net, 416)
+        Network(net).eval()(torch.rand(1, 3, side, side))
+    assert counter.get_total_flops() == 2 * macs(net, side)
+
+
+WIDE = {f"{name}.se.{part}.weight" for name in ("fca1", "se8") for part in ("reduce", "expand")}
+
+
+@pytest.mark.parametrize("name", [*ZOO, "residual"])
+def test_every_network_learns_one_batch(name):
+    """Every tensor gets a finite gradient that is not all zero somewhere along the way, and the loss falls.
+
+    Squeezes inside blocks may be one channel wide, and a ReLU of one channel can be silent.
+    """
+    net = NETS["residual"] if name == "residual" else ZOO[name](3)
+    model, loss = initialise(Network(net), 0).train(), DetectionLoss(head_specs(net))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(2, 3, 96, 96, generator=generator)
+    targets = torch.tensor([[0, 1, .5, .5, .3, .4], [1, 2, .3, .6, .8, .9], [1, 0, .7, .2, .1, .1]])
+    optimizer, losses, reached = torch.optim.AdamW(model.parameters(), lr=3e-3), [], set()
+    for _ in range(6):
+        optimizer.zero_grad()
+        total = sum(loss(model(x), targets).values())
+        total.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        reached |= {key for key, p in model.named_parameters() if p.grad.any()}
+        optimizer.step()
+        losses.append(float(total.detach()))
+    assert losses[-1] < 0.97 * losses[0], losses
+    assert reached >= {key for key, _ in model.named_parameters() if ".se." not in key or key in WIDE}
+
+
+def test_a_squeeze_excitation_is_the_formula_of_its_paper():
+    net, seen = residual_net(), {}
+    model = initialise(Network(net), 0).eval()
+    model.se8.register_forward_hook(lambda m, i, o: seen.update(x=i[0], y=o))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+        x, state = seen["x"], model.se8.se.state_dict()
+        w = {key: value.flatten(1) if value.dim() > 1 else value for key, value in state.items()}
+        hidden = (w["reduce.weight"] @ x.mean((2, 3))[0] + w["reduce.bias"]).clamp(min=0)
+        gate = 1 / (1 + (-(w["expand.weight"] @ hidden + w["expand.bias"])).exp())
+    torch.testing.assert_close(seen["y"], x * gate[:, None, None])
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -75,7 +141,9 @@ def broken(**change) -> str:
     ({"inputs": ["nowhere"]}, ["ds5", "nowhere"]), ({"kernel": 4}, ["ds5", "kernel is 4"]),
     ({"out": "32"}, ["ds5", "out must be int"]), ({"act": "mish"}, ["ds5", "unknown activation"]),
     ({"name": "conv1"}, ["conv1", "used twice"]), ({"hiden": 3}, ["ds5", "did you mean 'hidden'"]),
-    ({"stride": 3}, ["ds5", "stride is 3"]), ({"out": 10 ** 9}, ["ds5", "1 to 65536"])])
+    ({"stride": 3}, ["ds5", "stride is 3"]), ({"out": 10 ** 9}, ["ds5", "1 to 65536"]),
+    ({"op": "se"}, ["ds5", "squeeze is 0", "1 to 65536"]), ({"op": "mbconv"}, ["ds5", "hidden is 0"]),
+    ({"op": "se", "squeeze": 4, "stride": 2}, ["ds5", "stride is 2", "only 1"])])
 def test_a_record_that_cannot_be_built_is_named(change, words):
     with pytest.raises(ModelError) as caught:
         from_json(broken(**change))

@@ -4,11 +4,12 @@ import torch
 
 from models.checkpoint import Checkpoint
 from models.darknet import COCO_NAMES
+from models.layout import layout
 from models.network import Network, from_state, initialise
 from models.separate import calibrate, separate
 from models.transfer import report_lines, transfer
-from models.zoo import micro_yolo, yolov3_tiny
-from tests.nets import randomised
+from models.zoo import micro_yolo, substitute, yolo_lite, yolov3_tiny
+from tests.nets import NETS, randomised
 
 
 def test_transfer_takes_layers_whole_and_says_why_not():
@@ -68,6 +69,24 @@ def test_full_rank_factors_reproduce_the_convolution_they_came_from():
     there, here = (outputs[n].transpose(0, 1).flatten(1) for n in ("there", "here"))
     correlation = [float(torch.corrcoef(torch.stack((a, b)))[0, 1]) for a, b in zip(there, here)]
     assert min(correlation) > 0.999
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_takes_every_tensor_of_its_own_checkpoint(name):
+    net, names = NETS[name], tuple("abcd")[:NETS[name][-1].out // len(NETS[name][-1].anchors) - 5]
+    source = Checkpoint(net, randomised(net, 1).state_dict(), names)
+    new, report = transfer(net, randomised(net, 2).state_dict(), names, source)
+    assert all(r["taken"] for r in report)
+    assert all(torch.equal(new[p.key], source.state[p.key]) for p in layout(net))
+
+
+def test_convolutions_without_batch_norm_are_not_factorised():
+    """The lift that keeps the factors' activation linear is a batch-norm's."""
+    base = yolo_lite(2)
+    net = substitute(base, {"conv5": "mbconv", "conv7": "dsconv"})
+    state = randomised(net).state_dict()
+    new, kept = separate(base, randomised(base).state_dict(), net, state)
+    assert kept == {} and all(torch.equal(state[k], new[k]) for k in state)
 
 
 def test_a_layer_that_lost_its_squeeze_is_named_not_a_crash():

@@ -11,8 +11,8 @@ from models.count import parameters
 from models.darknet import COCO_NAMES, read_darknet, write_darknet
 from models.network import Network, from_state
 from models.runtimes import load_runtime, torch_runtime
-from models.zoo import yolov3_tiny
-from tests.nets import randomised, small_net
+from models.zoo import yolo_lite, yolo_nano, yolov3_tiny
+from tests.nets import randomised, residual_net, small_net
 from utils.errors import ModelError
 
 
@@ -155,6 +155,18 @@ def test_darknet_files_of_the_wrong_length_are_refused_with_counts(tmp_path, cha
     with pytest.raises(ModelError, match=word) as caught:
         read_darknet(path, net)
     assert word.startswith("less") or f"{parameters(net, statistics=True):,}" in str(caught.value)
+
+
+def test_darknet_files_hold_biases_and_refuse_squeeze_excitation(tmp_path):
+    net = yolo_lite(2)
+    state = randomised(net).state_dict()
+    write_darknet(tmp_path / "lite.weights", net, state)
+    _, found, _ = read_darknet(tmp_path / "lite.weights", net)
+    assert state.keys() == found.keys() and all(torch.equal(state[k], found[k]) for k in state)
+    for other, key in ((residual_net(), "mb3.se.reduce.weight"), (yolo_nano(2), "fca1.se.reduce.weight")):
+        with pytest.raises(ModelError, match=f"cannot hold {key}.*squeeze-excitation"):
+            write_darknet(tmp_path / "se.weights", other, randomised(other).state_dict())
+    assert [p.name for p in tmp_path.iterdir()] == ["lite.weights"]
 
 
 def test_the_official_weights_come_back_byte_for_byte(shared, tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "weights": (("--weights",), {"help": "checkpoint .pt, official darknet .weights"}),
     "cfg": (("--cfg",), {
-        "help": "network: a zoo name (yolov3-tiny, micro-yolo, micro-yolo-pruned) or a net.json"}),
+        "help": "network: a zoo name such as micro-yolo (the README lists them) or a net.json"}),
     "data": (("--data",), {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"}),
     "source": (("--source",), {"help": "picture, folder, glob, list file or video"}),
     "imgsz": (("--imgsz", "--img", "--img-size"), {
