@@ -1,0 +1,111 @@
+"""What a pruning step takes: widths that follow, rounding, and the importance rules against plain loops."""
+import pytest
+import torch
+
+from models.importance import RULES, channel_scores, loss_gradients
+from models.layout import widths, with_widths
+from models.prune import prune
+from models.shrink import narrowed, next_width, prunable, strongest
+from models.zoo import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
+from tests.nets import NETS, randomised, residual_net
+from utils.errors import ModelError
+
+
+def test_cutting_the_papers_sixteenths_gives_the_papers_pruned_network():
+    net = micro_yolo()
+    assert with_widths(net, narrowed(net, net, PRUNED_WIDTHS)) == micro_yolo_pruned()
+
+
+def test_steps_add_up_whatever_their_order():
+    net = origin = micro_yolo(5)
+    units = {u.group: u for u in prunable(net)[0]}
+    for group in ("conv9", "conv5", "conv9", "conv11", "conv5", "conv9"):
+        net = with_widths(net, narrowed(net, origin, {group: next_width(widths(net)[group], units[group])}))
+    want = {"conv5": 56, "conv9": 208, "conv11": 480}
+    assert net == with_widths(origin, narrowed(origin, origin, want))
+    assert widths(net)["conv11.hidden"] == 416 and widths(net)["conv22.hidden"] == 2 * (128 + 208)
+
+
+@pytest.mark.parametrize("cut", ["outputs", "hidden", "both"])
+@pytest.mark.parametrize("name", NETS)
+def test_every_unit_of_every_network_can_be_cut_to_its_end_and_no_further(name, cut):
+    net = NETS[name]
+    state = randomised(net).state_dict()
+    units, reasons = prunable(net, cut)
+    assert not {u.group for u in units} & set(reasons) and all(reasons.values())
+    for unit in units:
+        width = unit.original
+        while (smaller := next_width(width, unit)) is not None:
+            assert 1 <= smaller < width
+            width = smaller
+        assert next_width(width, unit) is None
+        new = narrowed(net, net, {unit.group: max(1, unit.original - unit.step)})
+        keep = strongest(new, lambda g: channel_scores(net, state, g, "l1"))
+        small, small_state = prune(net, state, keep)
+        assert {g: widths(small)[g] for g in new} == new and all(v >= 1 for v in new.values())
+        assert all(torch.isfinite(v).all() for v in small_state.values())
+
+
+def test_rounded_widths_are_multiples_and_never_none():
+    units, _ = prunable(micro_yolo(5))
+    for unit in units:
+        width = unit.original
+        while (smaller := next_width(width, unit, 8)) is not None:
+            assert smaller % 8 == 0 and smaller <= width - unit.step
+            width = smaller
+    net = micro_yolo(5)
+    followed = narrowed(net, net, {"conv5": 56}, 16)
+    assert followed["conv7.hidden"] == 112 and followed["conv7.squeeze"] == 3
+
+
+def by_hand(rule, weight, gradient):
+    """The rule written as a loop over filters."""
+    rows, grads = weight.flatten(1).tolist(), gradient.flatten(1).tolist()
+    if rule == "l1":
+        return [sum(abs(v) for v in r) for r in rows]
+    if rule == "l2":
+        return [sum(v * v for v in r) ** .5 for r in rows]
+    if rule == "fpgm":
+        return [sum(sum((a - b) ** 2 for a, b in zip(r, s)) ** .5 for s in rows) for r in rows]
+    return [sum(a * b for a, b in zip(r, g)) ** 2 for r, g in zip(rows, grads)]
+
+
+@pytest.mark.parametrize("rule", ["l1", "l2", "fpgm", "taylor"])
+def test_importance_is_that_of_a_loop_over_filters(rule):
+    net = residual_net()
+    state = randomised(net).state_dict()
+    grads = {k: torch.randn(v.shape, generator=torch.Generator().manual_seed(7)) for k, v in state.items()}
+    for group, keys in (("conv9", ["conv9.conv.weight"]), ("mb4.hidden", ["mb4.expand.conv.weight"]),
+                        ("mb3.squeeze", ["mb3.se.reduce.weight"]),
+                        ("mb3", ["mb3.project.conv.weight", "mb4.project.conv.weight",
+                                 "ds6.pointwise.conv.weight"])):
+        mine = channel_scores(net, state, group, rule, gradients=grads)
+        hand = torch.tensor([by_hand(rule, state[k], grads[k]) for k in keys]).sum(0)
+        torch.testing.assert_close(mine, hand, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_and_random_importance_and_their_refusals():
+    net = residual_net()
+    state = randomised(net).state_dict()
+    torch.testing.assert_close(channel_scores(net, state, "conv9", "bn"), state["conv9.bn.weight"].abs())
+    one, other = (channel_scores(net, state, "conv9", "random", seed=s) for s in (0, 1))
+    assert torch.equal(one, channel_scores(net, state, "conv9", "random")) and not torch.equal(one, other)
+    for words, asked in (("unknown importance", ("conv9", "magnitude")),
+                         ("no layer produces", ("conv99", "l1")), ("needs the gradients", ("conv9", "taylor")),
+                         ("has no batch-norm", ("mb3.squeeze", "bn"))):
+        with pytest.raises(ModelError, match=words):
+            channel_scores(net, state, *asked)
+    assert set(RULES) == {"l1", "l2", "fpgm", "taylor", "bn", "random"}
+
+
+def test_taylor_sees_the_channel_that_the_loss_depends_on():
+    net = residual_net()
+    state = randomised(net).state_dict()
+    state["conv9.bn.weight"][3] = state["conv9.bn.bias"][3] = 0      # a channel nothing depends on
+
+    def loss(maps, targets, images):
+        return {"all": sum(m.square().mean() for m in maps)}
+    batches = [(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8), torch.zeros(0, 6))]
+    grads = loss_gradients(net, state, batches, loss, {"all": 1.0})
+    scores = channel_scores(net, state, "conv9", "taylor", gradients=grads)
+    assert int(scores.argmin()) == 3 and float(scores[3]) == 0
