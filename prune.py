@@ -5,12 +5,13 @@ Killed at any moment, the same command goes on to the same result.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 
 from utils import cli, training_flags
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "device", "workers", "threads", "cache", "max-pixels",
           "drop-unknown", "trust", "project", "name", "seed")
-MEASURES = ("params", "stored", "macs", "loose-macs")
+MEASURES = ("params", "stored", "macs", "loose-macs", "latency")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 FREE = ("device", "workers", "threads", "cache", "save_json", "project", "name")   # where it runs, not what
 
@@ -26,6 +27,7 @@ def parse() -> argparse.Namespace:
     training_flags.check_ranges(parser, args)
     for name, good, need in (("tolerance", args.tolerance >= 0, "0 or more points"),
                              ("budget", args.budget is None or args.budget >= 0, "0 or more points"),
+                             ("sixteenths", 0 < args.sixteenths <= 8, "more than 0, at most 8"),
                              ("seeds", args.seeds >= 1, "1 or more"),
                              ("round-to", args.round_to >= 1, "1 or more channels"),
                              ("epochs-per-step", args.epochs_per_step >= 1, "1 or more")):
@@ -41,6 +43,7 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of pruning; where the paper leaves a choice open, the default is this project's."""
     add = parser.add_argument
     add("--epochs-per-step", type=int, default=20, help="fine-tuning epochs after each step (paper: 20)")
+    add("--sixteenths", type=float, default=1.0, help="of a layer's channels that a step takes (paper: 1)")
     add("--tolerance", type=float, default=0.5, help="points a step may lose (paper: 0.5)")
     add("--reference", choices=("original", "layer", "previous"), default="layer",
         help="what a step's loss is counted against: the unpruned network, the network before this layer's "
@@ -57,8 +60,8 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--round-to", type=int, default=1, help="keep widths at multiples of this; 8 or 16 run faster")
     add("--budget", type=float, help="points the whole may lose against the unpruned network")
     add("--until", nargs="+", metavar="MEASURE=VALUE", type=target, default=[],
-        help="stop once all are reached: params=1.92M, stored=1.92M, macs=0.83G, loose-macs=0.87G, or as a "
-             "share of the unpruned network, e.g. params=75%%")
+        help="stop once all are reached: params=1.92M, stored=1.92M, macs=0.83G, loose-macs=0.87G, "
+             "latency=8ms (1 thread), or as a share of the unpruned network, e.g. params=75%%")
     add("--seeds", type=int, default=1, help="fine-tunings a step, whose mean decides")
     add("--decide", choices=("mean", "lower", "upper"), default="mean",
         help="what the tolerance is held against: the drop, or an end of its 95 %% interval over pictures")
@@ -72,6 +75,7 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
 def target(text: str) -> tuple[str, str]:
     """A measure and its value's text, checked; raises argparse's error."""
     name, _, value = text.partition("=")
+    value = value.removesuffix("ms") if name == "latency" else value
     number, unit = (value[:-1], value[-1:].lower()) if value[-1:].lower() in {*UNITS, "%"} else (value, "")
     try:
         good = name in MEASURES and float(number) > 0
@@ -97,19 +101,20 @@ def main() -> None:
     args = parse()
     from models import checkpoint as checkpoints
     from models.shrink import prunable
-    from prune_report import chosen_units, heading, measure_parent, scan, write_answer
-    from pruning import Bench, Log, Plan, counts, progressive
+    from prune_plan import Log, Plan
+    from prune_report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
+    from pruning import Bench, progressive
     from tuning import Tuner
     from utils import runs
     parent = checkpoints.load(args.weights)
-    units, reasons = prunable(parent.net, args.cut)
+    units, reasons = prunable(parent.net, args.cut, args.sixteenths)
     units = chosen_units(units, reasons, args.layers)
     same = {name: value for name, value in vars(args).items() if name not in FREE}
     tuner = Tuner.open(args, lambda: runs.claim_run(args.project, args.name, same))
     try:
-        plan = Plan(args.tolerance, args.reference, args.scope, args.metric, args.cut, args.importance,
-                    args.order, args.decide, args.epochs_per_step, args.seeds, args.round_to, args.budget,
-                    wanted(args.until, counts(parent.net, args.imgsz)), args.teacher == "parent")
+        own = {f.name: getattr(args, f.name) for f in fields(Plan) if hasattr(args, f.name)}
+        until = wanted(args.until, parent_cost(tuner, parent, args.until))
+        plan = Plan(**{**own, "until": until}, epochs=args.epochs_per_step, teach=args.teacher == "parent")
         tuner.say("\n".join(heading(plan, units, reasons, tuner.folder)))
         bench = Bench(tuner, plan, parent.net, parent.state)
         before = measure_parent(bench, parent)

@@ -7,23 +7,22 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from models.profile import compare_speed, speed_lines
-from utils.prune_plots import scan_png, steps_png, widths_png
-from utils.prune_tables import scan_lines, step_lines, table3_lines
-
-from data.loader import collate
 from models import checkpoint as checkpoints
 from models.importance import channel_scores
 from models.layout import widths
+from models.profile import compare_speed, speed_lines
 from models.prune import prune
 from models.shrink import PARTS, Unit, narrowed, strongest
 from models.spec import Net, to_json
-from pruning import Bench, Log, Measured, Plan
+from prune_plan import Log, Measured, Plan, cost
+from pruning import Bench, remembered_latency, sample_pictures
+from tuning import Tuner
 from utils import runs
 from utils.errors import ModelError, UsageError
+from utils.prune_plots import scan_png, steps_png, widths_png
+from utils.prune_tables import scan_lines, step_lines, table3_lines
 
 SCANNED = tuple(range(1, 9))                               # sixteenths a scan takes away
-TIMED = 16                                                 # pictures that latency is measured on
 
 
 def chosen_units(units: list[Unit], reasons: dict[str, str], names: list[str] | None) -> list[Unit]:
@@ -43,7 +42,7 @@ def heading(plan: Plan, units: list[Unit], reasons: dict[str, str], folder: Path
     target = ", ".join(f"{name} {value:,.6g}" for name, value in plan.until) or "none"
     limit = "none" if plan.budget is None else f"{plan.budget:g} points"
     return [f"{folder}",
-            f"a step: 1/{PARTS} of {'one layer' if plan.scope == 'layer' else 'every layer'}, "
+            f"a step: {plan.sixteenths:g}/{PARTS} of {'one' if plan.scope == 'layer' else 'every'} layer, "
             f"{plan.epochs} epochs x {plan.seeds} seed(s), at most {plan.tolerance:g} points of "
             f"{plan.metric} below the {plan.reference} network (decided by the {plan.decide})",
             f"cut: {plan.cut} by {plan.importance}, {plan.order} first, widths in multiples of "
@@ -51,6 +50,14 @@ def heading(plan: Plan, units: list[Unit], reasons: dict[str, str], folder: Path
             f"until {target}",
             f"layers: {', '.join(f'{u.group} {u.original}' for u in units)}",
             *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
+
+
+def parent_cost(tuner: Tuner, parent: checkpoints.Checkpoint, until: list) -> dict[str, float]:
+    """The unpruned network's value of every measure; its latency only where that is asked for."""
+    found = cost(parent.net, tuner.args.imgsz)
+    if "latency" in dict(until):
+        found["latency"] = remembered_latency(tuner, parent.net, parent.state, "parent")
+    return found
 
 
 def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
@@ -125,10 +132,8 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
     best = folder / "weights" / "best.pt"
     checkpoints.save(best, replace(new, extra={"pruned_from": str(args.weights), **child[1].metrics}))
     (folder / "net.json").write_text(to_json(new.net), encoding="utf-8")
-    size = len(tuner.val_set)
-    pictures = collate([tuner.val_set.unvaried(i * size // TIMED) for i in range(min(TIMED, size))]).images
     both = {"parent": (old.net, old.state), "child": (new.net, new.state)}
-    speed = compare_speed(both, args.imgsz, pictures)
+    speed = compare_speed(both, args.imgsz, sample_pictures(tuner))
     rows = layer_rows(old.net, new.net, units, log)
     record = {"kind": "prune", "data": str(args.data), "imgsz": args.imgsz,
               "parent": {"weights": str(args.weights), **before}, "child": {"weights": str(best), **after},
@@ -137,11 +142,11 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
               "speed": speed, "environment": runs.environment()}
     widths_png(rows, folder / "widths.png")
     if log.rows:
-        steps_png(log.rows, bench.plan.tolerance, folder / "steps.png")
+        steps_png(log.rows, bench.plan.tolerance, folder / "steps.png", bench.plan.metric)
     if args.save_json:
         runs.write_json(Path("results") / f"{args.save_json}.json", record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
-    print("\n".join(("", *step_lines(log.rows), "", *table3_lines(rows), "", *speed_lines(speed), "",
+    print("\n".join(("", *step_lines(log.rows, bench.plan.metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
                      *last_words(bench.plan.metric, before, after, record["epochs"]), str(best))))
 
 

@@ -1,75 +1,35 @@
 """The paper's progressive pruning: choose, cut, fine-tune, measure, accept or restore.
 
-Section A6 of the paper leaves several choices open; each is a field of `Plan`, and every report prints it.
+What the paper leaves open is a field of `prune_plan.Plan`, and every report prints it.
 """
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from data.loader import collate
-from models.count import loose_macs, macs, parameters
 from models.decode import head_specs
 from models.distill import DistilledLoss, teacher
 from models.importance import channel_scores, loss_gradients
 from models.layout import widths
 from models.loss import DetectionLoss
+from models.profile import latency
 from models.prune import prune
 from models.runtimes import DTYPES
-from models.shrink import PARTS, Unit, narrowed, next_width, strongest
+from models.shrink import Unit, narrowed, next_width, strongest
 from models.spec import Net
+from prune_plan import METRICS, Drop, Log, Measured, Plan, accepts, arrived, cost, target_words
 from tuning import Tuner
-from utils import ddp
+from utils import ddp, runs
 from utils.bootstrap import drop_interval
-from utils.curves import Matches
 from utils.errors import EnvironmentFault
 
-TAYLOR_PICTURES = 64
-METRICS = ("map50", "map50_95", "precision", "recall", "f1")
+TAYLOR_PICTURES, TIMED_PICTURES = 64, 16
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The choices of a progressive pruning, as the flags of prune.py name them."""
-
-    tolerance: float = 0.5                                 # points a step may lose against the reference
-    reference: str = "layer"                               # original, layer or previous
-    scope: str = "layer"                                   # one layer a step, or all of them
-    metric: str = "map50"
-    cut: str = "outputs"
-    importance: str = "l1"
-    order: str = "front"                                   # front, back or sensitivity
-    decide: str = "mean"                                   # mean, lower or upper end of the drop's interval
-    epochs: int = 20                                       # a step
-    seeds: int = 1
-    round_to: int = 1
-    budget: float | None = None                            # points the whole may lose against the parent
-    until: tuple[tuple[str, float], ...] = ()              # measure -> largest value wanted
-    teach: bool = True                                     # the unpruned parent teaches
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a network reaches: its metrics over seeds (fractions 0..1) and its counts at the input size."""
-
-    metrics: dict[str, float]
-    counts: dict[str, float]
-    matches: Matches                                       # of the first seed
-    first: float                                           # AP50 of the first seed
-
-
-class Drop(NamedTuple):
-    """Points lost (of 100), and their 95 % interval over resampled pictures where the metric has one."""
-
-    points: float
-    interval: tuple[float, float] | None
 
 
 class Bench:
@@ -108,6 +68,9 @@ class Bench:
         mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in METRICS}
         first = tries[0]
         reached = self.measure(first.net, first.state, mean)
+        if "latency" in dict(self.plan.until):
+            ms = remembered_latency(self.tuner, first.net, first.state, name)
+            reached = replace(reached, counts={**reached.counts, "latency": ms})
         return first.net, first.state, reached, sum(t.seconds for t in tries)
 
     def measure(self, net: Net, state: State, metrics: dict[str, float] | None = None) -> Measured:
@@ -117,7 +80,7 @@ class Bench:
             full, _, _ = self.tuner.validator(net, state)
             found = {key: getattr(full, key) or 0.0 for key in METRICS}, full.matches
         own, matches = self.tuner.share(found)
-        return Measured(metrics or own, counts(net, self.tuner.args.imgsz), matches, own["map50"])
+        return Measured(metrics or own, cost(net, self.tuner.args.imgsz), matches, own["map50"])
 
     def drop(self, reference: Measured, reached: Measured) -> Drop:
         """What was lost against the reference."""
@@ -136,49 +99,6 @@ class Bench:
         batches = [collate(chosen[at:at + args.batch_size])[:2] for at in range(0, count, args.batch_size)]
         return loss_gradients(net, state, batches, DetectionLoss(head_specs(net)),
                               {"box": args.box, "obj": args.obj, "cls": args.cls}, self.tuner.device)
-
-
-@dataclass
-class Log:
-    """What a progressive pruning did: a row a step, why each unit stopped, and why the whole ended."""
-
-    plan: Plan
-    say: Callable[[str], None]
-    rows: list[dict] = field(default_factory=list)
-    stopped: dict[str, str] = field(default_factory=dict)
-    ended: str = ""
-
-    def name(self, group: list[Unit]) -> str:
-        """The next step's folder."""
-        return f"{len(self.rows) + 1:03}-{group[0].group if len(group) == 1 else 'network'}"
-
-    def step(self, group: list[Unit], net: Net, reached: Measured, lost: Drop, good: bool, why: str,
-             seconds: float) -> None:
-        """Writes and prints one step."""
-        width, plan = widths(net), self.plan
-        first = group[0]
-        label = first.group if len(group) == 1 else "all layers"
-        taken = round(PARTS * (first.original - width[first.group]) / first.original, 2)
-        self.rows.append({
-            "step": len(self.rows) + 1, "layer": label, "sixteenths": taken, "width": width[first.group],
-            **reached.metrics, "drop": round(lost.points, 3),
-            "interval": lost.interval and [round(v, 3) for v in lost.interval], "accepted": good, "why": why,
-            "epochs": plan.epochs * plan.seeds, "seconds": round(seconds, 1),
-            "parameters": reached.counts["params"], "macs": reached.counts["macs"],
-            "loose_macs": reached.counts["loose-macs"]})
-        self.say(f"step {len(self.rows):3}  {label:12} {taken:g}/16  "
-                 f"{plan.metric} {reached.metrics[plan.metric]:.4f}  "
-                 f"{reached.counts['params'] / 1e6:.3f} M  {reached.counts['macs'] / 1e9:.3f} GMACs  "
-                 f"{'stands' if good else 'refused'}: {why}  ({seconds:.0f} s)")
-
-    def stop(self, group: list[Unit], why: str) -> None:
-        """Leaves the units alone from now on."""
-        self.stopped |= {unit.group: why for unit in group}
-
-    def end(self, why: str) -> None:
-        """Ends the whole pruning."""
-        self.ended = why
-        self.say(why)
 
 
 def progressive(net: Net, state: State, original: Measured, units: list[Unit], bench: Bench,
@@ -215,36 +135,17 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
     return net, state, current
 
 
-def accepts(plan: Plan, lost: Drop, total: float) -> tuple[bool, str]:
-    """Whether a step that lost this much stands, and the sentence that says why.
-
-    total: points lost against the unpruned parent.
-    """
-    words = f"lost {lost.points:+.2f} points against the {plan.reference} network"
-    value = lost.points
-    if lost.interval is not None:
-        low, high = lost.interval
-        value = {"mean": value, "lower": low, "upper": high}[plan.decide]
-        kind = "a real drop" if low > 0 else "a real gain" if high < 0 else "within the noise of the pictures"
-        words += f" (95 %: {low:+.1f} to {high:+.1f}, {kind})"
-    if plan.budget is not None and total > plan.budget:
-        return False, f"{words}; {total:.2f} in all, over the budget of {plan.budget:g}"
-    if value > plan.tolerance:
-        return False, f"{words}; over the tolerance of {plan.tolerance:g}"
-    return True, words
+def remembered_latency(tuner: Tuner, net: Net, state: State, name: str) -> float:
+    """Median ms a picture on one thread, bf16 where native; measured once, a second run reads it."""
+    path = tuner.folder / "latency" / f"{name}.json"
+    if tuner.world.main and not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        runs.write_json(path, {"ms": latency(net, state, tuner.args.imgsz, sample_pictures(tuner))})
+    return float(tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0))
 
 
-def arrived(plan: Plan, now: dict[str, float]) -> bool:
-    """Whether every measure of --until is at its wanted value or below."""
-    return bool(plan.until) and all(now[name] <= value for name, value in plan.until)
-
-
-def target_words(plan: Plan, now: dict[str, float]) -> str:
-    """The measures of --until as they are and as they were wanted."""
-    return ", ".join(f"{name} {now[name]:,.6g} of {value:,.6g}" for name, value in plan.until)
-
-
-def counts(net: Net, imgsz: int) -> dict[str, float]:
-    """What --until can ask for: trainable and stored parameters, MACs in both conventions."""
-    return {"params": parameters(net), "stored": parameters(net, statistics=True),
-            "macs": macs(net, imgsz), "loose-macs": loose_macs(net, imgsz)}
+def sample_pictures(tuner: Tuner) -> Tensor:
+    """Validation pictures uint8 [N, 3, S, S], evenly chosen, for timing."""
+    size = len(tuner.val_set)
+    chosen = [i * size // TIMED_PICTURES for i in range(min(TIMED_PICTURES, size))]
+    return collate([tuner.val_set.unvaried(i) for i in chosen]).images

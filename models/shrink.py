@@ -21,11 +21,11 @@ class Unit(NamedTuple):
     step: int
 
 
-def prunable(net: Net, cut: str = "outputs") -> tuple[list[Unit], dict[str, str]]:
+def prunable(net: Net, cut: str = "outputs", sixteenths: float = 1.0) -> tuple[list[Unit], dict[str, str]]:
     """The groups that can be cut, front to back, and for the others why not.
 
     cut: block outputs (the hidden widths of the MBConvs they feed follow, as in the paper), hidden widths
-    alone, or both.
+    alone, or both. sixteenths: of the original width that a step takes; 1 in the paper.
     """
     frozen, units = frozen_groups(net), []
     reasons = {group: why for group, why in frozen.items() if group != "image"}
@@ -40,7 +40,7 @@ def prunable(net: Net, cut: str = "outputs") -> tuple[list[Unit], dict[str, str]
         if width < 2:
             reasons[group] = f"it has {width} channel"
             continue
-        units.append(Unit(group, width, max(1, round(width / PARTS))))
+        units.append(Unit(group, width, max(1, round(width * sixteenths / PARTS))))
     return units, reasons
 
 

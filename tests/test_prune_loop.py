@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint, load, save
-from models.count import macs, parameters
+from models.count import parameters
 from models.layout import widths
 from models.network import Network, initialise
 from models.shrink import Unit, prunable
 from models.spec import to_json
-from pruning import Drop, Log, Measured, Plan, accepts, progressive
+from prune_plan import Drop, Log, Measured, Plan, accepts, cost
+from pruning import progressive
 from tests.nets import small_net
 
 QUICK = ("--imgsz", "96", "--batch-size", "10", "--epochs-per-step", "1", "--workers", "0", "--threads", "1",
@@ -38,9 +39,8 @@ class Book:
         return net, state, self.measure(net, state), 1.0
 
     def measure(self, net, state):
-        counts = {"params": parameters(net), "stored": 0, "macs": macs(net, 96), "loose-macs": 0}
         return Measured(dict.fromkeys(("map50", "map50_95", "precision", "recall", "f1"),
-                                      self.value(widths(net))), counts, None, 0.0)
+                                      self.value(widths(net))), cost(net, 96), None, 0.0)
 
     def drop(self, reference, reached):
         return Drop(100 * (reference.metrics["map50"] - reached.metrics["map50"]), None)
@@ -108,8 +108,8 @@ def parent(tmp_path_factory):
     make_scenes(folder / "set", train=40, val=10, size=160, seed=1)
     (folder / "net.json").write_text(to_json(small_net(10)))
     done = run("train.py", "--cfg", str(folder / "net.json"), "--data", str(folder / "set"), "--imgsz", "96",
-               "--batch-size", "8", "--epochs", "12", "--workers", "0", "--threads", "1", "--augment", "none",
-               "--precision", "fp32", "--lr", "0.01", "--val-interval", "12", "--ema-ramp", "10",
+               "--batch-size", "8", "--epochs", "40", "--workers", "0", "--threads", "1", "--augment", "none",
+               "--precision", "fp32", "--lr", "0.01", "--val-interval", "40", "--ema-ramp", "10",
                "--no-report", "--project", str(folder / "runs"), "--name", "parent")
     assert done.returncode == 0, done.stderr
     return folder
@@ -214,6 +214,7 @@ def test_a_scan_measures_every_layer_and_orders_them(parent):
 
 @pytest.mark.parametrize("words, code, says", [
     (("--layers", "conv9"), 2, "no such channel group"), (("--layers", "head6"), 2, "anchors and classes"),
+    (("--until", "latency=ms"), 2, "needs MEASURE=VALUE"),
     (("--until", "size=3"), 2, "needs MEASURE=VALUE"), (("--until", "params=-1"), 2, "needs MEASURE=VALUE"),
     (("--tolerance", "-1"), 2, "needs 0 or more"),
     (("--decide", "lower", "--metric", "map50_95"), 2, "interval")])

@@ -46,6 +46,11 @@ def test_every_unit_of_every_network_can_be_cut_to_its_end_and_no_further(name, 
         assert all(torch.isfinite(v).all() for v in small_state.values())
 
 
+def test_a_step_may_take_several_sixteenths():
+    one, three = ({u.group: u.step for u in prunable(micro_yolo(5), sixteenths=n)[0]} for n in (1, 3))
+    assert one["conv13"] == 64 and three["conv13"] == 192 and (one["conv1"], three["conv1"]) == (1, 3)
+
+
 def test_rounded_widths_are_multiples_and_never_none():
     units, _ = prunable(micro_yolo(5))
     for unit in units:
@@ -91,7 +96,8 @@ def test_batch_norm_and_random_importance_and_their_refusals():
     one, other = (channel_scores(net, state, "conv9", "random", seed=s) for s in (0, 1))
     assert torch.equal(one, channel_scores(net, state, "conv9", "random")) and not torch.equal(one, other)
     for words, asked in (("unknown importance", ("conv9", "magnitude")),
-                         ("no layer produces", ("conv99", "l1")), ("needs the gradients", ("conv9", "taylor")),
+                         ("no layer produces", ("conv99", "l1")),
+                         ("needs the gradients", ("conv9", "taylor")),
                          ("has no batch-norm", ("mb3.squeeze", "bn"))):
         with pytest.raises(ModelError, match=words):
             channel_scores(net, state, *asked)
