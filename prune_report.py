@@ -134,7 +134,7 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
     (folder / "net.json").write_text(to_json(new.net), encoding="utf-8")
     both = {"parent": (old.net, old.state), "child": (new.net, new.state)}
     speed = compare_speed(both, args.imgsz, sample_pictures(tuner))
-    rows = layer_rows(old.net, new.net, units, log)
+    rows, metric = layer_rows(old.net, new.net, units, log), bench.plan.metric
     record = {"kind": "prune", "data": str(args.data), "imgsz": args.imgsz,
               "parent": {"weights": str(args.weights), **before}, "child": {"weights": str(best), **after},
               "choices": choices(bench.plan, args), "layers": rows, "steps": log.rows,
@@ -142,12 +142,12 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
               "speed": speed, "environment": runs.environment()}
     widths_png(rows, folder / "widths.png")
     if log.rows:
-        steps_png(log.rows, bench.plan.tolerance, folder / "steps.png", bench.plan.metric)
+        steps_png(log.rows, bench.plan.tolerance, folder / "steps.png", metric)
     if args.save_json:
         runs.write_json(Path("results") / f"{args.save_json}.json", record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
-    print("\n".join(("", *step_lines(log.rows, bench.plan.metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
-                     *last_words(bench.plan.metric, before, after, record["epochs"]), str(best))))
+    print("\n".join(("", *step_lines(log.rows, metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
+                     *last_words(metric, before, after, record["epochs"]), str(best))))
 
 
 def choices(plan: Plan, args: argparse.Namespace) -> dict:

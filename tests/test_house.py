@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "data", "utils")
 # Beside the scripts: they join data, models and engine into a training run.
-WIRING = ("trainer", "assembly", "prepare", "tuning", "pruning", "prune_report", "search_space", "searching",
-          "search_report")
+WIRING = ("trainer", "assembly", "prepare", "tuning", "prune_plan", "pruning", "prune_report", "search_space",
+          "searching", "search_report")
 MAY_IMPORT = {"script": {"wiring", "engine", *ROOMS}, "wiring": {"wiring", "engine", *ROOMS},
               "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"},
               "utils": {"utils"}, "tests": {"script", "wiring", "engine", "tests", *ROOMS}}
@@ -19,9 +19,10 @@ STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
           "models.count": {"models.spec", "models.layout"}, "models.zoo_light": {"models.spec"},
           "models.zoo": {"models.spec", "models.layout", "models.zoo_light"},
           "trainer": set(), "assembly": {"trainer"}, "prepare": {"trainer", "assembly"},
-          "tuning": {"trainer", "assembly", "prepare"}, "pruning": {"tuning"}, "prune_report": {"pruning"},
+          "tuning": {"trainer", "assembly", "prepare"}, "prune_plan": set(),
+          "pruning": {"tuning", "prune_plan"}, "prune_report": {"tuning", "prune_plan", "pruning"},
           "search_space": {"assembly", "prepare", "tuning"}, "searching": {"search_space", "tuning"},
-          "search_report": {"search_space", "searching"}}
+          "search_report": {"search_space", "searching", "tuning"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
 TORCH_FREE = ("spec", "layout", "zoo", "zoo_light", "count")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",

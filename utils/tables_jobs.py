@@ -1,0 +1,213 @@
+"""Jobs that make run records: which are done, which are missing, and running those, each in its own process.
+
+A job is data. Its key is a digest of its command and of the jobs it stands on, so a record tells which plan
+made it, and the run folder is named after the key: the same job always comes back to the same folder.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import Interrupted
+from utils.runs import Interrupt, write_json
+
+DONE, COLLECT, RESUME, RUN = "done", "to collect", "to go on", "to run"
+BULKY = ("confusion", "classes")   # of an evaluation's figures: not needed in a table
+FINDS_ITS_RUN = ("prune.py", "search.py")      # the same command goes on with the same folder
+POLL = 0.2                         # seconds between looks at a signal while a job runs
+
+
+class Job(NamedTuple):
+    """One command of the project.
+
+    flags hold places such as {data} or {train-conv}, the `product` of that job. `outcome` is the JSON in the
+    run folder that is there once the job is done; `also` names a record made by hand that can stand in for
+    this job's in a table; `content` is text the job depends on beside its flags.
+    """
+
+    name: str
+    script: str
+    flags: tuple[str, ...]
+    outcome: str
+    epochs: int = 0
+    needs: tuple[str, ...] = ()
+    product: str = ""
+    also: str = ""
+    content: str = ""
+
+
+class Place(NamedTuple):
+    """Where jobs run: the scripts' folder, the folder of records, that of runs, and the values of places."""
+
+    root: Path
+    records: Path
+    runs: Path
+    values: dict[str, str]
+
+
+class JobFailed(RuntimeError):
+    """A script of a job that ended with an error; the exit code is the script's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def digest(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Plan:
+    """The jobs of a profile at their place."""
+
+    def __init__(self, jobs: Iterable[Job], place: Place) -> None:
+        self.jobs, self.place = {job.name: job for job in jobs}, place
+
+    def key(self, name: str) -> str:
+        """A digest of the job's command and of those it stands on, 8 hexadecimal digits.
+
+        Where the data and the start weights lie does not count: another machine has them elsewhere.
+        """
+        job = self.jobs[name]
+        return digest(json.dumps([job.script, job.flags, job.content, [self.key(n) for n in job.needs]]))[:8]
+
+    def folder(self, name: str) -> Path:
+        """The job's run folder: the newest with an outcome, else the one it starts in."""
+        base = f"{name}-{self.key(name)}"
+        found = [p for p in self.place.runs.glob(f"{base}*") if (p / self.jobs[name].outcome).is_file()]
+        return max(found, key=lambda p: p.stat().st_mtime, default=self.place.runs / base)
+
+    def record(self, name: str) -> dict | None:
+        """The job's record, whichever plan made it, or the one made by hand that may stand in for it."""
+        also = self.place.records.parent / f"{self.jobs[name].also}.json"
+        for path in (self.place.records / f"{name}.json", also):
+            if path.is_file():
+                return json.loads(path.read_text(encoding="utf-8"))
+        return None
+
+    def records(self) -> dict[str, dict]:
+        """Every job's record that there is."""
+        return {name: found for name in self.jobs if (found := self.record(name))}
+
+    def state(self, name: str) -> str:
+        """done, to collect (ran, its record not written), to go on (a training cut short) or to run."""
+        record = self.record(name)
+        if record and record.get("key") == self.key(name):
+            return DONE
+        if (self.folder(name) / self.jobs[name].outcome).is_file():
+            return COLLECT
+        return RESUME if self._cut_short(name) else RUN
+
+    def _cut_short(self, name: str) -> bool:
+        """Whether the run folder holds a training to go on with."""
+        return self.jobs[name].script == "train.py" and (self.folder(name) / "weights" / "last.pt").is_file()
+
+    def missing(self, names: Iterable[str]) -> list[tuple[Job, str]]:
+        """What is left to do for these jobs, in order, with states.
+
+        A done job is among it only where its product is needed and gone.
+        """
+        left: dict[str, str] = {}
+
+        def visit(name: str, for_product: bool) -> None:
+            job, state = self.jobs[name], self.state(name)
+            gone = for_product and job.product and not (self.folder(name) / job.product).is_file()
+            if state == DONE and not gone:
+                return
+            if gone and state in (DONE, COLLECT):
+                state = RESUME if self._cut_short(name) else RUN
+            left[name] = state
+            for need in job.needs:
+                visit(need, state != COLLECT)
+        for name in names:
+            visit(name, False)
+        return [(job, left[job.name]) for job in self.jobs.values() if job.name in left]
+
+    def command(self, name: str, state: str = RUN) -> list[str]:
+        """The script and its flags, places filled in."""
+        job = self.jobs[name]
+        if state == RESUME:
+            return [job.script, "--resume", str(self.folder(name))]
+        products = {n: str(self.folder(n) / self.jobs[n].product) for n in job.needs}
+        values = {**self.place.values, **products}
+        flags = [flag.format_map(values) for flag in job.flags]
+        own = () if job.script in FINDS_ITS_RUN else ("--exist-ok",)
+        folder = ("--project", str(self.place.runs), "--name", f"{name}-{self.key(name)}")
+        return [job.script, *flags, *folder, *own]
+
+    def collect(self, name: str, seconds: float | None) -> Path:
+        """The written record: the outcome, the network's records where there are any, key and wall time."""
+        folder = self.folder(name)
+        content = json.loads((folder / self.jobs[name].outcome).read_text(encoding="utf-8"))
+        extra = {"job": name, "key": self.key(name), "job_epochs": self.jobs[name].epochs,
+                 "job_seconds": seconds}
+        if (folder / "net.json").is_file():
+            extra["net"] = (folder / "net.json").read_text(encoding="utf-8")
+        self.place.records.mkdir(parents=True, exist_ok=True)
+        path = self.place.records / f"{name}.json"
+        write_json(path, {**{k: v for k, v in content.items() if k not in BULKY}, **extra})
+        return path
+
+    def run(self, names: Iterable[str], say: Callable[[str], None]) -> int:
+        """Runs what is missing and returns how many jobs that were.
+
+        Raises Interrupted after a signal, and JobFailed with the exit code of a script that failed.
+        """
+        left, interrupt = self.missing(names), Interrupt()
+        for at, (job, state) in enumerate(left, 1):
+            seconds = None
+            if state != COLLECT:
+                command = self.command(job.name, state)
+                say(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}")
+                began = time.monotonic()
+                _finish(job, command, _call(self.place.root, command, interrupt), interrupt)
+                seconds = round(time.monotonic() - began, 1) if state == RUN else None
+            if not (folder := self.folder(job.name) / job.outcome).is_file():
+                raise JobFailed(f"{job.name} ended well and left no {folder}", 1)
+            self.collect(job.name, seconds)
+        return len(left)
+
+    def rate(self) -> float | None:
+        """Seconds an epoch, the median over trainings that ran in one go; None before the first."""
+        rates = sorted(r["job_seconds"] / r["job_epochs"] for r in self.records().values()
+                       if r.get("job_seconds") and r.get("job_epochs"))
+        return rates[len(rates) // 2] if rates else None
+
+
+def _call(root: Path, command: list[str], interrupt: Interrupt) -> int:
+    """The exit code of a script.
+
+    It has a session of its own, so that a signal reaches it once, from here: a second ends it unsaved.
+    """
+    child = subprocess.Popen([sys.executable, str(root / command[0]), *command[1:]], start_new_session=True)
+    told = False
+    try:
+        while True:
+            try:
+                return child.wait(POLL)
+            except subprocess.TimeoutExpired:
+                if interrupt.poll() and not told:
+                    child.send_signal(interrupt.signal)
+                    told = True
+    finally:
+        if child.poll() is None:
+            child.terminate()
+
+
+def _finish(job: Job, command: list[str], code: int, interrupt: Interrupt) -> None:
+    """Nothing where the script ended well, else the error that says how to go on."""
+    if interrupt.poll() or code in (130, 143):
+        raise Interrupted(f"stopped during {job.name}; the same command goes on from there",
+                          interrupt.code if interrupt.poll() else code)
+    if code:
+        raise JobFailed(f"{job.name} ended with code {code}: {shlex.join(command)}; mend what it says and "
+                        "give the same command again: what is done is not run twice",
+                        code if 0 < code < 8 else 1)
