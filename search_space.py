@@ -1,0 +1,175 @@
+"""What a search varies and stands on: the choices, their networks, their common start, their queue."""
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from assembly import data_hash
+from models import checkpoint as checkpoints
+from models.count import loose_macs, macs, parameters
+from models.network import Network, initialise
+from models.runtimes import torch_runtime
+from models.spec import Net, to_json
+from models.subnet import with_kernels
+from models.zoo import substitute
+from prepare import choose_net, start_from
+from tuning import Tuner
+from utils import runs
+from utils.search_rows import ACCURACY, directions
+from utils.storage import alone
+from utils.study import Point, Queue
+from utils.timing import interleaved, summary, torch_threads, warm_up
+
+# Flags that say where and how a search runs and is reported, not what its values are.
+FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json", "save_minutes", "against",
+        "storage", "study")
+TIMED, SECONDS = 50, 20.0                          # rounds of a latency, and when no further one starts
+State = dict[str, Tensor]
+
+
+class Choice(NamedTuple):
+    """A point of the space: a kernel and a block type for each layer that is searched.
+
+    label: the kernels in the layers' order, as 35353; where block types are searched, as m3m5d3.
+    """
+
+    label: str
+    kernels: dict[str, int]
+    ops: dict[str, str]
+
+
+def choice_of(row: dict) -> Choice:
+    """The choice that a trial's row is about."""
+    return Choice(row["label"], row["kernels"], row["ops"])
+
+
+@dataclass
+class Search:
+    """What a search stands on: the tuner, the flags, the network it varies, the weights all start from."""
+
+    tuner: Tuner
+    args: argparse.Namespace
+    base: Net
+    weights: checkpoints.Checkpoint | None
+
+    @classmethod
+    def open(cls, args: argparse.Namespace) -> Search:
+        """A search for checked flags: the run folder claimed, data read, network built.
+
+        Workers of one search share the folder and come in one after the other. Raises as Tuner.open does, and
+        ModelError for layers that are not there or hold no kernels.
+        """
+        same = {name: value for name, value in vars(args).items() if name not in FREE}
+        Path(args.project).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            def claim() -> Path:
+                with alone(Path(args.project) / ".claim.lock"):
+                    folder = runs.claim_run(args.project, args.name, same)
+                held.enter_context(alone(folder / ".open.lock"))
+                return folder
+            tuner = Tuner.open(args, claim, alone=args.one_shot)
+        base, weights = choose_net(args, tuner.train_set, tuner.say)
+        substitute(base, kernels=dict.fromkeys(args.layers, args.kernels[0]))  # a layer that is not there
+        return cls(tuner, args, base, weights)
+
+    @property
+    def score(self) -> str:
+        """What "best" means."""
+        return next(name for name in self.args.objectives if name in ACCURACY)
+
+    def space(self) -> dict[str, list]:
+        """Parameter -> candidates: a kernel a layer, and a block type a layer where several are given."""
+        kernels = {f"{name}.kernel": sorted(self.args.kernels) for name in self.args.layers}
+        ops = {f"{name}.op": list(self.args.ops) for name in self.args.layers if len(self.args.ops or ()) > 1}
+        return {**kernels, **ops}
+
+    def choice(self, point: Point) -> Choice:
+        """What a point of the space means."""
+        now, names = {layer.name: layer.op for layer in self.base}, self.args.layers
+        fixed = (self.args.ops or (None,))[0]
+        kernels = {name: point[f"{name}.kernel"] for name in names}
+        ops = {name: point.get(f"{name}.op", fixed or now[name]) for name in names}
+        return Choice("".join(f"{point.get(f'{n}.op', '')[:1]}{kernels[n]}" for n in names), kernels, ops)
+
+    def net(self, choice: Choice) -> Net:
+        """The network of a choice."""
+        return substitute(self.base, choice.ops, choice.kernels)
+
+    def start(self, net: Net, seed: int) -> State:
+        """The state a network is trained from: what --weights holds, the rest fresh.
+
+        A layer whose kernels have another size there takes their centres, or them in a border of zeros, so
+        that all choices start from the same weights.
+        """
+        model = initialise(Network(net), seed)
+        if self.weights is not None:
+            there = {layer.name: layer for layer in self.weights.net}
+            sides = {layer.name: layer.kernel for layer in net if layer.name in self.args.layers
+                     and layer.name in there and there[layer.name].op == layer.op}
+            resized, state = with_kernels(self.weights.net, self.weights.state, sides)
+            source = replace(self.weights, net=resized, state=state)
+            start_from(model, source, self.tuner.train_set, self.args.separate,
+                       lambda text: self.tuner.say(f"  {text.splitlines()[0]}"))
+        return model.state_dict()
+
+    def row(self, choice: Choice, net: Net, state: State, metrics: dict[str, float], seed: int, epochs: int,
+            seconds: float) -> dict[str, object]:
+        """A trial as the reports show it."""
+        size = self.args.imgsz
+        row = {"label": choice.label, "kernels": choice.kernels, "ops": choice.ops, "seed": seed, **metrics,
+               "parameters": parameters(net), "macs": macs(net, size), "loose_macs": loose_macs(net, size),
+               "epochs": epochs, "seconds": round(seconds, 1)}
+        if "latency" in self.args.objectives:
+            main = self.tuner.world.main
+            row["latency_ms"] = self.tuner.share(latency_ms(net, state, self.tuner) if main else None)
+        return row
+
+    def queue(self, name: str, space: dict[str, list], trials: int = 0) -> Queue:
+        """The queue of a space in this search's study; see utils.study."""
+        args, folder = self.args, self.tuner.folder
+        settings = {key: value for key, value in sorted(vars(args).items())
+                    if key not in (*FREE, "data", "weights", "cfg", "seeds", "repeat_best")}
+        settings |= {"net": zlib.crc32(to_json(self.base).encode()), "space": space,
+                     "start": self.weights and checkpoints.checksum(self.weights.state),
+                     "pictures": data_hash(self.tuner.train_set.coco)}
+        study = args.study or f"search-{zlib.crc32(json.dumps(settings, default=str).encode()):08x}"
+        # The storage fills in its schema's version where a URL has braces.
+        own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
+        return Queue(args.storage or own, study + name, space, directions(args.objectives), settings,
+                     folder / "workers", trials, args.seed)
+
+
+def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Point]:
+    """All points of a space in order, or `trials` of them, drawn evenly."""
+    size = prod(len(values) for values in space.values())
+    chosen = range(size) if not trials or trials >= size else sorted(
+        random.Random(seed).sample(range(size), trials))
+
+    def point(at: int) -> Point:
+        out = {}
+        for key, values in reversed(space.items()):
+            at, place = divmod(at, len(values))
+            out[key] = values[place]
+        return {key: out[key] for key in space}
+    return [point(at) for at in chosen]
+
+
+def latency_ms(net: Net, state: State, tuner: Tuner) -> float:
+    """Median milliseconds from one uint8 picture to its raw maps on the tuner's device, after warming up."""
+    size = tuner.args.imgsz
+    runtime = torch_runtime(net, state, tuner.names, size, tuner.device)
+    picture = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    calls = {"": lambda _: [raw.sum().item() for raw in runtime.predict(picture)]}     # waits for a GPU
+    with torch_threads(tuner.args.latency_threads or torch.get_num_threads()):
+        warm_up(calls)
+        return summary(interleaved(calls, TIMED, SECONDS)[""])["ms"]

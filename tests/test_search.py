@@ -1,0 +1,220 @@
+"""search.py as a user runs it: shared by workers, killed, in one shot; its answer and its refusals."""
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import search
+import train
+from models.checkpoint import load
+from models.count import loose_macs, macs, parameters
+from models.spec import from_json, to_json
+from models.subnet import crop_kernels
+from models.zoo import substitute
+from tests.nets import small_net
+from utils import cli
+from utils.search_rows import rank_agreement
+
+SEARCHED = ("mb3", "ds5")
+LABELS = ["33", "35", "53", "55"]
+
+
+def call(monkeypatch, main, words) -> int:
+    """The exit code of a script run in this process, whose signals and threads are put back."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    try:
+        cli.run(main)
+        return 0
+    except SystemExit as end:
+        return end.code
+    finally:
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small embedded set and a network that has learned it, so that accuracies differ."""
+    from data.scenes import make_scenes
+    folder = tmp_path_factory.mktemp("tiny")
+    make_scenes(folder / "set", train=20, val=6, size=160, seed=1)
+    (folder / "net.json").write_text(to_json(small_net(10)))
+    with pytest.MonkeyPatch.context() as patch:
+        code = call(patch, train.main, [
+            "train.py", "--cfg", folder / "net.json", *common(folder), "--epochs", 40, "--lr", 0.01,
+            "--augment", "none", "--project", folder / "start", "--val-interval", 40, "--no-report"])
+    assert code == 0
+    return folder
+
+
+def common(folder: Path) -> list:
+    return ["--data", folder / "set", "--imgsz", 96, "--batch-size", 4, "--workers", 0, "--threads", 1]
+
+
+def words(folder: Path, project: Path, *more) -> list[str]:
+    return list(map(str, ["search.py", "--weights", folder / "start" / "exp" / "weights" / "best.pt",
+                          *common(folder), "--epochs", 2, "--close-mosaic", 0, "--warmup-epochs", 0.2,
+                          "--layers", *SEARCHED, "--project", project, "--save-minutes", 0.002, *more]))
+
+
+def start(root: Path, command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *command], cwd=root, stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def stop_at_random(root: Path, command: list[str], seen: Path, number: int) -> int:
+    """The exit code of the command, sent the signal some time after the file or folder `seen` is there."""
+    process = start(root, command)
+    while not seen.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.4))             # two epochs take a tenth of a second on an idle machine
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def essence(found: dict) -> list:
+    """What of a search's trials must not depend on how it was run."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "latency_ms")} for row in found["trials"]]
+
+
+@pytest.fixture(scope="module")
+def shared_search(root, tiny):
+    """A search that two workers, started together, have done: its folder and what the other one printed."""
+    command = words(tiny, tiny / "runs", "--name", "both", "--seeds", 2, "--repeat-best", 1)
+    other = start(root, command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        code = call(patch, search.main, command)
+    said, _ = other.communicate(timeout=200)
+    assert (code, other.returncode) == (0, 0), said
+    return tiny / "runs" / "both", said
+
+
+def test_two_workers_share_a_search_and_train_each_point_once(shared_search, tiny):
+    folder, said = shared_search
+    found = record(folder)
+    best = found["trials"][found["best"]]
+    assert [row["label"] for row in found["trials"]] == [*LABELS, best["label"]], "the best again, seed 1"
+    assert [row["seed"] for row in found["trials"]] == [0, 0, 0, 0, 1]
+    assert len({row["map50"] for row in found["trials"]}) > 1 and best["map50"] > 0.01
+    names = {f"k{label}-s0" for label in LABELS} | {f"k{best['label']}-s1"}
+    assert {path.name for path in (folder / "trials").iterdir()} == names
+    for path in (folder / "trials").iterdir():
+        assert [json.loads(line)["epoch"] for line in (path / "log.jsonl").read_text().splitlines()] == [0, 1]
+    assert sum(f"{label}  seed 0" in said for label in LABELS) < 4, "one worker did everything alone"
+    assert not list((tiny / "runs").glob("both2")), "both found the same run folder"
+
+
+def test_the_answer_is_written_as_network_weights_tables_and_picture(shared_search, tiny):
+    folder, said = shared_search
+    found = record(folder)
+    best = found["trials"][found["best"]]
+    net = from_json((folder / "best" / "net.json").read_text())
+    checkpoint = load(folder / "best" / "best.pt")
+    assert checkpoint.net == net == substitute(small_net(10), kernels=best["kernels"])
+    assert (parameters(net), macs(net, 96), loose_macs(net, 96)) == (
+        best["parameters"], best["macs"], best["loose_macs"])
+    trained = load(folder / "trials" / f"k{best['label']}-s{best['seed']}" / "weights" / "best.pt")
+    assert all(torch.equal(trained.state[key], value) for key, value in checkpoint.state.items())
+    assert json.loads((folder / "trials.json").read_text()) == found["trials"]
+    rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+    assert [(r["label"], float(r["map50"]), int(r["mb3.kernel"]), r["ds5.op"]) for r in rows] == [
+        (t["label"], t["map50"], t["kernels"]["mb3"], "dsconv") for t in found["trials"]]
+    assert (folder / "figure4.png").read_bytes()[:4] == b"\x89PNG"
+    assert (found["kind"], found["method"], found["cost_epochs"]) == ("search", "grid", 10)
+    assert found["repeats"][0]["seeds"] == [0, 1] and f"best: {best['label']}" in said
+
+
+def test_a_search_killed_at_random_moments_goes_on_to_the_same_answer(root, tiny, shared_search, monkeypatch):
+    command = words(tiny, tiny / "runs", "--name", "killed", "--seeds", 2, "--repeat-best", 1)
+    folder = tiny / "runs" / "killed"
+    for seen, number, code in (("k33-s0", signal.SIGTERM, 143), ("k53-s0", signal.SIGKILL, -9)):
+        assert stop_at_random(root, command, folder / "trials" / seen, number) in (code, 0)
+    monkeypatch.chdir(root)
+    assert call(monkeypatch, search.main, command) == 0
+    assert essence(record(folder)) == essence(record(shared_search[0]))
+    assert not list((tiny / "runs").glob("killed2"))
+
+
+def test_one_shot_ranks_all_choices_from_one_training(root, tiny, shared_search, monkeypatch):
+    command = words(tiny, tiny / "runs", "--name", "shot", "--one-shot", "--objectives", "map50", "params",
+                    "--against", shared_search[0] / "result.json")
+    folder = tiny / "runs" / "shot"
+    stop_at_random(root, command, folder / "supernet" / "weights" / "last.pt", signal.SIGKILL)
+    monkeypatch.chdir(root)
+    assert call(monkeypatch, search.main, command) == 0
+    found = record(folder)
+    assert [row["label"] for row in found["trials"]] == LABELS and found["method"] == "one-shot"
+    assert (found["networks_a_step"], found["cost_epochs"], found["rank"]["n"]) == (4, 8, 4)
+    assert found["rank"]["against_cost_epochs"] == 10
+    expected = rank_agreement(found["trials"], record(shared_search[0])["trials"])
+    assert {key: found["rank"][key] for key in expected} == expected
+    best = found["trials"][found["best"]]
+    supernet, answer = load(folder / "supernet" / "weights" / "best.pt"), load(folder / "best" / "best.pt")
+    net, state = crop_kernels(supernet.net, supernet.state, best["kernels"])
+    assert answer.net == net and parameters(net) == best["parameters"]
+    for key, value in answer.state.items():
+        same = torch.equal(value, state[key])
+        assert same or "running_" in key, f"{key}: only the statistics are the choice's own"
+    whole, moved = best["label"] == "55", "mb3.depthwise.bn.running_mean"
+    assert whole or not torch.equal(answer.state[moved], state[moved])
+    kept = (folder / "candidates" / "k33.json").read_text()
+    (folder / "result.json").unlink()
+    (folder / "candidates" / "k35.json").unlink()
+    assert call(monkeypatch, search.main, command) == 0
+    assert essence(record(folder)) == essence(found)
+    assert (folder / "candidates" / "k33.json").read_text() == kept, "measured choices are not measured again"
+
+
+BAD = [("--kernels 3", "one kernel"), ("--kernels 3 --ops conv", "nothing to search"),
+       ("--kernels 3 4", "invalid choice: 4"), ("--kernels 3 3", "--kernels: 3 is given twice"),
+       ("--layers mb3 mb3", "mb3 is given twice"), ("--sampler tpe", "--trials is missing"),
+       ("--kernels 1 3 5 7", "there are 1,024 choices"), ("--trials 5", "--trials 5 needs --sampler tpe"),
+       ("--sampler grid --trials 5", "the grid tries all 32 choices"),
+       ("--trials 0 --sampler tpe", "--trials 0: needs 1 or more"),
+       ("--objectives params", "needs map50 or map50_95"), ("--seeds 0", "--seeds 0: needs 1 or more"),
+       ("--repeat-best 0", "--repeat-best 0"), ("--one-shot --ops conv mbconv", "several --ops and --one"),
+       ("--one-shot --kernels 5", "a single kernel and --one-shot"),
+       ("--one-shot --seeds 2", "--seeds and --one-shot"),
+       ("--one-shot --sampler grid", "--sampler and --one-shot"), ("--one-shot --random -1", "--random -1"),
+       ("--one-shot --study a", "--storage and --study"), ("--against no.json", "no such file"),
+       ("--separate", "--separate needs --weights"), ("--epochs 0", "--epochs 0"), ("--lr 0", "--lr 0")]
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD, ids=[flags for flags, _ in BAD])
+def test_flags_that_cannot_work_are_refused(monkeypatch, capsys, flags, said):
+    words = ["search.py", "--cfg", "micro-yolo", "--data", "scenes", *flags.split()]
+    assert call(monkeypatch, search.main, words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_search_needs_data_and_a_network(monkeypatch, capsys):
+    assert call(monkeypatch, search.main, ["search.py", "--cfg", "micro-yolo"]) == 2
+    assert call(monkeypatch, search.main, ["search.py", "--data", "scenes"]) == 2
+    said = capsys.readouterr().err
+    assert "--data is missing" in said and "--cfg or --weights is missing" in said
+
+
+def test_a_record_that_is_none_and_a_layer_that_is_not_there_are_named(tiny, monkeypatch, capsys, tmp_path):
+    (tmp_path / "a.json").write_text('{"kind": "prune"}')
+    command = words(tiny, tmp_path / "runs", "--against", tmp_path / "a.json")
+    assert call(monkeypatch, search.main, command) == 3
+    assert "is no record of a search" in capsys.readouterr().err
+    assert call(monkeypatch, search.main, [*words(tiny, tmp_path / "runs"), "--layers", "mb3", "pool4"]) == 4
+    assert "cannot substitute pool4" in capsys.readouterr().err

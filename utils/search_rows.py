@@ -1,0 +1,129 @@
+"""What a search found: ranks, front, spread over seeds, agreement of two rankings, table and files.
+
+A row is a trial: label, kernels and ops (layer -> value), seed, map50, map50_95, parameters, macs,
+loose_macs, epochs, seconds, and latency_ms where it was measured.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+
+from utils.errors import DataError
+
+Row = dict[str, object]
+OBJECTIVES = {"map50": ("map50", "maximize"), "map50_95": ("map50_95", "maximize"),
+              "params": ("parameters", "minimize"), "macs": ("macs", "minimize"),
+              "latency": ("latency_ms", "minimize")}
+ACCURACY = ("map50", "map50_95")
+COLUMNS = ("label", "seed", "map50", "map50_95", "parameters", "macs", "loose_macs", "latency_ms", "epochs",
+           "seconds")
+
+
+def values_of(row: Row, objectives: Sequence[str]) -> list[float]:
+    """The row's values of the objectives, in their order."""
+    return [float(row[OBJECTIVES[name][0]]) for name in objectives]
+
+
+def directions(objectives: Sequence[str]) -> list[str]:
+    """Whether each objective is to "maximize" or to "minimize"."""
+    return [OBJECTIVES[name][1] for name in objectives]
+
+
+def ranked(rows: Sequence[Row], score: str) -> list[int]:
+    """Positions of the rows, the best score first; of equal scores, the smaller network."""
+    return sorted(range(len(rows)), key=lambda i: (-rows[i][score], rows[i]["parameters"], rows[i]["label"]))
+
+
+def front(rows: Sequence[Row], objectives: Sequence[str]) -> list[int]:
+    """Positions of the rows that no other row equals or beats in every objective and beats in one."""
+    signs = [-1 if way == "maximize" else 1 for way in directions(objectives)]
+    costs = [[s * v for s, v in zip(signs, values_of(row, objectives))] for row in rows]
+
+    def beaten(mine: list[float]) -> bool:
+        return any(other != mine and all(o <= m for o, m in zip(other, mine)) for other in costs)
+    return [i for i, mine in enumerate(costs) if not beaten(mine)]
+
+
+def spread(rows: Sequence[Row], score: str) -> list[dict[str, object]]:
+    """Choices trained with several seeds, the best mean first: label, seeds, values, mean, std (n - 1)."""
+    by_label: dict[str, list[Row]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    out = [{"label": label, "seeds": [r["seed"] for r in same], "values": [r[score] for r in same],
+            "mean": statistics.fmean(r[score] for r in same), "std": statistics.stdev(r[score] for r in same)}
+           for label, same in by_label.items() if len(same) > 1]
+    return sorted(out, key=lambda entry: -entry["mean"])
+
+
+def best_of(rows: Sequence[Row], score: str) -> int:
+    """Position of the best row: of choices trained with several seeds, where there are, that of best mean."""
+    repeated = spread(rows, score)
+    order = ranked(rows, score)
+    if not repeated:
+        return order[0]
+    return next(i for i in order if rows[i]["label"] == repeated[0]["label"])
+
+
+def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map50") -> dict[str, object]:
+    """How alike two searches rank the choices both have: Kendall's tau-b, Spearman's rho and their number n.
+
+    1 is the same order, 0 none, -1 the reverse; None where one of them ranks all alike. A choice's value is
+    its mean over seeds. Raises DataError for fewer than three choices in common.
+    """
+    from scipy.stats import kendalltau, spearmanr
+    mine, theirs = _means(rows, score), _means(others, score)
+    both = sorted(mine.keys() & theirs.keys())
+    if len(both) < 3:
+        raise DataError(f"the two searches have {len(both)} choices of kernels and block types in common; "
+                        "3 or more are needed to compare their ranks")
+    pairs = [mine[key] for key in both], [theirs[key] for key in both]
+    constant = any(len(set(values)) == 1 for values in pairs)
+    tau, rho = (None, None) if constant else (float(f(*pairs).statistic) for f in (kendalltau, spearmanr))
+    return {"kendall": tau, "spearman": rho, "n": len(both)}
+
+
+def _means(rows: Sequence[Row], score: str) -> dict[tuple, float]:
+    """(Kernels, block types) -> mean score over seeds."""
+    found: dict[tuple, list[float]] = {}
+    for row in rows:
+        key = (*sorted(row["kernels"].items()), *sorted((row.get("ops") or {}).items()))
+        found.setdefault(key, []).append(row[score])
+    return {key: statistics.fmean(values) for key, values in found.items()}
+
+
+def trials_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV text: a column a figure, then a kernel and a block type a layer."""
+    layers = list(dict.fromkeys(layer for row in rows for layer in row["kernels"]))
+    extra = [f"{layer}.{what}" for layer in layers for what in ("kernel", "op")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *extra], extrasaction="ignore", restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({**row, **{f"{k}.kernel": v for k, v in row["kernels"].items()},
+                         **{f"{k}.op": v for k, v in row["ops"].items()}})
+    return text.getvalue()
+
+
+def table_lines(rows: Sequence[Row], score: str, best: int, marked: Sequence[int] = ()) -> list[str]:
+    """Aligned lines of the rows, the best score first; "best" and, for `marked` ones, "front" at the end."""
+    timed = any("latency_ms" in row for row in rows)
+    head = ["choice", "seed", "AP50", "AP", "parameters", "MMACs", *(["ms"] if timed else []), "seconds", ""]
+    body = [[row["label"], str(row["seed"]), f"{row['map50']:.4f}", f"{row['map50_95']:.4f}",
+             f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f}",
+             *([f"{row['latency_ms']:.2f}"] if timed else []), f"{row['seconds']:.0f}",
+             " ".join(["best"] * (i == best) + ["front"] * (i in marked))]
+            for i, row in ((i, rows[i]) for i in ranked(rows, score))]
+    sizes = [max(map(len, column)) for column in zip(head, *body)]
+
+    def aligned(line: list[str]) -> str:
+        numbers = (cell.rjust(size) for cell, size in zip(line[1:-1], sizes[1:]))
+        return "  ".join([line[0].ljust(sizes[0]), *numbers, line[-1]]).rstrip()
+    return [aligned(line) for line in (head, *body)]
+
+
+def spread_lines(repeated: Sequence[dict[str, object]], score: str) -> list[str]:
+    """One sentence a choice trained with several seeds."""
+    return [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
+            + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in repeated]
