@@ -99,12 +99,12 @@ def wanted(until: list[tuple[str, str]], now: dict[str, float]) -> tuple[tuple[s
 def main() -> None:
     """Opens the data, prunes, writes and prints what came of it."""
     args = parse()
+    from loops.prune_plan import Log, Plan
+    from loops.prune_report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
+    from loops.pruning import Bench, progressive
+    from loops.tuning import Tuner
     from models import checkpoint as checkpoints
     from models.shrink import prunable
-    from prune_plan import Log, Plan
-    from prune_report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
-    from pruning import Bench, progressive
-    from tuning import Tuner
     from utils import runs
     parent = checkpoints.load(args.weights)
     units, reasons = prunable(parent.net, args.cut, args.sixteenths)

@@ -110,9 +110,9 @@ def check_manner(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 def main() -> None:
     """Opens the data, searches, writes and prints what was found."""
     args = parse()
-    from search_report import read_search, write_answer
-    from search_space import Search
-    from searching import brute_force, one_shot
+    from loops.search_report import read_search, write_answer
+    from loops.search_space import Search
+    from loops.searching import brute_force, one_shot
     against = read_search(args.against) if args.against else None
     search = Search.open(args)
     try:

@@ -88,7 +88,7 @@ def newest(project: Path, name: str) -> Path | None:
 def main() -> None:
     """Parses, then trains; nothing heavy is imported before the flags are known to be good."""
     args = parse()
-    from prepare import prepare
+    from loops.prepare import prepare
     from utils import ddp
     run = prepare(args)
     try:

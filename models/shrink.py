@@ -1,7 +1,7 @@
 """Which channel groups can be cut, how far a step goes, and what is cut along: choices for `prune`."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,10 +44,20 @@ def prunable(net: Net, cut: str = "outputs", sixteenths: float = 1.0) -> tuple[l
     return units, reasons
 
 
-def next_width(width: int, unit: Unit, round_to: int = 1) -> int | None:
-    """The width after one step, None when the group would be empty (or below one multiple of round_to)."""
-    smaller = (width - unit.step) // round_to * round_to
-    return smaller if smaller >= max(1, round_to) else None
+def next_widths(units: Sequence[Unit], now: Mapping[str, int], steps: int,
+                round_to: int = 1) -> tuple[dict[str, int], int]:
+    """The narrower widths that the next step makes, and how many steps there have been then.
+
+    now: the widths after `steps` earlier ones. A width is the multiple of round_to nearest to what the steps
+    leave of the original; a step that changes none is passed over. ({}, steps) when nothing can be taken.
+    """
+    for count in range(steps + 1, max((u.original // u.step for u in units), default=0) + 1):
+        left = {u.group: u.original - count * u.step for u in units}
+        new = {g: max(round_to, (2 * w + round_to) // (2 * round_to) * round_to)
+               for g, w in left.items() if w >= 1}
+        if smaller := {g: w for g, w in new.items() if w < now[g]}:
+            return smaller, count
+    return {}, steps
 
 
 def narrowed(net: Net, origin: Net, new: dict[str, int], round_to: int = 1) -> dict[str, int]:

@@ -88,8 +88,8 @@ def test_a_set_without_one_box_is_refused(digits, tmp_path, monkeypatch, capsys)
 
 def test_out_of_memory_names_the_flags_that_help(digits, tmp_path, monkeypatch):
     import engine
-    import prepare
     import train as script
+    from loops import prepare
     (tmp_path / "net.json").write_text(to_json(small_net(10)))
     words = ["--cfg", tmp_path / "net.json", "--data", digits, "--imgsz", "96", "--batch-size", "4",
              "--workers", "0", "--project", tmp_path]

@@ -112,8 +112,7 @@ def test_weight_decay_spares_batch_norm_and_biases():
 
 
 def test_a_full_disk_is_retried_and_ends_with_code_7(root, tiny_set, monkeypatch, capsys):
-    import prepare
-    import trainer
+    from loops import prepare, trainer
     from utils.errors import DiskError
     monkeypatch.chdir(root)
     words = ["--cfg", tiny_set / "net.json", "--data", tiny_set / "set", "--imgsz", "96", "--workers", "0",

@@ -8,21 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("models", "data", "utils")
-# Beside the scripts: they join data, models and engine into a training run.
-WIRING = ("trainer", "assembly", "prepare", "tuning", "prune_plan", "pruning", "prune_report", "search_space",
-          "searching", "search_report")
-MAY_IMPORT = {"script": {"wiring", "engine", *ROOMS}, "wiring": {"wiring", "engine", *ROOMS},
+ROOMS = ("loops", "models", "data", "utils")
+MAY_IMPORT = {"script": {"engine", *ROOMS}, "loops": {"engine", *ROOMS},
               "engine": {"utils"}, "models": {"models", "utils"}, "data": {"data", "utils"},
-              "utils": {"utils"}, "tests": {"script", "wiring", "engine", "tests", *ROOMS}}
+              "utils": {"utils"}, "tests": {"script", "engine", "tests", *ROOMS}}
+TRAINING = {"loops.trainer", "loops.assembly", "loops.prepare", "loops.tuning"}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
           "models.count": {"models.spec", "models.layout"}, "models.zoo_light": {"models.spec"},
           "models.zoo": {"models.spec", "models.layout", "models.zoo_light"},
-          "trainer": set(), "assembly": {"trainer"}, "prepare": {"trainer", "assembly"},
-          "tuning": {"trainer", "assembly", "prepare"}, "prune_plan": set(),
-          "pruning": {"tuning", "prune_plan"}, "prune_report": {"tuning", "prune_plan", "pruning"},
-          "search_space": {"assembly", "prepare", "tuning"}, "searching": {"search_space", "tuning"},
-          "search_report": {"search_space", "searching", "tuning"}}
+          "loops.trainer": set(), "loops.assembly": {"loops.trainer"},
+          "loops.prepare": {"loops.trainer", "loops.assembly"}, "loops.tuning": TRAINING,
+          "loops.prune_plan": set(), "loops.pruning": {"loops.tuning", "loops.prune_plan"},
+          "loops.prune_report": {"loops.tuning", "loops.prune_plan", "loops.pruning"},
+          "loops.search_space": TRAINING, "loops.searching": {"loops.search_space", "loops.tuning"},
+          "loops.search_report": {"loops.search_space", "loops.searching", "loops.tuning"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
 TORCH_FREE = ("spec", "layout", "zoo", "zoo_light", "count")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
@@ -34,7 +33,7 @@ FILES = sorted(path for room in ("", *ROOMS, "tests") for path in (ROOT / room).
 def _room(path: str) -> str:
     if "/" in path:
         return path.split("/")[0]
-    return "engine" if path == "engine.py" else "wiring" if path[:-3] in WIRING else "script"
+    return "engine" if path == "engine.py" else "script"
 
 
 def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
@@ -50,11 +49,11 @@ def _imports(path: str, tree: ast.AST) -> list[tuple[int, str]]:
 
 
 def _import_faults(path: str, text: str) -> list[str]:
-    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine", *WIRING} | {"train", "val", "detect"}
+    scripts = {name.stem for name in ROOT.glob("*.py")} - {"engine"} | {"train", "val", "detect"}
     faults, module, room = [], path[:-3].replace("/", "."), _room(path)
     for line, name in dict.fromkeys(_imports(path, ast.parse(text))):
         top = name.split(".")[0]
-        target = "script" if top in scripts else "wiring" if top in WIRING else top
+        target = "script" if top in scripts else top
         if target in MAY_IMPORT and target not in MAY_IMPORT[room]:
             faults.append(f"{path}:{line}: {room} may not import {name}")
         elif module in STAIRS and target == room and name not in STAIRS[module]:
@@ -138,10 +137,10 @@ PLANTED = [
     ("imports", "data/a.py", "import models.zoo\n", "data may not import models.zoo"),
     ("imports", "utils/a.py", "from engine import fit\n", "utils may not import engine"),
     ("imports", "models/layout.py", "from .network import Network\n", "may not stand on models.network"),
-    ("imports", "engine.py", "from trainer import Run\n", "engine may not import trainer"),
-    ("imports", "models/a.py", "import prepare\n", "models may not import prepare"),
-    ("imports", "prepare.py", "from train import parse\n", "wiring may not import train"),
-    ("imports", "trainer.py", "from prepare import prepare\n", "trainer may not stand on prepare"),
+    ("imports", "engine.py", "from loops.trainer import Run\n", "engine may not import loops"),
+    ("imports", "models/a.py", "import loops.prepare\n", "models may not import loops"),
+    ("imports", "loops/prepare.py", "from train import parse\n", "loops may not import train"),
+    ("imports", "loops/trainer.py", "from loops.prepare import prepare\n", "may not stand on loops.prepare"),
     ("sizes", "utils/a.py", "x = 1\n" * 251, "251 lines"),
     ("sizes", "utils/a.py", "def f():\n" + "    x = 1\n" * 40, "f has 41 lines"),
     ("sizes", "train.py", "def main():\n" + "    x = 1\n" * 60, "main has 61 lines"),

@@ -10,14 +10,14 @@ import time
 import pytest
 import torch
 
+from loops.prune_plan import Drop, Log, Measured, Plan, accepts, cost
+from loops.pruning import progressive
 from models.checkpoint import Checkpoint, load, save
 from models.count import parameters
 from models.layout import widths
 from models.network import Network, initialise
 from models.shrink import Unit, prunable
 from models.spec import to_json
-from prune_plan import Drop, Log, Measured, Plan, accepts, cost
-from pruning import progressive
 from tests.nets import small_net
 
 QUICK = ("--imgsz", "96", "--batch-size", "10", "--epochs-per-step", "1", "--workers", "0", "--threads", "1",

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from loops.search_space import Search, candidates
+from loops.searching import trained
+from loops.tuning import Outcome
 from models.checkpoint import Checkpoint
 from models.count import parameters
 from models.network import from_state
 from models.subnet import with_kernels
 from models.zoo import substitute
-from search_space import Search, candidates
-from searching import trained
 from tests.nets import randomised, small_net
-from tuning import Outcome
 from utils.errors import DataError, NumericError
 from utils.search_plots import figure4_png
 from utils.search_rows import best_of, front, rank_agreement, ranked, spread, table_lines, trials_csv

@@ -5,7 +5,7 @@ import torch
 from models.importance import RULES, channel_scores, loss_gradients
 from models.layout import widths, with_widths
 from models.prune import prune
-from models.shrink import narrowed, next_width, prunable, strongest
+from models.shrink import narrowed, next_widths, prunable, strongest
 from models.zoo import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
 from tests.nets import NETS, randomised, residual_net
 from utils.errors import ModelError
@@ -16,14 +16,31 @@ def test_cutting_the_papers_sixteenths_gives_the_papers_pruned_network():
     assert with_widths(net, narrowed(net, net, PRUNED_WIDTHS)) == micro_yolo_pruned()
 
 
+def walked(unit, round_to=1):
+    """The widths of a unit, step by step to the end."""
+    out, steps = [unit.original], 0
+    while True:
+        new, steps = next_widths([unit], {unit.group: out[-1]}, steps, round_to)
+        if not new:
+            return out
+        out.append(new[unit.group])
+
+
 def test_steps_add_up_whatever_their_order():
     net = origin = micro_yolo(5)
-    units = {u.group: u for u in prunable(net)[0]}
+    units, taken = {u.group: u for u in prunable(net)[0]}, {}
     for group in ("conv9", "conv5", "conv9", "conv11", "conv5", "conv9"):
-        net = with_widths(net, narrowed(net, origin, {group: next_width(widths(net)[group], units[group])}))
+        new, taken[group] = next_widths([units[group]], widths(net), taken.get(group, 0))
+        net = with_widths(net, narrowed(net, origin, new))
     want = {"conv5": 56, "conv9": 208, "conv11": 480}
     assert net == with_widths(origin, narrowed(origin, origin, want))
     assert widths(net)["conv11.hidden"] == 416 and widths(net)["conv22.hidden"] == 2 * (128 + 208)
+
+
+def test_a_step_takes_a_sixteenth_of_the_original_and_the_last_channels_stay():
+    units = {u.group: u for u in prunable(micro_yolo(5))[0]}
+    assert walked(units["conv9"]) == list(range(256, 0, -16))
+    assert walked(units["conv1"]) == list(range(16, 0, -1))
 
 
 @pytest.mark.parametrize("cut", ["outputs", "hidden", "both"])
@@ -34,11 +51,7 @@ def test_every_unit_of_every_network_can_be_cut_to_its_end_and_no_further(name, 
     units, reasons = prunable(net, cut)
     assert not {u.group for u in units} & set(reasons) and all(reasons.values())
     for unit in units:
-        width = unit.original
-        while (smaller := next_width(width, unit)) is not None:
-            assert 1 <= smaller < width
-            width = smaller
-        assert next_width(width, unit) is None
+        assert walked(unit)[-1] >= 1 and walked(unit) == sorted(set(walked(unit)), reverse=True)
         new = narrowed(net, net, {unit.group: max(1, unit.original - unit.step)})
         keep = strongest(new, lambda g: channel_scores(net, state, g, "l1"))
         small, small_state = prune(net, state, keep)
@@ -52,12 +65,12 @@ def test_a_step_may_take_several_sixteenths():
 
 
 def test_rounded_widths_are_multiples_and_never_none():
-    units, _ = prunable(micro_yolo(5))
-    for unit in units:
-        width = unit.original
-        while (smaller := next_width(width, unit, 8)) is not None:
-            assert smaller % 8 == 0 and smaller <= width - unit.step
-            width = smaller
+    for unit in prunable(micro_yolo(5))[0]:
+        widths_8 = walked(unit, 8)
+        assert all(w % 8 == 0 and w for w in widths_8) and widths_8 == sorted(set(widths_8), reverse=True)
+    units = [u for u in prunable(micro_yolo(5), sixteenths=2.25)[0] if u.group in ("conv1", "conv5", "conv9")]
+    new, steps = next_widths(units, widths(micro_yolo(5)), 0, 8)
+    assert (new, steps) == ({"conv5": 56, "conv9": 224}, 1), "conv1's 14 are nearest to its own 16"
     net = micro_yolo(5)
     followed = narrowed(net, net, {"conv5": 56}, 16)
     assert followed["conv7.hidden"] == 112 and followed["conv7.squeeze"] == 3

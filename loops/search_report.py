@@ -4,11 +4,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from loops.search_space import Search, choice_of
+from loops.searching import cut, train_supernet
+from loops.tuning import RECALIBRATION
 from models import checkpoint as checkpoints
 from models.spec import to_json
-from search_space import Search, choice_of
-from searching import cut, train_supernet
-from tuning import RECALIBRATION
 from utils import runs
 from utils.errors import DataError, NumericError
 from utils.search_plots import figure4_png

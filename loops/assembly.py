@@ -11,6 +11,7 @@ import engine
 from data.coco import CocoSet
 from data.dataset import DetectionSet
 from data.loader import make_loader
+from loops.trainer import Run, Validator
 from models import checkpoint as checkpoints
 from models.decode import head_specs
 from models.distill import DistilledLoss, check_teacher, teacher
@@ -20,7 +21,6 @@ from models.network import Network
 from models.runtimes import DTYPES
 from models.spec import Net, to_json
 from models.sync_bn import synchronise
-from trainer import Run, Validator
 from utils import ddp, runs
 from utils.multiscale import multiscale_sides
 from utils.optim import make_ema, make_optimizer

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 import engine
-from assembly import assemble, make_validator
 from data.dataset import DetectionSet
+from loops.assembly import assemble, make_validator
+from loops.prepare import own_device, read_sets
+from loops.trainer import Run, Validator
 from models import checkpoint as checkpoints
 from models.decode import head_specs
 from models.layout import strides
@@ -22,8 +24,6 @@ from models.loss import DetectionLoss
 from models.network import Network
 from models.recalibrate import recalibrate
 from models.spec import Net
-from prepare import own_device, read_sets
-from trainer import Run, Validator
 from utils import ddp, runs
 from utils.errors import DiskError, EnvironmentFault, UsageError
 

@@ -12,6 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from data.loader import collate
+from loops.prune_plan import METRICS, Drop, Log, Measured, Plan, accepts, arrived, cost, target_words
+from loops.tuning import Tuner
 from models.decode import head_specs
 from models.distill import DistilledLoss, teacher
 from models.importance import channel_scores, loss_gradients
@@ -20,10 +22,8 @@ from models.loss import DetectionLoss
 from models.profile import latency
 from models.prune import prune
 from models.runtimes import DTYPES
-from models.shrink import Unit, narrowed, next_width, strongest
+from models.shrink import Unit, narrowed, next_widths, strongest
 from models.spec import Net
-from prune_plan import METRICS, Drop, Log, Measured, Plan, accepts, arrived, cost, target_words
-from tuning import Tuner
 from utils import ddp, runs
 from utils.bootstrap import drop_interval
 from utils.errors import EnvironmentFault
@@ -37,6 +37,7 @@ class Bench:
 
     def __init__(self, tuner: Tuner, plan: Plan, origin: Net, parent: State) -> None:
         self.tuner, self.plan, self.origin, self.parent = tuner, plan, origin, parent
+        self.taken: dict[str, int] = {}                    # steps that a round of units has had
         self.loss = None
         if plan.teach:
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
@@ -44,8 +45,8 @@ class Bench:
 
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
         """The keep-set of one step of every unit that can still take one; the same on all processes."""
-        new = {u.group: smaller for u in units
-               if (smaller := next_width(widths(net)[u.group], u, self.plan.round_to)) is not None}
+        taken = self.taken.get(units[0].group, 0)
+        new, self.taken[units[0].group] = next_widths(units, widths(net), taken, self.plan.round_to)
         if not new:
             return {}
         gradients = self._gradients(net, state) if self.plan.importance == "taylor" else None

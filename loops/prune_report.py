@@ -7,6 +7,9 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from loops.prune_plan import Log, Measured, Plan, cost
+from loops.pruning import Bench, remembered_latency, sample_pictures
+from loops.tuning import Tuner
 from models import checkpoint as checkpoints
 from models.importance import channel_scores
 from models.layout import widths
@@ -14,9 +17,6 @@ from models.profile import compare_speed, speed_lines
 from models.prune import prune
 from models.shrink import PARTS, Unit, narrowed, strongest
 from models.spec import Net, to_json
-from prune_plan import Log, Measured, Plan, cost
-from pruning import Bench, remembered_latency, sample_pictures
-from tuning import Tuner
 from utils import runs
 from utils.errors import ModelError, UsageError
 from utils.prune_plots import scan_png, steps_png, widths_png
@@ -136,7 +136,8 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
     speed = compare_speed(both, args.imgsz, sample_pictures(tuner))
     rows, metric = layer_rows(old.net, new.net, units, log), bench.plan.metric
     record = {"kind": "prune", "data": str(args.data), "imgsz": args.imgsz,
-              "parent": {"weights": str(args.weights), **before}, "child": {"weights": str(best), **after},
+              "parent": {"weights": str(args.weights), **before},
+              "child": {"weights": f"{folder.name}/weights/{best.name}", **after},
               "choices": choices(bench.plan, args), "layers": rows, "steps": log.rows,
               "ended": log.ended or "no layer is left", "epochs": sum(row["epochs"] for row in log.rows),
               "speed": speed, "environment": runs.environment()}

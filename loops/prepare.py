@@ -12,13 +12,14 @@ from typing import TextIO
 
 import torch
 
-from assembly import assemble, make_loss, make_validator
 from data.anchors import anchor_recall, fit_anchors
 from data.augment import preset
 from data.clean import report_faults
 from data.coco import read_coco
 from data.dataset import DetectionSet
 from data.locate import locate
+from loops.assembly import assemble, make_loss, make_validator
+from loops.trainer import Run
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.layout import strides
@@ -27,7 +28,6 @@ from models.separate import calibrate, separate
 from models.spec import Net, heads
 from models.transfer import report_lines, transfer
 from models.zoo import build, with_heads
-from trainer import Run
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from assembly import data_hash
+from loops.assembly import data_hash
+from loops.prepare import choose_net, start_from
+from loops.tuning import Tuner
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
 from models.network import Network, initialise
@@ -22,8 +24,6 @@ from models.runtimes import torch_runtime
 from models.spec import Net, to_json
 from models.subnet import with_kernels
 from models.zoo import substitute
-from prepare import choose_net, start_from
-from tuning import Tuner
 from utils import runs
 from utils.search_rows import ACCURACY, directions
 from utils.storage import alone

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from loops.search_space import Choice, Search, State, candidates, choice_of
+from loops.tuning import Outcome, Tuner
 from models.count import parameters
 from models.decode import head_specs
 from models.loss import DetectionLoss
 from models.spec import Net
 from models.subnet import crop_kernels
 from models.supernet import SandwichLoss, Supernet
-from search_space import Choice, Search, State, candidates, choice_of
-from tuning import Outcome, Tuner
 from utils import ddp, runs
 from utils.errors import Interrupted, NumericError
 from utils.search_rows import ranked, values_of
