@@ -14,6 +14,8 @@ from models.shrink import PARTS, Unit
 from models.spec import Net
 from utils.curves import Matches
 
+REFERENCES = {"original": "the unpruned network", "layer": "the network before this layer's first step",
+              "previous": "the network before this step"}
 METRICS = ("map50", "map50_95", "precision", "recall", "f1")
 
 
@@ -103,7 +105,7 @@ def accepts(plan: Plan, lost: Drop, total: float) -> tuple[bool, str]:
 
     total: points lost against the unpruned parent.
     """
-    words = f"lost {lost.points:+.2f} points against the {plan.reference} network"
+    words = f"lost {lost.points:+.2f} points against {REFERENCES[plan.reference]}"
     value = lost.points
     if lost.interval is not None:
         low, high = lost.interval

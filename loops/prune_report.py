@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from loops.prune_plan import Log, Measured, Plan, cost
+from loops.prune_plan import REFERENCES, Log, Measured, Plan, cost
 from loops.pruning import Bench, remembered_latency, sample_pictures
 from loops.tuning import Tuner
 from models import checkpoint as checkpoints
@@ -44,7 +44,7 @@ def heading(plan: Plan, units: list[Unit], reasons: dict[str, str], folder: Path
     return [f"{folder}",
             f"a step: {plan.sixteenths:g}/{PARTS} of {'one' if plan.scope == 'layer' else 'every'} layer, "
             f"{plan.epochs} epochs x {plan.seeds} seed(s), at most {plan.tolerance:g} points of "
-            f"{plan.metric} below the {plan.reference} network (decided by the {plan.decide})",
+            f"{plan.metric} below {REFERENCES[plan.reference]} (decided by the {plan.decide})",
             f"cut: {plan.cut} by {plan.importance}, {plan.order} first, widths in multiples of "
             f"{plan.round_to}; teacher: {'the unpruned network' if plan.teach else 'none'}; budget {limit}; "
             f"until {target}",
