@@ -75,7 +75,7 @@ def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, precision
                                {name: getattr(args, name) for name in TERMS}, sides, precision,
                                args.seed, args.val_interval, args.metric, args.save_minutes)
     guard = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
-             "precision": precision, "data": data_hash(train_set.coco),
+             "precision": precision, "batch size": args.batch_size, "data": data_hash(train_set.coco),
              "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
     if world.main:
         (folder / "net.json").write_text(to_json(net))

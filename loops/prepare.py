@@ -5,6 +5,7 @@ Data read, network built, weights taken over, state resumed.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TextIO
 
 import torch
 
+import engine
 from data.anchors import anchor_recall, fit_anchors
 from data.augment import preset
 from data.clean import report_faults
@@ -19,11 +21,12 @@ from data.coco import read_coco
 from data.dataset import DetectionSet
 from data.locate import locate
 from loops.assembly import assemble, make_loss, make_validator
-from loops.trainer import Run
+from loops.trainer import NOTES, Run
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.layout import strides
 from models.network import Network, initialise
+from models.runtimes import half_fault
 from models.separate import calibrate, separate
 from models.spec import Net, heads
 from models.transfer import report_lines, transfer
@@ -31,23 +34,14 @@ from models.zoo import build, with_heads
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
+CHECKED = 4                                        # pictures that half precision is tried on
 CALIBRATION = 64                                   # pictures that set the batch-norms of factorised layers
 Say = Callable[[str], None]
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """A run ready to train: data read, network built or loaded, state resumed. Raises each step's errors."""
-    device = own_device(args.device)
-    world = ddp.join(device)
-    runs.tune_cpu(args.threads)
-    torch.manual_seed(args.seed)
-    precision, note = runs.pick_precision(device, args.precision)
-    say = print if world.main else (lambda *_: None)
-    if note:
-        say(note)
-    if args.batch_size % world.size:
-        raise UsageError(f"--batch-size {args.batch_size} does not divide among {world.size} "
-                         f"processes; give a multiple of {world.size}")
+    device, world, precision, say = enter(args)
     folder, lock = claim_folder(args, world)
     train_set, val_set = read_sets(args, world, folder, say)
     found = saved_run(folder, train_set, say) if args.resume is not None else None
@@ -60,12 +54,17 @@ def prepare(args: argparse.Namespace) -> Run:
     if world.main and not found:
         clear(folder)                              # now that the input is good, and before its log is read
     ddp.wait()
+    fault = "" if found or precision == "fp32" else unsound(model, train_set, device, precision)
+    if ddp.any_rank(bool(fault), device):          # kept in args.json: a resumed run stays with it
+        precision = args.precision = "fp32"
     interrupt = runs.Interrupt()
     validator = make_validator(args, val_set, world, device, precision, interrupt)
     loss = make_loss(args, model.net, train_set.coco.names, device, precision)
     data = train_set.for_run(args.seed, max(0, args.epochs - args.close_mosaic))
     run = assemble(args, folder, world, precision, model, data, validator, loss, interrupt)
-    run.lock = lock
+    run.lock, run.may_halve = lock, True
+    if fault:
+        run.note(f"half precision is {fault} on this network's first batch; training in fp32")
     if found:
         take_up(run, found, say)
     if world.main:
@@ -74,6 +73,48 @@ def prepare(args: argparse.Namespace) -> Run:
         f"{parameters(net):,} parameters, {macs(net, args.imgsz) / 1e9:.3f} GMACs at {args.imgsz}; "
         f"{device} x {world.size}, {precision}, {torch.get_num_threads()} threads; {folder}")
     return run
+
+
+def enter(args: argparse.Namespace) -> tuple[torch.device, ddp.World, str, Say]:
+    """This process's device, its place among torchrun's, the precision, and a print for rank 0 alone.
+
+    Raises UsageError for a batch that does not divide, and as pick_device does.
+    """
+    device = own_device(args.device)
+    world = ddp.join(device)
+    runs.tune_cpu(args.threads)
+    torch.manual_seed(args.seed)
+    precision, note = runs.pick_precision(device, args.precision)
+    say = print if world.main else (lambda *_, **__: None)
+    if note:
+        say(note)
+    if args.batch_size % world.size:
+        raise UsageError(f"--batch-size {args.batch_size} does not divide among {world.size} "
+                         f"processes; give a multiple of {world.size}")
+    return device, world, precision, say
+
+
+def unsound(model: Network, train_set: DetectionSet, device: torch.device, precision: str) -> str:
+    """What is wrong with half precision on this network and device; empty when nothing is.
+
+    Some GPUs compute wrong numbers in half precision, and a network without batch-norm can overflow in it. A
+    copy of the network answers a few training pictures as in a training step, in both precisions.
+    """
+    copied = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
+    images = plain_pictures(train_set, CHECKED).to(device).float() / 255
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = copied(images)
+        with torch.autocast(device.type, engine.HALF[precision]):
+            half = copied(images)
+    return half_fault(half, exact)
+
+
+def plain_pictures(dataset: DetectionSet, count: int) -> torch.Tensor:
+    """Pictures of the set, evenly chosen, without augmentation: uint8 [N, 3, S, S], N at most `count`."""
+    count = min(count, len(dataset))
+    chosen = [dataset.plain(i * len(dataset) // count) for i in range(count)]
+    return torch.stack([torch.from_numpy(picture) for picture in chosen]).permute(0, 3, 1, 2)
 
 
 def own_device(name: str) -> torch.device:
@@ -99,10 +140,7 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
         state, kept = separate(weights.net, weights.state, model.net, state)
     model.load_state_dict(state)
     if factorise:
-        count = min(CALIBRATION, len(train_set))
-        chosen = [train_set.plain(i * len(train_set) // count) for i in range(count)]
-        pictures = torch.stack([torch.from_numpy(picture) for picture in chosen])
-        calibrate(model, pictures.permute(0, 3, 1, 2).float() / 255, kept)
+        calibrate(model, plain_pictures(train_set, CALIBRATION).float() / 255, kept)
         shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
         say(f"factorised: {shares} of the kernels' energy kept")
 
@@ -123,7 +161,7 @@ def claim_folder(args: argparse.Namespace, world: ddp.World) -> tuple[Path, Text
 def clear(folder: Path) -> None:
     """Takes an earlier run's state out of the folder (--exist-ok): only --resume goes on."""
     (folder / "weights").mkdir(exist_ok=True)
-    for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl"):
+    for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl", folder / NOTES):
         stale.unlink(missing_ok=True)
 
 

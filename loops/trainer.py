@@ -18,7 +18,7 @@ import torch
 import engine
 from data.dataset import DetectionSet
 from data.images import decode
-from data.loader import Loader
+from data.loader import Loader, make_loader
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
 from models.decode import detections
@@ -35,6 +35,7 @@ from utils.run_log import RunLog
 
 SHOWN = ("map50", "map50_95", "precision", "recall", "f1")
 VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
+NOTES = "notes.txt"
 SAVE_TRIES = 3                                     # saves that may fail in a row before the run gives up
 
 
@@ -84,6 +85,7 @@ class Run:
     interrupt: runs.Interrupt
     guard: dict = field(default_factory=dict)
     lock: TextIO | None = None
+    may_halve: bool = False                        # whether a full memory may change the batch size
     failed_saves: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -109,15 +111,47 @@ class Run:
         hooks = engine.Hooks(
             self.validate, self.save, lambda: checkpoints.load_or_previous(self.last)[0].training,
             self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main)
-        try:
-            engine.fit(self.state, self.settings, self.loader, self.loss, hooks)
-        except torch.OutOfMemoryError as error:
-            size, nominal = self.args.batch_size, max(self.args.nominal_batch, self.args.batch_size)
-            raise EnvironmentFault(f"out of memory at --batch-size {size} ({str(error)[:80]}); the same "
-                                   f"steps in less memory: --batch-size {max(1, size // 2)} "
-                                   f"--nominal-batch {nominal}") from error
+        done = False
+        while not done:
+            try:
+                engine.fit(self.state, self.settings, self.loader, self.loss, hooks)
+                done = True
+            except torch.OutOfMemoryError as error:
+                self.halve(str(error))
         if self.world.main and not self.args.no_report:
             print(self.report())
+
+    def halve(self, fault: str) -> None:
+        """Goes back to the last checkpoint with half the pictures a batch and as many an optimizer step.
+
+        Raises EnvironmentFault where that cannot be done: an odd batch, several processes (one that ran out
+        of memory cannot tell the others), or a training that has no flags of its own.
+        """
+        size, nominal = self.args.batch_size, max(self.args.nominal_batch, self.args.batch_size)
+        if size % 2 or self.world.size > 1 or not self.may_halve:
+            raise EnvironmentFault(f"out of memory at --batch-size {size} ({fault[:80]}); the same steps in "
+                                   f"less memory: --batch-size {max(1, size // 2)} --nominal-batch {nominal}")
+        self.state.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()                           # nothing to do without CUDA
+        self.state.load(checkpoints.load_or_previous(self.last)[0].training)
+        self.args.batch_size, self.args.nominal_batch = size // 2, nominal
+        self.state.batch *= 2                              # positions are counted in batches
+        self.settings = replace(self.settings, accumulate=2 * self.settings.accumulate)
+        self.guard["batch size"] = size // 2
+        self.loader.close()
+        self.loader = make_loader(self.train_set, size // 2, seed=self.args.seed, workers=self.args.workers,
+                                  pin_memory=self.state.device.type == "cuda")
+        self.save(self.state, False)
+        runs.write_json(self.folder / "args.json", {**vars(self.args), "resume": None})
+        self.note(f"out of memory at batch size {size}: going on from the last checkpoint with {size // 2}, "
+                  f"still {nominal} pictures an optimizer step; batch-norm now sees {size // 2} pictures")
+
+    def note(self, text: str) -> None:
+        """Says something that the report must repeat."""
+        if self.world.main:
+            print(text, flush=True)
+            with open(self.folder / NOTES, "a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
 
     def validate(self, model: Network) -> dict[str, float]:
         """map50, map50_95, precision, recall and F1 of a model on the validation set."""
@@ -140,6 +174,8 @@ class Run:
         limits = dict(zip(("conf_thres", "iou_thres", "max_det"), VAL))
         how = argparse.Namespace(**{**vars(self.args), **limits})
         result = evaluation.summarise(metrics, cost, finder, evaluation.settings(how, finder.runtime), False)
+        notes = self.folder / NOTES
+        result["notes"] += notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
         runs.write_json(self.folder / "metrics.json", result)
         print("\n".join(evaluation.lines(result, metrics)))
         curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]

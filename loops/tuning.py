@@ -15,7 +15,7 @@ from torch import Tensor
 import engine
 from data.dataset import DetectionSet
 from loops.assembly import assemble, make_validator
-from loops.prepare import own_device, read_sets
+from loops.prepare import enter, read_sets
 from loops.trainer import Run, Validator
 from models import checkpoint as checkpoints
 from models.decode import head_specs
@@ -63,18 +63,9 @@ class Tuner:
         claim gives the folder and is called by the first process only; with `alone` that one holds its lock.
         Raises as prepare.read_sets does, and EnvironmentFault where another process holds the folder.
         """
-        device = own_device(args.device)
-        world = ddp.join(device)
+        device, world, precision, say = enter(args)
         folder = Path(ddp.from_main(str(claim()) if world.main else ""))
         held = runs.lock(folder) if alone and world.main else None
-        runs.tune_cpu(args.threads)
-        precision, note = runs.pick_precision(device, args.precision)
-        say = print if world.main else (lambda *_, **__: None)
-        if note:
-            say(note)
-        if args.batch_size % world.size:
-            raise UsageError(f"--batch-size {args.batch_size} does not divide among {world.size} "
-                             f"processes; give a multiple of {world.size}")
         train_set, val_set = read_sets(args, world, folder, say)
         interrupt = runs.Interrupt()
         for dataset in (train_set, val_set):

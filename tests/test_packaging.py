@@ -63,7 +63,8 @@ def test_every_outside_library_that_the_project_imports_is_listed(root: Path):
     package = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml",
                "faster_coco_eval": "faster-coco-eval", "torch_pruning": "torch-pruning"}
     known = {**listed(root / "requirements.txt"), **listed(root / "requirements-dev.txt")}.keys()
-    files = [path for part in ("", "loops/", "models/", "data/", "utils/") for path in root.glob(f"{part}*.py")]
+    rooms = ("", "loops/", "models/", "data/", "utils/")
+    files = [path for room in rooms for path in root.glob(f"{room}*.py")]
     ours = {path.stem for path in root.glob("*.py")} | {"loops", "models", "data", "utils"}
     used = set()
     for path in files:

@@ -109,6 +109,7 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: Truths, found
                "truths": metrics.truths,
                **({"AP50, 95 % interval": f"{span['low']:.3f} .. {span['high']:.3f}"} if span else {}),
                "cost": cost_text(result), "speed": speed_text(result), "settings": settings_text(result),
+               **({"notes": "; ".join(result["notes"])} if result["notes"] else {}),
                "command": result["environment"]["command"]}
     sizes = [[size, result[f"map_{size}"], result[f"ar_{size}"]] for size in SIZES]
     machine = [[key, value] for key, value in result["environment"].items() if key != "command" and value]

@@ -1,0 +1,105 @@
+"""Training that meets too little memory or a half precision that does not hold goes on, and says so."""
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import engine
+from loops.prepare import prepare
+from models.checkpoint import load
+from models.runtimes import half_fault
+from models.spec import to_json
+from tests.nets import small_net
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    from data.scenes import make_scenes
+    return make_scenes(tmp_path_factory.mktemp("digits"), train=12, val=4, size=160, seed=1)
+
+
+@pytest.fixture
+def trained(digits, tmp_path, monkeypatch):
+    """A function: run name, network, flags -> the finished run."""
+    (tmp_path / "net.json").write_text(to_json(small_net(10)))
+
+    def train(name, *words, net=None):
+        import train as script
+        (tmp_path / f"{name}.json").write_text(to_json(net or small_net(10)))
+        flags = ["train.py", "--cfg", tmp_path / f"{name}.json", "--data", digits, "--imgsz", "96",
+                 "--epochs", "2", "--workers", "0", "--project", tmp_path, "--name", name,
+                 "--warmup-epochs", "0", *words]
+        monkeypatch.setattr(sys, "argv", [str(w) for w in flags])
+        run = prepare(script.parse())
+        try:
+            run.train()
+        finally:
+            run.close()
+        return run
+    return train
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_steps(trained, monkeypatch, capsys):
+    words = ("--precision", "fp32", "--no-report")
+    calm = trained("calm", "--batch-size", "4", "--nominal-batch", "8", *words)
+    real = engine._gradients
+
+    def small_memory(state, settings, batch, *rest):
+        if len(batch.images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(state, settings, batch, *rest)
+    monkeypatch.setattr(engine, "_gradients", small_memory)
+    short = trained("short", "--batch-size", "8", "--nominal-batch", "8", *words)
+    assert "going on from the last checkpoint with 4, still 8 pictures" in capsys.readouterr().out
+    assert json.loads((short.folder / "args.json").read_text())["batch_size"] == 4
+    a, b = (load(run.last).state for run in (calm, short))
+    assert all(torch.equal(a[key], b[key]) for key in a), "not the steps of a run that began with the half"
+    assert load(short.last).training["step"] == 4
+
+
+def test_memory_that_ends_in_mid_run_costs_the_steps_since_the_last_checkpoint(trained, monkeypatch):
+    real, calls = engine._gradients, []
+
+    def later(state, settings, batch, *rest):
+        calls.append(len(batch.images))
+        if len(calls) == 6:                                # in the second epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(state, settings, batch, *rest)
+    monkeypatch.setattr(engine, "_gradients", later)
+    run = trained("later", "--batch-size", "4", "--nominal-batch", "4", "--precision", "fp32")
+    rows = [row["epoch"] for row in run.log.rows]
+    assert rows == [0, 1] and calls[:5] == [4, 4, 4, 4, 4] and calls[6:] == [2] * 6
+    assert load(run.last).training["step"] == 6
+    assert "batch-norm now sees 2 pictures" in (run.folder / "report.html").read_text()
+
+
+def test_half_precision_that_overflows_is_left_for_fp32_and_the_report_says_so(trained, monkeypatch):
+    bare = tuple(replace(layer, bn=False) for layer in small_net(10))
+    monkeypatch.setattr("utils.runs.pick_precision", lambda *_: ("fp16", ""))
+    from models import network
+    real = network.initialise
+
+    def loud(model, seed, prior=0.01):
+        model = real(model, seed, prior)
+        with torch.no_grad():
+            model.mb3.project.conv.weight.mul_(1e7)
+        return model
+    monkeypatch.setattr("loops.prepare.initialise", loud)
+    run = trained("loud", "--batch-size", "4", net=bare)
+    assert run.settings.precision == "fp32"
+    assert json.loads((run.folder / "args.json").read_text())["precision"] == "fp32"
+    assert "half precision is non-finite" in (run.folder / "report.html").read_text()
+
+
+def test_sound_half_precision_is_kept(trained, monkeypatch):
+    monkeypatch.setattr("utils.runs.pick_precision", lambda *_: ("bf16", ""))
+    assert trained("sound", "--batch-size", "4", "--no-report").settings.precision == "bf16"
+
+
+def test_what_is_wrong_with_half_precision_is_named():
+    good = [torch.randn(2, 3, 8, 4, 4)]
+    assert half_fault([good[0].bfloat16()], good) == ""
+    assert half_fault([good[0] * 3], good) == "far off fp32"
+    assert half_fault([good[0] / 0], good) == "non-finite"
