@@ -89,7 +89,7 @@ def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path 
         fresh = list(pool.map(lambda i: inspect(paths[i], max_pixels), todo, chunksize=16))
     known.update((str(paths[i]), (stamps[i], result)) for i, result in zip(todo, fresh))
     if memo is not None and todo:
-        part = memo.with_name(memo.name + ".part")
+        part = memo.with_name(f"{memo.name}.{os.getpid()}.part")
         part.write_text(json.dumps({"max_pixels": max_pixels, "files": known}), encoding="utf-8")
         os.replace(part, memo)
     return [known[str(path)][1] for path in paths]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -194,12 +195,17 @@ def environment() -> dict[str, object]:
                platform.processor())
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     dirty = "+" if git("status", "--porcelain", "-uno") else ""
-    return {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    return {"command": masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             "commit": git("rev-parse", "--short", "HEAD") + dirty,
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "cpu": cpu, "cores": os.cpu_count(),
             "gpu": gpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "python": platform.python_version(), "system": platform.system()}
+
+
+def masked(text: str) -> str:
+    """The text with the passwords of URLs left out."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def _cpuinfo() -> list[str]:
