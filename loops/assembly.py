@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from data.dataset import DetectionSet
 from data.loader import make_loader
 from loops.trainer import Run, Validator
 from models import checkpoint as checkpoints
+from models.count import parameters
 from models.decode import head_specs
 from models.distill import DistilledLoss, check_teacher, teacher
 from models.layout import strides
@@ -22,6 +24,7 @@ from models.runtimes import DTYPES
 from models.spec import Net, to_json
 from models.sync_bn import synchronise
 from utils import ddp, runs
+from utils.errors import DiskError
 from utils.multiscale import multiscale_sides
 from utils.optim import make_ema, make_optimizer
 from utils.run_log import RunLog
@@ -56,6 +59,8 @@ def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, precision
     """The run of prepared parts: optimizer, EMA, loader, settings, log."""
     device = validator.device
     net = model.net
+    if world.main:
+        check_disk(folder, parameters(net, statistics=True), args.optimizer)
     model = model.to(device).to(memory_format=torch.channels_last)
     if world.size > 1:
         model = synchronise(model)
@@ -82,6 +87,20 @@ def assemble(args: argparse.Namespace, folder: Path, world: ddp.World, precision
     state = engine.State(model, ema, optimizer, scaler, device)
     return Run(args, folder, world, net, train_set, loader, validator, state, settings, loss,
                RunLog(folder), interrupt, guard)
+
+
+def check_disk(folder: Path, numbers: int, optimizer: str) -> None:
+    """Raises DiskError where the checkpoints of a network of so many numbers would not fit.
+
+    A checkpoint for resuming holds the averaged weights, the weights, and the optimizer's one or two numbers
+    a weight, in fp32; the last one, the one before and the one being written are there at a time,
+    and the best weights.
+    """
+    copies = 3 * (2 + {"sgd": 1, "adamw": 2}[optimizer]) + 1
+    need, free = 4 * numbers * copies, shutil.disk_usage(folder).free
+    if free < need:
+        raise DiskError(f"{folder}: checkpoints of this network need about {need / 1e6:.0f} MB, "
+                        f"{free / 1e6:.0f} MB are free there; free some space, or choose another --project")
 
 
 def data_hash(coco: CocoSet) -> int:

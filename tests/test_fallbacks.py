@@ -1,5 +1,6 @@
 """Training that meets too little memory or a half precision that does not hold goes on, and says so."""
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -7,11 +8,17 @@ import pytest
 import torch
 
 import engine
+from loops.assembly import check_disk
 from loops.prepare import prepare
-from models.checkpoint import load
+from models.checkpoint import Checkpoint, load, save
+from models.count import parameters
+from models.network import Network
 from models.runtimes import half_fault
 from models.spec import to_json
+from models.zoo import micro_yolo
 from tests.nets import small_net
+from utils.errors import DiskError
+from utils.optim import make_ema, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +110,33 @@ def test_what_is_wrong_with_half_precision_is_named():
     assert half_fault([good[0].bfloat16()], good) == ""
     assert half_fault([good[0] * 3], good) == "far off fp32"
     assert half_fault([good[0] / 0], good) == "non-finite"
+
+
+def test_a_disk_too_full_for_the_checkpoints_is_refused_before_training(trained, monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with pytest.raises(DiskError, match=r"need about \d+ MB, 0 MB are free .* another --project") as refused:
+        trained("full", "--batch-size", "4")
+    assert refused.value.exit_code == 7
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(tmp_path, monkeypatch, optimizer):
+    net = micro_yolo(3)
+    model = Network(net)
+    state = engine.State(model, make_ema(model, 0.9, 1.0), make_optimizer(model, optimizer, 0.1, 0.9, 0.0),
+                         torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    state.optimizer.step()
+    weights = Checkpoint(net, state.ema.module.state_dict(), ("a", "b", "c"))
+    save(tmp_path / "last.pt", replace(weights, training=state.as_dict()))
+    save(tmp_path / "best.pt", weights)
+    takes = 3 * (tmp_path / "last.pt").stat().st_size + (tmp_path / "best.pt").stat().st_size
+    numbers = parameters(net, statistics=True)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1.05 * takes))
+    check_disk(tmp_path, numbers, optimizer)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0.9 * takes))
+    with pytest.raises(DiskError):
+        check_disk(tmp_path, numbers, optimizer)

@@ -1,14 +1,19 @@
 """What a pruning step takes: widths that follow, rounding, and the importance rules against plain loops."""
+import argparse
+
 import pytest
 import torch
 
+from loops.prune_plan import Plan
+from loops.pruning import Bench
 from models.importance import RULES, channel_scores, loss_gradients
 from models.layout import widths, with_widths
+from models.network import Network, initialise
 from models.prune import prune
-from models.shrink import narrowed, next_widths, prunable, strongest
+from models.shrink import Unit, narrowed, next_widths, prunable, strongest
 from models.zoo import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
-from tests.nets import NETS, randomised, residual_net
-from utils.errors import ModelError
+from tests.nets import NETS, randomised, residual_net, small_net
+from utils.errors import EnvironmentFault, ModelError
 
 
 def test_cutting_the_papers_sixteenths_gives_the_papers_pruned_network():
@@ -128,3 +133,16 @@ def test_taylor_sees_the_channel_that_the_loss_depends_on():
     grads = loss_gradients(net, state, batches, loss, {"all": 1.0})
     scores = channel_scores(net, state, "conv9", "taylor", gradients=grads)
     assert int(scores.argmin()) == 3 and float(scores[3]) == 0
+
+
+def test_processes_that_would_cut_different_channels_cut_nothing(monkeypatch):
+    net = small_net()
+    bench = object.__new__(Bench)
+    bench.plan, bench.origin, bench.taken = Plan(), net, {}
+    bench.tuner = argparse.Namespace(args=argparse.Namespace(seed=0))
+    state = initialise(Network(net), 0).state_dict()
+    kept = bench.choose(net, state, [Unit("mb3", 16, 1)])
+    assert len(kept["mb3"]) == 15
+    monkeypatch.setattr("utils.ddp.same_on_all", lambda value: False)
+    with pytest.raises(EnvironmentFault, match="different channels; nothing was cut"):
+        bench.choose(net, state, [Unit("mb3", 16, 1)])
