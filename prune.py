@@ -8,6 +8,7 @@ import argparse
 from dataclasses import fields
 
 from utils import cli, training_flags
+from utils.errors import UsageError
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "device", "workers", "threads", "cache", "max-pixels",
           "drop-unknown", "trust", "project", "name", "seed")
@@ -99,7 +100,7 @@ def wanted(until: list[tuple[str, str]], now: dict[str, float]) -> tuple[tuple[s
 def main() -> None:
     """Opens the data, prunes, writes and prints what came of it."""
     args = parse()
-    from loops.prune_plan import Log, Plan
+    from loops.prune_plan import Log, Plan, arrived, target_words
     from loops.prune_report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
     from loops.pruning import Bench, progressive
     from loops.tuning import Tuner
@@ -113,8 +114,11 @@ def main() -> None:
     tuner = Tuner.open(args, lambda: runs.claim_run(args.project, args.name, same))
     try:
         own = {f.name: getattr(args, f.name) for f in fields(Plan) if hasattr(args, f.name)}
-        until = wanted(args.until, parent_cost(tuner, parent, args.until))
-        plan = Plan(**{**own, "until": until}, epochs=args.epochs_per_step, teach=args.teacher == "parent")
+        now = parent_cost(tuner, parent, args.until)
+        own["until"] = wanted(args.until, now)
+        plan = Plan(**own, epochs=args.epochs_per_step, teach=args.teacher == "parent")
+        if arrived(plan, now):
+            raise UsageError(f"--until: nothing to do, the unpruned network has {target_words(plan, now)}")
         tuner.say("\n".join(heading(plan, units, reasons, tuner.folder)))
         bench = Bench(tuner, plan, parent.net, parent.state)
         before = measure_parent(bench, parent)

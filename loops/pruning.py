@@ -36,7 +36,7 @@ class Bench:
     """Fine-tunes and measures candidates of one parent; every finished step is remembered on disk."""
 
     def __init__(self, tuner: Tuner, plan: Plan, origin: Net, parent: State) -> None:
-        self.tuner, self.plan, self.origin, self.parent = tuner, plan, origin, parent
+        self.tuner, self.plan, self.origin = tuner, plan, origin
         self.taken: dict[str, int] = {}                    # steps that a round of units has had
         self.loss = None
         if plan.teach:

@@ -214,7 +214,7 @@ def test_a_scan_measures_every_layer_and_orders_them(parent):
 
 @pytest.mark.parametrize("words, code, says", [
     (("--layers", "conv9"), 2, "no such channel group"), (("--layers", "head6"), 2, "anchors and classes"),
-    (("--until", "latency=ms"), 2, "needs MEASURE=VALUE"),
+    (("--until", "latency=ms"), 2, "needs MEASURE=VALUE"), (("--until", "params=1G"), 2, "nothing to do"),
     (("--until", "size=3"), 2, "needs MEASURE=VALUE"), (("--until", "params=-1"), 2, "needs MEASURE=VALUE"),
     (("--tolerance", "-1"), 2, "needs 0 or more"),
     (("--decide", "lower", "--metric", "map50_95"), 2, "interval")])
