@@ -16,7 +16,6 @@ from utils.curves import Matches
 
 REFERENCES = {"original": "the unpruned network", "layer": "the network before this layer's first step",
               "previous": "the network before this step"}
-METRICS = ("map50", "map50_95", "precision", "recall", "f1")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from data.loader import collate
-from loops.prune_plan import METRICS, Drop, Log, Measured, Plan, accepts, arrived, cost, target_words
-from loops.tuning import Tuner
+from loops.prune_plan import Drop, Log, Measured, Plan, accepts, arrived, cost, target_words
+from loops.tuning import SHOWN, Tuner, plain_pictures
 from models.decode import head_specs
 from models.distill import DistilledLoss, teacher
 from models.importance import channel_scores, loss_gradients
@@ -66,7 +66,7 @@ class Bench:
         seed = self.tuner.args.seed
         tries = [self.tuner.tune(net, state, n, self.plan.epochs, seed=seed + s, loss=self.loss)
                  for s, n in enumerate(names)]
-        mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in METRICS}
+        mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in SHOWN}
         first = tries[0]
         reached = self.measure(first.net, first.state, mean)
         if "latency" in dict(self.plan.until):
@@ -79,7 +79,7 @@ class Bench:
         found = None
         if self.tuner.world.main:
             full, _, _ = self.tuner.validator(net, state)
-            found = {key: getattr(full, key) or 0.0 for key in METRICS}, full.matches
+            found = {key: getattr(full, key) or 0.0 for key in SHOWN}, full.matches
         own, matches = self.tuner.share(found)
         return Measured(metrics or own, cost(net, self.tuner.args.imgsz), matches, own["map50"])
 
@@ -147,6 +147,4 @@ def remembered_latency(tuner: Tuner, net: Net, state: State, name: str) -> float
 
 def sample_pictures(tuner: Tuner) -> Tensor:
     """Validation pictures uint8 [N, 3, S, S], evenly chosen, for timing."""
-    size = len(tuner.val_set)
-    chosen = [i * size // TIMED_PICTURES for i in range(min(TIMED_PICTURES, size))]
-    return collate([tuner.val_set.unvaried(i) for i in chosen]).images
+    return plain_pictures(tuner.val_set, TIMED_PICTURES)

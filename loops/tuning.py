@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 import engine
 from data.dataset import DetectionSet
 from loops.assembly import assemble, make_validator
-from loops.prepare import enter, read_sets
-from loops.trainer import Run, Validator
+from loops.prepare import enter, plain_pictures, read_sets
+from loops.trainer import SHOWN, Run, Validator
 from models import checkpoint as checkpoints
 from models.decode import head_specs
 from models.layout import strides
@@ -111,12 +110,10 @@ class Tuner:
 
     def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state with batch-norm statistics of plain training pictures; the argument is not changed."""
-        count, size = min(RECALIBRATION, len(self.train_set)), self.args.batch_size
-        chosen = [i * len(self.train_set) // count for i in range(count)]
-        batches = (torch.stack([torch.from_numpy(self.train_set.plain(i)).permute(2, 0, 1)
-                                for i in chosen[at:at + size]])
-                   for at in range(0, max(1, count - count % size), size))
-        return recalibrate(net, state, batches, self.device, engine.HALF.get(self.precision))
+        pictures, size = plain_pictures(self.train_set, RECALIBRATION), self.args.batch_size
+        whole = len(pictures) // size * size or len(pictures)  # a short last batch would count as a whole one
+        half = engine.HALF.get(self.precision)
+        return recalibrate(net, state, pictures[:whole].split(size), self.device, half)
 
     def share(self, value: object) -> object:
         """The value that rank 0 holds."""
@@ -167,7 +164,7 @@ class Tuner:
         if not run.best.is_file():
             raise DiskError(f"{run.best} is missing after training; free some space and run the same command")
         row = run.log.rows[-1]
-        metrics = {name: row[name] for name in ("map50", "map50_95", "precision", "recall", "f1")}
+        metrics = {name: row[name] for name in SHOWN}
         if not all(math.isfinite(value) for value in metrics.values()):
             raise DiskError(f"{run.folder / 'log.jsonl'} holds no finite metrics; delete {run.folder}")
         runs.write_json(run.folder / "outcome.json",
