@@ -11,11 +11,10 @@ from loops.prune_plan import REFERENCES, Log, Measured, Plan, cost
 from loops.pruning import Bench, remembered_latency, sample_pictures
 from loops.tuning import Tuner
 from models import checkpoint as checkpoints
-from models.importance import channel_scores
 from models.layout import widths
 from models.profile import compare_speed, speed_lines
 from models.prune import prune
-from models.shrink import PARTS, Unit, narrowed, strongest
+from models.shrink import PARTS, Unit, narrowed
 from models.spec import Net, to_json
 from utils import runs
 from utils.errors import ModelError, UsageError
@@ -85,7 +84,7 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
 
     Every measurement is kept in scan.json as it is made; table and heat map are written at the end.
     """
-    tuner, plan, net, state = bench.tuner, bench.plan, parent.net, parent.state
+    tuner, net, state = bench.tuner, parent.net, parent.state
     path = tuner.folder / "scan.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     for unit in units:
@@ -93,8 +92,7 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
             name, width = f"{unit.group} {part}", max(1, unit.original - part * unit.original // PARTS)
             if name in known or (width == unit.original):
                 continue
-            keep = strongest(narrowed(net, net, {unit.group: width}), lambda group: channel_scores(
-                net, state, group, "l1" if plan.importance == "taylor" else plan.importance))
+            keep = bench.best_channels(net, state, narrowed(net, net, {unit.group: width}))
             small, small_state = prune(net, state, keep)
             reached = bench.measure(small, tuner.recalibrate(small, small_state))
             known[name] = bench.drop(before, reached).points

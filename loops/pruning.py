@@ -38,6 +38,7 @@ class Bench:
     def __init__(self, tuner: Tuner, plan: Plan, origin: Net, parent: State) -> None:
         self.tuner, self.plan, self.origin = tuner, plan, origin
         self.taken: dict[str, int] = {}                    # steps that a round of units has had
+        self.gradients: tuple[State, State] | None = None  # the weights last asked for, and theirs
         self.loss = None
         if plan.teach:
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
@@ -49,14 +50,21 @@ class Bench:
         new, self.taken[units[0].group] = next_widths(units, widths(net), taken, self.plan.round_to)
         if not new:
             return {}
-        gradients = self._gradients(net, state) if self.plan.importance == "taylor" else None
-        keep = strongest(narrowed(net, self.origin, new, self.plan.round_to),
-                         lambda group: channel_scores(net, state, group, self.plan.importance,
-                                                      gradients=gradients, seed=self.tuner.args.seed))
+        keep = self.best_channels(net, state, narrowed(net, self.origin, new, self.plan.round_to))
         if not ddp.same_on_all(zlib.crc32(json.dumps(keep).encode())):
             raise EnvironmentFault("the processes would cut different channels; nothing was cut. "
                                    "Are all of them the same machine type and versions?")
         return keep
+
+    def best_channels(self, net: Net, state: State, width: dict[str, int]) -> dict[str, list[int]]:
+        """The keep-set that leaves the groups of `width` as many channels, the best by --importance."""
+        rule, gradients = self.plan.importance, None
+        if rule == "taylor":
+            if self.gradients is None or self.gradients[0] is not state:
+                self.gradients = state, self._gradients(net, state)
+            gradients = self.gradients[1]
+        return strongest(width, lambda group: channel_scores(net, state, group, rule, gradients=gradients,
+                                                             seed=self.tuner.args.seed))
 
     def tune(self, net: Net, state: State, name: str) -> tuple[Net, State, Measured, float]:
         """The network fine-tuned (first seed), what it reaches over all seeds, and the seconds spent."""

@@ -1,11 +1,8 @@
 """Progressive pruning as a user runs it: the loop's decisions, and the same answer after any death."""
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from models.layout import widths
 from models.network import Network, initialise
 from models.shrink import Unit, prunable
 from models.spec import to_json
+from tests.kills import KILLS, killed_often
 from tests.nets import small_net
 
 QUICK = ("--imgsz", "96", "--batch-size", "10", "--epochs-per-step", "1", "--workers", "0", "--threads", "1",
@@ -170,26 +168,18 @@ def test_the_child_is_a_checkpoint_that_every_script_takes(parent, reference):
     assert seen.returncode == 0, seen.stderr
 
 
-def test_killed_at_random_moments_and_started_again_it_comes_to_the_same_answer(parent, reference):
-    rng = random.Random()                                  # other moments at every run of the test
-    words = command(parent, "killed", *CUTS, "--save-minutes", "0.002")
-    calm = run(*command(parent, "calm", *CUTS, "--save-minutes", "0.002"))
+def test_killed_at_random_moments_and_started_again_it_comes_to_the_same_answer(root, parent, reference):
+    saved = (*CUTS, "--save-minutes", "0.002")
+    calm = run(*command(parent, "calm", *saved))
     assert calm.returncode == 0, calm.stderr
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, *words], env=environment(), stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(4.0, 9.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (parent / "runs" / "killed" / "result.json").exists():
-            break
-    else:
-        done = run(*words)
-        assert done.returncode == 0, done.stderr
-    assert not (parent / "runs" / "killed2").exists(), "the same command began anew instead of going on"
-    (mine, child), (theirs, other) = answer(parent, "killed"), answer(parent, "calm")
-    assert mine == theirs and child.net == other.net
-    assert all(torch.equal(child.state[k], other.state[k]) for k in child.state)
+
+    def check(name):
+        (mine, child), (theirs, other) = answer(parent, name), answer(parent, "calm")
+        assert mine == theirs and child.net == other.net
+        assert all(torch.equal(child.state[k], other.state[k]) for k in child.state)
+        assert not (parent / "runs" / f"{name}2").exists(), "the same command began anew instead of going on"
+
+    killed_often(lambda name: command(parent, name, *saved), check, KILLS or 4, root, (4.0, 9.0))
 
 
 def test_two_processes_cut_the_same_channels_as_one(parent):
@@ -205,7 +195,7 @@ def test_two_processes_cut_the_same_channels_as_one(parent):
 
 
 def test_a_scan_measures_every_layer_and_orders_them(parent):
-    done = run(*command(parent, "scan", "--scan", "--layers", "conv1", "mb3"))
+    done = run(*command(parent, "scan", "--scan", "--importance", "taylor", "--layers", "conv1", "mb3"))
     assert done.returncode == 0, done.stderr
     found = json.loads((parent / "runs" / "scan" / "scan.json").read_text())
     assert {k.split()[0] for k in found} == {"conv1", "mb3"} and "mb3 8" in found

@@ -19,6 +19,7 @@ from models.count import loose_macs, macs, parameters
 from models.spec import from_json, to_json
 from models.subnet import crop_kernels
 from models.zoo import substitute
+from tests.kills import KILLS, killed_often
 from tests.nets import small_net
 from utils import cli
 from utils.search_rows import rank_agreement
@@ -148,8 +149,19 @@ def test_a_search_killed_at_random_moments_goes_on_to_the_same_answer(root, tiny
         assert stop_at_random(root, command, folder / "trials" / seen, number) in (code, 0)
     monkeypatch.chdir(root)
     assert call(monkeypatch, search.main, command) == 0
-    assert essence(record(folder)) == essence(record(shared_search[0]))
-    assert not list((tiny / "runs").glob("killed2"))
+    compare(folder, shared_search[0])
+
+
+@pytest.mark.skipif(not KILLS, reason="takes 5 s a kill; KILLS=20 in the environment asks for it")
+def test_a_search_killed_often_comes_to_the_same_answer(root, tiny, shared_search):
+    folder = tiny / "often"
+    killed_often(lambda name: words(tiny, folder, "--name", name, "--seeds", 2, "--repeat-best", 1),
+                 lambda name: compare(folder / name, shared_search[0]), KILLS, root, (3.0, 7.0))
+
+
+def compare(folder: Path, other: Path) -> None:
+    assert essence(record(folder)) == essence(record(other))
+    assert not list(folder.parent.glob(f"{folder.name}2")), "the same command began anew instead of going on"
 
 
 def test_one_shot_ranks_all_choices_from_one_training(root, tiny, shared_search, monkeypatch):
