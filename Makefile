@@ -49,14 +49,19 @@ $(VENV)/installed: requirements.txt requirements-gui.txt | $(VENV)/made
 	@$(PY) -c 'import cv2; print("OpenCV", cv2.__version__)'
 	@touch $@
 
-# The development list asks for requirements.txt again, which would bring the second OpenCV back: leave that line out.
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+# The development list asks for requirements.txt again, which would bring the second OpenCV back: its -r lines are left
+# out, and the runtimes, whose tests run too, are named here.
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-export.txt
 	@sed '/^-r /d' requirements-dev.txt > $(VENV)/dev.txt
-	$(PIP) install -q --no-warn-conflicts -r $(VENV)/dev.txt
+	$(PIP) install -q --no-warn-conflicts -r $(VENV)/dev.txt -r requirements-export.txt
 	@touch $@
 
+# What the exported page needs of npm, for its tests; without npm, or a network, these are skipped.
+web/node_modules/.package-lock.json: web/package-lock.json
+	@if command -v npm >/dev/null; then cd web && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || true; fi
+
 # Threads that spin while they wait cost more than they give on a machine with few or busy cores.
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev $(if $(wildcard web/package-lock.json),web/node_modules/.package-lock.json)
 	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
 
 demo: $(VENV)/installed
@@ -76,5 +81,5 @@ reproduce: $(VENV)/installed
 
 # Own runs and data sets stay: only what demo and test made goes.
 clean:
-	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) web/node_modules .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,7 +32,7 @@ def main() -> None:
     from data.dataset import DetectionSet, make_loader
     from data.images import decode
     from data.locate import locate
-    from models.checkpoint import load
+    from models.artifact import size
     from models.count import loose_macs, macs, parameters
     from models.decode import detections
     from models.runtimes import load_runtime
@@ -43,7 +43,8 @@ def main() -> None:
     runs.tune_cpu(args.threads)
     device = runs.pick_device(args.device)
     precision, note = runs.pick_precision(device, "half" if args.half else "fp32")
-    runtime, net = load_runtime(args.weights, device, precision), load(args.weights).net
+    runtime = load_runtime(args.weights, device, precision)
+    net = runtime.net
     args.imgsz = args.imgsz or runtime.imgsz
     where = locate(args.data)
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
@@ -63,7 +64,7 @@ def main() -> None:
     metrics = evaluate_detections(coco.ground_truth(), found, coco.names, max_det=args.max_det)
     cost = {"weights": args.weights, "data": args.data, "split": args.split, "parameters": parameters(net),
             "macs": macs(net, args.imgsz), "loose_macs": loose_macs(net, args.imgsz),
-            "bytes": Path(args.weights).stat().st_size, "dropped_by_decoder": finder.dropped}
+            "bytes": size(args.weights), "dropped_by_decoder": finder.dropped}
     result = evaluation.summarise(metrics, cost, finder, evaluation.settings(args, runtime), args.ci)
     print("\n".join(evaluation.lines(result, metrics)))
     out = args.out or (Path("results") / f"{args.name}.json" if args.save_json else None)

@@ -1,7 +1,6 @@
 """What a search leaves: the best network, all trials as CSV and JSON, Figure 4, its record and last words."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from loops.search_space import Search, choice_of
@@ -10,7 +9,7 @@ from loops.tuning import RECALIBRATION
 from models import checkpoint as checkpoints
 from models.spec import to_json
 from utils import runs
-from utils.errors import DataError, NumericError
+from utils.errors import NumericError
 from utils.search_plots import figure4_png
 from utils.search_rows import (
     best_of,
@@ -28,13 +27,7 @@ FIGURE = ("map50", "params")                       # Figure 4's axes
 
 def read_search(path: Path) -> dict:
     """The record of a finished search. Raises DataError where the file is none."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"--against {path} cannot be read: {error}") from None
-    if not isinstance(record, dict) or record.get("kind") != "search":
-        raise DataError(f"--against {path} is no record of a search; give a result.json of search.py")
-    return record
+    return runs.read_record("--against", path, "search")
 
 
 def write_answer(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> dict:

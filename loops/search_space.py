@@ -16,11 +16,11 @@ from torch import Tensor
 
 from loops.assembly import data_hash
 from loops.prepare import choose_net, start_from
-from loops.tuning import Tuner
+from loops.tuning import Tuner, plain_pictures
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
 from models.network import Network, initialise
-from models.runtimes import torch_runtime
+from models.profile import latency
 from models.spec import Net, to_json
 from models.subnet import with_kernels
 from models.zoo import substitute
@@ -28,12 +28,11 @@ from utils import runs
 from utils.search_rows import ACCURACY, directions
 from utils.storage import alone
 from utils.study import Point, Queue
-from utils.timing import interleaved, summary, torch_threads, warm_up
 
 # Flags that say where and how a search runs and is reported, not what its values are.
 FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json", "save_minutes", "against",
         "storage", "study")
-TIMED, SECONDS = 50, 20.0                          # rounds of a latency, and when no further one starts
+TIMED, TIMED_PICTURES = 50, 16                     # rounds of a latency, and pictures they take in turn
 State = dict[str, Tensor]
 
 
@@ -130,8 +129,12 @@ class Search:
                "parameters": parameters(net), "macs": macs(net, size), "loose_macs": loose_macs(net, size),
                "epochs": epochs, "seconds": round(seconds, 1)}
         if "latency" in self.args.objectives:
-            main = self.tuner.world.main
-            row["latency_ms"] = self.tuner.share(latency_ms(net, state, self.tuner) if main else None)
+            ms = None
+            if self.tuner.world.main:
+                threads = self.args.latency_threads or torch.get_num_threads()
+                ms = latency(net, state, size, plain_pictures(self.tuner.val_set, TIMED_PICTURES), threads,
+                             TIMED, self.tuner.device)
+            row["latency_ms"] = self.tuner.share(ms)
         return row
 
     def queue(self, name: str, space: dict[str, list], trials: int = 0) -> Queue:
@@ -162,14 +165,3 @@ def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Po
             out[key] = values[place]
         return {key: out[key] for key in space}
     return [point(at) for at in chosen]
-
-
-def latency_ms(net: Net, state: State, tuner: Tuner) -> float:
-    """Median milliseconds from one uint8 picture to its raw maps on the tuner's device, after warming up."""
-    size = tuner.args.imgsz
-    runtime = torch_runtime(net, state, tuner.names, size, tuner.device)
-    picture = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    calls = {"": lambda _: [raw.sum().item() for raw in runtime.predict(picture)]}     # waits for a GPU
-    with torch_threads(tuner.args.latency_threads or torch.get_num_threads()):
-        warm_up(calls)
-        return summary(interleaved(calls, TIMED, SECONDS)[""])["ms"]

@@ -46,7 +46,7 @@ def compare_speed(networks: Mapping[str, tuple[Net, State]], imgsz: int, images:
     sizes = {name: {"parameters": parameters(net), "macs": macs(net, imgsz),
                     "mac_ratio": first / macs(net, imgsz)} for name, (net, _) in networks.items()}
     found: dict[str, dict] = {}
-    skipped = {p: why for p in precisions if (why := _refusal(p))}
+    skipped = {p: why for p in precisions if (why := refusal(p))}
     with torch_threads(threads):
         for precision in precisions:
             if precision not in skipped:
@@ -55,21 +55,29 @@ def compare_speed(networks: Mapping[str, tuple[Net, State]], imgsz: int, images:
             "precisions": found, "skipped": skipped}
 
 
-def latency(net: Net, state: State, imgsz: int, images: Tensor, threads: int = 1, rounds: int = 30) -> float:
-    """Median ms of one picture on this CPU, in bf16 where that is native: what detect.py would need.
+def latency(net: Net, state: State, imgsz: int, images: Tensor, threads: int = 1, rounds: int = 30,
+            device: torch.device | str = "cpu") -> float:
+    """Median ms of one picture, in half precision where that is native: what detect.py would need.
 
-    images: uint8 [N, 3, imgsz, imgsz], taken in turn; batch-norm folded, channels_last, warmed up.
+    images: uint8 [N, 3, imgsz, imgsz], taken in turn; batch-norm folded, channels_last, warmed up; a GPU is
+    waited for.
     """
-    precision = "bf16" if runs.native_bf16() else "fp32"
+    device = torch.device(device)
+    precision, _ = runs.pick_precision(device)
     with torch_threads(threads):
         single = list(images.split(1))
-        runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
-        calls = {"": lambda at: runtime.predict(single[at % len(single)])}
+        runtime = torch_runtime(net, state, (), imgsz, device, precision)
+
+        def call(at: int) -> None:
+            runtime.predict(single[at % len(single)])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        calls = {"": call}
         warm_up(calls)
         return summary(interleaved(calls, rounds, 60.0)[""])["ms"]
 
 
-def _refusal(precision: str) -> str:
+def refusal(precision: str) -> str:
     """Why a precision is not timed on this CPU, empty where it is."""
     if precision not in DTYPES:
         return f"unknown; known are {', '.join(DTYPES)}"
@@ -91,7 +99,7 @@ def _compare(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tens
     first = next(iter(times.values()))
     layers = _layer_times(runtimes, single, min(rounds, LAYER_ROUNDS), seconds)
     peaks = {p: measure_peak(p, threads) for p in {r.precision for r in runtimes.values()}}
-    rows = {name: _rows(runtime, layers[name], peaks[runtime.precision])
+    rows = {name: layer_rows(runtime.net, imgsz, runtime.precision, layers[name], peaks[runtime.precision])
             for name, runtime in runtimes.items()}
     return {"rounds": len(first), "warm_up_rounds": warm, "peaks": peaks, "layers": rows,
             "networks": {name: {**summary(t), **ratio(first, t), "precision": runtimes[name].precision,
@@ -110,7 +118,8 @@ def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: st
     runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
     pictures = [image.reshape(1, *image.shape[-3:])]
     warm_up({"": lambda _: runtime.predict(pictures[0])})
-    return _rows(runtime, _layer_times({"": runtime}, pictures, rounds, seconds)[""], peak)
+    times = _layer_times({"": runtime}, pictures, rounds, seconds)[""]
+    return layer_rows(net, imgsz, runtime.precision, times, peak)
 
 
 def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor], rounds: int,
@@ -154,10 +163,11 @@ def _clocks(model: nn.Module) -> Iterator[dict[str, float]]:
             handle.remove()
 
 
-def _rows(runtime: Runtime, times: dict[str, list[float]], peak: dict) -> list[dict[str, object]]:
-    """Rows of layer_table from the measured times of a runtime."""
-    net, size = runtime.net, torch.finfo(DTYPES[runtime.precision]).bits // 8
-    work, moved = layer_macs(net, runtime.imgsz), layer_bytes(net, runtime.imgsz, size)
+def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequence[float]],
+               peak: dict) -> list[dict[str, object]]:
+    """Rows of layer_table from measured times, layer -> ms of every round."""
+    size = torch.finfo(DTYPES[precision]).bits // 8
+    work, moved = layer_macs(net, imgsz), layer_bytes(net, imgsz, size)
     width, reached = widths(net), groups(net)
     rows = []
     for layer in net:

@@ -1,62 +1,114 @@
-"""One `predict(batch)` over every way to run a network.
-
-Torch eager today; other runtimes join by file suffix.
-"""
+"""One `predict(batch)` over every way to run a network, chosen by the file's suffix."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from models.artifact import format_of, main_file
 from models.checkpoint import load
 from models.decode import HeadSpec, head_specs
 from models.fold import fold
+from models.layout import strides
 from models.network import Network, from_state
-from models.spec import Net
+from models.runtime_script import DTYPES
+from models.spec import Net, from_json
+from utils.errors import EnvironmentFault, UsageError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OFF_LIMIT = 0.5                                # share of the raw maps' spread half precision may be off by
+
+
+class Runner(Protocol):
+    """What one library brings: raw maps of uint8 pictures, and in what they were computed.
+
+    exact makes the runner of the same file in fp32; None where there is nothing to compare with.
+    """
+
+    kind: str
+    precision: str
+    device: torch.device
+    note: str
+    exact: Callable[[], "Runner"] | None
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Raw maps of uint8 pictures [B, 3, H, W], in any float type."""
 
 
 @dataclass
 class Runtime:
-    """A network ready to predict: batch-norm folded, channels_last, in the precision asked for.
+    """A network ready to predict, whatever runs it.
 
-    The first batch in half precision is compared with fp32; non-finite or far-off maps make the runtime fall
-    back to fp32 and say so in `note`.
+    net: its records as they were trained, with batch-norm. heads: what models.decode needs. fixed: whether
+    only pictures of imgsz x imgsz fit. The first batch in half precision is compared with fp32; non-finite or
+    far-off maps make the runtime fall back to fp32 and say so in `note`.
     """
 
-    model: Network
+    runner: Runner
     net: Net
     names: tuple[str, ...]
     imgsz: int
-    precision: str
-    device: torch.device
-    heads: tuple[HeadSpec, ...]
     class_map: dict[str, int] = field(default_factory=dict)
-    note: str = ""
-    exact_state: dict[str, Tensor] | None = None   # fp32 weights, kept until half precision has proved itself
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        self.heads: tuple[HeadSpec, ...] = head_specs(self.net)
+        self.note, self.stride = self.runner.note, max(strides(self.net).values())
+        self._proven = self.runner.exact is None
+
+    @property
+    def kind(self) -> str:
+        """torch, torch-compile, torchscript, onnxruntime, openvino or ncnn."""
+        return self.runner.kind
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16 or int8: what is really run."""
+        return self.runner.precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs and where its maps are."""
+        return self.runner.device
+
+    @property
+    def model(self) -> Network:
+        """The folded module of a torch runtime."""
+        return self.runner.model
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
-        """Raw maps, a list of fp32 [B, A, 5 + K, G, G], of uint8 pictures [B, 3, H, W] on any device."""
-        images = images.to(self.device, non_blocking=True)
-        if self.exact_state is not None:
-            self._check(images)
-        return [m.float() for m in self._run(self.model, images)]
+        """Raw maps, a list of fp32 [B, A, 5 + K, G, G], of uint8 pictures [B, 3, H, W] on any device.
 
-    def _run(self, model: Network, images: Tensor) -> list[Tensor]:
-        dtype = next(model.parameters()).dtype
-        return model((images.to(dtype) / 255).contiguous(memory_format=torch.channels_last))
+        Raises UsageError for other pictures.
+        """
+        self._refuse(images)
+        if not self._proven:
+            self._prove(images)
+        return [m.float() for m in self.runner(images)]
 
-    def _check(self, images: Tensor) -> None:
+    def _refuse(self, images: Tensor) -> None:
+        side, needed = self.imgsz, f"H, W], sides multiples of {self.stride}"
+        fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
+        fits = fits and not any(given % self.stride for given in images.shape[2:])
+        if self.fixed:
+            needed = f"{side}, {side}], what it was exported for: --imgsz {side}, or export it again"
+            fits = fits and tuple(images.shape[2:]) == (side, side)
+        if not fits:
+            raise UsageError(f"{self.kind} got pictures {str(images.dtype).removeprefix('torch.')} "
+                             f"{list(images.shape)}; this network needs uint8 [B, 3, {needed}")
+
+    def _prove(self, images: Tensor) -> None:
         """Compares half precision with fp32 on the first batch, once."""
-        exact = from_state(self.net, self.exact_state).to(self.device).to(memory_format=torch.channels_last)
-        self.exact_state = None
-        if fault := half_fault(self._run(self.model, images), self._run(exact, images)):
+        half, exact = self.runner, self.runner.exact()
+        half.exact, self._proven = None, True
+        if fault := half_fault(half(images), exact(images)):
             self.note = f"{self.precision} is {fault} on this network's first batch; going on in fp32"
-            self.model, self.precision = exact, "fp32"
+            self.runner = exact
 
 
 def half_fault(half: list[Tensor], exact: list[Tensor]) -> str:
@@ -67,19 +119,76 @@ def half_fault(half: list[Tensor], exact: list[Tensor]) -> str:
     return "far off fp32" if off else ""
 
 
-def load_runtime(weights: str, device: torch.device | str = "cpu", precision: str = "fp32") -> Runtime:
-    """The runtime of a checkpoint or of darknet weights. Raises ModelError as `checkpoint.load` does."""
-    checkpoint = load(weights)
-    return torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
-                         precision, checkpoint.class_map)
+class TorchRunner:
+    """A network in torch: batch-norm folded, channels_last; torch.compile compiles it at the first batch."""
+
+    note = ""
+
+    def __init__(self, net: Net, state: dict[str, Tensor], precision: str, device: torch.device,
+                 compiled: bool = False) -> None:
+        folded, small = fold(net, state)
+        model = from_state(folded, small).to(device, DTYPES[precision])
+        self.model = model.to(memory_format=torch.channels_last)
+        self.kind = "torch-compile" if compiled else "torch"
+        self.precision, self.device = precision, device
+        # Eager: a check that may be thrown away is not worth another compilation.
+        self.exact = None if precision == "fp32" else partial(TorchRunner, folded, small, "fp32", device)
+        self._run = torch.compile(self.model) if compiled else self.model
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Raw maps of the pictures."""
+        x = images.to(self.device, non_blocking=True).to(DTYPES[self.precision]) / 255
+        x = x.contiguous(memory_format=torch.channels_last)
+        if self._run is self.model:
+            return self.model(x)
+        try:
+            return self._run(x)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise EnvironmentFault("torch.compile cannot compile this network here: "
+                                   f"{str(error).strip().splitlines()[0]}; it needs a C++ compiler (Debian: "
+                                   "apt install g++); without --compile nothing is compiled") from error
+
+
+def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precision: str = "fp32",
+                 threads: int = 0, compiled: bool = False) -> Runtime:
+    """The runtime of a checkpoint, of darknet weights or of what export.py wrote.
+
+    threads: CPU threads, 0 for as many as torch has. Raises ModelError for a file that cannot be used and
+    EnvironmentFault with the pip line where its library is missing.
+    """
+    form, device = format_of(weights), torch.device(device)
+    if form == "torch":
+        if threads:
+            torch.set_num_threads(threads)
+        checkpoint = load(weights)
+        return torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
+                             precision, checkpoint.class_map, compiled)
+    if compiled:
+        raise UsageError(f"{weights} is no checkpoint (.pt, .weights), which torch.compile needs")
+    runner = _runner(form)(main_file(weights), precision, threads or torch.get_num_threads(), device)
+    card = runner.card
+    return Runtime(runner, from_json(card["net"]), tuple(card["names"]), card["imgsz"], card["class_map"],
+                   fixed=form in ("onnx", "openvino"))
+
+
+def _runner(form: str) -> Callable:
+    """The class that runs a format."""
+    if form == "onnx":
+        from models.runtime_onnx import OnnxRunner
+        return OnnxRunner
+    if form == "openvino":
+        from models.runtime_openvino import OpenvinoRunner
+        return OpenvinoRunner
+    if form == "ncnn":
+        from models.runtime_ncnn import NcnnRunner
+        return NcnnRunner
+    from models.runtime_script import ScriptRunner
+    return ScriptRunner
 
 
 def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], imgsz: int,
                   device: torch.device | str = "cpu", precision: str = "fp32",
-                  class_map: dict[str, int] | None = None) -> Runtime:
-    """The eager torch runtime of a network and its state (used by validation during training as well)."""
-    device = torch.device(device)
-    folded, small = fold(net, state)
-    model = from_state(folded, small).to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
-    return Runtime(model, folded, tuple(names), imgsz, precision, device, head_specs(net),
-                   dict(class_map or {}), exact_state=None if precision == "fp32" else small)
+                  class_map: dict[str, int] | None = None, compiled: bool = False) -> Runtime:
+    """The torch runtime of a network and its state (used by validation during training as well)."""
+    runner = TorchRunner(net, state, precision, torch.device(device), compiled)
+    return Runtime(runner, net, tuple(names), imgsz, dict(class_map or {}))

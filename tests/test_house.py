@@ -16,14 +16,19 @@ TRAINING = {"loops.trainer", "loops.assembly", "loops.prepare", "loops.tuning"}
 STAIRS = {"models.spec": set(), "models.layout": {"models.spec"},
           "models.count": {"models.spec", "models.layout"}, "models.zoo_light": {"models.spec"},
           "models.zoo": {"models.spec", "models.layout", "models.zoo_light"},
-          "loops.trainer": set(), "loops.assembly": {"loops.trainer"},
+          "models.graph": {"models.spec", "models.layout"}, "loops.parity": set(),
+          "loops.exporting": {"loops.parity", "loops.accuracy", "loops.web_folder"},
+          "loops.detecting": set(), "loops.trainer": set(), "loops.assembly": {"loops.trainer"},
           "loops.prepare": {"loops.trainer", "loops.assembly"}, "loops.tuning": TRAINING,
           "loops.prune_plan": set(), "loops.pruning": {"loops.tuning", "loops.prune_plan"},
           "loops.prune_report": {"loops.tuning", "loops.prune_plan", "loops.pruning"},
           "loops.search_space": TRAINING, "loops.searching": {"loops.search_space", "loops.tuning"},
+          "loops.serving_http": set(), "loops.serving_port": {"loops.serving_http"},
+          "loops.serving": {"loops.serving_port"}, "loops.web_folder": set(),
+          "loops.benchmark_worker": {"loops.accuracy"}, "loops.benchmark_run": set(),
           "loops.search_report": {"loops.search_space", "loops.searching", "loops.tuning"}}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
-TORCH_FREE = ("spec", "layout", "zoo", "zoo_light", "count")
+TORCH_FREE = ("spec", "layout", "zoo", "zoo_light", "count", "graph", "artifact")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
           "os.system", "os.popen"}
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))

@@ -43,9 +43,9 @@ def touch_later(path: Path) -> None:
 
 
 def test_exactly_one_opencv_is_asked_for_in_each_file(root: Path):
-    names = [set(listed(root / f"requirements{kind}.txt")) for kind in ("", "-gui", "-dev")]
+    names = [set(listed(root / f"requirements{kind}.txt")) for kind in ("", "-gui", "-dev", "-export")]
     assert [sorted(n for n in one if "opencv" in n) for one in names] == [["opencv-python-headless"],
-                                                                          ["opencv-python"], []]
+                                                                          ["opencv-python"], [], []]
 
 
 def test_the_libraries_of_the_project_are_listed_with_their_lower_bounds(root: Path):
@@ -54,15 +54,17 @@ def test_the_libraries_of_the_project_are_listed_with_their_lower_bounds(root: P
     assert {name: got.get(name) for name in wanted} == wanted
     others = {"torchvision", "tensorboard", "matplotlib", "scikit-learn", "pyyaml", "pillow", "tqdm", "numpy"}
     assert got.keys() >= others
-    tools = {"pytest", "ruff", "faster-coco-eval", "torch-pruning"}
+    tools = {"pytest", "ruff", "faster-coco-eval", "playwright", "torch-pruning"}
     assert listed(root / "requirements-dev.txt").keys() == tools
+    runtimes = {"onnx", "onnxruntime", "openvino", "nncf", "ncnn"}
+    assert listed(root / "requirements-export.txt").keys() == runtimes
 
 
 def test_every_outside_library_that_the_project_imports_is_listed(root: Path):
     import ast
     package = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml",
                "faster_coco_eval": "faster-coco-eval", "torch_pruning": "torch-pruning"}
-    known = {**listed(root / "requirements.txt"), **listed(root / "requirements-dev.txt")}.keys()
+    known = {name for kind in ("", "-dev", "-export") for name in listed(root / f"requirements{kind}.txt")}
     rooms = ("", "loops/", "models/", "data/", "utils/")
     files = [path for room in rooms for path in root.glob(f"{room}*.py")]
     ours = {path.stem for path in root.glob("*.py")} | {"loops", "models", "data", "utils"}
@@ -96,7 +98,7 @@ def test_a_finished_environment_is_not_installed_again(installed: Path):
 
 @pytest.mark.parametrize(("changed", "again"), [
     ("requirements.txt", True), ("requirements-gui.txt", True), ("requirements-dev.txt", True),
-    ("Makefile", False)])
+    ("requirements-export.txt", True), ("Makefile", False)])
 def test_a_changed_requirements_file_is_installed_at_the_next_make(
         installed: Path, changed: str, again: bool):
     touch_later(installed / changed)

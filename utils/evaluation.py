@@ -31,8 +31,8 @@ def settings(args: Namespace, runtime: Runs) -> dict:
     import torch
     kept = ("conf_thres", "iou_thres", "max_det", "imgsz", "batch_size", "workers", "cache")
     return {**{name: getattr(args, name) for name in kept}, "letterbox": "centred, undistorted, border 114",
-            "multi_label": True, "precision": runtime.precision, "device": str(runtime.device),
-            "threads": torch.get_num_threads(), "runtime_note": runtime.note}
+            "multi_label": True, "runtime": runtime.kind, "precision": runtime.precision,
+            "device": str(runtime.device), "threads": torch.get_num_threads(), "runtime_note": runtime.note}
 
 
 def summarise(metrics: Metrics, cost: dict, finder: Finder, how: dict, interval: bool) -> dict:

@@ -1,0 +1,76 @@
+"""Files for other runtimes from a checkpoint, each kept only when it computes what the checkpoint does.
+
+    python export.py --weights weights/micro-yolo-voc5.pt --format onnx openvino ncnn
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils import cli
+
+FORMATS = ("onnx", "openvino", "ncnn", "torchscript", "web")
+SHARED = ("weights", "data", "imgsz", "threads", "project", "name", "exist-ok")
+
+
+def parse() -> argparse.Namespace:
+    """The checked command line."""
+    parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={"project": "runs/export"})
+    add = parser.add_argument
+    add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="what to write; several at once")
+    add("--half", action="store_true", help="fp16 weights (torchscript: bf16), half the size")
+    add("--int8", action="store_true", help="8-bit integers, ranges measured on --data (onnx, openvino, web)")
+    add("--calibration", type=int, default=128, help="with --int8: pictures of --data's train split")
+    add("--gate-pictures", type=int, default=16, help="pictures of --data's val split in the parity gate")
+    add("--tolerance", type=float, default=1e-3, help="fp32: largest difference of a raw map allowed")
+    args = cli.check(parser, parser.parse_args(), "weights")
+    args.format = list(dict.fromkeys(args.format))
+    if args.half and args.int8:
+        parser.error("--half and --int8 exclude each other: run the command once for each")
+    if args.int8 and not args.data:
+        parser.error("--int8 measures ranges on your own pictures: give --data")
+    if args.int8 and (unfit := [form for form in args.format if form in ("ncnn", "torchscript")]):
+        parser.error(f"--int8 is for onnx, openvino and web, not for {', '.join(unfit)}")
+    for name, good in (("calibration", args.calibration >= 1), ("gate_pictures", args.gate_pictures >= 1),
+                       ("tolerance", args.tolerance > 0)):
+        if not good:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: needs more than 0")
+    return args
+
+
+def main() -> None:
+    """Reads the checkpoint, writes each format, holds it against torch, keeps or refuses it."""
+    args = parse()
+    from loops import exporting, parity
+    from models.artifact import digest
+    from utils import runs
+    from utils.errors import ModelError
+    exporting.check_libraries(args.format, args.int8)
+    runs.tune_cpu(args.threads)
+    checkpoint, args.imgsz = exporting.read(args.weights, args.imgsz)
+    if args.data:
+        pictures = parity.set_pictures(args.data, "val", args.imgsz, args.gate_pictures)
+    else:
+        pictures = parity.embedded_pictures(args.imgsz)
+    calibration = parity.set_pictures(args.data, "train", args.imgsz, args.calibration) if args.int8 else ()
+    job = exporting.Export(args.weights, checkpoint, args.imgsz, args.half, args.int8, pictures, calibration,
+                           args.data or "", args.tolerance)
+    folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
+    runs.write_json(folder / "args.json", vars(args))
+    rows = []
+    for form in args.format:
+        rows.append(row := exporting.export(job, form, folder, Path(args.weights).stem))
+        print(f"{form}: {'refused' if row['faults'] else 'kept'} after {row['seconds']} s", flush=True)
+        runs.write_json(folder / "export.json", {
+            "weights": args.weights, "source_sha256": digest(args.weights), "imgsz": args.imgsz,
+            "names": checkpoint.names, "gate_pictures": len(pictures), "gate_on": args.data or "embedded",
+            "artifacts": rows, "environment": runs.environment()})
+    print(exporting.table(rows))
+    print(folder)
+    if refused := [f"{row['format']}: {'; '.join(row['faults'])}" for row in rows if row["faults"]]:
+        raise ModelError(f"{len(refused)} of {len(rows)} exports do not compute what {args.weights} does and "
+                         f"were not kept. {'. '.join(refused)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,67 @@
+"""OpenVINO behind `models.runtimes`."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.artifact import card_beside, unreadable
+from utils.errors import ModelError
+from utils.optional import needs
+
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+REAL = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+PLANS = 4                                                  # batch sizes whose compiled model is kept
+
+
+class OpenvinoRunner:
+    """Compiled models that take uint8 [B, 3, S, S] to the raw maps, one a batch size: fixed sides are faster.
+
+    `precision` is what the library says it runs in, int8 for a quantised file.
+    """
+
+    kind = "openvino"
+
+    def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
+        self.ov = needs("openvino", "to run OpenVINO models")
+        self.path, self.threads, self.device = path, threads, torch.device("cpu")
+        self.card = card_beside(path)
+        self.core, self.plans = self.ov.Core(), {}
+        try:
+            self.model = self.core.read_model(path)
+        except RuntimeError as error:
+            raise unreadable(path, "an OpenVINO model", error) from error
+        outputs = {name for output in self.model.outputs for name in output.get_names()}
+        if missing := sorted(set(self.card["outputs"]) - outputs):
+            raise ModelError(f"{path}: the outputs {', '.join(missing)} of its card are not in the model; "
+                             "export the checkpoint again")
+        self.hint = HINTS[precision]
+        real = REAL.get(self._plan(1).get_property("INFERENCE_PRECISION_HINT").to_string(), "fp32")
+        self.note = "" if real == precision else f"OpenVINO has no {precision} here: going on in {real}"
+        self.hint = HINTS[real]
+        self.precision = self.card["precision"] if self.card["precision"] == "int8" else real
+        self.exact = None if real == "fp32" else self._exact
+
+    def _exact(self) -> Callable[[Tensor], list[Tensor]]:
+        """The same model in fp32."""
+        return OpenvinoRunner(self.path, "fp32", self.threads, self.device)
+
+    def _plan(self, batch: int) -> object:
+        """The compiled model for a batch size."""
+        if batch not in self.plans:
+            if len(self.plans) == PLANS:
+                self.plans.pop(next(iter(self.plans)))
+            model = self.model.clone()
+            model.reshape([batch, 3, self.card["imgsz"], self.card["imgsz"]])
+            self.plans[batch] = self.core.compile_model(model, "CPU", {
+                "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
+                "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
+        return self.plans[batch]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Raw maps of the pictures."""
+        found = self._plan(len(images))(np.ascontiguousarray(images.cpu().numpy()), share_inputs=True)
+        return [torch.from_numpy(found[name]) for name in self.card["outputs"]]

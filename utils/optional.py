@@ -1,0 +1,26 @@
+"""Libraries that only some formats need: imported where they are used, and missed in one sentence."""
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+
+from utils.errors import EnvironmentFault
+
+
+def needs(name: str, what_for: str) -> ModuleType:
+    """The imported library. Raises EnvironmentFault with the pip line where it is missing or broken.
+
+    what_for: the end of the sentence, such as "to write ONNX files".
+    """
+    # openvino and nncf tell their makers over the network what they did; without this package they cannot.
+    sys.modules.setdefault("openvino_telemetry", None)
+    os.environ.setdefault("NNCF_CI", "1")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        reason = "is not installed" if missing else f"cannot be loaded ({error})"
+        raise EnvironmentFault(f"{name} {reason}, and it is needed {what_for}: pip install {name}, or all "
+                               "runtimes by pip install -r requirements-export.txt") from error
