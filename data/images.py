@@ -46,14 +46,19 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); "
                         "check the path and its permissions") from None
+    return decode_bytes(data, str(path), max_pixels)
+
+
+def decode_bytes(data: np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture uint8 [H, W, 3] RGB of a file's bytes, uint8 [n]; as `decode`, which calls it `name`."""
     try:
         width, height, orientation, kind = _header(io.BytesIO(data), max_pixels)
         _check(kind, io.BytesIO(data), bytes(data[-TAIL:]))
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
     pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        pixels = _decode_slowly(path, data)
+        pixels = _decode_slowly(name, data)
     return turn(pixels, orientation)
 
 

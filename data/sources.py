@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import DataError
+from utils.masking import masked
 from utils.video import Frame, probe, read
 
 PICTURES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .jp2 .ppm .pgm".split())
@@ -60,15 +61,16 @@ def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
-        raise DataError(f"--source {masked(source)}: live sources (cameras, streams) are not supported; give "
-                        "a picture, a folder, a glob, a list file (.txt) or a video file")
+        raise DataError(f"--source {masked(source)}: live sources (cameras, streams) are for detect.py only; "
+                        "give a picture, a folder, a glob, a list file (.txt) or a video file")
     path = Path(source).expanduser()
     if os.path.isdir(path):                                # unlike Path.is_dir, no error for a name too long
         found = sorted(path.iterdir(), key=natural)
         return _several(source, found, f"the folder {path} (its first level)", max_pixels)
     if os.path.isfile(path):
         if path.suffix.lower() == ".txt":
-            return _several(source, _listed(path), f"the list file {path}", max_pixels, filtered=False)
+            paths = [path.parent / Path(name).expanduser() for name in list_lines(path)]
+            return _several(source, paths, f"the list file {path}", max_pixels, filtered=False)
         return _single(source, path, max_pixels)
     if glob.has_magic(source):
         found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
@@ -98,9 +100,14 @@ def unique_names(paths: tuple[Path, ...]) -> list[str]:
     return out
 
 
-def masked(source: str) -> str:
-    """The same text with the user name and password of an address replaced by stars, fit for a message."""
-    return re.sub(r"(?i)^([a-z][a-z0-9+.-]*://)[^/]*@", r"\1***@", source)
+def list_lines(path: Path) -> list[str]:
+    """The lines of a list file in its order, without empty ones and comments (#)."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"--source {path}: the list file is not UTF-8 text (byte {error.start}); "
+                        "write one path a line") from error
+    return [line for line in map(str.strip, lines) if line and not line.startswith("#")]
 
 
 def _single(source: str, path: Path, max_pixels: int) -> Source:
@@ -129,17 +136,6 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
         except DataError:
             continue                                       # it is reported when its turn comes
     return Source(source, "files", paths, max_pixels, total)
-
-
-def _listed(path: Path) -> list[Path]:
-    """The paths of a list file, in its order."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"--source {path}: the list file is not UTF-8 text (byte {error.start}); "
-                        "write one path a line") from error
-    names = (line.strip() for line in lines)
-    return [path.parent / Path(name).expanduser() for name in names if name and not name.startswith("#")]
 
 
 def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:

@@ -148,4 +148,4 @@ def test_a_password_in_a_url_is_not_written_into_records(monkeypatch):
     words = ["search.py", "--storage", "postgresql://me:s3cret@host/db", "--name", "a:b@c"]
     monkeypatch.setattr(sys, "argv", words)
     command = environment()["command"]
-    assert "s3cret" not in command and "postgresql://me:***@host/db --name a:b@c" in command
+    assert "s3cret" not in command and "postgresql://***@host/db --name a:b@c" in command

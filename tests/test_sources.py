@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data.sources import masked, natural, open_source, unique_names
+from data.sources import natural, open_source, unique_names
 from utils.errors import DataError, DiskError
+from utils.masking import masked
 from utils.video import VideoFile, probe
 
 

@@ -5,16 +5,21 @@ Imports nothing heavy: `--help` stays instant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 
+LEFT_BEHIND = "reader of "         # beginning of the names of threads that may hang where none can end them
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
-    "weights": (("--weights",), {"help": "checkpoint .pt, official darknet .weights"}),
+    "weights": (("--weights",), {
+        "help": "checkpoint .pt, official darknet .weights, or what export.py wrote"}),
     "cfg": (("--cfg",), {
         "help": "network: a zoo name such as micro-yolo (the README lists them) or a net.json"}),
     "data": (("--data",), {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"}),
-    "source": (("--source",), {"help": "picture, folder, glob, list file or video"}),
+    "source": (("--source",), {"help": "picture, folder, glob, list file or video; of detect.py also "
+                                      "a camera (0) or an address (rtsp://, http://)"}),
     "imgsz": (("--imgsz", "--img", "--img-size"), {
         "type": int, "help": "network input side in px, a multiple of 32"}),
     "batch-size": (("--batch-size", "--batch"), {"type": int, "help": "pictures a step, over all processes"}),
@@ -65,6 +70,7 @@ def parser(description: str, *names: str, defaults: dict | None = None) -> argpa
 RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "imgsz": (lambda v: 32 <= v <= 4096 and v % 32 == 0, "a multiple of 32 between 32 and 4096"),
     "batch_size": (lambda v: v >= 1, "1 or more"),
+    "batch_sizes": (lambda v: v >= 1, "1 or more"),
     "epochs": (lambda v: v >= 1, "1 or more"),
     "workers": (lambda v: v >= 0, "0 or more"),
     "conf_thres": (lambda v: 0 <= v <= 1, "between 0 and 1"),
@@ -73,6 +79,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2 ** 31, "between 0 and 2147483647"),
     "threads": (lambda v: v >= 0, "0 (all cores) or more"),
     "max_pixels": (lambda v: v >= 1, "1 or more"),
+    "port": (lambda v: 0 <= v <= 65535, "between 0 and 65535"),
 }
 
 
@@ -82,9 +89,10 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
         if getattr(args, name.replace("-", "_")) is None:
             out.error(f"--{name} is missing: {FLAGS[name][1]['help']}")
     for name, (good, needed) in RULES.items():
-        value = getattr(args, name, None)
-        if value is not None and not good(value):
-            out.error(f"--{name.replace('_', '-')} {value}: needs {needed}")
+        given = getattr(args, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not good(value):
+                out.error(f"--{name.replace('_', '-')} {value}: needs {needed}")
     return args
 
 
@@ -93,12 +101,24 @@ def run(main: Callable[[], object]) -> None:
     # OpenMP threads that spin while they wait turn 10 ms into 40 or more when loader processes or neighbours
     # want the same cores; it must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    code = _outcome(main)
+    if any(thread.name.startswith(LEFT_BEHIND) for thread in threading.enumerate()):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)                             # a thread that hangs in FFmpeg would abort another way out
+    if code:
+        sys.exit(code)
+
+
+def _outcome(main: Callable[[], object]) -> int:
+    """The exit code of `main()`, once its error was said; errors that are no user's are raised."""
     try:
         main()
+        return 0
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        sys.exit(141)                              # as a program that SIGPIPE ended
+        return 141                                 # as a program that SIGPIPE ended
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None and isinstance(error, OSError) and error.errno == 28:
@@ -109,4 +129,4 @@ def run(main: Callable[[], object]) -> None:
         if code is None:
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(code)
+        return code

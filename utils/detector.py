@@ -41,30 +41,35 @@ class Detector:
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
     that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. The first batch
-    takes the whole way once before the clock starts: a first pass plans its kernels and imports what it
-    needs.
+    takes the whole way once before the clock starts.
     """
 
     def __init__(self, runtime: Runs, find: Callable[[Runs, list["Tensor"]], tuple[list["Tensor"], int]],
                  exact: Callable[[], Runs], note: str = "") -> None:
         self.runtime, self._find, self._exact = runtime, find, exact
         self.seconds, self.dropped, self._start = 0.0, 0, 0.0
-        self._notes = [note]
+        self._notes, self._tried = [note], False
+
+    def warm_up(self, images: "Tensor") -> None:
+        """Takes the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
+        self._find(self.runtime, self._timed(images)[0])
 
     def __call__(self, images: "Tensor") -> list[np.ndarray]:
         """Boxes [N, 6] (xyxy px of the input, score, class; best first) of each picture of [B, 3, H, W]
         uint8."""
         if not self._start:
-            self._find(self.runtime, self._timed(images)[0])
+            self.warm_up(images)
             self._start = time.perf_counter()
         maps, seconds = self._timed(images)
         self.seconds += seconds
         boxes, dropped = self._find(self.runtime, maps)
-        if dropped and self.runtime.precision != "fp32":
-            self._notes.append(f"{self.runtime.precision} gave {dropped} non-finite or absurd boxes: "
-                               "that batch was repeated, and the rest done, in fp32")
-            self.runtime = self._exact()
-            return self(images)
+        if dropped and self.runtime.precision != "fp32" and not self._tried:
+            self._tried, exact = True, self._exact()
+            if exact.precision == "fp32":                  # a file in int8 stays what it is
+                self._notes.append(f"{self.runtime.precision} gave {dropped} non-finite or absurd boxes: "
+                                   "that batch was repeated, and the rest done, in fp32")
+                self.runtime = exact
+                return self(images)
         self.dropped += dropped
         return [found.cpu().numpy() for found in boxes]
 
@@ -109,6 +114,11 @@ def batches(frames: Iterable[Frame], fit: Callable[[np.ndarray], tuple[np.ndarra
             held, fitted = [], []
     if held:
         yield _batch(held, fitted)
+
+
+def batch_of(frames: list[Frame], fit: Callable[[np.ndarray], tuple[np.ndarray, Geometry]]) -> Batch:
+    """One batch of all the frames, which may differ in size; `fit` as in `batches`."""
+    return _batch(frames, [fit(frame.image) for frame in frames])
 
 
 def _batch(frames: list[Frame], fitted: list[tuple[np.ndarray, Geometry]]) -> Batch:

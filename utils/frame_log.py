@@ -42,6 +42,13 @@ class FrameLog:
             bar = bar_text(self._done, self._total, now - self._start)
             self._draw(f"{shorten(name, 24)}  {bar}  {boxes}")
 
+    def status(self, text: str) -> None:
+        """Shows a line about all streams, in place of the last one, or on a line of its own now and then."""
+        now = time.monotonic()
+        if self._tty or now - self._last >= PLAIN_EVERY:
+            self._last = now
+            self._draw(text)
+
     def _draw(self, text: str) -> None:
         if self._tty:
             self._out.write(f"\r\x1b[K{shorten(text, 118)}")

@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from utils.draw import draw
+from utils.draw import contact_sheet, draw
 from utils.errors import DiskError
+from utils.recorder import Recorder
 from utils.video import Frame, VideoFile
 
 FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file names, on one system or another
@@ -27,14 +29,16 @@ class Outputs:
 
     def __init__(self, folder: Path, names: Sequence[str], class_map: Mapping[str, int] | None = None,
                  images: bool = True, txt: bool = False, scores: bool = False, json: bool = False,
-                 crops: bool = False, view: bool = False) -> None:
+                 crops: bool = False, view: bool = False, say: Callable[[str], None] = print) -> None:
         self.folder, self.names = folder, tuple(names)
         self._ids = category_ids(class_map or {}, len(self.names))
         self.images, self.txt, self.scores, self.crops, self.view = images, txt, scores, crops, view
         self.frames = 0
         self.per_class = np.zeros(len(self.names), np.int64)
         self.shown: np.ndarray | None = None
-        self._video: VideoFile | None = None
+        self._say = say
+        self._seen: dict[str, np.ndarray] = {}
+        self._videos: dict[str, VideoFile | Recorder] = {}
         self._json = _begin_json(folder / "predictions.json") if json else None
         self._comma = ""
         if txt:
@@ -46,7 +50,7 @@ class Outputs:
         self.per_class += self._count(boxes)
         if self.images or self.view:
             drawn = draw(frame.image, boxes, self.names)
-            self.shown = drawn if self.view else None
+            self.shown = self._look(frame, drawn) if self.view else None
             if self.images:
                 self._save(frame, drawn)
         if self.txt:
@@ -62,11 +66,25 @@ class Outputs:
             suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
             save_picture(self.folder / (stem(frame) + suffix), drawn)
             return
+        path = self.folder / Path(frame.name).stem
+        if frame.live:
+            if frame.name not in self._videos:
+                self._videos[frame.name] = Recorder(path, self._say)
+            self._videos[frame.name].write(drawn, frame.taken)
+            return
         if frame.index == 0:
-            self._end_video()
-            path = self.folder / f"{Path(frame.name).stem}.mp4"
-            self._video = VideoFile(path, frame.video.fps, frame.video.width, frame.video.height)
-        self._video.write(drawn)
+            if not frame.taken:                            # files come one by one, streams side by side
+                self._end_videos()
+            self._videos[frame.name] = VideoFile(path.with_name(f"{path.name}.mp4"), frame.video.fps,
+                                                 frame.video.width, frame.video.height)
+        self._videos[frame.name].write(drawn)
+
+    def _look(self, frame: Frame, drawn: np.ndarray) -> np.ndarray:
+        """What the window shows: the picture, or the newest of each stream side by side."""
+        self._seen = (self._seen if frame.taken else {}) | {frame.name: drawn}
+        if len(self._seen) == 1:
+            return drawn
+        return contact_sheet(list(self._seen.values()), math.ceil(math.sqrt(len(self._seen))), (640, 480))
 
     def _write_json(self, frame: Frame, boxes: np.ndarray) -> None:
         """Adds one line a box: top left corner and size in px, as COCO has it, with the data set's
@@ -75,6 +93,8 @@ class Outputs:
             row: dict[str, object] = {"image_id": self.frames, "file_name": frame.path.name}
             if frame.video is not None:
                 row["frame"] = frame.index
+            if frame.live:
+                row["time"] = round(time.time() - (time.monotonic() - frame.taken), 3)
             row |= {"category_id": self._ids[int(label)], "category": self.names[int(label)],
                     "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
                     "score": round(score, 5)}
@@ -91,10 +111,16 @@ class Outputs:
             crop = frame.image[y1:max(y2, y1 + 1), x1:max(x2, x1 + 1)]
             save_picture(folder / f"{stem(frame)}_{number}.jpg", crop)
 
-    def _end_video(self) -> None:
-        video, self._video = self._video, None
-        if video is not None:
-            video.close()
+    def _end_videos(self) -> None:
+        """Finishes all open videos, also where one cannot be; raises the first error."""
+        videos, self._videos, errors = self._videos, {}, []
+        for video in videos.values():
+            try:
+                video.close()
+            except DiskError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def counts(self, boxes: np.ndarray | None = None) -> dict[str, int]:
         """Class name -> number of boxes, most first: of boxes [N, 6], or of all that were written."""
@@ -111,12 +137,12 @@ class Outputs:
         self.close()
 
     def close(self) -> None:
-        """Finishes the open video and the JSON; safe to call twice."""
+        """Finishes the open videos and the JSON; safe to call twice."""
         if self._json is not None:
             self._json.write("\n]\n")
             self._json.close()
             self._json = None
-        self._end_video()
+        self._end_videos()
 
 
 def stem(frame: Frame) -> str:

@@ -1,4 +1,4 @@
-"""Two small threads around a loop: one that fetches ahead of it, one that writes behind it, both bounded."""
+"""Small threads around a loop: one fetches ahead, one writes behind, both bounded; one is a pulse."""
 from __future__ import annotations
 
 import queue
@@ -137,3 +137,37 @@ class Behind(Generic[T]):
         except BaseException:
             if kind is None:
                 raise
+
+
+class Pulse:
+    """A thread that calls `beat()` every `seconds`. What it raises stops it, and is raised by `check` or by
+    leaving the `with` block."""
+
+    def __init__(self, beat: Callable[[], object], seconds: float = 1.0) -> None:
+        self._beat, self._seconds = beat, seconds
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="pulse", daemon=True)
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.wait(self._seconds):
+                self._beat()
+        except BaseException as error:                     # it belongs to the main thread
+            self._error = error
+
+    def check(self) -> None:
+        """Raises what `beat` raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> "Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self.check()

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import EnvironmentFault, Interrupted, UsageError
+from utils.errors import DataError, EnvironmentFault, Interrupted, UsageError
+from utils.masking import masked
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,17 @@ def write_json(path: Path, value: object) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def read_record(flag: str, path: Path, kind: str) -> dict:
+    """The record of that kind, {"kind": ...}, which `flag` named. Raises DataError where the file is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{flag} {path} cannot be read: {error}") from None
+    if not isinstance(record, dict) or record.get("kind") != kind:
+        raise DataError(f"{flag} {path} is no record of a {kind}; give a {kind}'s JSON")
+    return record
 
 
 class Interrupt:
@@ -195,17 +206,12 @@ def environment() -> dict[str, object]:
                platform.processor())
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     dirty = "+" if git("status", "--porcelain", "-uno") else ""
-    return {"command": masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+    return {"command": " ".join(masked(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])),
             "commit": git("rev-parse", "--short", "HEAD") + dirty,
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "cpu": cpu, "cores": os.cpu_count(),
             "gpu": gpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "python": platform.python_version(), "system": platform.system()}
-
-
-def masked(text: str) -> str:
-    """The text with the passwords of URLs left out."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def _cpuinfo() -> list[str]:

@@ -26,7 +26,8 @@ class Frame:
     """One picture to look at: uint8 [H, W, 3] RGB.
 
     `name` is its file's name, made unique within the source also without its suffix; `index` counts from 0
-    within the file; `video` is None for a picture.
+    within the file; `video` is None for a picture. Of a stream, `taken` is when it was read (monotonic s);
+    `live` tells that frames before it may have been dropped, and that the stream has no end.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Frame:
     image: np.ndarray
     index: int
     video: VideoInfo | None
+    taken: float = 0.0
+    live: bool = False
 
 
 def probe(path: Path) -> VideoInfo:
@@ -73,14 +76,17 @@ def read(path: Path) -> Generator[np.ndarray, None, int]:
 
 
 class VideoFile:
-    """An mp4 (MPEG-4 part 2, which every OpenCV wheel can write) being written; playable once closed."""
+    """A video being written, mp4 or mkv by its suffix (MPEG-4 part 2, which every OpenCV wheel can write).
+
+    An mp4 is playable once closed. `count` is the number of frames so far.
+    """
 
     def __init__(self, path: Path, fps: float, width: int, height: int) -> None:
         import cv2
-        self.path, self.size, self._count = path, (width, height), 0
+        self.path, self.fps, self.size, self.count = path, fps, (width, height), 0
         self._out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, self.size)
         if not self._out.isOpened():
-            raise DiskError(f"{path}: this OpenCV cannot begin an mp4 of {width}x{height} px; is the folder "
+            raise DiskError(f"{path}: this OpenCV cannot begin a video of {width}x{height} px; is the folder "
                             "writable and the disk not full? --nosave runs without pictures and videos")
 
     def write(self, image: np.ndarray) -> None:
@@ -89,15 +95,15 @@ class VideoFile:
         if image.shape[1::-1] != self.size:
             image = cv2.resize(image, self.size)
         self._out.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        self._count += 1
+        self.count += 1
 
     def close(self) -> None:
         """Finishes the file; raises DiskError where frames are missing: OpenCV is silent on a full disk."""
         self._out.release()
         try:
-            held = probe(self.path).frames if self._count else 0
+            held = probe(self.path).frames if self.count else 0
         except DataError:
             held = 0
-        if held < self._count:
-            raise DiskError(f"{self.path}: {held} of {self._count} frames reached the disk; is it full? "
+        if held < self.count:
+            raise DiskError(f"{self.path}: {held} of {self.count} frames reached the disk; is it full? "
                             "--nosave runs without pictures and videos")
