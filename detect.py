@@ -22,7 +22,7 @@ SWITCHES = {"--fp32": "full precision also where half is native (the default the
             "--serve": "show a page in the browser instead: cameras, pictures, videos"}
 VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, written each second"),
           "--duration": (float, None, "live: seconds after which to end"),
-          "--open-timeout": (float, 30.0, "live: seconds for opening; if none opens: error 5 (cameras) or 3 (addresses)"),
+          "--open-timeout": (float, 30.0, "live: seconds for opening; if none opens: code 5 (cameras) or 3"),
           "--read-timeout": (float, 10.0, "live: seconds without a frame after which to connect anew"),
           "--host": (str, "127.0.0.1", "with --serve: the address to listen at"),
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}

@@ -162,7 +162,7 @@ def _openvino(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
     # Not by its convert_model, which wraps this same reader and reports home.
     model = ov.Core().read_model(to_onnx(*job.network, job.imgsz))
     if job.int8:
-        from models.quantise import quantise_openvino
+        from models.quantise_openvino import quantise_openvino
         plain = work / "plain.xml"
         ov.save_model(model, plain, compress_to_fp16=False)
         report = {"quantisation": quantise_openvino(plain, target / "model.xml", singly(job.calibration))}

@@ -37,7 +37,7 @@ class Limits(NamedTuple):
 
 
 LIMITS = {"fp32": Limits(1e-3, math.inf, 0.98, 0.1), "fp16": Limits(math.inf, 0.02, 0.95, 0.3),
-          "bf16": Limits(math.inf, 0.1, 0.9, 0.5), "int8": Limits(math.inf, 0.5, 0.5, 1.0)}
+          "bf16": Limits(math.inf, 0.1, 0.9, 0.5), "int8": Limits(math.inf, 0.5, 0.3, 1.0)}
 
 
 def embedded_pictures(imgsz: int) -> list[np.ndarray]:

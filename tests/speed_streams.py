@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -62,15 +63,16 @@ class Frames:
     """The frames of a video over and over, each with the time at which it was asked for."""
 
     def __init__(self, path: Path) -> None:
-        self._capture = cv2.VideoCapture(str(path))
+        self._capture, self._lock = cv2.VideoCapture(str(path)), threading.Lock()
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
 
     def next(self) -> np.ndarray:
         """The next frame, uint8 [H, W, 3] BGR, stamped."""
-        good, image = self._capture.read()
-        if not good:
-            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-            image = self._capture.read()[1]
+        with self._lock:                                   # two connections may overlap
+            good, image = self._capture.read()
+            if not good:
+                self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+                image = self._capture.read()[1]
         hundredths = int(time.time() * 100)
         for bit in range(BITS):
             image[:BLOCK, bit * BLOCK:(bit + 1) * BLOCK] = 255 if hundredths >> bit & 1 else 0

@@ -204,6 +204,8 @@ def test_an_rtsp_server_that_is_killed_and_restarted_is_followed(watched):
         code, out, _, folder = watched(scenario, "--source", server.address(), "--read-timeout", "3")
     finally:
         server.kill()
-    stream, = json.loads((folder / "summary.json").read_text())["streams"]
+    found = json.loads((folder / "summary.json").read_text())
+    stream, = found["streams"]
     assert code == 130 and stream["reconnects"] == 1 and "live again" in out
+    assert found["boxes"] == 2 * found["frames"], "every picture is whole"
     assert count_frames(folder / f"127-0-0-1-{server.port}.mkv") > 30

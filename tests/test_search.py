@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ import search
 import train
 from models.checkpoint import load
 from models.count import loose_macs, macs, parameters
+from models.network import Network, initialise
 from models.spec import from_json, to_json
 from models.subnet import crop_kernels
 from models.zoo import substitute
@@ -230,3 +233,18 @@ def test_a_record_that_is_none_and_a_layer_that_is_not_there_are_named(tiny, mon
     assert "is no record of a search" in capsys.readouterr().err
     assert call(monkeypatch, search.main, [*words(tiny, tmp_path / "runs"), "--layers", "mb3", "pool4"]) == 4
     assert "cannot substitute pool4" in capsys.readouterr().err
+
+
+def test_a_trials_latency_is_that_of_the_validation_pictures_on_the_threads_asked_for(monkeypatch):
+    from loops import search_space
+    pictures, seen = [np.full((64, 64, 3), value, np.uint8) for value in (7, 9)], []
+    two = type("Two", (), {"plain": lambda self, at: pictures[at], "__len__": lambda self: 2})()
+    tuner = SimpleNamespace(world=SimpleNamespace(main=True), device=torch.device("cpu"), share=lambda v: v,
+                            val_set=two)
+    monkeypatch.setattr(search_space, "TIMED", 1)
+    monkeypatch.setattr("models.runtimes.Runtime.predict", lambda self, images: seen.append(
+        (int(images.min()), torch.get_num_threads())))
+    net, args = small_net(), SimpleNamespace(imgsz=64, objectives=["latency"], latency_threads=3)
+    row = search_space.Search(tuner, args, net, None).row(
+        search_space.Choice("33", {}, {}), net, initialise(Network(net), 0).state_dict(), {}, 0, 1, 1.0)
+    assert row["latency_ms"] >= 0 and set(seen) == {(7, 3), (9, 3)}

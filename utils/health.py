@@ -126,7 +126,8 @@ class Board:
 def in_short(found: dict) -> str:
     """A few words on a stream's snapshot."""
     if found["state"] == "waiting":
-        return f"{found['name']} waiting {found['retry_in_seconds']:.0f} s: {shorten(found['last_error'], 32)}"
+        why = shorten(found["last_error"], 32)
+        return f"{found['name']} waiting {found['retry_in_seconds']:.0f} s: {why}"
     if found["state"] != "live":
         return f"{found['name']} {found['state']}"
     return f"{found['name']} {counts_in_words(found)}"
