@@ -9,8 +9,8 @@ import threading
 
 LAUNCH = ("( appsrc name=src is-live=true do-timestamp=true format=time block=false max-buffers=2 "
           "leaky-type=downstream caps=video/x-raw,format=BGR,width={1},height={2},framerate={3}/1 ! "
-          "videoconvert ! video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=ultrafast threads=1 "
-          "key-int-max={3} ! rtph264pay name=pay0 pt=96 config-interval=-1 )")
+          "videoconvert ! video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=ultrafast "
+          "threads=1 key-int-max={3} ! rtph264pay name=pay0 pt=96 config-interval=-1 )")
 
 
 def main() -> None:
