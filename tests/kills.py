@@ -12,15 +12,17 @@ from pathlib import Path
 KILLS = int(os.environ.get("KILLS", "0"))          # how many instead of a test's own number
 
 
-def killed_often(command: Callable[[str], list[str]], check: Callable[[str], None], kills: int, root: Path,
-                 seconds: tuple[float, float]) -> list[str]:
+def killed_often(command: Callable[[str], list[str]], folder: Path, check: Callable[[str], None], kills: int,
+                 root: Path, seconds: tuple[float, float]) -> list[str]:
     """The runs that were brought to their end, each compared by `check` with what nobody disturbed.
 
-    command: run's name -> words after `python`. The same command is started until it has been killed `kills`
-    times in all, `seconds` (least, most) after its start; a run that ends sooner is checked and the next
-    begun. The last one is left alone until it ends. The moments are new at every call.
+    command: run's name -> words after `python`; folder: where its run folder lies. The same command is
+    started until it has been killed `kills` times in all, `seconds` (least, most) after its start; a run that
+    ends sooner, or had written its result when it was killed, is checked and the next begun. The last one is
+    left alone until it ends. The moments are new at every call.
     """
-    rng, names, left = random.Random(), ["killed-1"], kills
+    rng, names, left = random.Random(), ["killed-1-"], kills
+    said = ""
     while True:
         process = subprocess.Popen([sys.executable, *command(names[-1])], cwd=root, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, text=True,
@@ -31,11 +33,12 @@ def killed_often(command: Callable[[str], list[str]], check: Callable[[str], Non
             process.send_signal(signal.SIGKILL)
             process.communicate()
             left -= 1
-            continue
-        if process.returncode:
+            if not (folder / names[-1] / "result.json").is_file():
+                continue
+        if process.returncode not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{names[-1]} ended with {process.returncode} after "
                                f"{kills - left} kills: {said[-2000:]}")
         check(names[-1])
         if not left:
             return names
-        names.append(f"killed-{len(names) + 1}")
+        names.append(f"killed-{len(names) + 1}-")

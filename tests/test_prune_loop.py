@@ -179,7 +179,8 @@ def test_killed_at_random_moments_and_started_again_it_comes_to_the_same_answer(
         assert all(torch.equal(child.state[k], other.state[k]) for k in child.state)
         assert not (parent / "runs" / f"{name}2").exists(), "the same command began anew instead of going on"
 
-    killed_often(lambda name: command(parent, name, *saved), check, KILLS or 4, root, (4.0, 9.0))
+    killed_often(lambda name: command(parent, name, *saved), parent / "runs", check, KILLS or 4, root,
+                 (4.0, 9.0))
 
 
 def test_two_processes_cut_the_same_channels_as_one(parent):

@@ -158,7 +158,7 @@ def test_a_search_killed_at_random_moments_goes_on_to_the_same_answer(root, tiny
 @pytest.mark.skipif(not KILLS, reason="takes 5 s a kill; KILLS=20 in the environment asks for it")
 def test_a_search_killed_often_comes_to_the_same_answer(root, tiny, shared_search):
     folder = tiny / "often"
-    killed_often(lambda name: words(tiny, folder, "--name", name, "--seeds", 2, "--repeat-best", 1),
+    killed_often(lambda name: words(tiny, folder, "--name", name, "--seeds", 2, "--repeat-best", 1), folder,
                  lambda name: compare(folder / name, shared_search[0]), KILLS, root, (3.0, 7.0))
 
 
