@@ -29,7 +29,8 @@ LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), 
              "torchscript": (), "web": ("onnx", "onnxruntime")}
 ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "ncnn": "_ncnn", "torchscript": ".torchscript",
            "web": "_web"}
-QUANTISED = ("onnx", "openvino", "web")
+FROM_ONNX = ("onnx", "openvino", "web")
+EQUALISED = 0.5                        # square roots: the range is shared by activations and weights
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Export:
         if not self.int8:
             return net, state
         from models.equalise import equalise
-        return equalise(net, state, [torch.from_numpy(picture) for picture in singly(self.calibration)])
+        return equalise(net, state, [torch.from_numpy(p) for p in singly(self.calibration)], EQUALISED)
 
     def precision(self, form: str) -> str:
         """The precision of the file of a format."""
@@ -108,7 +109,7 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
     final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[form]}"
     work = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
-        card = make_card(job.checkpoint, job.imgsz, precision, OPSET if form in QUANTISED else None,
+        card = make_card(job.checkpoint, job.imgsz, precision, OPSET if form in FROM_ONNX else None,
                          job.weights)
         made, extra = WRITERS[form](job, work, card)
         found = _held_against(job, made)

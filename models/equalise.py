@@ -2,8 +2,8 @@
 
 An activation f with f(s x) = s f(x) for s > 0 (linear, ReLU, leaky) lets a convolution's output channel be
 divided by s and everything that reads it multiply by s: the network computes the same (Nagel et al. 2019,
-arXiv 1906.04721, section 4.1). There the factors come from the weights; here from how far each channel goes on
-pictures, because weights are quantised by output channel and need no help.
+arXiv 1906.04721, section 4.1). There the factors come from the weights; here from how far each channel goes
+on pictures, because weights are quantised by output channel and need no help.
 """
 from __future__ import annotations
 

@@ -1,12 +1,10 @@
-"""Eight-bit networks by static calibration on the user's own pictures: ONNX Runtime's QDQ, OpenVINO's by NNCF.
+"""ONNX files in eight bits by static calibration on the user's own pictures (QDQ, run by ONNX Runtime).
 
 Decoding is no part of the graph, so it is in float by construction; so are the heads and squeeze-excitation's
 gates. Best after `models.equalise`, which gives the channels of a value like ranges.
 """
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.quantise_bias import correct_biases
+from models.quantise_correct import correct
 from models.quantise_graph import DEQUANTISED, Graph, read, taps
 from models.quantise_ranges import Grid, measured_grids
 from models.sqnr import layers_sqnr
@@ -50,7 +48,7 @@ def quantise_onnx(source: Path, target: Path, pictures: Iterable[np.ndarray],
     heads, gates, before = exact.heads(), exact.gates(), exact.before_first()
     grids = _grids(exact, {*heads, *gates, *before}, pictures)
     model = _quantised(exact, grids, [*heads, *gates, *before], narrow, pictures[0])
-    correct_biases(exact, model, [n.name for n in exact.convolutions() if n.name not in gates], pictures)
+    correct(exact, model, [n.name for n in exact.convolutions() if n.name not in gates], pictures)
     model = pictures_as_they_come(model, exact)
     del model.metadata_props[:]
     model.metadata_props.extend(exact.model.metadata_props)
@@ -60,7 +58,7 @@ def quantise_onnx(source: Path, target: Path, pictures: Iterable[np.ndarray],
     return {"layers": _onnx_sqnr(exact, Graph(model), layers, pictures), "calibration": len(pictures),
             "left_float": _reasons(heads, gates, odd), "weight_bits": 7 if narrow else 8,
             "method": "ONNX Runtime QDQ, U8S8, weights by channel, ranges by least squared error behind the "
-                      "activation, biases corrected"}
+                      "activation, gain and mean of each channel corrected"}
 
 
 def usable(pictures: Iterable[np.ndarray], side: int) -> list[np.ndarray]:
@@ -79,9 +77,10 @@ def usable(pictures: Iterable[np.ndarray], side: int) -> list[np.ndarray]:
 def lacks_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:
     """Whether this is an x86 CPU whose 8-bit products are added in 16 bits, where they overflow."""
     try:
-        flags = next((line for line in Path(cpuinfo).read_text().splitlines() if line.startswith("flags")), "")
+        lines = Path(cpuinfo).read_text().splitlines()
     except OSError:
         return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
     return "sse2" in flags and "vnni" not in flags and "amx_int8" not in flags
 
 
@@ -129,7 +128,7 @@ def _quantised(graph: Graph, grids: dict[str, Grid], kept: list[str], narrow: bo
 
 
 def pictures_as_they_come(model: onnx.ModelProto, exact: Graph) -> onnx.ModelProto:
-    """The model that reads the picture's bytes as the 8-bit numbers they are, b / 255, without a float between."""
+    """The model that reads the picture's bytes as the 8-bit numbers they are, each a 255th."""
     first, done = exact.convolutions()[0].input[0], set(exact.before_first())
     graph = Graph(model)
     pair = [node for node in graph.readers[first] if node.op_type == "QuantizeLinear"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
 
-DEQUANTISED = "_DequantizeLinear_Output"                   # what ONNX Runtime's quantiser calls a value's twin
+DEQUANTISED = "_DequantizeLinear_Output"                   # how ONNX Runtime's quantiser names a value's twin
 SHAPES = ("Reshape", "Transpose", "Cast", "Identity")      # what may stand between a head and its output
 
 
@@ -94,7 +94,7 @@ def read(path: Path) -> Graph:
         raise ModelError(f"{path} is quantised already; quantise the fp32 export of the checkpoint")
     weights = {graph.constants[node.input[1]].data_type for node in graph.convolutions()}
     if weights != {onnx.TensorProto.FLOAT}:
-        raise ModelError(f"{path} is not in fp32; quantise the fp32 export of the checkpoint (without --half)")
+        raise ModelError(f"{path} is not in fp32; quantise the export without --half")
     return graph
 
 

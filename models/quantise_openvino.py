@@ -1,4 +1,4 @@
-"""OpenVINO models in eight bits by NNCF: symmetric weights by channel, asymmetric activations, biases corrected."""
+"""OpenVINO models in eight bits by NNCF: symmetric weights by channel, asymmetric activations."""
 from __future__ import annotations
 
 import contextlib
@@ -24,7 +24,7 @@ OUTWARD = ("Add", "Reshape", "Transpose", "Convert", "Result")     # what may st
 
 
 def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]) -> dict:
-    """What was done, once `target` (.xml, its .bin beside it) is the 8-bit version of the fp32 model `source`.
+    """What was done, once `target` (.xml, with its .bin) is the 8-bit version of the fp32 model `source`.
 
     pictures, the dict and the errors are those of `models.quantise.quantise_onnx`.
     """
@@ -47,8 +47,8 @@ def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]
                        pictures[:COMPARED])
     ov.save_model(quantised, target, compress_to_fp16=False)
     return {"layers": rows, "calibration": len(pictures),
-            "left_float": [{"layer": name, "why": WHY[why]} for why, names in (("head", heads), ("gate", gates))
-                           for name in names],
+            "left_float": [{"layer": _layer(name), "why": WHY[why]}
+                           for why, names in (("head", heads), ("gate", gates)) for name in names],
             "weight_bits": 8, "method": "NNCF, preset mixed, fast bias correction"}
 
 
@@ -89,12 +89,16 @@ def _gates(model: ov.Model) -> list[str]:
             and one_cell(op.input_value(0)) and one_cell(op.output(0))]
 
 
+def _layer(name: str) -> str:
+    """The layer that a convolution's name speaks of."""
+    return name.removesuffix("/WithoutBiases").removesuffix(".conv")
+
+
 def _layers(model: ov.Model, without: list[str]) -> list[str]:
     """The layers whose values can be compared: each convolution's, named after it."""
     names = [op.get_friendly_name() for op in _convolutions(model) if op.get_friendly_name() not in without]
     known = {name for op in model.get_ops() for value in op.outputs() for name in value.get_names()}
-    layers = [name.removesuffix("/WithoutBiases").removesuffix(".conv") for name in names]
-    return [layer for layer in layers if layer in known]
+    return [layer for layer in map(_layer, names) if layer in known]
 
 
 def _taps(core: ov.Core, model: ov.Model, layers: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

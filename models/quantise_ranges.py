@@ -1,7 +1,7 @@
 """Which range of numbers eight bits stand for, value by value.
 
-The range with the smallest squared error on the user's pictures, the error taken behind the activation: what a
-leaky ReLU shrinks to a tenth may be clipped where a plain range would spend half of its steps.
+The range with the smallest squared error on the user's pictures, the error taken behind the activation: what
+a leaky ReLU shrinks to a tenth may be clipped where a plain range would spend half of its steps.
 """
 from __future__ import annotations
 

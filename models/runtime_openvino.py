@@ -38,6 +38,7 @@ class OpenvinoRunner:
         if missing := sorted(set(self.card["outputs"]) - outputs):
             raise ModelError(f"{path}: the outputs {', '.join(missing)} of its card are not in the model; "
                              "export the checkpoint again")
+        precision = "fp32" if precision == "int8" else precision       # of an 8-bit file's float parts
         self.hint = HINTS[precision]
         real = REAL.get(self._plan(1).get_property("INFERENCE_PRECISION_HINT").to_string(), "fp32")
         self.note = "" if real == precision else f"OpenVINO has no {precision} here: going on in {real}"

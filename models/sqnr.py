@@ -23,7 +23,8 @@ def layers_sqnr(exact: Taps, other: Taps, names: Sequence[str], pictures: Iterab
     for picture in pictures:
         a, b = exact(picture), other(picture)
         powers += [_powers(a[name], b[name]) for name in names]
-    return [{"layer": name, "sqnr_db": round(_db(*pair), 2)} for name, pair in zip(names, powers, strict=True)]
+    return [{"layer": name, "sqnr_db": round(_db(*pair), 2)}
+            for name, pair in zip(names, powers, strict=True)]
 
 
 def _powers(exact: np.ndarray, other: np.ndarray) -> tuple[float, float]:
