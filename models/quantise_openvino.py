@@ -29,12 +29,16 @@ def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]
     pictures, the dict and the errors are those of `models.quantise.quantise_onnx`.
     """
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
+    from openvino.passes import ConstantFolding, Manager
     core = ov.Core()
     try:
         exact = core.read_model(source)
     except RuntimeError as error:
         raise unreadable(source, "an OpenVINO model", error) from error
     _check(exact, source)
+    folding = Manager()
+    folding.register_pass(ConstantFolding())               # else biases are formulas, which nncf does not correct
+    folding.run_passes(exact)
     pictures = usable(pictures, int(exact.input(0).get_partial_shape()[3].get_length()))
     heads, gates = _heads(exact), _gates(exact)
     scope = nncf.IgnoredScope(names=heads + gates)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -107,7 +108,8 @@ def test_a_record_made_by_hand_stands_in_for_a_missing_one_in_tables_alone(place
     assert plan.records() == {"val-a": {"map50": 0.9}} and plan.state("val-a") == RUN
 
 
-def test_a_signal_reaches_the_script_once_and_it_is_waited_for(place):
+@pytest.mark.skipif("JOB_SIGNAL" not in os.environ, reason="run by the test below, in a process of its own")
+def test_a_signal_to_this_process_reaches_the_script_once(place):
     slow = Job("slow", "slow.py", (), "metrics.json")
 
     def send() -> None:
@@ -120,6 +122,15 @@ def test_a_signal_reaches_the_script_once_and_it_is_waited_for(place):
         run(place, slow)
     sender.join()
     assert stop.value.exit_code == 143 and (place.root / "signals.txt").read_text() == "1"
+
+
+def test_a_signal_reaches_the_script_once_and_it_is_waited_for():
+    # In one of three runs of all tests the process died here of a segmentation fault, cause unknown. It holds
+    # the threads of video and of four runtimes by then, which a script that runs jobs never does.
+    name = f"{__file__}::test_a_signal_to_this_process_reaches_the_script_once"
+    done = subprocess.run([sys.executable, "-m", "pytest", name], capture_output=True, text=True,
+                          env={**os.environ, "JOB_SIGNAL": "1"}, timeout=120)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
 def test_the_estimate_takes_the_measured_rate_once_there_is_one(place):
