@@ -36,8 +36,8 @@ def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]
     except RuntimeError as error:
         raise unreadable(source, "an OpenVINO model", error) from error
     _check(exact, source)
-    folding = Manager()
-    folding.register_pass(ConstantFolding())             
+    folding = Manager()                                    # else biases are formulas nncf does not correct
+    folding.register_pass(ConstantFolding())
     folding.run_passes(exact)
     pictures = usable(pictures, int(exact.input(0).get_partial_shape()[3].get_length()))
     heads, gates = _heads(exact), _gates(exact)
