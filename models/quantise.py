@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.quantise_correct import correct
-from models.quantise_graph import DEQUANTISED, Graph, read, taps
+from models.quantise_graph import DEQUANTISED, MONOTONE, Graph, read, taps
 from models.quantise_ranges import Grid, measured_grids
 from models.sqnr import layers_sqnr
 from utils.errors import DataError
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 OPS = ("Conv", "LeakyRelu", "Relu", "Clip", "Sigmoid", "MaxPool", "Resize", "Concat", "Mul", "Add")
 FEWEST = 8                                                 # pictures; fewer say nothing of ranges
 COMPARED = 4                                               # pictures that SQNR is taken on
-UNIT = Grid(1 / 255, 0)                                    # 0..1: pictures, and gates behind a sigmoid
+UNIT = Grid(1 / 255, 0)                                    # 0..1: what comes out of a sigmoid
 WHY = {"head": "8 bits there move boxes and scores, and its share of the time is small",
        "gate": "squeeze-excitation works on one number a channel",
+       "entrance": "8-bit convolutions of a picture's three channels are slower than those in float",
        "op": "the runtime has no 8-bit kernel for it"}
 
 
@@ -45,18 +46,18 @@ def quantise_onnx(source: Path, target: Path, pictures: Iterable[np.ndarray],
     exact = read(source)
     pictures = usable(pictures, _side(exact))
     narrow = lacks_vnni() if narrow is None else narrow
-    heads, gates, before = exact.heads(), exact.gates(), exact.before_first()
-    grids = _grids(exact, {*heads, *gates, *before}, pictures)
-    model = _quantised(exact, grids, [*heads, *gates, *before], narrow, pictures[0])
-    correct(exact, model, [n.name for n in exact.convolutions() if n.name not in gates], pictures)
-    model = pictures_as_they_come(model, exact)
+    kept = {"entrance": [node.name for node in exact.entrance()], "gate": exact.gates(),
+            "head": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
+    names = {name for names in kept.values() for name in names}
+    model = _quantised(exact, _grids(exact, names, pictures), sorted(names), narrow, pictures[0])
+    changed = [n.name for n in exact.convolutions() if n.name not in kept["gate"] + kept["entrance"]]
+    correct(exact, model, changed, pictures)
     del model.metadata_props[:]
     model.metadata_props.extend(exact.model.metadata_props)
     target.write_bytes(model.SerializeToString(deterministic=True))
-    layers = [node.name.removesuffix(".conv") for node in exact.convolutions() if node.name not in gates]
-    odd = [node.name for node in exact.nodes if node.op_type in ("HardSwish", "Sum")]
+    layers = [name.removesuffix(".conv") for name in changed]
     return {"layers": _onnx_sqnr(exact, Graph(model), layers, pictures), "calibration": len(pictures),
-            "left_float": _reasons(heads, gates, odd), "weight_bits": 7 if narrow else 8,
+            "left_float": _reasons(exact, kept), "weight_bits": 7 if narrow else 8,
             "method": "ONNX Runtime QDQ, U8S8, weights by channel, ranges by least squared error behind the "
                       "activation, gain and mean of each channel corrected"}
 
@@ -90,10 +91,10 @@ def _side(graph: Graph) -> int:
 
 def _grids(graph: Graph, kept: set[str], pictures: Sequence[np.ndarray]) -> dict[str, Grid]:
     """The grid of every value that 8-bit nodes make or read; kept: nodes that stay in float."""
-    nodes = [node for node in graph.nodes if node.op_type in OPS and node.name not in kept]
-    grids = measured_grids(graph, [node.output[0] for node in nodes], pictures)
-    fixed = {node.output[0] for node in graph.nodes if node.op_type == "Sigmoid"}
-    return grids | dict.fromkeys(fixed | {graph.convolutions()[0].input[0]}, UNIT)
+    nodes = [node for node in graph.nodes if node.name not in kept]
+    values = dict.fromkeys(v for node in nodes for v in (*node.input, *node.output) if v in graph.maker)
+    grids = measured_grids(graph, list(values), pictures)
+    return grids | {v: UNIT for v in values if graph.maker[v].op_type == "Sigmoid"}
 
 
 class _One:
@@ -114,8 +115,8 @@ def _quantised(graph: Graph, grids: dict[str, Grid], kept: list[str], narrow: bo
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     given = {name: [{"scale": np.array(g.step, np.float32), "zero_point": np.array(g.zero, np.uint8)}]
              for name, g in grids.items()}
-    plain = onnx.ModelProto()
-    plain.CopyFrom(graph.model)                            # its preparation would change nothing here
+    plain = pooled_first(graph)
+    # The library's own preparation would change nothing here.
     onnx.helper.set_model_props(plain, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "exact.onnx", Path(folder) / "quantised.onnx"
@@ -127,27 +128,32 @@ def _quantised(graph: Graph, grids: dict[str, Grid], kept: list[str], narrow: bo
         return onnx.load(after)
 
 
-def pictures_as_they_come(model: onnx.ModelProto, exact: Graph) -> onnx.ModelProto:
-    """The model that reads the picture's bytes as the 8-bit numbers they are, each a 255th."""
-    first, done = exact.convolutions()[0].input[0], set(exact.before_first())
-    graph = Graph(model)
-    pair = [node for node in graph.readers[first] if node.op_type == "QuantizeLinear"]
-    if len(pair) != 1 or len(graph.readers[first]) != 1:
+def pooled_first(graph: Graph) -> onnx.ModelProto:
+    """A copy of the model with the first pooling before its activation, which computes the same.
+
+    ONNX Runtime moves the rounding to bytes up through a pooling, whose 8-bit kernel is slow behind a
+    convolution in float; it moves it up through no activation.
+    """
+    model, last = type(graph.model)(), graph.entrance()[-2:]
+    model.CopyFrom(graph.model)
+    if last[0].op_type not in MONOTONE or last[1].op_type != "MaxPool":
         return model
-    for node in graph.readers[pair[0].output[0]]:
-        node.input[0] = model.graph.input[0].name
-    for node in [n for n in graph.nodes if n.name in done] + pair:
-        model.graph.node.remove(node)
-    used = {value for node in model.graph.node for value in node.input}
-    for name in set(graph.constants) - used:
-        model.graph.initializer.remove(graph.constants[name])
+    act, pool = (type(node)() for node in last)
+    act.CopyFrom(last[0])
+    pool.CopyFrom(last[1])
+    pool.input[0], pool.output[0], act.input[0], act.output[0] = (
+        act.input[0], act.output[0], act.output[0], pool.output[0])
+    places = [at for at, node in enumerate(model.graph.node) if node.name in (act.name, pool.name)]
+    for at, node in zip(places, (pool, act), strict=True):
+        model.graph.node[at].CopyFrom(node)
     return model
 
 
-def _reasons(heads: list[str], gates: list[str], odd: list[str]) -> list[dict]:
-    """What stays in float and why."""
-    return [{"layer": name, "why": WHY[why]} for why, names in (("head", heads), ("gate", gates), ("op", odd))
-            for name in names]
+def _reasons(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
+    """What stays in float and why: convolutions, and activations and sums that have no 8-bit kernel."""
+    shown = {node.name for node in graph.nodes if node.op_type in ("Conv", "HardSwish", "Sum")}
+    return [{"layer": name.removesuffix(".conv"), "why": WHY[why]}
+            for why, names in kept.items() for name in names if name in shown]
 
 
 def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], pictures: list[np.ndarray]) -> list[dict]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DEQUANTISED = "_DequantizeLinear_Output"                   # how ONNX Runtime's quantiser names a value's twin
+MONOTONE = ("LeakyRelu", "Relu", "Clip")                   # activations that never turn an order round
 SHAPES = ("Reshape", "Transpose", "Cast", "Identity")      # what may stand between a head and its output
 
 
@@ -62,13 +63,15 @@ class Graph:
                 values |= set(node.output)
         return found
 
-    def before_first(self) -> list[str]:
-        """Names of the nodes that make the first convolution's input of the picture."""
-        found, value = [], self.convolutions()[0].input[0]
-        while value in self.maker:
-            node = self.maker[value]
-            found.append(node.name)
-            value = node.input[0]
+    def entrance(self) -> list[onnx.NodeProto]:
+        """The nodes from the picture to the first convolution, its activation and the pooling behind that."""
+        found = [self.convolutions()[0]]
+        while found[0].input[0] in self.maker:
+            found.insert(0, self.maker[found[0].input[0]])
+        for ops in (MONOTONE, ("MaxPool",)):
+            readers = self.readers.get(found[-1].output[0], [])
+            if len(readers) == 1 and readers[0].op_type in ops:
+                found += readers
         return found
 
     def array(self, name: str) -> np.ndarray:
