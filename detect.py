@@ -56,10 +56,11 @@ def own_threads(weights: str) -> int:
     """The network's threads where --threads is not given, by what was measured on two cores.
 
     One core is left to reading and writing: yolov3-tiny in torch, bf16, went through cars.mp4 at 52 frames a
-    second with two threads, at 55 with one. ONNX files get all: micro-yolo over 300 JPEGs, 54 against 39.
+    second with two threads, at 55 with one. ONNX files get all: micro-yolo over 300 JPEGs, 54 against 41.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if weights.endswith(".onnx") else max(1, cores - 1)
+    from utils.bench_machine import cores
+    count = len(cores())
+    return count if weights.endswith(".onnx") else max(1, count - 1)
 
 
 def main() -> None:

@@ -32,13 +32,13 @@ def main() -> None:
     from data.dataset import DetectionSet, make_loader
     from data.images import decode
     from data.locate import locate
+    from loops.accuracy import evaluate
     from models.artifact import size
     from models.count import loose_macs, macs, parameters
     from models.decode import detections
     from models.runtimes import load_runtime
     from utils import evaluation, runs
-    from utils.inference import Finder, collect_detections, matching_classes
-    from utils.metrics import evaluate_detections
+    from utils.inference import Finder, matching_classes
     interrupt = runs.Interrupt()
     runs.tune_cpu(args.threads)
     device = runs.pick_device(args.device)
@@ -59,9 +59,7 @@ def main() -> None:
     dataset.fill_cache(poll=interrupt.stop)
     batches = finder.watch.waits("waiting for pictures",
                                  make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
-    sizes = [(record.height, record.width) for record in coco.images]
-    found = collect_detections(batches, finder, sizes, poll=interrupt.stop)
-    metrics = evaluate_detections(coco.ground_truth(), found, coco.names, max_det=args.max_det)
+    metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
     cost = {"weights": args.weights, "data": args.data, "split": args.split, "parameters": parameters(net),
             "macs": macs(net, args.imgsz), "loose_macs": loose_macs(net, args.imgsz),
             "bytes": size(args.weights), "dropped_by_decoder": finder.dropped}

@@ -1,16 +1,31 @@
-"""The accuracy of a network in whatever runs it, on a data set, by val.py's thresholds."""
+"""The accuracy of a network in whatever runs it: one pass over a data set, measured by pycocotools."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from data.coco import read_coco
 from data.dataset import DetectionSet, make_loader
 from data.locate import locate
-from loops.trainer import VAL
 from models.decode import detections
 from models.runtimes import Runtime
 from utils.inference import Finder, collect_detections, matching_classes
-from utils.metrics import evaluate_detections
+from utils.metrics import Metrics, evaluate_detections
+
+VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
+
+
+def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress: bool = True,
+             poll: Callable[[], object] | None = None) -> tuple[Metrics, np.ndarray]:
+    """The metrics of a pass, and its detections [D, 7] (as collect_detections gives them).
+
+    batches: of the data set's pictures; poll: called between them, ends the pass by raising.
+    """
+    coco = dataset.coco
+    sizes = [(record.height, record.width) for record in coco.images]
+    found = collect_detections(batches, finder, sizes, progress, poll)
+    return evaluate_detections(coco.ground_truth(), found, coco.names, max_det=finder.thresholds[2]), found
 
 
 def measure(runtime: Runtime, data: str, imgsz: int, split: str = "val", batch: int = 1,
@@ -22,8 +37,7 @@ def measure(runtime: Runtime, data: str, imgsz: int, split: str = "val", batch: 
     where = locate(data)
     coco = read_coco(*where[split], names=where.names)
     finder = Finder(runtime, detections, matching_classes(runtime.names, coco.names), *VAL)
-    sizes = [(record.height, record.width) for record in coco.images]
-    batches = make_loader(DetectionSet(coco, imgsz, cache="off"), batch, shuffle=False, workers=0)
-    found = collect_detections(batches, finder, sizes, progress=False, poll=poll)
-    metrics = evaluate_detections(coco.ground_truth(), found, coco.names, max_det=VAL[2])
+    dataset = DetectionSet(coco, imgsz, cache="off")
+    batches = make_loader(dataset, batch, shuffle=False, workers=0)
+    metrics, _ = evaluate(finder, dataset, batches, progress=False, poll=poll)
     return {"map50": metrics.map50, "map50_95": metrics.map50_95, "pictures": metrics.images}

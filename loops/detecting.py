@@ -41,7 +41,8 @@ def detect(args: argparse.Namespace) -> None:
     check_live(args, streams)
     source = None if streams else open_source(args.source, args.max_pixels)
     tune_cpu(args.threads)
-    detector, interrupt = make_detector(args), Interrupt()
+    limits = {"conf": args.conf_thres, "iou": args.iou_thres}
+    detector, interrupt = make_detector(args, args.weights, limits), Interrupt()
     folder = make_run_folder(args.project, args.name, args.exist_ok)
     run = Run(args, detector, interrupt, folder, open_window() if args.view_img else None)
     with lock(folder):
@@ -69,18 +70,21 @@ def check_live(args: argparse.Namespace, streams: tuple[Stream, ...]) -> None:
                          "the file is written into the run folder, and nothing outside of it")
 
 
-def make_detector(args: argparse.Namespace) -> Detector:
-    """The network with its thresholds, on its device and in its precision."""
+def make_detector(args: argparse.Namespace, weights: str, limits: dict[str, float]) -> Detector:
+    """The network of `weights` on the flags' device and in their precision.
+
+    limits: its score and IoU thresholds, "conf" and "iou", which may change between calls.
+    """
     from models.decode import detections
     from models.runtimes import load_runtime
     from utils.runs import pick_device, pick_precision
     device = pick_device(args.device)
     precision, note = pick_precision(device, "half" if args.half else "fp32" if args.fp32 else "auto")
-    runtime = load_runtime(args.weights, device, precision, args.threads)
+    runtime = load_runtime(weights, device, precision, args.threads)
     classes = class_indices(args.classes, runtime.names)
-    limits = (args.conf_thres, args.iou_thres, args.max_det, classes)
-    return Detector(runtime, lambda runtime, maps: detections(maps, runtime.heads, *limits),
-                    lambda: load_runtime(args.weights, device, "fp32", args.threads), note)
+    return Detector(runtime, lambda runtime, maps: detections(
+        maps, runtime.heads, limits["conf"], limits["iou"], args.max_det, classes),
+        lambda: load_runtime(weights, device, "fp32", args.threads), note)
 
 
 @dataclass(frozen=True)

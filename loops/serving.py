@@ -72,19 +72,9 @@ class Loader:
 
     def __call__(self, path: str, limits: dict[str, float]) -> tuple["Detector", int]:
         """The detector of the weights at `path`, and the side of its input in px."""
-        from models.decode import detections
-        from models.runtimes import load_runtime
-        from utils.detector import Detector, class_indices
-        from utils.runs import pick_device, pick_precision
-        args = self._args
-        device = pick_device(args.device)
-        precision, note = pick_precision(device, "half" if args.half else "fp32" if args.fp32 else "auto")
-        runtime = load_runtime(path, device, precision, args.threads)
-        classes = class_indices(args.classes, runtime.names)
-        detector = Detector(runtime, lambda runtime, maps: detections(
-            maps, runtime.heads, limits["conf"], limits["iou"], args.max_det, classes),
-            lambda: load_runtime(path, device, "fp32", args.threads), note)
-        return detector, args.imgsz or runtime.imgsz
+        from loops.detecting import make_detector
+        detector = make_detector(self._args, path, limits)
+        return detector, self._args.imgsz or detector.runtime.imgsz
 
 
 class Networks:

@@ -19,6 +19,7 @@ import engine
 from data.dataset import DetectionSet
 from data.images import decode
 from data.loader import Loader, make_loader
+from loops.accuracy import VAL, evaluate
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
 from models.decode import detections
@@ -27,14 +28,13 @@ from models.runtimes import torch_runtime
 from models.spec import Net, to_json
 from utils import ddp, evaluation, runs
 from utils.errors import DiskError, EnvironmentFault
-from utils.inference import Finder, collect_detections
-from utils.metrics import Metrics, evaluate_detections
+from utils.inference import Finder
+from utils.metrics import Metrics
 from utils.optim import first_bad_layer
 from utils.plots import results_png
 from utils.run_log import RunLog
 
 SHOWN = ("map50", "map50_95", "precision", "recall", "f1")
-VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
 NOTES = "notes.txt"
 SAVE_TRIES = 3                                     # saves that may fail in a row before the run gives up
 
@@ -56,10 +56,8 @@ class Validator:
         names = self.dataset.coco.names
         runtime = torch_runtime(net, weights, names, self.dataset.imgsz, self.device, self.precision)
         finder = Finder(runtime, detections, range(len(names)), *VAL)
-        sizes = [(record.height, record.width) for record in self.dataset.coco.images]
-        found = collect_detections(self.loader, finder, sizes, progress=False, poll=self.poll)
-        truth = self.dataset.coco.ground_truth()
-        return evaluate_detections(truth, found, names, max_det=VAL[2]), finder, found
+        metrics, found = evaluate(finder, self.dataset, self.loader, progress=False, poll=self.poll)
+        return metrics, finder, found
 
     def metrics(self, net: Net, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         """map50, map50_95, precision, recall and f1 of a network, fractions; undefined ones are 0."""

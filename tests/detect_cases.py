@@ -1,6 +1,4 @@
 """A network set by hand that finds cells of pure colour and nothing else, and pictures with such cells."""
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +6,7 @@ import cv2
 import numpy as np
 
 import detect
-from utils import cli
+from tests.scripts import call
 from utils.video import VideoFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,19 +44,11 @@ def running(capsys, monkeypatch, tmp_path: Path) -> Iterator[Callable]:
     """Runs detect.py in this process: run(flag, ...) -> (exit code, stdout, stderr, run folder)."""
     def go(*flags: object) -> tuple[int, str, str, Path]:
         number = len(list((tmp_path / "out").glob("exp*"))) + 1
-        monkeypatch.setattr(sys, "argv", ["detect.py", *map(str, flags), "--project", str(tmp_path / "out"),
-                                          "--device", "cpu", "--threads", "1"])
-        code = 0
-        try:
-            cli.run(detect.main)
-        except SystemExit as end:
-            code = end.code
+        code = call(monkeypatch, detect.main, ["detect.py", *flags, "--project", tmp_path / "out",
+                                               "--device", "cpu", "--threads", 1])
         said = capsys.readouterr()
         return code, said.out, said.err, tmp_path / "out" / ("exp" if number == 1 else f"exp{number}")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield go
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def photo(height: int, width: int, cells: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from nets import randomised, small_net
 import benchmark
 from loops import benchmark_run
 from models.checkpoint import Checkpoint, save
-from utils import cli
+from tests.scripts import call
 from utils.bench_cases import STAGES
 from utils.bench_process import Worker, WorkerFailed
 
@@ -24,27 +24,20 @@ FAKE = ROOT / "tests" / "bench_fake.py"
 @pytest.fixture
 def bench(monkeypatch, capsys, tmp_path: Path):
     """Runs benchmark.py here with planted workers: bench(names, flag, ...) -> (code, out, err, report)."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     monkeypatch.setattr(benchmark_run, "SCRIPT", FAKE)
     monkeypatch.setattr(benchmark_run, "machine_taints", lambda *_: [])    # other tests may run beside this
 
     def go(names: list[str], *flags: object) -> tuple[int, str, str, dict]:
         for name in names:
             (tmp_path / name).write_bytes(b"12345")
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--weights", *(str(tmp_path / n) for n in names),
-                                          "--source", str(noise(tmp_path / "pictures")), "--device", "cpu",
-                                          "--project", str(tmp_path / "out"), *map(str, flags)])
-        code = 0
-        try:
-            cli.run(benchmark.main)
-        except SystemExit as end:
-            code = end.code
+        code = call(monkeypatch, benchmark.main, [
+            "benchmark.py", "--weights", *(tmp_path / n for n in names),
+            "--source", noise(tmp_path / "pictures"), "--device", "cpu", "--project", tmp_path / "out",
+            *flags])
         folder = max((tmp_path / "out").glob("exp*"), key=lambda p: p.stat().st_mtime_ns, default=tmp_path)
         path, said = folder / "benchmark.json", capsys.readouterr()
         return code, said.out, said.err, json.loads(path.read_text()) if path.is_file() else {}
-    yield go
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return go
 
 
 def test_every_case_is_measured_in_every_round_and_held_against_the_first(bench, tmp_path: Path):

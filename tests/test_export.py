@@ -21,7 +21,8 @@ from models.runtimes import Runtime, load_runtime, torch_runtime
 from models.spec import Net
 from models.to_onnx import to_onnx
 from tests.nets import random_keep, randomised, residual_net, small_net
-from utils import cli, runs
+from tests.scripts import call
+from utils import runs
 
 for library in ("onnx", "onnxruntime", "openvino", "ncnn"):
     pytest.importorskip(library, reason=f"needs {library} (requirements-export.txt)")
@@ -56,12 +57,7 @@ def run_script(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runs, "tune_cpu", lambda threads: None)
 
     def run(script, *words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["x.py", *map(str, words), "--project", str(tmp_path / "runs")])
-        try:
-            cli.run(script.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code
+        code = call(monkeypatch, script.main, ["x.py", *words, "--project", tmp_path / "runs"])
         return code, *capsys.readouterr()
     return run
 

@@ -24,27 +24,11 @@ from models.subnet import crop_kernels
 from models.zoo import substitute
 from tests.kills import KILLS, killed_often
 from tests.nets import small_net
-from utils import cli
+from tests.scripts import call
 from utils.search_rows import rank_agreement
 
 SEARCHED = ("mb3", "ds5")
 LABELS = ["33", "35", "53", "55"]
-
-
-def call(monkeypatch, main, words) -> int:
-    """The exit code of a script run in this process, whose signals and threads are put back."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    try:
-        cli.run(main)
-        return 0
-    except SystemExit as end:
-        return end.code
-    finally:
-        torch.set_num_threads(threads)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

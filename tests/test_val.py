@@ -1,7 +1,5 @@
 """val.py from flags to table, page and JSON: a perfect detector scores 1, the official weights their bar."""
 import json
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,8 @@ from data.locate import locate
 from models.checkpoint import Checkpoint, save
 from models.network import Network, initialise
 from models.zoo import build
-from utils import cli, runs
+from tests.scripts import call
+from utils import runs
 from utils.outputs import save_picture
 
 NAMES = ("bird", "DOG", "Cat")                             # the model's; the data set has cat and dog
@@ -56,19 +55,11 @@ def data(tmp_path_factory) -> Path:
 def run_val(monkeypatch, tmp_path, capsys):
     """Runs val.py as a script would, here: flags in, (exit code, what was printed, stderr) out."""
     monkeypatch.setattr(runs, "tune_cpu", lambda threads: None)
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def run(*flags: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["val.py", *map(str, flags), "--project", str(tmp_path / "runs")])
-        try:
-            cli.run(val.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code
+        code = call(monkeypatch, val.main, ["val.py", *flags, "--project", tmp_path / "runs"])
         return code, *capsys.readouterr()
-    yield run
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture
