@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from loops.assembly import assemble, make_loss, make_validator
 from loops.trainer import NOTES, Run
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
+from models.gates import gates_to_shut, mean_gates, without_gates
 from models.layout import strides
 from models.network import Network, initialise
 from models.runtimes import half_fault
@@ -35,7 +37,7 @@ from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
 CHECKED = 4                                        # pictures that half precision is tried on
-CALIBRATION = 64                                   # pictures that set the batch-norms of factorised layers
+CALIBRATION = 64                                   # pictures that set batch-norms of factors, and mean gates
 Say = Callable[[str], None]
 
 
@@ -132,8 +134,15 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
                say: Say) -> None:
     """Gives the model the layers it shares with a checkpoint.
 
-    On request, also factors of those it replaced.
+    Layers that have squeeze-excitation there and none here take their mean gates in. On request, also factors
+    of those it replaced.
     """
+    if shut := gates_to_shut(weights.net, model.net):
+        pictures = plain_pictures(train_set, CALIBRATION)
+        gates = mean_gates(weights.net, weights.state, pictures, shut)
+        net, state = without_gates(weights.net, weights.state, gates)
+        weights = dataclasses.replace(weights, net=net, state=state)
+        say(f"squeeze-excitation of {', '.join(shut)}: mean gates of {len(pictures)} pictures, as constants")
     state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
     say("\n".join(report_lines(report)))
     if factorise:

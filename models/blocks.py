@@ -54,8 +54,12 @@ class SE(nn.Module):
         super().__init__()
         self.reduce, self.expand = nn.Conv2d(channels, squeeze, 1), nn.Conv2d(squeeze, channels, 1)
 
+    def gate(self, x: Tensor) -> Tensor:
+        """What each channel of a picture is multiplied by: [B, C, H, W] -> [B, C, 1, 1], 0..1."""
+        return self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return x * self.gate(x)
 
 
 class MBConv(nn.Sequential):

@@ -1,9 +1,15 @@
 """Taking over weights: layers whole or not at all with the reason, and convolutions as factors."""
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from loops.prepare import start_from
 from models.checkpoint import Checkpoint
 from models.darknet import COCO_NAMES
+from models.gates import gates_to_shut, mean_gates, without_gates
 from models.layout import layout
 from models.network import Network, from_state, initialise
 from models.separate import calibrate, separate
@@ -48,8 +54,6 @@ def test_full_rank_factors_reproduce_the_convolution_they_came_from():
 
     With leaky slope 1 in effect the block is the convolution.
     """
-    from dataclasses import replace
-
     from models.zoo import substitute
     base = yolov3_tiny(2, act="linear")
     net = substitute(base, {"conv5": "mbconv"}, expansion=9, se=False)
@@ -121,3 +125,57 @@ def test_a_head_keeps_the_rows_of_classes_it_still_has():
         assert torch.equal(mine[:, 5], theirs[:, 5 + COCO_NAMES.index("cat")])
         assert torch.equal(mine[:, 6], fresh[:, 6])
         assert torch.equal(mine[:, 7], theirs[:, 5 + COCO_NAMES.index("person")])
+
+
+def test_gates_that_are_constant_are_taken_out_without_a_trace():
+    """With its weights at zero a gate is the same for all pictures: then the pass loses nothing."""
+    net = NETS["micro-yolo"]
+    state = {key: torch.zeros_like(value) if key.endswith("se.expand.weight") else value
+             for key, value in randomised(net, 3).state_dict().items()}
+    before = {key: value.clone() for key, value in state.items()}
+    pictures = torch.rand(2, 3, 64, 64)
+    shut = gates_to_shut(net, NETS["no squeeze"])
+    assert len(shut) == 7
+    small, smaller = without_gates(net, state, mean_gates(net, state, pictures, shut))
+    assert small == NETS["no squeeze"] and set(from_state(small, smaller).state_dict()) == set(smaller)
+    for exact, shrunk in zip(from_state(net, state)(pictures), from_state(small, smaller)(pictures)):
+        torch.testing.assert_close(shrunk, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+    assert all(torch.equal(state[key], before[key]) for key in before)
+
+
+def test_a_mean_gate_is_what_the_gates_of_the_pictures_come_to():
+    """One picture has one gate a channel, so taking it out is exact for that picture and for no other."""
+    net = NETS["residual"]
+    state, pictures = randomised(net, 4).state_dict(), torch.rand(2, 3, 64, 64)
+    pictures[1] *= 0.1                                     # a dark one, whose gates are others
+    plain = tuple(replace(layer, squeeze=0) if layer.name == "mb3" else layer for layer in net)
+    assert gates_to_shut(net, plain) == ("mb3",)
+    small, smaller = without_gates(net, state, mean_gates(net, state, pictures[:1], ("mb3",)))
+    whole, shut = from_state(net, state)(pictures), from_state(small, smaller)(pictures)
+    for exact, shrunk in zip(whole, shut):
+        near, far = ((shrunk - exact)[i].abs().max() for i in range(2))
+        assert near < 1e-5 * exact.abs().max() and far > 20 * near
+
+
+class Pictures(list):
+    """What start_from reads of a data set: plain pictures uint8 [S, S, 3] and the classes' names."""
+
+    coco = SimpleNamespace(names=tuple("abcd"))
+
+    def plain(self, at: int) -> np.ndarray:
+        return self[at]
+
+
+def test_a_network_without_squeeze_excitation_starts_from_one_that_has_it():
+    """Not fresh: with the mean gates of the training pictures in its projections, and said."""
+    net, plain, said = NETS["micro-yolo"], NETS["no squeeze"], []
+    source = Checkpoint(net, randomised(net, 5).state_dict(), tuple("abcd"))
+    pictures = Pictures(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
+    model = Network(plain)
+    start_from(model, source, pictures, False, said.append)
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    gates = mean_gates(net, source.state, stacked, gates_to_shut(net, plain))
+    _, expected = without_gates(net, source.state, gates)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert any("mean gates of 3 pictures" in line for line in said) and "13 of 13 layers" in "".join(said)
+
