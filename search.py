@@ -59,6 +59,8 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--random", type=int, default=2,
         help="networks drawn a step of --one-shot, beside the largest and the smallest")
     add("--against", type=Path, metavar="JSON", help="compare the ranks with another search's record")
+    add("--known", type=Path, metavar="JSON",
+        help="record of the same search, whose run folder may be gone: its trials are not trained again")
     add("--save-json", metavar="NAME", help="also write the record to results/NAME.json")
 
 
@@ -99,12 +101,13 @@ def check_manner(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.one_shot:
         for bad, flag in ((len(args.ops or ()) > 1, "several --ops"), (args.sampler, "--sampler"),
                           (len(args.kernels) < 2, "a single kernel"), (args.seeds > 1, "--seeds"),
-                          (args.storage or args.study, "--storage and --study")):
+                          (args.storage or args.study, "--storage and --study"), (args.known, "--known")):
             if bad:
                 parser.error(f"{flag} and --one-shot do not go together: it trains one network whose kernels "
                              "are cut, once, in one run folder")
-    if args.against is not None and not args.against.is_file():
-        parser.error(f"--against {args.against}: no such file; give a result.json of search.py")
+    for name, given in (("against", args.against), ("known", args.known)):
+        if given is not None and not given.is_file():
+            parser.error(f"--{name} {given}: no such file; give a result.json of search.py")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import zlib
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +25,16 @@ from models.spec import Net, to_json
 from models.subnet import with_kernels
 from models.zoo import substitute
 from utils import runs
+from utils.errors import UsageError
 from utils.search_rows import ACCURACY, directions
 from utils.storage import alone
 from utils.study import Point, Queue
 
 # Flags that say where and how a search runs and is reported, not what its values are.
 FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json", "save_minutes", "against",
-        "storage", "study")
+        "storage", "study", "known")
+# What a record must say of a search for its trials to be taken as known.
+SAME = ("layers", "kernels", "ops", "epochs", "imgsz", "cfg", "separate", "weights", "data", "objectives")
 TIMED, TIMED_PICTURES = 50, 16                     # rounds of a latency, and pictures they take in turn
 State = dict[str, Tensor]
 
@@ -54,12 +57,16 @@ def choice_of(row: dict) -> Choice:
 
 @dataclass
 class Search:
-    """What a search stands on: the tuner, the flags, the network it varies, the weights all start from."""
+    """What a search stands on: the tuner, the flags, the network it varies, the weights all start from.
+
+    known: (label, seed) -> row of an earlier search of the same things.
+    """
 
     tuner: Tuner
     args: argparse.Namespace
     base: Net
     weights: checkpoints.Checkpoint | None
+    known: dict[tuple[str, int], dict] = field(default_factory=dict)
 
     @classmethod
     def open(cls, args: argparse.Namespace) -> Search:
@@ -68,6 +75,7 @@ class Search:
         Workers of one search share the folder and come in one after the other. Raises as Tuner.open does, and
         ModelError for layers that are not there or hold no kernels.
         """
+        known = known_trials(args)
         same = {name: value for name, value in vars(args).items() if name not in FREE}
         Path(args.project).mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -79,7 +87,7 @@ class Search:
             tuner = Tuner.open(args, claim, alone=args.one_shot)
         base, weights = choose_net(args, tuner.train_set, tuner.say)
         substitute(base, kernels=dict.fromkeys(args.layers, args.kernels[0]))  # a layer that is not there
-        return cls(tuner, args, base, weights)
+        return cls(tuner, args, base, weights, known)
 
     @property
     def score(self) -> str:
@@ -150,6 +158,26 @@ class Search:
         own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
         return Queue(args.storage or own, study + name, space, directions(args.objectives), settings,
                      folder / "workers", trials, args.seed)
+
+
+def known_trials(args: argparse.Namespace) -> dict[tuple[str, int], dict]:
+    """(Label, seed) -> row of the record that --known names; empty without it.
+
+    Raises DataError for a file that is no record of a search, UsageError for one of another search. Paths are
+    compared by their last part: the record may come from another machine.
+    """
+    if args.known is None:
+        return {}
+    record = runs.read_record("--known", args.known, "search")
+    mine = {**vars(args), "kernels": sorted(args.kernels)}
+
+    def plain(values: dict, key: str) -> object:
+        value = values.get(key)
+        return Path(value).name if value and key in ("cfg", "weights", "data") else value
+    if other := [key for key in SAME if plain(record, key) != plain(mine, key)]:
+        raise UsageError(f"--known {args.known}: a search with " + ", ".join(
+            f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))
+    return {(row["label"], row["seed"]): row for row in record["trials"]}
 
 
 def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Point]:

@@ -44,17 +44,13 @@ def trained(search: Search, queue: Queue | None,
     try:
         while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
             choice, seed = meaning(point)
-            name, net = f"trials/k{choice.label}-s{seed}", search.net(choice)
-            tuner.say(f"{choice.label}  seed {seed}  {parameters(net):,} parameters")
             try:
-                start = {} if tuner.done(name) else search.start(net, seed)
-                found = tuner.tune(net, start, name, args.epochs, seed=seed)
+                row = search.known.get((choice.label, seed)) or trial(search, choice, seed)
             except NumericError as error:          # it would end the same way again
                 row = {"label": choice.label, "kernels": choice.kernels, "ops": choice.ops, "seed": seed}
                 if queue:
                     queue.drop({**row, "error": str(error)})
                 continue
-            row = search.row(choice, net, found.state, found.metrics, seed, found.epochs, found.seconds)
             if queue:
                 queue.finish(values_of(row, args.objectives), row)
         records = tuner.share(queue.records() if queue else None)
@@ -66,6 +62,15 @@ def trained(search: Search, queue: Queue | None,
         if queue:
             queue.close()
     return [r for r in records if "error" not in r], [r for r in records if "error" in r]
+
+
+def trial(search: Search, choice: Choice, seed: int) -> dict:
+    """The row of a choice, trained here, or read where that is done already."""
+    tuner, name, net = search.tuner, f"trials/k{choice.label}-s{seed}", search.net(choice)
+    tuner.say(f"{choice.label}  seed {seed}  {parameters(net):,} parameters")
+    start = {} if tuner.done(name) else search.start(net, seed)
+    found = tuner.tune(net, start, name, search.args.epochs, seed=seed)
+    return search.row(choice, net, found.state, found.metrics, seed, found.epochs, found.seconds)
 
 
 def waiting(tuner: Tuner) -> Callable[[int], None]:

@@ -146,6 +146,22 @@ def test_a_search_killed_often_comes_to_the_same_answer(root, tiny, shared_searc
                  lambda name: compare(folder / name, shared_search[0]), KILLS, root, (3.0, 7.0))
 
 
+def test_a_search_takes_the_trials_of_its_record(root, tiny, shared_search, monkeypatch, capsys):
+    earlier = record(shared_search[0])
+    command = words(tiny, tiny / "runs", "--name", "known", "--seeds", 2, "--repeat-best", 2, "--known",
+                    shared_search[0] / "result.json")
+    monkeypatch.chdir(root)
+    assert call(monkeypatch, search.main, command) == 0
+    found, kept = record(tiny / "runs" / "known"), {(r["label"], r["seed"]): r for r in earlier["trials"]}
+    trained = {(path.name[1:3], 1) for path in (tiny / "runs" / "known" / "trials").iterdir()}
+    again = {(r["label"], r["seed"]): r for r in found["trials"]}
+    assert len(trained) == 1 and again.keys() == kept.keys() | trained, "one choice had no second seed yet"
+    assert all(again[key] == row for key, row in kept.items())
+    capsys.readouterr()
+    assert call(monkeypatch, search.main, [*command, "--epochs", "3"]) == 2
+    assert "epochs 2 where now it is 3" in capsys.readouterr().err
+
+
 def compare(folder: Path, other: Path) -> None:
     assert essence(record(folder)) == essence(record(other))
     assert not list(folder.parent.glob(f"{folder.name}2")), "the same command began anew instead of going on"
@@ -189,11 +205,11 @@ BAD = [("--kernels 3", "one kernel"), ("--kernels 3 --ops conv", "nothing to sea
        ("--trials 0 --sampler tpe", "--trials 0: needs 1 or more"),
        ("--objectives params", "needs map50 or map50_95"), ("--seeds 0", "--seeds 0: needs 1 or more"),
        ("--repeat-best 0", "--repeat-best 0"), ("--one-shot --ops conv mbconv", "several --ops and --one"),
-       ("--one-shot --kernels 5", "a single kernel and --one-shot"),
-       ("--one-shot --seeds 2", "--seeds and --one-shot"),
+       ("--one-shot --kernels 5", "a single kernel and --one-shot"), ("--epochs 0", "--epochs 0"),
+       ("--one-shot --seeds 2", "--seeds and --one-shot"), ("--lr 0", "--lr 0"),
        ("--one-shot --sampler grid", "--sampler and --one-shot"), ("--one-shot --random -1", "--random -1"),
-       ("--one-shot --study a", "--storage and --study"), ("--against no.json", "no such file"),
-       ("--separate", "--separate needs --weights"), ("--epochs 0", "--epochs 0"), ("--lr 0", "--lr 0")]
+       ("--one-shot --study a", "--storage and --study"), ("--against no.json", "no.json: no such file"),
+       ("--known no.json", "no.json: no such file"), ("--separate", "--separate needs --weights")]
 
 
 @pytest.mark.parametrize(("flags", "said"), BAD, ids=[flags for flags, _ in BAD])

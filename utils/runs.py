@@ -4,6 +4,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import math
 import os
 import platform
 import signal
@@ -76,10 +77,19 @@ def lock(folder: Path) -> io.TextIOBase:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes JSON whole or not at all; numbers that JSON does not have (infinite, not a number) as null."""
     part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_record(flag: str, path: Path, kind: str) -> dict:
