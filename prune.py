@@ -46,6 +46,7 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--epochs-per-step", type=int, default=20, help="fine-tuning epochs after each step (paper: 20)")
     add("--sixteenths", type=float, default=1.0, help="of a layer's channels that a step takes (paper: 1)")
     add("--tolerance", type=float, default=0.5, help="points a step may lose (paper: 0.5)")
+    add("--metric", choices=("map50", "map50_95"), default="map50", help="what the tolerance is held against")
     add("--reference", choices=("original", "layer", "previous"), default="layer",
         help="what a step's loss is counted against: the unpruned network, the network before this layer's "
              "first step, or before this step (the paper does not say)")
@@ -103,15 +104,13 @@ def main() -> None:
     from loops.prune_plan import Log, Plan, arrived, target_words
     from loops.prune_report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
     from loops.pruning import Bench, progressive
-    from loops.tuning import Tuner
+    from loops.tuning import Tuner, claim
     from models import checkpoint as checkpoints
     from models.shrink import prunable
-    from utils import runs
     parent = checkpoints.load(args.weights)
     units, reasons = prunable(parent.net, args.cut, args.sixteenths)
     units = chosen_units(units, reasons, args.layers)
-    same = {name: value for name, value in vars(args).items() if name not in FREE}
-    tuner = Tuner.open(args, lambda: runs.claim_run(args.project, args.name, same))
+    tuner = Tuner.open(args, lambda: claim(args, FREE))
     try:
         own = {f.name: getattr(args, f.name) for f in fields(Plan) if hasattr(args, f.name)}
         now = parent_cost(tuner, parent, args.until)

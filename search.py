@@ -22,6 +22,7 @@ def parse() -> argparse.Namespace:
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={
         "imgsz": 416, "batch-size": 16, "epochs": 20, "project": "runs/search"})
     training_flags.add_training_flags(parser.add_argument)
+    parser.set_defaults(metric="map50")            # a trial is measured once, at its end: none is its best
     add_own_flags(parser)
     args = parser.parse_args()
     training_flags.check_ranges(parser, args)

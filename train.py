@@ -44,6 +44,7 @@ def add_own_flags(add: Callable) -> None:
              "of the same name")
     add("--fit-anchors", action="store_true", help="fit the heads' anchors to the training boxes by k-means")
     add("--teacher", help="checkpoint with the same heads and classes whose answers are learned as well")
+    add("--metric", choices=("map50", "map50_95"), default="map50", help="what the best network is best at")
     add("--val-interval", type=int, default=1,
         help="epochs between validations; the last one always validates")
     add("--no-report", action="store_true", help="no plots and no report.html at the end")

@@ -47,6 +47,7 @@ class Measured:
     counts: dict[str, float]
     matches: Matches                                       # of the first seed
     first: float                                           # AP50 of the first seed
+    seeds: tuple[float, ...] = ()                          # the plan's metric, seed by seed
 
 
 class Drop(NamedTuple):
@@ -73,13 +74,13 @@ class Log:
     def step(self, group: list[Unit], net: Net, reached: Measured, lost: Drop, good: bool, why: str,
              seconds: float) -> None:
         """Writes and prints one step."""
-        width, plan = widths(net), self.plan
-        first = group[0]
-        label = first.group if len(group) == 1 else "all layers"
-        taken = round(PARTS * (first.original - width[first.group]) / first.original, 2)
+        plan, label = self.plan, group[0].group if len(group) == 1 else "all layers"
+        width, original = sum(widths(net)[u.group] for u in group), sum(u.original for u in group)
+        taken = round(PARTS * (original - width) / original, 2)
         self.rows.append({
-            "step": len(self.rows) + 1, "layer": label, "sixteenths": taken, "width": width[first.group],
-            **reached.metrics, "drop": round(lost.points, 3),
+            "step": len(self.rows) + 1, "layer": label, "sixteenths": taken, "width": width,
+            **reached.metrics, **({"seeds": reached.seeds} if plan.seeds > 1 else {}),
+            "drop": round(lost.points, 3),
             "interval": lost.interval and [round(v, 3) for v in lost.interval], "accepted": good, "why": why,
             "epochs": plan.epochs * plan.seeds, "seconds": round(seconds, 1),
             "parameters": reached.counts["params"], "macs": reached.counts["macs"],
@@ -87,7 +88,8 @@ class Log:
         self.say(f"step {len(self.rows):3}  {label:12} {taken:g}/16  "
                  f"{plan.metric} {reached.metrics[plan.metric]:.4f}  "
                  f"{reached.counts['params'] / 1e6:.3f} M  {reached.counts['macs'] / 1e9:.3f} GMACs  "
-                 f"{'stands' if good else 'refused'}: {why}  ({seconds:.0f} s)")
+                 f"{'stands' if good else 'refused'}: {why}  ({seconds:.0f} s)"
+                 + (f"  seeds {', '.join(f'{v:.4f}' for v in reached.seeds)}" if plan.seeds > 1 else ""))
 
     def stop(self, group: list[Unit], why: str) -> None:
         """Leaves the units alone from now on."""

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from loops.prune_plan import REFERENCES, Log, Measured, Plan, cost
+from loops.prune_plan import REFERENCES, Log, Measured, Plan, arrived, cost, target_words
 from loops.pruning import Bench, remembered_latency, sample_pictures
 from loops.tuning import Tuner
 from models import checkpoint as checkpoints
@@ -136,6 +136,7 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
     record = {"kind": "prune", "data": str(args.data), "imgsz": args.imgsz,
               "parent": {"weights": str(args.weights), **before},
               "child": {"weights": f"{folder.name}/weights/{best.name}", **after},
+              "net": to_json(new.net),
               "choices": choices(bench.plan, args), "layers": rows, "steps": log.rows,
               "ended": log.ended or "no layer is left", "epochs": sum(row["epochs"] for row in log.rows),
               "speed": speed, "environment": runs.environment()}
@@ -146,7 +147,8 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
         runs.write_json(Path("results") / f"{args.save_json}.json", record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
     print("\n".join(("", *step_lines(log.rows, metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
-                     *last_words(metric, before, after, record["epochs"]), str(best))))
+                     *last_words(metric, before, after, record["epochs"]),
+                     *cautions(bench.plan, child[1]), str(best))))
 
 
 def choices(plan: Plan, args: argparse.Namespace) -> dict:
@@ -162,3 +164,14 @@ def last_words(metric: str, before: dict, after: dict, epochs: int) -> list[str]
     return [f"{metric} {before[metric]:.4f} -> {after[metric]:.4f} ({lost:+.2f} lost), {epochs} epochs",
             *(f"{name:12} {before[name]:>15,} -> {after[name]:>15,}  ({after[name] / before[name] - 1:+.1%})"
               for name in ("parameters", "stored", "macs", "loose_macs"))]
+
+
+def cautions(plan: Plan, child: Measured) -> list[str]:
+    """What the figures alone would not tell: a target that was missed, weights that are those of one seed."""
+    out = []
+    if plan.until and not arrived(plan, child.counts):
+        out.append(f"the target was NOT reached: {target_words(plan, child.counts)}")
+    if plan.seeds > 1:
+        out.append(f"figures are the mean of {plan.seeds} seeds; the weights are those of the first, whose "
+                   f"AP50 is {child.first:.4f}")
+    return out

@@ -76,7 +76,8 @@ class Bench:
                  for s, n in enumerate(names)]
         mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in SHOWN}
         first = tries[0]
-        reached = self.measure(first.net, first.state, mean)
+        reached = replace(self.measure(first.net, first.state, mean),
+                          seeds=tuple(t.metrics[self.plan.metric] for t in tries))
         if "latency" in dict(self.plan.until):
             ms = remembered_latency(self.tuner, first.net, first.state, name)
             reached = replace(reached, counts={**reached.counts, "latency": ms})

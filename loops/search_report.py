@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loops.search_space import Search, choice_of
+from loops.search_space import TRAINED_BY, Search, choice_of
 from loops.searching import cut, train_supernet
 from loops.tuning import RECALIBRATION
 from models import checkpoint as checkpoints
@@ -13,6 +13,7 @@ from utils.errors import NumericError
 from utils.search_plots import figure4_png
 from utils.search_rows import (
     best_of,
+    between_seeds,
     front,
     rank_agreement,
     spread,
@@ -67,9 +68,11 @@ def make_record(search: Search, rows: list[dict], failed: list[dict], against: d
         "kind": "search", "method": method, "layers": args.layers, "kernels": sorted(args.kernels),
         "ops": args.ops, "epochs": args.epochs, "imgsz": args.imgsz, "data": args.data, "seed": args.seed,
         "weights": args.weights, "cfg": args.cfg, "separate": args.separate,
+        "training": {key: getattr(args, key) for key in TRAINED_BY},
         "objectives": args.objectives, "trials": rows, "failed": failed,
         "best": best_of(rows, search.score), "front": front(rows, args.objectives),
-        "repeats": spread(rows, search.score), "cost_epochs": cost_epochs(search, rows)}
+        "repeats": spread(rows, search.score), "between_seeds": between_seeds(rows, search.score),
+        "cost_epochs": cost_epochs(search, rows)}
     if args.one_shot:
         record |= {"networks_a_step": args.random + 2, "recalibration_pictures":
                    len(rows) * min(RECALIBRATION, len(search.tuner.train_set))}
@@ -113,6 +116,10 @@ def lines(search: Search, record: dict) -> list[str]:
     out = ["", *table_lines(rows, search.score, record["best"], marked), ""]
     out += [f"failed: {row['label']} seed {row['seed']}: {row['error']}" for row in record["failed"]]
     out += spread_lines(record["repeats"], search.score)
+    if found := record["between_seeds"]:
+        out.append(f"between two seeds of {found['n']} choices: Spearman rho {number(found['spearman'])}; "
+                   f"{100 * found['explained']:.0f} % of what the choices differ by is theirs, the rest is "
+                   "the seed's chance: no other ranking can be expected to agree better than that")
     if several:
         out.append(f"{len(marked)} on the front of {', '.join(record['objectives'])}: "
                    + ", ".join(rows[i]["label"] for i in marked))
@@ -123,11 +130,16 @@ def lines(search: Search, record: dict) -> list[str]:
                f"{best['parameters']:,} parameters; cost: {cost}")
     if "rank" in record:
         rank = record["rank"]
-        values = [f"{name} {'undefined' if value is None else format(value, '.3f')}" for name, value
-                  in (("Kendall tau", rank["kendall"]), ("Spearman rho", rank["spearman"]))]
+        values = [f"{name} {number(rank[key])}" for name, key
+                  in (("Kendall tau", "kendall"), ("Spearman rho", "spearman"))]
         out.append(f"ranks against {rank['against']}: {', '.join(values)}, n {rank['n']}; "
                    f"{rank['cost_epochs']} epochs against {rank['against_cost_epochs']}")
     if not (folder / "best" / "best.pt").is_file():
         out.append("the best trial was trained on another machine; its weights are there, in the run folder "
                    f"trials/k{best['label']}-s{best['seed']}")
     return [*out, str(folder / "best")]
+
+
+def number(value: float | None) -> str:
+    """A correlation as text."""
+    return "undefined" if value is None else f"{value:.3f}"

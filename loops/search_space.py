@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loops.assembly import data_hash
 from loops.prepare import choose_net, start_from
-from loops.tuning import Tuner, plain_pictures
+from loops.tuning import Tuner, claim, plain_pictures
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
 from models.network import Network, initialise
@@ -35,6 +35,8 @@ FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json",
         "storage", "study", "known")
 # What a record must say of a search for its trials to be taken as known.
 SAME = ("layers", "kernels", "ops", "epochs", "imgsz", "cfg", "separate", "weights", "data", "objectives")
+TRAINED_BY = ("fit_anchors", "batch_size", "optimizer", "lr", "final_lr", "momentum", "weight_decay",
+              "warmup_epochs", "nominal_batch", "augment", "close_mosaic", "multi_scale", "box", "obj", "cls")
 TIMED, TIMED_PICTURES = 50, 16                     # rounds of a latency, and pictures they take in turn
 State = dict[str, Tensor]
 
@@ -76,15 +78,14 @@ class Search:
         ModelError for layers that are not there or hold no kernels.
         """
         known = known_trials(args)
-        same = {name: value for name, value in vars(args).items() if name not in FREE}
         Path(args.project).mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
-            def claim() -> Path:
+            def own() -> Path:
                 with alone(Path(args.project) / ".claim.lock"):
-                    folder = runs.claim_run(args.project, args.name, same)
+                    folder = claim(args, FREE)
                 held.enter_context(alone(folder / ".open.lock"))
                 return folder
-            tuner = Tuner.open(args, claim, alone=args.one_shot)
+            tuner = Tuner.open(args, own, alone=args.one_shot)
         base, weights = choose_net(args, tuner.train_set, tuner.say)
         substitute(base, kernels=dict.fromkeys(args.layers, args.kernels[0]))  # a layer that is not there
         return cls(tuner, args, base, weights, known)
@@ -174,7 +175,9 @@ def known_trials(args: argparse.Namespace) -> dict[tuple[str, int], dict]:
     def plain(values: dict, key: str) -> object:
         value = values.get(key)
         return Path(value).name if value and key in ("cfg", "weights", "data") else value
-    if other := [key for key in SAME if plain(record, key) != plain(mine, key)]:
+    record |= record.get("training", {})           # older records do not tell how they trained
+    told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
+    if other := [key for key in told if plain(record, key) != plain(mine, key)]:
         raise UsageError(f"--known {args.known}: a search with " + ", ".join(
             f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))
     return {(row["label"], row["seed"]): row for row in record["trials"]}

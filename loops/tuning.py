@@ -5,7 +5,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 import engine
 from data.dataset import DetectionSet
+from data.locate import locate
 from loops.assembly import assemble, make_validator
 from loops.prepare import enter, plain_pictures, read_sets
 from loops.trainer import SHOWN, Run, Validator
 from models import checkpoint as checkpoints
+from models.artifact import digest
 from models.decode import head_specs
 from models.layout import strides
 from models.loss import DetectionLoss
@@ -38,6 +40,22 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]                              # map50, map50_95, precision, recall, f1: fractions
     epochs: int
     seconds: float
+
+
+def claim(args: argparse.Namespace, free: Sequence[str]) -> Path:
+    """The run folder of these flags, those in `free` apart, and of what their files hold.
+
+    The same command goes on in it. Where the weights, the net.json or the annotations were changed meanwhile,
+    finished trainings of the old ones would be taken for the new ones': then it is another folder.
+    """
+    where, held = locate(args.data), {}
+    files = {"weights": args.weights, "cfg": getattr(args, "cfg", None), "train": where.train.json,
+             "val": where.val.json}
+    for flag, path in files.items():
+        if path and Path(path).is_file():
+            held[flag] = digest(path)
+    same = {name: value for name, value in vars(args).items() if name not in free}
+    return runs.claim_run(args.project, args.name, {**same, "content": held})
 
 
 class Tuner:

@@ -14,7 +14,7 @@ from models.count import parameters
 from models.layout import widths
 from models.network import Network, initialise
 from models.shrink import Unit, prunable
-from models.spec import to_json
+from models.spec import from_json, to_json
 from tests.kills import KILLS, killed_often
 from tests.nets import small_net
 
@@ -193,6 +193,19 @@ def test_two_processes_cut_the_same_channels_as_one(parent):
     assert a.net == b.net and len(one["steps"]) == len(two["steps"]) == 1
     for key in a.state:
         torch.testing.assert_close(a.state[key], b.state[key], rtol=1e-3, atol=1e-4)
+
+
+def test_all_layers_in_rounded_steps_of_two_seeds_tell_what_the_mean_hides(parent):
+    """Widths of 8 and 16 are multiples of 8 already: the row counts all layers, of which one was cut."""
+    done = run(*command(parent, "wide", "--scope", "network", "--round-to", "8", "--sixteenths", "4",
+                        "--seeds", "2", "--tolerance", "0", "--order", "back", "--until", "params=1%"))
+    assert done.returncode == 0, done.stderr
+    (record, child), row = answer(parent, "wide"), answer(parent, "wide")[0]["steps"][0]
+    assert (row["layer"], row["width"]) == ("all layers", 48) and row["sixteenths"] == round(16 * 8 / 56, 2)
+    assert row["map50"] == pytest.approx(sum(row["seeds"]) / 2) and len(row["seeds"]) == 2
+    assert "the target was NOT reached: params" in done.stdout and "the mean of 2 seeds" in done.stdout
+    whole = json.loads((parent / "runs" / "wide" / "result.json").read_text())
+    assert from_json(whole["net"]) == child.net and record["choices"]["order"] == "back"
 
 
 def test_a_scan_measures_every_layer_and_orders_them(parent):

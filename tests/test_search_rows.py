@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from data.scenes import make_scenes
 from loops.search_space import Search, candidates
 from loops.searching import trained
-from loops.tuning import Outcome
+from loops.tuning import Outcome, claim
 from models.checkpoint import Checkpoint
 from models.count import parameters
 from models.network import from_state
@@ -18,7 +19,16 @@ from models.zoo import substitute
 from tests.nets import randomised, small_net
 from utils.errors import DataError, NumericError
 from utils.search_plots import figure4_png
-from utils.search_rows import best_of, front, rank_agreement, ranked, spread, table_lines, trials_csv
+from utils.search_rows import (
+    best_of,
+    between_seeds,
+    front,
+    rank_agreement,
+    ranked,
+    spread,
+    table_lines,
+    trials_csv,
+)
 from utils.study import Queue
 
 SEARCHED = ("mb3", "ds5")
@@ -105,6 +115,39 @@ def test_ranks_agree_as_counted_by_hand():
     assert rank_agreement(mine, [row(r["label"], .5) for r in mine])["kendall"] is None
     with pytest.raises(DataError, match="2 choices"):
         rank_agreement(mine, other[:2])
+
+
+def test_the_noise_ceiling_is_that_of_the_repeated_choices():
+    once = [row("33", .1), row("35", .2), row("53", .3), row("55", .6)]
+    assert between_seeds(once, "map50") is None
+    found = between_seeds([*once, row("55", .4, seed=1), row("33", .2, seed=1)], "map50")
+    # Variances over seeds: .02 and .005, one degree of freedom each; of the first seeds .14 / 3.
+    assert (found["n"], found["spearman"]) == (2, None)
+    assert found["seed_std"] == pytest.approx(.0125 ** .5)
+    assert found["choice_std"] == pytest.approx((.14 / 3) ** .5)
+    assert found["explained"] == pytest.approx(1 - .0125 / (.14 / 3))
+    again = [row(r["label"], v, seed=1) for r, v in zip(once, (.2, .1, .4, .3))]
+    assert between_seeds([*once, *again], "map50")["spearman"] == pytest.approx(.6)
+    chance = [*once, *(row(r["label"], 1 - r["map50"], seed=1) for r in once)]
+    assert between_seeds(chance, "map50")["explained"] == 0
+
+
+def test_a_run_folder_is_gone_on_with_only_while_its_files_hold_the_same(tmp_path):
+    """Else the finished trainings of an overwritten parent would be taken for the new one's."""
+    make_scenes(tmp_path / "set", train=2, val=1, size=160, seed=0)
+    weights = tmp_path / "parent.pt"
+    weights.write_bytes(b"one")
+    args = SimpleNamespace(data=str(tmp_path / "set"), weights=str(weights), project=str(tmp_path / "runs"),
+                           name="exp", threads=1)
+    first = claim(args, ("threads", "project", "name"))
+    args.threads = 2
+    assert claim(args, ("threads", "project", "name")) == first
+    weights.write_bytes(b"two")
+    second = claim(args, ("threads", "project", "name"))
+    assert second.name == "exp2"
+    annotations = tmp_path / "set" / "annotations" / "instances_val.json"
+    annotations.write_text(annotations.read_text() + " ")
+    assert claim(args, ("threads", "project", "name")).name == "exp3"
 
 
 def test_the_front_is_what_nothing_beats():

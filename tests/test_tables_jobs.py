@@ -172,8 +172,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, "--profile", "smoke", "--dry-run", "--only", "table3", "figure4") == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()] == ["train-micro-yolo", "search", "prune", "to"]
-    assert "3 jobs, 11 epochs, about" in out and not list(tmp_path.iterdir())
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "train-mixed-3", "train-micro-yolo", "search", "prune", "to"]
+    assert "4 jobs, 14 epochs, about" in out and not list(tmp_path.iterdir())
     assert command(monkeypatch, "--profile", "coco", "--dry-run") == 0
     assert "GPU-hours (assumed: 600 pictures a second on one GPU" in capsys.readouterr().out
     assert command(monkeypatch, "--profile", "coco", "--dry-run", "--only", "table1") == 0

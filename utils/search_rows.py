@@ -84,6 +84,32 @@ def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map
     return {"kendall": tau, "spearman": rho, "n": len(both)}
 
 
+def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | None] | None:
+    """The noise ceiling of a ranking: how far one seed's ranks can be told from chance; None without repeats.
+
+    n: choices with several seeds. spearman: of their first two seeds, None for fewer than three choices.
+    seed_std: spread of one choice over seeds, pooled. choice_std: spread of all choices' first seeds, which
+    holds both. explained: 1 - (seed_std / choice_std)^2, at least 0, the share of that variance which is
+    the choices' own (reliability); the expected correlation of two seeds' values. Where only the best were
+    repeated, they were chosen for a lucky first seed, which makes seed_std look a little larger than it is.
+    """
+    from scipy.stats import spearmanr
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["label"], []).append(row[score])
+    repeated = [found for found in values.values() if len(found) > 1]
+    if not repeated:
+        return None
+    freedom = sum(len(found) - 1 for found in repeated)
+    within = sum(statistics.variance(found) * (len(found) - 1) for found in repeated) / freedom
+    total = statistics.variance([found[0] for found in values.values()]) if len(values) > 1 else 0.0
+    pairs = [found[0] for found in repeated], [found[1] for found in repeated]
+    constant = any(len(set(side)) == 1 for side in pairs)
+    return {"n": len(repeated), "seed_std": within ** 0.5, "choice_std": total ** 0.5,
+            "spearman": None if len(repeated) < 3 or constant else float(spearmanr(*pairs).statistic),
+            "explained": max(0.0, 1 - within / total) if total else 0.0}
+
+
 def _means(rows: Sequence[Row], score: str) -> dict[tuple, float]:
     """(Kernels, block types) -> mean score over seeds."""
     found: dict[tuple, list[float]] = {}

@@ -125,7 +125,9 @@ def kernels_table(source: Source) -> Table:
     for point in sorted(points, key=lambda p: -p["map50"]):
         mine = {**point, "map50": 100 * point["map50"], "kernels": None}
         rows.append((point["label"], _row(source, "figure4", "", columns, mine)))
-    answer = ",".join(map(str, {**KERNELS, **points[best]["kernels"]}.values())) if points else None
+    found = points[best]["kernels"] if points else {}
+    answer = (",".join(str(found[layer]) for layer in KERNELS) if found.keys() >= KERNELS.keys() else
+              ", ".join(f"{layer} {kernel}" for layer, kernel in found.items()) or None)
     rows.append(("layers 3, 5, 7, 9, 11", _row(source, "figure4", "best", columns, {"kernels": answer})))
     how = "no search yet"
     if record:

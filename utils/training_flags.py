@@ -30,7 +30,6 @@ def add_training_flags(add: Callable) -> None:
     add("--obj", type=float, default=1.0, help="weight of the objectness loss")
     add("--cls", type=float, default=1.0, help="weight of the class loss")
     add("--distill", type=float, default=1.0, help="weight of the teacher's part in the loss")
-    add("--metric", choices=("map50", "map50_95"), default="map50", help="what the best network is best at")
     add("--save-minutes", type=float, default=5.0, help="minutes between saves within an epoch")
 
 
