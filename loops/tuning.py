@@ -26,7 +26,7 @@ from models.network import Network
 from models.recalibrate import recalibrate
 from models.spec import Net
 from utils import ddp, runs
-from utils.errors import DiskError, EnvironmentFault, UsageError
+from utils.errors import DiskError, UsageError
 
 RECALIBRATION = 256                                # pictures that batch-norm statistics are taken from anew
 NEW = {"val_interval": 0, "no_report": True, "resume": None, "accept": False}
@@ -168,9 +168,12 @@ class Tuner:
         if note:
             self.say(f"warning: {note}")
         lost = [key for key, value in run.guard.items() if found.training["guard"].get(key) != value]
-        if lost:
-            raise EnvironmentFault(f"{run.folder}: the unfinished training was begun with other "
-                                   f"{', '.join(lost)}; restore that, or start anew with another --name")
+        if lost:                                           # another machine's, say, which died here
+            self.say(f"{run.folder.name}: its unfinished training was begun with other {', '.join(lost)}, "
+                     "and going on would give neither's result; it begins anew")
+            if run.world.main:
+                run.log.keep_before(0)
+            return 0.0
         run.state.load(found.training)
         if run.world.main:
             run.log.keep_before(run.state.epoch)

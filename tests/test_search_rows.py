@@ -10,8 +10,8 @@ import torch
 from data.scenes import make_scenes
 from loops.search_space import Search, candidates
 from loops.searching import trained
-from loops.tuning import Outcome, claim
-from models.checkpoint import Checkpoint
+from loops.tuning import Outcome, Tuner, claim
+from models.checkpoint import Checkpoint, save
 from models.count import parameters
 from models.network import from_state
 from models.subnet import with_kernels
@@ -148,6 +148,21 @@ def test_a_run_folder_is_gone_on_with_only_while_its_files_hold_the_same(tmp_pat
     annotations = tmp_path / "set" / "annotations" / "instances_val.json"
     annotations.write_text(annotations.read_text() + " ")
     assert claim(args, ("threads", "project", "name")).name == "exp3"
+
+
+@pytest.mark.parametrize(("threads", "loaded"), [(1, True), (2, False)])
+def test_an_unfinished_training_of_another_kind_of_machine_begins_anew(tmp_path, threads, loaded):
+    """Refusing it would stop every worker that is given the trial of a dead one."""
+    net, said, kept = small_net(), [], []
+    training = {"guard": {"threads": 1}}
+    save(tmp_path / "last.pt", Checkpoint(net, randomised(net).state_dict(), ("a", "b", "c"), training=training))
+    state = SimpleNamespace(load=lambda found: kept.append(found), epoch=3, batch=0)
+    run = SimpleNamespace(last=tmp_path / "last.pt", folder=tmp_path, guard={"threads": threads}, state=state,
+                          world=SimpleNamespace(main=True),
+                          log=SimpleNamespace(rows=[{"seconds": 5.0}], keep_before=lambda e: kept.append(e)))
+    spent = Tuner._resume(SimpleNamespace(say=said.append), run)
+    assert (spent, kept) == ((5.0, [training, 3]) if loaded else (0.0, [0]))
+    assert ("begun with other threads" in said[-1]) is not loaded
 
 
 def test_the_front_is_what_nothing_beats():

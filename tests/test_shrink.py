@@ -1,5 +1,8 @@
 """What a pruning step takes: widths that follow, rounding, and the importance rules against plain loops."""
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -146,3 +149,37 @@ def test_processes_that_would_cut_different_channels_cut_nothing(monkeypatch):
     monkeypatch.setattr("utils.ddp.same_on_all", lambda value: False)
     with pytest.raises(EnvironmentFault, match="different channels; nothing was cut"):
         bench.choose(net, state, [Unit("mb3", 16, 1)])
+
+
+RANKS = """
+import argparse
+import torch
+from loops.pruning import Bench
+from loops.prune_plan import Plan
+from models.network import Network, initialise
+from models.shrink import Unit
+from tests.nets import small_net
+from utils import ddp
+from utils.errors import EnvironmentFault
+world, net = ddp.join(torch.device("cpu")), small_net()
+bench = object.__new__(Bench)
+bench.plan, bench.origin, bench.taken = Plan(), net, {}
+bench.tuner = argparse.Namespace(args=argparse.Namespace(seed=0))
+for seed in (0, world.rank):
+    try:
+        kept = bench.choose(net, initialise(Network(net), seed).state_dict(), [Unit("mb3", 16, 4)])
+        print("kept", len(kept["mb3"]), flush=True)
+    except EnvironmentFault:
+        print("refused", flush=True)
+ddp.leave()
+"""
+
+
+def test_two_processes_agree_on_the_same_weights_and_refuse_on_others(root, tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    there = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, tmp_path / "ranks.py"], capture_output=True, text=True, timeout=200,
+                          env=there, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted("kept 12 kept 12 refused refused".split())
