@@ -153,9 +153,9 @@ def test_a_run_folder_is_gone_on_with_only_while_its_files_hold_the_same(tmp_pat
 @pytest.mark.parametrize(("threads", "loaded"), [(1, True), (2, False)])
 def test_an_unfinished_training_of_another_kind_of_machine_begins_anew(tmp_path, threads, loaded):
     """Refusing it would stop every worker that is given the trial of a dead one."""
-    net, said, kept = small_net(), [], []
-    training = {"guard": {"threads": 1}}
-    save(tmp_path / "last.pt", Checkpoint(net, randomised(net).state_dict(), ("a", "b", "c"), training=training))
+    net, said, kept, training = small_net(), [], [], {"guard": {"threads": 1}}
+    last = Checkpoint(net, randomised(net).state_dict(), ("a", "b", "c"), training=training)
+    save(tmp_path / "last.pt", last)
     state = SimpleNamespace(load=lambda found: kept.append(found), epoch=3, batch=0)
     run = SimpleNamespace(last=tmp_path / "last.pt", folder=tmp_path, guard={"threads": threads}, state=state,
                           world=SimpleNamespace(main=True),
