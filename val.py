@@ -46,6 +46,7 @@ def main() -> None:
     runtime = load_runtime(args.weights, device, precision)
     net = runtime.net
     args.imgsz = args.imgsz or runtime.imgsz
+    runtime.check_side(args.imgsz, args.weights)
     where = locate(args.data)
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)

@@ -91,6 +91,14 @@ class Runtime:
             self._prove(images)
         return [m.float() for m in self.runner(images)]
 
+    def check_side(self, side: int, name: str) -> None:
+        """Nothing, or UsageError where pictures of side x side px do not fit the network, which is `name`."""
+        if self.fixed and side != self.imgsz:
+            raise UsageError(f"--imgsz {side}: {name} was exported for {self.imgsz}; leave --imgsz out, "
+                             f"or export it again with --imgsz {side}")
+        if side % self.stride:
+            raise UsageError(f"--imgsz {side}: {name} needs a multiple of {self.stride}")
+
     def _refuse(self, images: Tensor) -> None:
         side, needed = self.imgsz, f"H, W], sides multiples of {self.stride}"
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0

@@ -152,10 +152,21 @@ def test_a_webcam_is_read_by_its_number_and_duration_ends_it_with_0(run, nets, m
     (("--source", "0", "--health", "args.json"), 2, "none of args.json"),
     (("--source", "0", "--duration", "-1"), 2, "more than 0 seconds"),
     (("--source", "nothing.jpg", "--duration", "5"), 2, "is for live sources")])
-def test_what_cannot_begin_ends_with_a_sentence_and_its_code(run, nets, flags, code, said):
+def test_what_cannot_begin_ends_with_a_sentence_its_code_and_no_folder(run, nets, flags, code, said):
     flags = [flag.format(free_port()) for flag in flags]
-    found, out, err, _ = run("--weights", nets["good"], *flags)
+    found, out, err, folder = run("--weights", nets["good"], *flags)
     assert found == code and said in err and len(err.splitlines()) == 1 and "S3CRET" not in out + err
+    assert not folder.exists()
+
+
+def test_only_a_folder_that_this_run_made_goes_away_again(run, nets):
+    """Health file, results' JSON and labels/ are begun before the first stream is open."""
+    flags = ("--weights", nets["good"], "--source", "99", "--save-json", "--save-txt", "--health", "h.json")
+    code, _, _, folder = run(*flags, "--exist-ok")
+    assert code == 5 and not folder.exists()
+    folder.mkdir()
+    code, _, _, _ = run(*flags, "--exist-ok", "--name", "exp")
+    assert code == 5 and (folder / "h.json").is_file(), "a folder that was there stays"
 
 
 def test_a_full_disk_ends_the_recording_while_its_files_are_whole(camera, run, nets, monkeypatch):
