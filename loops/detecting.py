@@ -156,7 +156,7 @@ class Run:
                     Feed(streams, board, limits, args.batch_size or len(streams), go_on) as feed, \
                     Pulse(lambda: self.report(board, progress)) as pulse:
                 first = follow(self.fresh(feed, board), self.detector, writer.put, lambda: True)
-                if first is None and not self.interrupt.poll():
+                if not feed.begun and not self.interrupt.poll():
                     feed.check(over=True)
         finally:
             self.report(board, progress, running=False)

@@ -143,6 +143,16 @@ def test_a_webcam_is_read_by_its_number_and_duration_ends_it_with_0(run, nets, m
     assert not (folder / "health.json").exists(), "written only where asked for"
 
 
+def test_a_run_that_ends_with_the_trial_batch_finds_no_fault_with_the_stream(camera, run, nets, monkeypatch):
+    """As one whose --duration is over by then."""
+    tried = threading.Event()
+    monkeypatch.setattr("utils.detector.Detector.warm_up", lambda *_: tried.set())
+    monkeypatch.setattr("loops.detecting.Run.go_on", lambda *_: not tried.is_set())
+    code, out, err, folder = run("--weights", nets["good"], "--source", camera.address())
+    assert code == 0 and "live, 320x240 px" in out and "0 frames" in out, err
+    assert json.loads((folder / "summary.json").read_text())["streams"][0]["frames_read"] > 0
+
+
 @pytest.mark.parametrize(("flags", "code", "said"), [
     (("--source", "99"), 5, "there is no /dev/video99"),
     (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--open-timeout", "0.5"), 3, "refuses the connection"),
