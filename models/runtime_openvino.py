@@ -14,7 +14,10 @@ from utils.optional import needs
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 REAL = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
-PLANS = 4                                                  # batch sizes whose compiled model is kept
+# Batch sizes whose compiled model is kept, the one used longest ago dropped first. Live streams make batches of
+# every size up to their number, in any order: compiling one in mid-stream takes as long as some frames. Each holds
+# its maps (micro-yolo at 416: 70 MB for 6 pictures), and only sizes that come up are compiled.
+PLANS = 16
 
 
 class OpenvinoRunner:
@@ -52,15 +55,18 @@ class OpenvinoRunner:
 
     def _plan(self, batch: int) -> object:
         """The compiled model for a batch size."""
-        if batch not in self.plans:
-            if len(self.plans) == PLANS:
-                self.plans.pop(next(iter(self.plans)))
-            model = self.model.clone()
-            model.reshape([batch, 3, self.card["imgsz"], self.card["imgsz"]])
-            self.plans[batch] = self.core.compile_model(model, "CPU", {
-                "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
-                "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
-        return self.plans[batch]
+        plan = self.plans.pop(batch, None) or self._compiled(batch)
+        while len(self.plans) >= PLANS:
+            del self.plans[next(iter(self.plans))]
+        self.plans[batch] = plan                           # used last, so it stands last
+        return plan
+
+    def _compiled(self, batch: int) -> object:
+        model = self.model.clone()
+        model.reshape([batch, 3, self.card["imgsz"], self.card["imgsz"]])
+        return self.core.compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Raw maps of the pictures."""
