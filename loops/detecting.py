@@ -77,15 +77,15 @@ def make_detector(args: argparse.Namespace, weights: str, limits: dict[str, floa
     """
     from models.decode import detections
     from models.runtimes import load_runtime
-    from utils.runs import pick_device, pick_precision
+    from utils.runs import pick_device
     device = pick_device(args.device)
-    precision, note = pick_precision(device, "half" if args.half else "fp32" if args.fp32 else "auto")
+    precision = "half" if args.half else "fp32" if args.fp32 else "auto"
     runtime = load_runtime(weights, device, precision, args.threads)
     runtime.check_side(args.imgsz or runtime.imgsz, weights)
     classes = class_indices(args.classes, runtime.names)
     return Detector(runtime, lambda runtime, maps: detections(
         maps, runtime.heads, limits["conf"], limits["iou"], args.max_det, classes),
-        lambda: load_runtime(weights, device, "fp32", args.threads), note)
+        lambda: load_runtime(weights, device, "fp32", args.threads))
 
 
 @dataclass(frozen=True)

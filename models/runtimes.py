@@ -18,6 +18,7 @@ from models.layout import strides
 from models.network import Network, from_state
 from models.runtime_script import DTYPES
 from models.spec import Net, from_json
+from utils import runs
 from utils.errors import EnvironmentFault, UsageError
 
 OFF_LIMIT = 0.5                                # share of the raw maps' spread half precision may be off by
@@ -161,16 +162,22 @@ def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precis
                  threads: int = 0, compiled: bool = False) -> Runtime:
     """The runtime of a checkpoint, of darknet weights or of what export.py wrote.
 
-    threads: CPU threads, 0 for as many as torch has. Raises ModelError for a file that cannot be used and
-    EnvironmentFault with the pip line where its library is missing.
+    precision: "half" and "auto" are what this runtime has natively on this machine, and its note says when
+    that is not the half precision asked for; fp32, bf16, fp16 and int8 are meant as they stand. threads: CPU
+    threads, 0 for as many as torch has. Raises ModelError for a file that cannot be used and EnvironmentFault
+    with the pip line where its library is missing.
     """
     form, device = format_of(weights), torch.device(device)
     if form == "torch":
         if threads:
             torch.set_num_threads(threads)
-        checkpoint = load(weights)
-        return torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
-                             precision, checkpoint.class_map, compiled)
+        checkpoint, note = load(weights), ""
+        if precision in ("half", "auto"):
+            precision, note = runs.pick_precision(device, precision)
+        runtime = torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
+                                precision, checkpoint.class_map, compiled)
+        runtime.note = note
+        return runtime
     if compiled:
         raise UsageError(f"{weights} is no checkpoint (.pt, .weights), which torch.compile needs")
     runner = _runner(form)(main_file(weights), precision, threads or torch.get_num_threads(), device)

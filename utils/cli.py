@@ -32,7 +32,8 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "max-det": (("--max-det",), {"type": int, "help": "most boxes a picture"}),
     "classes": (("--classes",), {"nargs": "+", "help": "keep only these classes (names or numbers)"}),
     "half": (("--half",), {"action": "store_true",
-                           "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support"}),
+                           "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support; of "
+                                   "exported files what their runtime has natively"}),
     "project": (("--project",), {"help": "folder of the run folders"}),
     "name": (("--name",), {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"}),
     "exist-ok": (("--exist-ok",), {"action": "store_true", "help": "write into an existing run folder"}),

@@ -45,10 +45,11 @@ class Detector:
     """
 
     def __init__(self, runtime: Runs, find: Callable[[Runs, list["Tensor"]], tuple[list["Tensor"], int]],
-                 exact: Callable[[], Runs], note: str = "") -> None:
+                 exact: Callable[[], Runs]) -> None:
         self.runtime, self._find, self._exact = runtime, find, exact
         self.seconds, self.dropped, self._start = 0.0, 0, 0.0
-        self._notes, self._tried, self._warm = [note], False, False
+        self._notes: list[str] = []
+        self._tried = self._warm = False
 
     def warm_up(self, images: "Tensor") -> None:
         """Takes the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
