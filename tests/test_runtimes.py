@@ -145,7 +145,7 @@ def test_half_precision_is_held_against_fp32_on_the_first_batch(form: str, tmp_p
     else:
         assert half.precision in ("bf16", "fp16")
         assert 0 < float((found - exact).abs().mean()) < 0.05 * float(exact.std())
-    monkeypatch.setattr(runtimes, "OFF_LIMIT", 1e-9)
+    monkeypatch.setattr(runtimes, "HALF_SHARE", 1e-9)
     half = load_runtime(path, precision="bf16")
     assert torch.equal(half.predict(batch(2))[0], exact) and half.precision == "fp32"
     assert "fp32" in half.note
