@@ -155,6 +155,7 @@ def test_a_run_that_ends_with_the_trial_batch_finds_no_fault_with_the_stream(cam
 
 @pytest.mark.parametrize(("flags", "code", "said"), [
     (("--source", "99"), 5, "there is no /dev/video99"),
+    (("--source", "1000"), 5, "there is no /dev/video1000"),
     (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--open-timeout", "0.5"), 3, "refuses the connection"),
     (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--duration", "0.3"), 3, "no picture came"),
     (("--source", "ftp://me:S3CRET@host/x"), 3, "ftp:// is not supported"),

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 LEFT_BEHIND = "reader of "         # beginning of the names of threads that may hang where none can end them
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
@@ -95,6 +95,12 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
             if value is not None and not good(value):
                 out.error(f"--{name.replace('_', '-')} {value}: needs {needed}")
     return args
+
+
+def typed(out: argparse.ArgumentParser, flags: Sequence[str]) -> list[str]:
+    """Those of the flags that are on the command line, under any of their names, whatever their values."""
+    given = {word.split("=")[0] for word in sys.argv[1:]}
+    return [flag for flag in flags if given & set(out._option_string_actions[flag].option_strings)]
 
 
 def run(main: Callable[[], object]) -> None:
