@@ -26,6 +26,10 @@ VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, writt
           "--read-timeout": (float, 10.0, "live: seconds without a frame after which to connect anew"),
           "--host": (str, "127.0.0.1", "with --serve: the address to listen at"),
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}
+PAGE = ("--host", "--port")        # what only --serve heeds, and what it does not
+NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--save-txt",
+           "--save-conf", "--save-json", "--save-crop", "--view-img", "--health", "--duration",
+           "--open-timeout", "--read-timeout")
 
 
 def parse() -> argparse.Namespace:
@@ -41,6 +45,12 @@ def parse() -> argparse.Namespace:
     for flag, (kind, default, words) in VALUES.items():
         out.add_argument(flag, type=kind, default=default, help=words)
     args = out.parse_args()
+    if args.serve and (idle := cli.typed(out, NO_PAGE)):
+        out.error(f"--serve shows a page, which opens its own sources and writes nothing, and does not heed "
+                  f"{', '.join(idle)}: give --serve without, or these without --serve")
+    if not args.serve and (idle := cli.typed(out, PAGE)):
+        out.error(f"{', '.join(idle)} without --serve, whose page alone has an address: add --serve, or "
+                  "leave this out")
     cli.check(out, args, *[] if args.serve else ["source"])
     if args.half and args.fp32:
         out.error("--half and --fp32 exclude each other: give one, or neither to have the faster one chosen")

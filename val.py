@@ -42,10 +42,10 @@ def main() -> None:
     interrupt = runs.Interrupt()
     runs.tune_cpu(args.threads)
     device = runs.pick_device(args.device)
-    precision, note = runs.pick_precision(device, "half" if args.half else "fp32")
-    runtime = load_runtime(args.weights, device, precision)
+    runtime = load_runtime(args.weights, device, "half" if args.half else "fp32")
     net = runtime.net
     args.imgsz = args.imgsz or runtime.imgsz
+    runtime.check_side(args.imgsz, args.weights)
     where = locate(args.data)
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)
@@ -53,7 +53,7 @@ def main() -> None:
                     args.iou_thres, args.max_det)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
     runs.write_json(folder / "args.json", vars(args))
-    for line in filter(None, (*report_faults(coco.faults), note)):
+    for line in report_faults(coco.faults):
         print(line)
     dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels)
     dataset.fill_cache(poll=interrupt.stop)

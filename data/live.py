@@ -13,7 +13,8 @@ from utils.errors import DataError
 from utils.masking import masked
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
-CAMERA = re.compile(r"\d{1,3}|/dev/(video\d+|v4l/.+)")
+CAMERA = re.compile(r"\d+|/dev/(video\d+|v4l/.+)")
+DIGITS = 9                         # of a camera's number at most: OpenCV takes it as an integer of 32 bits
 ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://")
 KNOWN = "a camera's number (0) or device (/dev/video0), or one of " + ", ".join(f"{s}://" for s in SCHEMES)
 
@@ -73,6 +74,8 @@ def _streams(sources: Sequence[str]) -> tuple[Stream, ...]:
 
 def _name(source: str) -> str:
     """A file name that tells nothing secret: the camera, or host and port."""
+    if source.isdigit() and len(source) > DIGITS:
+        raise DataError(f"--source {source}: no camera has that number; give {KNOWN}")
     if not ADDRESS.match(source):
         return f"camera{int(source)}" if source.isdigit() else re.sub(r"\W+", "-", Path(source).name)
     if (scheme := source.split(":")[0].lower()) not in SCHEMES:

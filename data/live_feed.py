@@ -22,13 +22,13 @@ class Feed:
 
     A list has up to `most` frames; streams take turns. Iterating ends when `go_on()` is false or when all
     streams are finite videos that have ended. Where none gives a frame within the time limit for opening,
-    EnvironmentFault (cameras) or DataError (addresses) says why; from the first frame on, broken streams are
-    tried again for ever.
+    EnvironmentFault (cameras) or DataError (addresses) says why; from the first frame on, `begun`, broken
+    streams are tried again for ever.
     """
 
     def __init__(self, streams: Sequence[Stream], board: Board, limits: Limits, most: int,
                  go_on: Callable[[], bool], opener: Open = open_capture) -> None:
-        self._go_on, self._limits, self._most = go_on, limits, most
+        self._go_on, self._limits, self._most, self.begun = go_on, limits, most, False
         self._ready, self._turn, self._start = threading.Condition(), 0, 0.0
         self.readers = [Reader(stream, board.streams[stream.name], limits, self._ready, board.say, opener)
                         for stream in streams]
@@ -43,18 +43,17 @@ class Feed:
         self.close()
 
     def __iter__(self) -> Iterator[list[Frame]]:
-        begun = False
         while self._go_on():
             with self._ready:
                 taken = self._take() or (self._ready.wait(TICK) and self._take()) or []
             for reader in self.readers:
                 reader.tend()
-            begun = begun or bool(taken)
+            self.begun = self.begun or bool(taken)
             if taken:
                 yield [_frame(reader.stream, frame) for reader, frame in taken]
             elif all(reader.over for reader in self.readers):
                 return
-            elif not begun:
+            elif not self.begun:
                 self.check()
 
     def _take(self) -> list[tuple[Reader, Taken]]:

@@ -21,7 +21,7 @@ from utils.health import Board, counts_in_words
 from utils.masking import masked
 from utils.outputs import Outputs, in_words
 from utils.pipeline import Behind, Prefetch, Pulse
-from utils.runs import Interrupt, environment, lock, make_run_folder, tune_cpu, write_json
+from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
 from utils.summary import closing_lines, figures
 from utils.window import Window, open_window
 
@@ -43,9 +43,9 @@ def detect(args: argparse.Namespace) -> None:
     tune_cpu(args.threads)
     limits = {"conf": args.conf_thres, "iou": args.iou_thres}
     detector, interrupt = make_detector(args, args.weights, limits), Interrupt()
-    folder = make_run_folder(args.project, args.name, args.exist_ok)
-    run = Run(args, detector, interrupt, folder, open_window() if args.view_img else None)
-    with lock(folder):
+    window = open_window() if args.view_img else None
+    with run_folder(args.project, args.name, args.exist_ok, lambda: detector.since_start() > 0) as folder:
+        run = Run(args, detector, interrupt, folder, window)
         write_json(folder / "args.json", vars(args) | {"source": masked(args.source)})
         frames = run.watch(streams) if streams else run.go_through(source)
     if interrupt.poll():
@@ -77,14 +77,15 @@ def make_detector(args: argparse.Namespace, weights: str, limits: dict[str, floa
     """
     from models.decode import detections
     from models.runtimes import load_runtime
-    from utils.runs import pick_device, pick_precision
+    from utils.runs import pick_device
     device = pick_device(args.device)
-    precision, note = pick_precision(device, "half" if args.half else "fp32" if args.fp32 else "auto")
+    precision = "half" if args.half else "fp32" if args.fp32 else "auto"
     runtime = load_runtime(weights, device, precision, args.threads)
+    runtime.check_side(args.imgsz or runtime.imgsz, weights)
     classes = class_indices(args.classes, runtime.names)
     return Detector(runtime, lambda runtime, maps: detections(
         maps, runtime.heads, limits["conf"], limits["iou"], args.max_det, classes),
-        lambda: load_runtime(weights, device, "fp32", args.threads), note)
+        lambda: load_runtime(weights, device, "fp32", args.threads))
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Run:
                     Feed(streams, board, limits, args.batch_size or len(streams), go_on) as feed, \
                     Pulse(lambda: self.report(board, progress)) as pulse:
                 first = follow(self.fresh(feed, board), self.detector, writer.put, lambda: True)
-                if first is None and not self.interrupt.poll():
+                if not feed.begun and not self.interrupt.poll():
                     feed.check(over=True)
         finally:
             self.report(board, progress, running=False)

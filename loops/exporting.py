@@ -53,6 +53,9 @@ class Export:
     reference: Runtime = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.int8:                                      # here, before anything is measured or written
+            from models.quantise import usable
+            usable(singly(self.calibration), self.imgsz)
         self.reference = load_runtime(self.weights)
         self.truth = measure(self.reference, self.data, self.imgsz)["map50"] if self.data else None
 

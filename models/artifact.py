@@ -57,6 +57,11 @@ def main_file(path: str | Path) -> Path:
     return path
 
 
+def suits(precision: str, asked: str) -> bool:
+    """Whether a file that has one precision is what was asked for; fp32 and auto ask for nothing special."""
+    return asked in ("fp32", "auto", precision) or asked == "half" and precision in ("bf16", "fp16")
+
+
 def parts(path: str | Path) -> list[Path]:
     """Every file of an artifact: the path itself, or all in its folder but the card."""
     path = Path(path)

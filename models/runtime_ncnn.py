@@ -12,6 +12,7 @@ from models.artifact import card_beside, unreadable
 from models.graph import IMAGE
 from models.spec import from_json, heads
 from utils.optional import needs
+from utils.runs import pick_precision
 
 
 class NcnnRunner:
@@ -24,9 +25,11 @@ class NcnnRunner:
         self.path, self.threads, self.device = path, threads, torch.device("cpu")
         self.card = card_beside(path)                      # with checksums: ncnn runs past a short file's end
         self.net, self.note, self.precision = self.ncnn.Net(), "", "fp32"
-        if precision != "fp32" and self.ncnn.cpu_support_arm_asimdhp():
+        # Unasked only where torch would take half precision too: there it is known to be worth it.
+        wanted = pick_precision(device)[0] if precision == "auto" else precision
+        if wanted != "fp32" and self.ncnn.cpu_support_arm_asimdhp():
             self.precision = "fp16"
-        elif precision != "fp32":
+        elif precision not in ("fp32", "auto"):
             # On x86 with AVX512-BF16 its bf16 was slower than its fp32, and in one network far off.
             self.note = "ncnn's half precision is fast on Arm CPUs with fp16 alone: going on in fp32"
         options = self.net.opt

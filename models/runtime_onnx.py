@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.artifact import onnx_card, onnx_session
+from models.artifact import onnx_card, onnx_session, suits
 from models.graph import IMAGE
 from utils.optional import needs
 
@@ -33,7 +33,7 @@ class OnnxRunner:
         self.outputs, self.note = self.card["outputs"], ""
         if device.type == "cuda" and CUDA not in self.session.get_providers():
             self.note = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu): going on on the CPU"
-        elif precision not in ("fp32", self.precision):
+        elif not suits(self.precision, precision):
             self.note = f"ONNX Runtime computes in the file's own precision, {self.precision}"
 
     def __call__(self, images: Tensor) -> list[Tensor]:

@@ -11,10 +11,14 @@ from torch import Tensor
 from models.artifact import card_beside, unreadable
 from utils.errors import ModelError
 from utils.optional import needs
+from utils.runs import pick_precision
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 REAL = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
-PLANS = 4                                                  # batch sizes whose compiled model is kept
+# Batch sizes whose compiled model is kept, the one used longest ago dropped first. Live streams make batches
+# of every size up to their number, in any order, and compiling one in mid-stream takes as long as a few do.
+# Each holds its maps (micro-yolo at 416: 70 MB for 6 pictures); only sizes that come up are compiled.
+PLANS = 16
 
 
 class OpenvinoRunner:
@@ -38,13 +42,25 @@ class OpenvinoRunner:
         if missing := sorted(set(self.card["outputs"]) - outputs):
             raise ModelError(f"{path}: the outputs {', '.join(missing)} of its card are not in the model; "
                              "export the checkpoint again")
-        precision = "fp32" if precision == "int8" else precision       # of an 8-bit file's float parts
-        self.hint = HINTS[precision]
+        wanted = self._wanted(precision)
+        self.hint = HINTS[wanted]
         real = REAL.get(self._plan(1).get_property("INFERENCE_PRECISION_HINT").to_string(), "fp32")
-        self.note = "" if real == precision else f"OpenVINO has no {precision} here: going on in {real}"
+        self.note = "" if real == wanted else f"OpenVINO has no {wanted} here: going on in {real}"
+        if precision == "half" and real == "fp32":
+            self.note = "OpenVINO has no half precision that is native here: going on in fp32"
         self.hint = HINTS[real]
         self.precision = self.card["precision"] if self.card["precision"] == "int8" else real
         self.exact = None if real == "fp32" else self._exact
+
+    def _wanted(self, precision: str) -> str:
+        """fp32, bf16 or fp16: `precision` in OpenVINO's terms, which runs on the CPU whatever torch has."""
+        if precision == "int8":                            # of an 8-bit file's float parts
+            return "fp32"
+        if precision not in ("half", "auto"):
+            return precision
+        wanted = pick_precision(self.device, precision)[0]
+        fp16 = precision == "half" and "FP16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "fp16" if wanted == "fp32" and fp16 else wanted
 
     def _exact(self) -> Callable[[Tensor], list[Tensor]]:
         """The same model in fp32."""
@@ -52,15 +68,18 @@ class OpenvinoRunner:
 
     def _plan(self, batch: int) -> object:
         """The compiled model for a batch size."""
-        if batch not in self.plans:
-            if len(self.plans) == PLANS:
-                self.plans.pop(next(iter(self.plans)))
-            model = self.model.clone()
-            model.reshape([batch, 3, self.card["imgsz"], self.card["imgsz"]])
-            self.plans[batch] = self.core.compile_model(model, "CPU", {
-                "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
-                "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
-        return self.plans[batch]
+        plan = self.plans.pop(batch, None) or self._compiled(batch)
+        while len(self.plans) >= PLANS:
+            del self.plans[next(iter(self.plans))]
+        self.plans[batch] = plan                           # used last, so it stands last
+        return plan
+
+    def _compiled(self, batch: int) -> object:
+        model = self.model.clone()
+        model.reshape([batch, 3, self.card["imgsz"], self.card["imgsz"]])
+        return self.core.compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Raw maps of the pictures."""

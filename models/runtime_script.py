@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.artifact import FILE, parse_card, unreadable
+from models.artifact import FILE, parse_card, suits, unreadable
 from models.fold import fold
 from models.network import from_state
 from models.spec import Net
@@ -61,7 +61,7 @@ class ScriptRunner:
         torch.set_num_threads(threads)
         self.module, self.device = module.eval(), device
         self.precision, self.note = self.card["precision"], ""
-        if precision not in ("fp32", self.precision):
+        if not suits(self.precision, precision):
             self.note = f"a TorchScript file runs in the precision it was exported in, {self.precision}"
 
     def __call__(self, images: Tensor) -> list[Tensor]:

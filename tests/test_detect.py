@@ -11,6 +11,7 @@ import pytest
 from detect_cases import COLOURS, NAMES, ROOT, match, photo, save
 
 import detect
+from utils.errors import DiskError
 
 SHAPES = {"landscape": (240, 320), "portrait": (333, 250), "square": (160, 160), "large": (1200, 1600),
           "tiny": (15, 20)}
@@ -155,10 +156,19 @@ def test_without_weights_the_shipped_ones_are_used_and_named(nets, tmp_path, run
     assert code == 0 and "using the shipped" in out and "good.pt" in out and "1 red" in out
 
 
-def test_a_single_broken_picture_ends_with_3(nets, tmp_path, run):
+def test_a_single_broken_picture_ends_with_3_and_leaves_no_folder(nets, tmp_path, run):
     (tmp_path / "a.jpg").write_bytes(b"<html>")
-    code, _, err, _ = run("--weights", nets["good"], "--source", tmp_path / "a.jpg")
-    assert code == 3 and "a.jpg" in err
+    code, _, err, folder = run("--weights", nets["good"], "--source", tmp_path / "a.jpg", "--save-txt")
+    assert code == 3 and "a.jpg" in err and not folder.exists()
+
+
+def test_a_run_that_fails_after_its_first_result_keeps_its_folder(nets, tmp_path, run, monkeypatch):
+    def full(*_: object) -> None:
+        raise DiskError("full")
+    monkeypatch.setattr("loops.detecting.Run.conclude", full)
+    picture = save(tmp_path / "a.png", photo(160, 160, [])[0])
+    code, _, _, folder = run("--weights", nets["good"], "--source", picture)
+    assert code == 7 and (folder / "a.png").is_file()
 
 
 def test_classes_and_max_det_limit_what_is_found_and_nosave_what_is_written(nets, tmp_path, run):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import detect
 import export
 import val
 from loops import exporting, parity
@@ -165,6 +166,13 @@ def test_ap50_is_measured_where_a_set_is_given_and_val_takes_the_file(run_script
     assert found["map50"] == pytest.approx(row["map50"]) and found["bytes"] == row["bytes"]
     assert (found["parameters"], found["macs"]) == (parameters(net), macs(net, SIDE))
     assert found["settings"]["runtime"] == "onnxruntime" and found["settings"]["imgsz"] == SIDE
+    before = sorted((tmp_path / "runs").iterdir())
+    for script, of in ((val, ("--data", digits, "--workers", 0)),
+                       (detect, ("--source", next(digits.rglob("*.jpg"))))):
+        code, _, error = run_script(script, "--weights", tmp_path / "runs" / "exp" / "net.onnx", *of,
+                                    "--imgsz", 96)
+        assert code == 2 and f"was exported for {SIDE}; leave --imgsz out" in error, error
+    assert sorted((tmp_path / "runs").iterdir()) == before, "a side that does not fit leaves no folder"
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -203,9 +211,10 @@ def test_the_web_folder_gets_the_onnx_file_that_passed(run_script, tmp_path, mon
     (("--weights", "a.pt", "--int8", "--data", "x", "--format", "ncnn", "onnx"), 2, "not for ncnn"),
     (("--weights", "a.pt", "--tolerance", "0"), 2, "more than 0"),
     (("--weights", "none.pt"), 4, "none.pt"), (("--weights", "net.onnx"), 2, "is an export already"),
-    (("--weights", "{net}", "--imgsz", "32", "--data", "nowhere"), 3, "nowhere")])
-def test_flags_that_cannot_work_are_refused(words, code, sentence, run_script, tmp_path):
-    given = [word.format(net=saved(tmp_path)) for word in words]
+    (("--weights", "{net}", "--imgsz", "32", "--data", "nowhere"), 3, "nowhere"),
+    (("--weights", "{net}", "--int8", "--data", "{data}", "--calibration", "7"), 3, "needs 8 pictures")])
+def test_flags_that_cannot_work_are_refused(words, code, sentence, run_script, tmp_path, digits):
+    given = [word.format(net=saved(tmp_path), data=digits) for word in words]
     found, _, error = run_script(export, *given)
     assert (found, sentence in error) == (code, True), error
     assert not (tmp_path / "runs").exists()

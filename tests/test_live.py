@@ -18,7 +18,7 @@ from utils.masking import masked
 
 
 @pytest.mark.parametrize(("source", "name"), [
-    ("0", "camera0"), ("12", "camera12"), ("/dev/video3", "video3"),
+    ("0", "camera0"), ("12", "camera12"), ("1000", "camera1000"), ("/dev/video3", "video3"),
     ("rtsp://u:p@cam.local:8554/a?b=c", "cam-local-8554"),
     ("HTTP://10.0.0.7/video", "10-0-0-7"), ("https://[::1]:4/x", "1-4"), ("rtsps://host/", "host")])
 def test_cameras_and_addresses_are_live_and_their_files_named_without_secrets(source, name):
@@ -45,6 +45,7 @@ def test_a_list_of_streams_gives_each_a_name_of_its_own(tmp_path):
     ("rtsp://a:secret@cam/1\nphoto.jpg\n", "photo.jpg"),
     ("rtsp://a:secret@c/1\nrtsp://a:secret@c/1\n", "listed twice"),
     ("ftp://a:secret@cam/1", "ftp:// is not supported"), ("rtsp://", "needs the form"),
+    ("9999999999", "no camera has that number; give a camera's number"),
     ("http://cam:99999/x", "needs the form"), ("rtsp://a:secret/secret@cam/1", "%2F")])
 def test_lists_and_addresses_that_cannot_work_are_refused_without_the_password(tmp_path, text, said):
     source = text

@@ -13,7 +13,7 @@ from utils.errors import DiskError
 from utils.outputs import Outputs
 from utils.pipeline import Pulse
 from utils.recorder import Recorder
-from utils.video import Frame, VideoFile, VideoInfo, probe
+from utils.video import Frame, VideoInfo, probe
 
 
 def record(recorder: Recorder, times: list[float], size: tuple[int, int] = (48, 64)) -> None:
@@ -72,7 +72,10 @@ def test_a_recording_that_does_not_reach_the_disk_is_an_error(tmp_path, monkeypa
         file.truncate(300)
     with pytest.raises(DiskError, match="frames reached the disk"):
         recorder.close()
-    assert isinstance(recorder._file, VideoFile | None)
+    recorder.close()
+    record(recorder, [4 + k / 10 for k in range(30)])
+    recorder.close()
+    assert count_frames(tmp_path / "a-part2.mkv") == 30, "what comes later has a file of its own"
 
 
 def test_what_the_pulse_raises_reaches_the_main_thread():

@@ -111,6 +111,20 @@ def test_absurd_boxes_in_half_precision_repeat_the_batch_in_fp32():
     assert "bf16 gave 3 non-finite or absurd boxes" in detector.notes[0]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_the_trial_pass_is_taken_once_whoever_gives_its_pictures(given, monkeypatch):
+    import torch
+    passes: list[int] = []
+    monkeypatch.setattr(FakeRuntime, "predict", lambda _, images: passes.append(len(images)) or [images])
+    detector = Detector(FakeRuntime(), lambda *_: ([torch.zeros(0, 6)], 0), FakeRuntime)
+    if given:
+        detector.warm_up(torch.zeros(3, 3, 8, 8))
+        assert detector.since_start() == 0
+    detector(torch.zeros(1, 3, 8, 8))
+    detector(torch.zeros(1, 3, 8, 8))
+    assert passes == ([3, 1, 1] if given else [1, 1, 1])
+
+
 def test_batches_keep_every_frame_in_order_and_lie_in_memory_as_the_network_wants_them():
     made = list(batches(iter(frames_of(5)), fit, 2))
     assert [len(batch.frames) for batch in made] == [2, 2, 1]

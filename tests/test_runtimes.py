@@ -121,6 +121,19 @@ def test_threads_are_those_that_were_asked_for(made):
     assert load_runtime(made["ncnn"]).runner.net.opt.num_threads == torch.get_num_threads()
 
 
+def test_openvino_compiles_no_batch_size_twice_and_drops_the_one_used_longest_ago(made, monkeypatch):
+    runner, compiled = load_runtime(made["openvino"]).runner, []
+    compile_for = type(runner)._compiled
+    monkeypatch.setattr(type(runner), "_compiled",
+                        lambda self, batch: compiled.append(batch) or compile_for(self, batch))
+    for count in (*range(1, 9), *range(8, 0, -1), *range(1, 9)):
+        assert len(runner(batch(count))[0]) == count
+    assert compiled == list(range(2, 9)), "1 was compiled to see whether the file is good"
+    monkeypatch.setattr("models.runtime_openvino.PLANS", 8)
+    runner._plan(1), runner._plan(9)
+    assert set(runner.plans) == {1, *range(3, 10)}
+
+
 @pytest.mark.parametrize("form", ["openvino", "ncnn"])
 def test_half_precision_is_held_against_fp32_on_the_first_batch(form: str, tmp_path: Path, monkeypatch):
     path = exported(tmp_path, checkpoint(small_net()), (form,))[form]
@@ -132,7 +145,7 @@ def test_half_precision_is_held_against_fp32_on_the_first_batch(form: str, tmp_p
     else:
         assert half.precision in ("bf16", "fp16")
         assert 0 < float((found - exact).abs().mean()) < 0.05 * float(exact.std())
-    monkeypatch.setattr(runtimes, "OFF_LIMIT", 1e-9)
+    monkeypatch.setattr(runtimes, "HALF_SHARE", 1e-9)
     half = load_runtime(path, precision="bf16")
     assert torch.equal(half.predict(batch(2))[0], exact) and half.precision == "fp32"
     assert "fp32" in half.note

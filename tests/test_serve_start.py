@@ -10,8 +10,10 @@ import pytest
 from detect_cases import ROOT
 from serve_cases import Client
 
+import detect
 from loops import serving
 from loops.serving_port import listen
+from tests.scripts import call
 from utils.errors import EnvironmentFault
 
 
@@ -48,6 +50,19 @@ def test_weights_are_found_where_training_and_export_leave_them(tmp_path):
     folders = [name.removesuffix("/model.xml").removesuffix("/model.param") for name in wanted]
     assert sorted(found) == sorted(folders) and found[:2] == ["weights/a.pt", "weights/b.onnx"]
     assert found[-1] == "runs/train/exp/weights/best.pt", "the oldest run comes last"
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (("--serve", "--source", "0"), "does not heed --source:"),
+    (("--serve", "--save-txt", "--save-json", "--save-crop", "--nosave", "--view-img"),
+     "--nosave, --save-txt, --save-json, --save-crop, --view-img: give"),
+    (("--serve", "--health", "a.json", "--duration=5", "--open-timeout", "30"),
+     "--health, --duration, --open-timeout: give"),
+    (("--serve", "--batch", "1", "--exist-ok"), "--batch-size, --exist-ok: give"),
+    (("--source", "a.jpg", "--host", "127.0.0.1", "--port=8000"), "--host, --port without --serve")])
+def test_flags_that_would_do_nothing_are_refused_also_with_default_values(flags, said, monkeypatch, capsys):
+    assert call(monkeypatch, detect.main, ["detect.py", *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_script_serves_until_ctrl_c_and_ends_with_130_or_with_5(nets, tmp_path):

@@ -187,6 +187,11 @@ def test_a_runtime_in_bf16_agrees_with_fp32_and_falls_back_when_it_cannot():
     with torch.no_grad():
         expected = from_state(net, state)(x)[0]
     torch.testing.assert_close(a, expected, rtol=1e-4, atol=1e-4)
+    off = torch_runtime(net, state, ("a", "b", "c"), 64, precision="bf16")
+    run = off.runner.model.forward
+    off.runner.model.forward = lambda images: [m + 0.2 * m.std() for m in run(images)]
+    assert torch.equal(off.predict(x)[0], a) and off.precision == "fp32"
+    assert "far off" in off.note, "export's gate would refuse a file like this"
     state["ds5.pointwise.conv.weight"] *= 1e5
     huge = torch_runtime(net, state, ("a", "b", "c"), 64, precision="fp16")
     assert torch.isfinite(huge.predict(x)[0]).all() and huge.precision == "fp32" and "non-finite" in huge.note

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 LEFT_BEHIND = "reader of "         # beginning of the names of threads that may hang where none can end them
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
@@ -32,7 +32,8 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "max-det": (("--max-det",), {"type": int, "help": "most boxes a picture"}),
     "classes": (("--classes",), {"nargs": "+", "help": "keep only these classes (names or numbers)"}),
     "half": (("--half",), {"action": "store_true",
-                           "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support"}),
+                           "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support; of "
+                                   "exported files what their runtime has natively"}),
     "project": (("--project",), {"help": "folder of the run folders"}),
     "name": (("--name",), {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"}),
     "exist-ok": (("--exist-ok",), {"action": "store_true", "help": "write into an existing run folder"}),
@@ -94,6 +95,12 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
             if value is not None and not good(value):
                 out.error(f"--{name.replace('_', '-')} {value}: needs {needed}")
     return args
+
+
+def typed(out: argparse.ArgumentParser, flags: Sequence[str]) -> list[str]:
+    """Those of the flags that are on the command line, under any of their names, whatever their values."""
+    given = {word.split("=")[0] for word in sys.argv[1:]}
+    return [flag for flag in flags if given & set(out._option_string_actions[flag].option_strings)]
 
 
 def run(main: Callable[[], object]) -> None:

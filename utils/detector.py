@@ -41,24 +41,27 @@ class Detector:
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
     that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. The first batch
-    takes the whole way once before the clock starts.
+    takes the whole way once before the clock starts, unless another was given to `warm_up` for that.
     """
 
     def __init__(self, runtime: Runs, find: Callable[[Runs, list["Tensor"]], tuple[list["Tensor"], int]],
-                 exact: Callable[[], Runs], note: str = "") -> None:
+                 exact: Callable[[], Runs]) -> None:
         self.runtime, self._find, self._exact = runtime, find, exact
         self.seconds, self.dropped, self._start = 0.0, 0, 0.0
-        self._notes, self._tried = [note], False
+        self._notes: list[str] = []
+        self._tried = self._warm = False
 
     def warm_up(self, images: "Tensor") -> None:
         """Takes the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
         self._find(self.runtime, self._timed(images)[0])
+        self._warm = True
 
     def __call__(self, images: "Tensor") -> list[np.ndarray]:
         """Boxes [N, 6] (xyxy px of the input, score, class; best first) of each picture of [B, 3, H, W]
         uint8."""
         if not self._start:
-            self.warm_up(images)
+            if not self._warm:                             # a live frame would be a pass old by then
+                self.warm_up(images)
             self._start = time.perf_counter()
         maps, seconds = self._timed(images)
         self.seconds += seconds

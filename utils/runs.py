@@ -7,9 +7,12 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +77,21 @@ def lock(folder: Path) -> io.TextIOBase:
         raise EnvironmentFault(f"another process is writing into {folder}; wait for it, "
                                "or choose another --name") from None
     return file
+
+
+@contextmanager
+def run_folder(project: str | Path, name: str, exist_ok: bool, begun: Callable[[], bool]) -> Iterator[Path]:
+    """make_run_folder's folder, locked. It goes away again, unless it was there before, when the block raises
+    before `begun()` is true: it holds no result then."""
+    before = exist_ok and (Path(project) / name).exists()
+    folder = make_run_folder(project, name, exist_ok)
+    with lock(folder):
+        try:
+            yield folder
+        except BaseException:
+            if not (before or begun()):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def write_json(path: Path, value: object) -> None:

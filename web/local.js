@@ -26,13 +26,17 @@ async function open(card, provider) {
     if (found.dropped && provider === 'webgpu') throw new Error('non-finite or absurd numbers');
     return { boxes: found.boxes, ms: { ...found.ms, total: performance.now() - start } };
   };
-  return { names: card.names, where, notes: [], provider, threads, adapter, version, detect,
-    close: () => worker.terminate() };
+  return { names: card.names, where, notes: [], provider, threads, adapter, version, detect, close: ask.close };
 }
 
-/** A function that sends a message and awaits its answer; answers come in the order of the messages. */
+/**
+ * A function that sends a message and awaits its answer; answers come in the order of the messages. Its `close` ends
+ * the worker: what still waits, or asks later, fails.
+ */
 function asker(worker) {
   const waiting = [];
+  const fail = (reason) => waiting.splice(0).forEach(({ reject }) => reject(new Error(reason)));
+  let closed = false;
   worker.onmessage = ({ data }) => {
     const { resolve, reject } = waiting.shift();
     if (data.error) reject(new Error(data.error));
@@ -40,10 +44,17 @@ function asker(worker) {
   };
   worker.onerror = (event) => {
     event.preventDefault?.();
-    waiting.splice(0).forEach(({ reject }) => reject(new Error(event.message || 'the worker does not start')));
+    fail(event.message || 'the worker does not start');
   };
-  return (message, transfer = []) => new Promise((resolve, reject) => {
+  const ask = (message, transfer = []) => new Promise((resolve, reject) => {
     waiting.push({ resolve, reject });
-    worker.postMessage(message, transfer);
+    if (closed) fail('the network was closed');
+    else worker.postMessage(message, transfer);
   });
+  ask.close = () => {
+    closed = true;
+    worker.terminate();
+    fail('the network was closed');
+  };
+  return ask;
 }
