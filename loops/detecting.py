@@ -57,7 +57,7 @@ def check_live(args: argparse.Namespace, streams: tuple[Stream, ...]) -> None:
     """Nothing, or UsageError for flags that do not go with the source or with themselves."""
     if not streams and (args.health or args.duration is not None):
         flag = "--health" if args.health else "--duration"
-        raise UsageError(f"{flag} is for live sources, and --source {args.source} is none")
+        raise UsageError(f"{flag} is for live sources, and --source {masked(args.source)} is none")
     for flag in ("duration", "open_timeout", "read_timeout"):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:

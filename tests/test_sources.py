@@ -174,6 +174,15 @@ def test_passwords_are_masked():
     assert masked("rtsp://user:pa@ss@cam/1") == "rtsp://***@cam/1" and masked("a@b.jpg") == "a@b.jpg"
 
 
+@pytest.mark.parametrize("line", ["rtsp:/me:SECRET@cam/1", "me:SECRET@cam/*.jpg", "rtsp:/me:SECRET@cam/v?x"])
+def test_a_mistyped_address_is_refused_without_its_password(tmp_path, line):
+    (tmp_path / "list.txt").write_text(line + "\n")
+    for source in (line, str(tmp_path / "list.txt")):
+        with pytest.raises(DataError) as error:
+            list(open_source(source))
+        assert "SECRET" not in str(error.value) and "***" in str(error.value)
+
+
 def test_a_video_file_keeps_rate_size_and_count_also_at_odd_sizes(tmp_path):
     for size, fps in (((64, 96), 29.97), ((63, 95), 10.0)):
         path = film(tmp_path / "v.mp4", 7, fps, size)
