@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 # One slash is a typing error of an address, whose password is no less secret.
 ADDRESS = re.compile(r"(?is)^(.*?(?:\b(?:rtsps?|https?):/+|://))(.*)$")
@@ -19,3 +20,13 @@ def masked(text: str) -> str:
     head, rest = found.groups()
     rest = re.sub(r"(?s)^.*@", "***@", rest)
     return head + re.sub(r"(?s)([?=;#]).+", r"\1***", rest)
+
+
+def without_secrets(text: str, address: str) -> str:
+    """What another program says about an address, without the address and the parts of its password."""
+    login, _, place = (address.partition("://")[2] or address).rpartition("@")
+    words = [*login.partition(":")[2].split("@"), *re.split("[?=;#&]", place)[1:]]
+    text = text.replace(address, masked(address))
+    for word in sorted({*words, *map(unquote, words)}, key=len, reverse=True):
+        text = text.replace(word, "***") if len(word) > 1 else text
+    return text
