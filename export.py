@@ -45,6 +45,7 @@ def main() -> None:
     from models.artifact import digest
     from utils import runs
     from utils.errors import ModelError
+    from utils.masking import masked_values
     exporting.check_libraries(args.format, args.int8)
     runs.tune_cpu(args.threads)
     checkpoint, args.imgsz = exporting.read(args.weights, args.imgsz)
@@ -56,7 +57,7 @@ def main() -> None:
     job = exporting.Export(args.weights, checkpoint, args.imgsz, args.half, args.int8, pictures, calibration,
                            args.data or "", args.tolerance)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", vars(args))
+    runs.write_json(folder / "args.json", masked_values(vars(args)))
     rows = []
     for form in args.format:
         rows.append(row := exporting.export(job, form, folder, Path(args.weights).stem))

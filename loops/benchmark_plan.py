@@ -20,6 +20,7 @@ from utils.bench_cases import matrix
 from utils.bench_machine import cores, counters, facts
 from utils.bench_process import WorkerFailed
 from utils.errors import EnvironmentFault, Interrupted, ModelError, UsageError
+from utils.masking import masked, masked_values
 
 LAYERED = {("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"),
            ("openvino", "bf16")}           # where it can be told what each layer takes
@@ -35,9 +36,9 @@ def benchmark(args: Namespace) -> Path:
     files = [(Path(path), format_of(path)) for path in args.weights]
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
+    interrupt, plan = runs.Interrupt(), plan_of(args)      # before the folder: a refusal leaves none
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", vars(args))
-    interrupt, plan = runs.Interrupt(), plan_of(args)
+    runs.write_json(folder / "args.json", masked_values(vars(args)))
     environment = {**runs.environment(), **facts(), "before": counters()}
     environment.pop("threads")                             # this process computes nothing
     threads = list(dict.fromkeys(count or len(cores()) for count in args.threads))
@@ -78,8 +79,8 @@ def plan_of(args: Namespace) -> dict:
     source = open_source(args.source or embedded())
     films = [path for path in source.paths if path.suffix.lower() in VIDEOS]
     if films and len(source.paths) > 1:
-        raise UsageError(f"--source {args.source}: holds {len(films)} videos among {len(source.paths)} "
-                         "files; give pictures, or one video")
+        raise UsageError(f"--source {masked(args.source)}: holds {len(films)} videos among "
+                         f"{len(source.paths)} files; give pictures, or one video")
     files = [str(path.resolve()) for path in spread(source.paths, args.pictures)]
     return {"files": files, "video": bool(films), "pictures": args.pictures if films else len(files),
             "scopes": ["network", "end-to-end"] if args.scope == "both" else [args.scope],

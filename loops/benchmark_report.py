@@ -13,6 +13,7 @@ from utils.bench_machine import counters, figure_taints
 from utils.bench_plots import benchmark_png
 from utils.bench_stats import contrast, figures
 from utils.bench_tables import page, text
+from utils.masking import masked
 
 FACTS = ("kind", "note", "parameters", "macs", "loose_macs", "classes", "loads", "steady", "peak_rss_bytes",
          "peak_gpu_bytes", "variables")
@@ -30,9 +31,9 @@ def make_report(bench: Bench, environment: dict, layers: Sequence[dict], stopped
         row["against"], row["beside"] = _ratios(peers, taken), _ratios(alike, taken)
     taints += figure_taints({f"{row['label']}, {scope}": found for row in rows
                              for scope, found in row["scopes"].items()})
-    settings = {"source": args.source or "the embedded set", "rounds": args.rounds, "turns": bench.turns,
-                "slice_seconds": bench.slice, "slice_calls": bench.calls, "full": args.full,
-                "data": args.data and str(args.data),
+    settings = {"source": masked(args.source or "the embedded set"), "rounds": args.rounds,
+                "turns": bench.turns, "slice_seconds": bench.slice, "slice_calls": bench.calls,
+                "full": args.full, "data": args.data and str(args.data),
                 **{k: bench.plan[k] for k in ("pictures", "conf_thres", "iou_thres", "max_det", "scopes")}}
     return {"schema": SCHEMA, "kind": "benchmark", "tainted": taints, "settings": settings,
             "environment": {**environment, "after": counters()}, "cases": rows, "layers": list(layers)}

@@ -18,7 +18,7 @@ from utils.detector import Batch, Detector, batch_of, batches, class_indices, fo
 from utils.errors import DiskError, Interrupted, UsageError
 from utils.frame_log import FrameLog
 from utils.health import Board, counts_in_words
-from utils.masking import masked
+from utils.masking import masked, masked_values
 from utils.outputs import Outputs, in_words
 from utils.pipeline import Behind, Prefetch, Pulse
 from utils.runs import Interrupt, environment, lock, make_run_folder, tune_cpu, write_json
@@ -46,7 +46,7 @@ def detect(args: argparse.Namespace) -> None:
     folder = make_run_folder(args.project, args.name, args.exist_ok)
     run = Run(args, detector, interrupt, folder, open_window() if args.view_img else None)
     with lock(folder):
-        write_json(folder / "args.json", vars(args) | {"source": masked(args.source)})
+        write_json(folder / "args.json", masked_values(vars(args)))
         frames = run.watch(streams) if streams else run.go_through(source)
     if interrupt.poll():
         raise Interrupted(f"stopped by a signal after {frames} frames; the files of these frames "

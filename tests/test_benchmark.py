@@ -68,6 +68,12 @@ def test_every_case_is_measured_in_every_round_and_held_against_the_first(bench,
     assert len({len(line) for line in table}) == 1
 
 
+def test_an_address_is_refused_before_a_folder_is_made_and_its_password_is_nowhere(bench, tmp_path: Path):
+    code, out, err, _ = bench(["net.pt"], "--source", "rtsp://me:SECRET@cam/1")
+    assert code == 3 and "rtsp://***@cam/1" in err and "SECRET" not in out + err
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_speed_is_printed_without_what_it_depends_on(bench):
     _, out, _, _ = bench(["net.pt", "small.pt"], "--rounds", 1, "--iterations", 8, "--batch-sizes", 2, 4)
     tables = [block.splitlines() for block in out.split("\n\n") if "FPS" in block]

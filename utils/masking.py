@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 # One slash is a typing error of an address, whose password is no less secret.
@@ -20,6 +21,15 @@ def masked(text: str) -> str:
     head, rest = found.groups()
     rest = re.sub(r"(?s)^.*@", "***@", rest)
     return head + re.sub(r"(?s)([?=;#]).+", r"\1***", rest)
+
+
+def masked_values(values: Mapping[str, object]) -> dict[str, object]:
+    """The same flags, every address in a text or in a list of texts masked: what may go into args.json."""
+    def shown(value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            return [shown(item) for item in value]
+        return masked(value) if isinstance(value, str) else value
+    return {key: shown(value) for key, value in values.items()}
 
 
 def without_secrets(text: str, address: str) -> str:
