@@ -62,7 +62,7 @@ def row_of(taken: Taken) -> dict:
             **{key: taken.facts[key] for key in FACTS}, "flops": 2 * taken.facts["macs"], "scopes": found,
             "stages": {stage: figures([[taken.stages[stage]]], case.batch) for stage in STAGES
                        if stage in taken.stages},
-            "accuracy": {k: v for k, v in taken.accuracy.items() if k != "cpu_seconds"},
+            "accuracy": {k: v for k, v in taken.accuracy.items() if k not in ("cpu_seconds", "exit_code")},
             "samples": {scope: pack(rounds) for scope, rounds in taken.rounds.items()}}
 
 
