@@ -52,3 +52,16 @@ def test_an_export_that_is_another_network_is_the_models_fault(bench, tiny: Path
     code, _, err, report = bench(["net.pt"], *SHORT, *words, "torch", "--weights", tiny)
     assert code == 4 and "1 of 2 cases failed; the others are reported" in err
     assert [row["status"] for row in report["cases"]] == ["failed", "measured"]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_export_passes_the_gate_with_ap50_where_a_set_is_given(bench, monkeypatch, tmp_path: Path, given):
+    from data.scenes import NAMES, make_scenes
+    model, asked = randomised(small_net(len(NAMES))), []
+    save(tmp_path / "tiny.pt", Checkpoint(model.net, model.state_dict(), NAMES, 64))
+    data = make_scenes(tmp_path / "set", train=2, val=2, size=160, seed=2)
+    monkeypatch.setattr(parity, "faults", lambda found, *_: asked.append(found) or [])
+    code, _, err, _ = bench(["net.pt"], *SHORT, "--imgsz", 64, "--runtimes", "torchscript", "--weights",
+                            tmp_path / "tiny.pt", *(("--data", data) if given else ()))
+    assert code == 0 and len(asked) == 1, err
+    assert ({"map50", "map50_torch", "map50_diff"} <= set(asked[0])) == given
