@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from utils import cli
@@ -23,6 +24,7 @@ def parse() -> argparse.Namespace:
     add("--calibration", type=int, default=128, help="with --int8: pictures of --data's train split")
     add("--gate-pictures", type=int, default=16, help="pictures of --data's val split in the parity gate")
     add("--tolerance", type=float, default=1e-3, help="fp32: largest difference of a raw map allowed")
+    add("--save-json", metavar="NAME", help="also write the record to results/NAME.json")
     args = cli.check(parser, parser.parse_args(), "weights")
     args.format = list(dict.fromkeys(args.format))
     if args.half and args.int8:
@@ -41,10 +43,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Reads the checkpoint, writes each format, holds it against torch, keeps or refuses it."""
     args = parse()
-    from loops import exporting, parity
+    from functools import partial
+
+    from loops import export_report, exporting, parity
     from models.artifact import digest
     from utils import runs
-    from utils.errors import ModelError
+    from utils.masking import masked_values
+    poll = partial(runs.Interrupt().stop, "stopped by a signal; exports finished before are complete")
     exporting.check_libraries(args.format, args.int8)
     runs.tune_cpu(args.threads)
     checkpoint, args.imgsz = exporting.read(args.weights, args.imgsz)
@@ -54,22 +59,23 @@ def main() -> None:
         pictures = parity.embedded_pictures(args.imgsz)
     calibration = parity.set_pictures(args.data, "train", args.imgsz, args.calibration) if args.int8 else ()
     job = exporting.Export(args.weights, checkpoint, args.imgsz, args.half, args.int8, pictures, calibration,
-                           args.data or "", args.tolerance)
+                           args.data or "", args.tolerance, poll)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", vars(args))
-    rows = []
+    runs.write_json(folder / "args.json", masked_values(vars(args)))
+    rows: list[dict] = []
+    record = {"kind": "export", "weights": args.weights, "source_sha256": digest(args.weights),
+              "imgsz": args.imgsz, "names": checkpoint.names, "gate_pictures": len(pictures),
+              "gate_on": args.data or "embedded", "artifacts": rows, "environment": runs.environment()}
     for form in args.format:
-        rows.append(row := exporting.export(job, form, folder, Path(args.weights).stem))
-        print(f"{form}: {'refused' if row['faults'] else 'kept'} after {row['seconds']} s", flush=True)
-        runs.write_json(folder / "export.json", {
-            "weights": args.weights, "source_sha256": digest(args.weights), "imgsz": args.imgsz,
-            "names": checkpoint.names, "gate_pictures": len(pictures), "gate_on": args.data or "embedded",
-            "artifacts": rows, "environment": runs.environment()})
-    print(exporting.table(rows))
+        start = time.perf_counter()
+        rows.append(row := export_report.attempt(job, form, folder, Path(args.weights).stem))
+        print(f"{form}: {export_report.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
+        runs.write_json(folder / "export.json", record)
+    if args.save_json:
+        runs.save_record(args.save_json, record)
+    print(export_report.table(rows))
     print(folder)
-    if refused := [f"{row['format']}: {'; '.join(row['faults'])}" for row in rows if row["faults"]]:
-        raise ModelError(f"{len(refused)} of {len(rows)} exports do not compute what {args.weights} does and "
-                         f"were not kept. {'. '.join(refused)}")
+    export_report.conclude(rows, args.weights)
 
 
 if __name__ == "__main__":

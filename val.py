@@ -39,6 +39,7 @@ def main() -> None:
     from models.runtimes import load_runtime
     from utils import evaluation, runs
     from utils.inference import Finder, matching_classes
+    from utils.masking import masked_values
     interrupt = runs.Interrupt()
     runs.tune_cpu(args.threads)
     device = runs.pick_device(args.device)
@@ -52,7 +53,7 @@ def main() -> None:
     finder = Finder(runtime, detections, matching_classes(runtime.names, coco.names), args.conf_thres,
                     args.iou_thres, args.max_det)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", vars(args))
+    runs.write_json(folder / "args.json", masked_values(vars(args)))
     for line in report_faults(coco.faults):
         print(line)
     dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels)

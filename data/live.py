@@ -59,8 +59,8 @@ def live_streams(source: str) -> tuple[Stream, ...]:
     if len(files) == len(lines):
         return ()
     if files:
-        raise DataError(f"--source {source}: the list names live streams and files ({files[0]}): a stream "
-                        "never ends, so the files would wait for ever or be late; make two lists")
+        raise DataError(f"--source {source}: the list names live streams and files ({masked(files[0])}): a "
+                        "stream never ends, so the files would wait for ever or be late; make two lists")
     if len(set(lines)) < len(lines):
         twice = next(masked(line) for line in lines if lines.count(line) > 1)
         raise DataError(f"--source {source}: {twice} is listed twice; leave one out")

@@ -49,7 +49,8 @@ class Source:
             path, reason = self.faults[0]
             others = len(self.paths) - 1
             more = f" (and {others} more, none of which can be read)" if others else ""
-            raise DataError(f"{reason}{more}" if str(path) in reason else f"{path}: {reason}{more}")
+            shown = masked(str(path))                      # a line of a list may be a mistyped address
+            raise DataError(f"{reason}{more}" if shown in reason else f"{shown}: {reason}{more}")
 
 
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
@@ -74,8 +75,9 @@ def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
         return _single(source, path, max_pixels)
     if glob.has_magic(source):
         found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
-        return _several(source, found, f"the pattern {source}", max_pixels)
-    raise DataError(f"--source {source}: no such file or folder (tried {path.absolute()}); give a picture, "
+        return _several(source, found, f"the pattern {masked(source)}", max_pixels)
+    tried = masked(str(path.absolute()))
+    raise DataError(f"--source {masked(source)}: no such file or folder (tried {tried}); give a picture, "
                     f"a folder, a glob in quotes, a list file (.txt) or a video; supported are {KNOWN}")
 
 
@@ -116,7 +118,7 @@ def _single(source: str, path: Path, max_pixels: int) -> Source:
     if path.suffix.lower() in PICTURES:
         return Source(source, "picture", (path,), max_pixels, 1)
     what = path.suffix or "a file without suffix"
-    raise DataError(f"--source {source}: {what} is not supported; supported are {KNOWN}")
+    raise DataError(f"--source {masked(source)}: {what} is not supported; supported are {KNOWN}")
 
 
 def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
@@ -126,8 +128,8 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
-        raise DataError(f"--source {source}: {what} names no picture or video ({len(found)} entries{seen}); "
-                        f"supported are {KNOWN}")
+        raise DataError(f"--source {masked(source)}: {what} names no picture or video ({len(found)} entries"
+                        f"{seen}); supported are {KNOWN}")
     videos = [path for path in paths if path.suffix.lower() in VIDEOS]
     total = len(paths) - len(videos)
     for path in videos:
@@ -142,7 +144,7 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
     """The frames of one file; the generator returns what was amiss ("": nothing). Raises DataError if
     nothing can be read."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{masked(str(path))}: no such file")
     if path.suffix.lower() in VIDEOS:
         info, count = probe(path), 0
         for count, image in enumerate(read(path), 1):

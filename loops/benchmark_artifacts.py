@@ -4,11 +4,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loops.benchmark_run import Bench, Taken
+from loops.benchmark_run import Bench
 from models.artifact import format_of
-from utils.bench_cases import TORCH
+from utils.bench_cases import TORCH, Case
 from utils.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from loops.exporting import Export
 
 # (runtime, precision) -> half and int8 of the export. What is not here this project does not write.
 FILES = {("onnx", "fp32"): (False, False), ("onnx", "fp16"): (True, False), ("onnx", "int8"): (False, True),
@@ -26,6 +30,7 @@ def export_cases(bench: Bench, folder: Path) -> None:
     the export computes something else than the checkpoint; the case says why.
     """
     done: dict[tuple, Path | tuple[str, str, int]] = {}
+    jobs: dict[tuple, Export] = {}                         # the runtimes share calibration and torch's AP50
     for taken in bench.taken:
         case = taken.case
         if case.runtime in TORCH or format_of(case.weights) != "torch":
@@ -36,7 +41,7 @@ def export_cases(bench: Bench, folder: Path) -> None:
         if kind is None:
             done[key] = "skipped", f"nothing is exported for {case.runtime} in {case.precision}", 2
         elif key not in done:
-            done[key] = _export(taken, kind, bench.args.data, folder)
+            done[key] = _export(case, kind, bench, folder / str(case.imgsz), jobs)
         found = done[key]
         if isinstance(found, Path):
             taken.case = replace(case, weights=str(found))
@@ -44,24 +49,32 @@ def export_cases(bench: Bench, folder: Path) -> None:
             taken.status, taken.reason, taken.exit_code = found
 
 
-def _export(taken: Taken, kind: tuple[bool, bool], data: str | None,
-            folder: Path) -> Path | tuple[str, str, int]:
+def _export(case: Case, kind: tuple[bool, bool], bench: Bench, folder: Path,
+            jobs: dict[tuple, Export]) -> Path | tuple[str, str, int]:
     """The exported file; or status, reason and exit code of a case that cannot have one."""
-    from loops import exporting, parity
-    case, (half, int8) = taken.case, kind
+    from loops import exporting
+    (half, int8), key = kind, (case.weights, kind, case.imgsz)
     print(f"exporting {case.name} for {case.runtime}, {'int8' if int8 else 'half' if half else 'fp32'}, "
           f"{case.imgsz} px", flush=True)
     try:
         exporting.check_libraries([case.runtime], int8)
-        checkpoint, imgsz = exporting.read(case.weights, case.imgsz)
-        pictures = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
-        calibration: Sequence = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
-        job = exporting.Export(case.weights, checkpoint, imgsz, half, int8, pictures, calibration)
-        target = folder / str(imgsz)
-        target.mkdir(parents=True, exist_ok=True)
-        row = exporting.export(job, case.runtime, target, case.name.replace("/", "-"))
+        if key not in jobs:
+            jobs[key] = _job(case, half, int8, bench)
+        folder.mkdir(parents=True, exist_ok=True)
+        row = exporting.export(jobs[key], case.runtime, folder, case.name.replace("/", "-"))
     except (EnvironmentFault, UsageError) as error:
         return "skipped", str(error), error.exit_code
     if row["faults"]:
         return "failed", "the export computes something else: " + "; ".join(row["faults"]), 4
-    return target / row["file"]
+    return folder / row["file"]
+
+
+def _job(case: Case, half: bool, int8: bool, bench: Bench) -> Export:
+    """What export.py would export by the same flags: with --data, AP50 is part of the gate."""
+    from loops import exporting, parity
+    data = bench.args.data or ""
+    checkpoint, imgsz = exporting.read(case.weights, case.imgsz)
+    pictures = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
+    calibration: Sequence = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
+    return exporting.Export(case.weights, checkpoint, imgsz, half, int8, pictures, calibration, data,
+                            poll=bench.poll)

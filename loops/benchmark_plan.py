@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from data.locate import locate
 from data.sources import VIDEOS, open_source
 from loops.benchmark_artifacts import export_cases
 from loops.benchmark_report import make_report, write
-from loops.benchmark_run import LOADING, Bench
+from loops.benchmark_run import KINDS, LOADING, Bench
 from models.artifact import format_of
 from utils import runs
 from utils.bench_bar import Bar
 from utils.bench_cases import matrix
 from utils.bench_machine import cores, counters, facts
 from utils.bench_process import WorkerFailed
-from utils.errors import EnvironmentFault, Interrupted, ModelError, UsageError
+from utils.errors import DataError, EnvironmentFault, Interrupted, ModelError, UsageError
+from utils.masking import masked, masked_values
 
 LAYERED = {("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"),
            ("openvino", "bf16")}           # where it can be told what each layer takes
@@ -28,31 +30,35 @@ LAYERED = {("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", 
 def benchmark(args: Namespace) -> Path:
     """The run folder of a benchmark, after it was measured, written and printed.
 
-    Raises ModelError for an artifact that cannot be used, Interrupted after a signal with everything measured
-    so far written, and where no case or not every case could be measured EnvironmentFault or UsageError.
+    Raises Interrupted after a signal, DataError or ModelError for pictures or an artifact that cannot be
+    used, with everything measured so far written, and what `conclude` does.
     """
     device = runs.pick_device(args.device)
     files = [(Path(path), format_of(path)) for path in args.weights]
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
+    if args.data:
+        _ = locate(args.data).val                          # read at the end alone: minutes too late to refuse
+    interrupt, plan = runs.Interrupt(), plan_of(args)      # before the folder: a refusal leaves none
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", vars(args))
-    interrupt, plan = runs.Interrupt(), plan_of(args)
+    runs.write_json(folder / "args.json", masked_values(vars(args)))
     environment = {**runs.environment(), **facts(), "before": counters()}
     environment.pop("threads")                             # this process computes nothing
     threads = list(dict.fromkeys(count or len(cores()) for count in args.threads))
     cases = matrix(files, args.runtimes, args.precisions, threads, args.batch_sizes, args.imgsz, str(device))
     bench = Bench(args, plan, cases, environment, folder, interrupt)
     layers: list[dict] = []
-    stopped: Interrupted | EnvironmentFault | None = None
+    stopped: Exception | None = None
     try:
         export_cases(bench, folder / "artifacts")
         with Bar(bench.total()) as bar:
             bench.run(bar)
         if args.layers:
             layers = layer_tables(bench)
-    except (Interrupted, EnvironmentFault) as error:       # what was measured before is not lost
-        stopped = error
+    except (Interrupted, EnvironmentFault, DataError, ModelError) as error:
+        if isinstance(error, (DataError, ModelError)) and not bench.measured():
+            raise                                          # at the start: there is nothing to report
+        stopped = error                                    # what was measured before is not lost
     report = make_report(bench, environment, layers, str(stopped or ""))
     print(write(report, folder, args.save_json), folder, sep="\n\n")
     if stopped:
@@ -62,15 +68,19 @@ def benchmark(args: Namespace) -> Path:
 
 
 def conclude(bench: Bench) -> None:
-    """Raises what the exit code should tell: the only reason, or that cases failed."""
+    """Raises what the exit code should tell: the first fault's kind where cases or accuracies are missing."""
     failed = [taken for taken in bench.taken if taken.status == "failed"]
-    if not any(taken.status == "measured" for taken in bench.taken):
-        first = bench.taken[0]
-        kind = {2: UsageError, 5: EnvironmentFault}.get(first.exit_code, EnvironmentFault)
-        raise kind(f"nothing could be measured: {first.reason}")
+    kind = KINDS.get((failed or bench.taken)[0].exit_code, EnvironmentFault)
+    if not bench.measured():
+        raise kind(f"nothing could be measured: {(failed or bench.taken)[0].reason}")
     if failed:
-        raise EnvironmentFault(f"{len(failed)} of {len(bench.taken)} cases failed; the others are reported. "
-                               f"First: {failed[0].case.label}: {failed[0].reason}")
+        raise kind(f"{len(failed)} of {len(bench.taken)} cases failed; the others are reported. "
+                   f"First: {failed[0].case.label}: {failed[0].reason}")
+    if blind := [taken for taken in bench.measured() if "fault" in taken.accuracy]:
+        found = blind[0].accuracy
+        raise KINDS.get(found["exit_code"], EnvironmentFault)(
+            f"the accuracy of {len(blind)} of {len(bench.taken)} cases could not be measured; all else is "
+            f"reported. First: {blind[0].case.label}: {found['fault']}")
 
 
 def plan_of(args: Namespace) -> dict:
@@ -78,8 +88,8 @@ def plan_of(args: Namespace) -> dict:
     source = open_source(args.source or embedded())
     films = [path for path in source.paths if path.suffix.lower() in VIDEOS]
     if films and len(source.paths) > 1:
-        raise UsageError(f"--source {args.source}: holds {len(films)} videos among {len(source.paths)} "
-                         "files; give pictures, or one video")
+        raise UsageError(f"--source {masked(args.source)}: holds {len(films)} videos among "
+                         f"{len(source.paths)} files; give pictures, or one video")
     files = [str(path.resolve()) for path in spread(source.paths, args.pictures)]
     return {"files": files, "video": bool(films), "pictures": args.pictures if films else len(files),
             "scopes": ["network", "end-to-end"] if args.scope == "both" else [args.scope],
@@ -101,8 +111,8 @@ def spread(items: Sequence[Path], count: int) -> list[Path]:
 def layer_tables(bench: Bench) -> list[dict]:
     """The layers of every case whose runtime tells of them: one table a size and number of threads."""
     out: list[dict] = []
-    wanted = dict.fromkeys(replace(t.case, batch=1) for t in bench.taken if t.status == "measured"
-                           and t.case.device == "cpu" and (t.case.runtime, t.case.precision) in LAYERED)
+    wanted = dict.fromkeys(replace(t.case, batch=1) for t in bench.measured()
+                           if t.case.device == "cpu" and (t.case.runtime, t.case.precision) in LAYERED)
     for case in wanted:
         bench.poll()
         with ExitStack() as stack:

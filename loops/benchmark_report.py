@@ -13,6 +13,7 @@ from utils.bench_machine import counters, figure_taints
 from utils.bench_plots import benchmark_png
 from utils.bench_stats import contrast, figures
 from utils.bench_tables import page, text
+from utils.masking import masked
 
 FACTS = ("kind", "note", "parameters", "macs", "loose_macs", "classes", "loads", "steady", "peak_rss_bytes",
          "peak_gpu_bytes", "variables")
@@ -30,9 +31,9 @@ def make_report(bench: Bench, environment: dict, layers: Sequence[dict], stopped
         row["against"], row["beside"] = _ratios(peers, taken), _ratios(alike, taken)
     taints += figure_taints({f"{row['label']}, {scope}": found for row in rows
                              for scope, found in row["scopes"].items()})
-    settings = {"source": args.source or "the embedded set", "rounds": args.rounds, "turns": bench.turns,
-                "slice_seconds": bench.slice, "slice_calls": bench.calls, "full": args.full,
-                "data": args.data and str(args.data),
+    settings = {"source": masked(args.source or "the embedded set"), "rounds": args.rounds,
+                "turns": bench.turns, "slice_seconds": bench.slice, "slice_calls": bench.calls,
+                "full": args.full, "data": args.data and str(args.data),
                 **{k: bench.plan[k] for k in ("pictures", "conf_thres", "iou_thres", "max_det", "scopes")}}
     return {"schema": SCHEMA, "kind": "benchmark", "tainted": taints, "settings": settings,
             "environment": {**environment, "after": counters()}, "cases": rows, "layers": list(layers)}
@@ -61,7 +62,7 @@ def row_of(taken: Taken) -> dict:
             **{key: taken.facts[key] for key in FACTS}, "flops": 2 * taken.facts["macs"], "scopes": found,
             "stages": {stage: figures([[taken.stages[stage]]], case.batch) for stage in STAGES
                        if stage in taken.stages},
-            "accuracy": {k: v for k, v in taken.accuracy.items() if k != "cpu_seconds"},
+            "accuracy": {k: v for k, v in taken.accuracy.items() if k not in ("cpu_seconds", "exit_code")},
             "samples": {scope: pack(rounds) for scope, rounds in taken.rounds.items()}}
 
 
@@ -73,9 +74,8 @@ def write(report: dict, folder: Path, save_json: str | None) -> str:
     (folder / "benchmark.md").write_text(page(report, pictures), encoding="utf-8")
     runs.write_json(folder / "benchmark.json", report)
     if save_json:                                          # figures and verdicts, without every single call
-        Path("results").mkdir(exist_ok=True)
         brief = {**report, "cases": [{**row, "samples": {}} for row in report["cases"]]}
-        runs.write_json(Path("results") / f"{save_json}.json", {**brief, "figures": by_name(measured)})
+        runs.save_record(save_json, {**brief, "figures": by_name(measured)})
     return text(report)
 
 

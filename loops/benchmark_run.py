@@ -17,7 +17,7 @@ from utils.bench_bar import Bar
 from utils.bench_cases import SCOPES, STAGES, Case
 from utils.bench_machine import counters, machine_taints
 from utils.bench_process import Worker, WorkerFailed
-from utils.errors import EnvironmentFault, ModelError
+from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 from utils.runs import Interrupt
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
@@ -26,6 +26,7 @@ TURNS = (8, 40)                    # slices of a round, least and most
 LOADING = 1800.0                   # seconds after which a process that loads is given up (compilers are slow)
 NEEDED = 0.7e9                     # bytes a process may need; the memory is asked for before it starts
 LOAD = ("import_seconds", "load_seconds", "first_ms", "warm_up_rounds", "warm_up_seconds")
+KINDS = {2: UsageError, 3: DataError, 4: ModelError}       # by exit code; else EnvironmentFault
 REFUSED = {2: "skipped", 5: "skipped"}     # exit codes of what cannot be done here; the others failed
 
 
@@ -91,6 +92,10 @@ class Bench:
         self.turns = min(TURNS[1], max(TURNS[0], round(seconds / SLICE)))
         self.calls, self.slice = max(1, math.ceil(calls / self.turns)), seconds / self.turns
 
+    def measured(self) -> list[Taken]:
+        """The cases of which something was measured."""
+        return [taken for taken in self.taken if taken.status == "measured"]
+
     def total(self) -> int:
         """How many turns all rounds have."""
         return self.turns * self.args.rounds * len(self.taken)
@@ -136,15 +141,16 @@ class Bench:
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
         """A process with the case loaded and warm; None where it cannot be, which the case then says.
 
-        Raises ModelError where the artifact is at fault: the user will want to know that at once.
+        Raises DataError or ModelError where the pictures or the artifact are at fault: the user will want to
+        know that at once.
         """
         try:
             worker = self.start(taken.case.threads, stack)
             answer = worker.ask({"do": "load", **self.plan, **vars(taken.case)}, LOADING, self.poll)
         except WorkerFailed as error:
-            if error.exit_code in (3, 4) and not number:
-                raise ModelError(f"{taken.case.label}: {error}") from None
             taken.fail(error)
+            if error.exit_code in (3, 4) and not number:
+                raise KINDS[error.exit_code](f"{taken.case.label}: {error}") from None
             return None
         if not number:
             self.settle(taken, answer)
@@ -206,7 +212,7 @@ class Bench:
                         known[key] = worker.ask({"do": "accuracy", "data": self.args.data}, math.inf,
                                                 self.poll)
                     except WorkerFailed as error:
-                        known[key] = {"fault": str(error)}
+                        known[key] = {"fault": str(error), "exit_code": error.exit_code}
             taken.accuracy = known.get(key, {})
 
     def poll(self) -> None:

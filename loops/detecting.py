@@ -18,7 +18,7 @@ from utils.detector import Batch, Detector, batch_of, batches, class_indices, fo
 from utils.errors import DiskError, Interrupted, UsageError
 from utils.frame_log import FrameLog
 from utils.health import Board, counts_in_words
-from utils.masking import masked
+from utils.masking import masked, masked_values
 from utils.outputs import Outputs, in_words
 from utils.pipeline import Behind, Prefetch, Pulse
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
@@ -46,7 +46,7 @@ def detect(args: argparse.Namespace) -> None:
     window = open_window() if args.view_img else None
     with run_folder(args.project, args.name, args.exist_ok, lambda: detector.since_start() > 0) as folder:
         run = Run(args, detector, interrupt, folder, window)
-        write_json(folder / "args.json", vars(args) | {"source": masked(args.source)})
+        write_json(folder / "args.json", masked_values(vars(args)))
         frames = run.watch(streams) if streams else run.go_through(source)
     if interrupt.poll():
         raise Interrupted(f"stopped by a signal after {frames} frames; the files of these frames "
@@ -57,7 +57,7 @@ def check_live(args: argparse.Namespace, streams: tuple[Stream, ...]) -> None:
     """Nothing, or UsageError for flags that do not go with the source or with themselves."""
     if not streams and (args.health or args.duration is not None):
         flag = "--health" if args.health else "--duration"
-        raise UsageError(f"{flag} is for live sources, and --source {args.source} is none")
+        raise UsageError(f"{flag} is for live sources, and --source {masked(args.source)} is none")
     for flag in ("duration", "open_timeout", "read_timeout"):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:

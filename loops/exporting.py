@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ from models.spec import Net
 from models.to_onnx import OPSET, to_onnx
 from utils.errors import UsageError
 from utils.optional import needs
-from utils.report import aligned
 
 LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "ncnn": ("ncnn",),
              "torchscript": (), "web": ("onnx", "onnxruntime")}
@@ -33,12 +32,25 @@ FROM_ONNX = ("onnx", "openvino", "web")
 EQUALISED = 0.5                        # square roots: the range is shared by activations and weights
 
 
+class Polled(list):
+    """A list that polls before each item: the quantisers go through their pictures for minutes."""
+
+    def __init__(self, items: Iterable, poll: Callable[[], object]) -> None:
+        super().__init__(items)
+        self.poll = poll
+
+    def __iter__(self) -> Iterator:
+        for item in super().__iter__():
+            self.poll()
+            yield item
+
+
 @dataclass
 class Export:
     """What is exported and what it is held against.
 
     pictures: uint8 [3, S, S], the gate's. calibration: those that INT8 measures its ranges on. data: a set
-    for AP50, or "".
+    for AP50, or "". poll: called between pictures, ends the export by raising.
     """
 
     weights: str
@@ -50,14 +62,15 @@ class Export:
     calibration: Sequence[np.ndarray] = ()
     data: str = ""
     tolerance: float = 1e-3
+    poll: Callable[[], object] = lambda: None
     reference: Runtime = field(init=False)
 
     def __post_init__(self) -> None:
         if self.int8:                                      # here, before anything is measured or written
             from models.quantise import usable
-            usable(singly(self.calibration), self.imgsz)
+            usable(self.singly(), self.imgsz)
         self.reference = load_runtime(self.weights)
-        self.truth = measure(self.reference, self.data, self.imgsz)["map50"] if self.data else None
+        self.truth = self.map50(self.reference) if self.data else None
 
     @cached_property
     def network(self) -> tuple[Net, dict[str, Tensor]]:
@@ -66,7 +79,15 @@ class Export:
         if not self.int8:
             return net, state
         from models.equalise import equalise
-        return equalise(net, state, [torch.from_numpy(p) for p in singly(self.calibration)], EQUALISED)
+        return equalise(net, state, [torch.from_numpy(p) for p in self.singly()], EQUALISED)
+
+    def map50(self, runtime: Runtime) -> float:
+        """AP50 of a runtime on the data set."""
+        return measure(runtime, self.data, self.imgsz, poll=self.poll)["map50"]
+
+    def singly(self) -> Polled:
+        """The calibration pictures as batches of one, uint8 [1, 3, S, S]."""
+        return Polled((picture[None] for picture in self.calibration), self.poll)
 
     def precision(self, form: str) -> str:
         """The precision of the file of a format."""
@@ -106,10 +127,13 @@ def read(weights: str, imgsz: int | None) -> tuple[Checkpoint, int]:
 def export(job: Export, form: str, folder: Path, name: str) -> dict:
     """The row of one format: file, bytes, sha256, differences, faults (none: the file is in its place).
 
-    The file is made in a hidden folder of the run and moved to its name when it has passed.
+    The file is made in a hidden folder of the run and moved to its name when it has passed. An older one of
+    that name goes first, so that none is left where the writer or the gate raises.
     """
+    job.poll()
     start, precision = time.perf_counter(), job.precision(form)
     final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[form]}"
+    _remove(final)
     work = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
         card = make_card(job.checkpoint, job.imgsz, precision, OPSET if form in FROM_ONNX else None,
@@ -119,7 +143,6 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         wrong = parity.faults(found, job.limits(precision), precision == "fp32")
         row = {"format": form, "file": final.name, "precision": precision, "bytes": size(made), **found,
                "limits": job.limits(precision)._asdict(), "faults": wrong, **extra}
-        _remove(final)
         if not wrong:
             write_card(made, card | {"parity": found})
             row |= {"bytes": size(made), "sha256": digest(made)}
@@ -132,9 +155,9 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
 def _held_against(job: Export, made: Path) -> dict:
     """The differences between the file and torch in fp32."""
     other = load_runtime(made)
-    found = parity.compare(job.reference, other, job.pictures)
+    found = parity.compare(job.reference, other, job.pictures, job.poll)
     if job.truth is not None:
-        map50 = measure(other, job.data, job.imgsz)["map50"]
+        map50 = job.map50(other)
         found |= {"map50": map50, "map50_torch": job.truth, "map50_diff": map50 - job.truth}
     return found
 
@@ -154,7 +177,7 @@ def _onnx(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
         return target, {}
     from models.quantise import quantise_onnx
     quantised = work / "model-int8.onnx"
-    report = quantise_onnx(target, quantised, singly(job.calibration))
+    report = quantise_onnx(target, quantised, job.singly())
     write_card(quantised, card)
     return quantised, {"quantisation": report}
 
@@ -169,7 +192,7 @@ def _openvino(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
         from models.quantise_openvino import quantise_openvino
         plain = work / "plain.xml"
         ov.save_model(model, plain, compress_to_fp16=False)
-        report = {"quantisation": quantise_openvino(plain, target / "model.xml", singly(job.calibration))}
+        report = {"quantisation": quantise_openvino(plain, target / "model.xml", job.singly())}
     else:
         ov.save_model(model, target / "model.xml", compress_to_fp16=job.half)
     write_card(target, card)
@@ -202,24 +225,5 @@ def _web(model: Path, card: dict) -> Path:
     return target
 
 
-def singly(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The pictures as batches of one, uint8 [1, 3, S, S]."""
-    return [picture[None] for picture in pictures]
-
-
 WRITERS: dict[str, Callable[[Export, Path, dict], tuple[Path, dict]]] = {
     "onnx": _onnx, "openvino": _openvino, "ncnn": _ncnn, "torchscript": _torchscript, "web": _onnx}
-
-
-def table(rows: Sequence[dict]) -> str:
-    """The exports as an aligned table."""
-    def cells(row: dict) -> list[str]:
-        matched, moved = row["matched"], row.get("map50_diff")
-        moved = "" if moved is None else f"{round(100 * moved, 2) + 0.0:+.2f}"     # no negative zero
-        return [row["format"], row["file"], f"{row['bytes']:,}", f"{row['max_diff']:.2g}",
-                f"{100 * row['mean_share']:.2g} %", "no boxes" if matched is None else
-                f"{100 * matched:.1f} % of {row['boxes']}", moved,
-                "refused" if row["faults"] else "kept"]
-    columns = ("format", "file", "bytes", "largest difference", "mean / spread", "boxes found again",
-               "AP50 points", "verdict")
-    return aligned(columns, [cells(row) for row in rows])

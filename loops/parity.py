@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,10 +64,15 @@ def _planar(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
-def compare(exact: Runtime, other: Runtime, pictures: Sequence[np.ndarray]) -> dict[str, float | int | None]:
-    """max_diff and mean_share of the raw maps, matched (None without boxes) and boxes, over the pictures."""
+def compare(exact: Runtime, other: Runtime, pictures: Sequence[np.ndarray],
+            poll: Callable[[], object] = lambda: None) -> dict[str, float | int | None]:
+    """max_diff and mean_share of the raw maps, matched (None without boxes) and boxes, over the pictures.
+
+    poll: called between batches, ends the comparison by raising.
+    """
     worst, shares, hits, boxes = 0.0, [], 0, 0
     for images in _batches(pictures):
+        poll()
         a, b = exact.predict(images), other.predict(images)
         for wanted, got in zip(a, b, strict=True):
             if wanted.shape != got.shape or not got.isfinite().all():

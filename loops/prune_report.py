@@ -144,7 +144,7 @@ def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
     if log.rows:
         steps_png(log.rows, bench.plan.tolerance, folder / "steps.png", metric)
     if args.save_json:
-        runs.write_json(Path("results") / f"{args.save_json}.json", record)
+        runs.save_record(args.save_json, record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
     print("\n".join(("", *step_lines(log.rows, metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
                      *last_words(metric, before, after, record["epochs"]),

@@ -53,8 +53,7 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
         runs.write_json(folder / "trials.json", rows)
         figure4_png(rows, record["best"], front(rows, FIGURE), folder / "figure4.png")
         if args.save_json:
-            Path("results").mkdir(exist_ok=True)
-            runs.write_json(Path("results") / f"{args.save_json}.json", record)
+            runs.save_record(args.save_json, record)
         runs.write_json(folder / "result.json", record)    # last: it says that the search is finished
     print("\n".join(lines(search, record)))
     return record

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.spec import Net, classes_of, from_json, heads, to_json
 from utils.errors import ModelError
 
 SCHEMA = 1
+PICKLES = (b"PK", b"\x80")                            # how zip files and binary pickles begin
 FOLLOWS = ".bn.num_batches_tracked"                    # in every state dict, of no meaning to a trained net
 
 
@@ -115,6 +117,7 @@ def load(path: str | Path) -> Checkpoint:
         near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
         raise ModelError(f"no checkpoint at {path}" + (f"; in that folder: {', '.join(near)}" if near else "")
                          + "; train one (train.py) or see weights/README.md for the official weights")
+    head = _head(path)
     if path.suffix == ".weights":
         net, state, header = read_darknet(path)
         classes = classes_of(heads(net)[0])
@@ -122,14 +125,32 @@ def load(path: str | Path) -> Checkpoint:
         return Checkpoint(net, state, names, extra={"darknet_header": list(header)})
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} holds pickled code or a whole module, which is not loaded because it could "
-                         "run anything; convert it in a sandbox: keep its state_dict() and records, save "
-                         f"with models.checkpoint ({str(error).splitlines()[0]})") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): "
-                         f"{str(error).splitlines()[0]}") from error
+    except Exception as error:                         # bytes that are no checkpoint fail in any way at all
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError) and head.startswith(PICKLES):
+            raise ModelError(f"{path} holds pickled code or a whole module, which is not loaded because it "
+                             "could run anything; convert it in a sandbox: keep its state_dict() and "
+                             f"records, save with models.checkpoint ({said})") from error
+        begins = "" if head.startswith(PICKLES) else f"it begins with {head[:24]!r}, as no checkpoint does; "
+        raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): {begins}"
+                         f"{said}") from error
     return _checked(path, content)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, or ModelError where they show that something else was downloaded."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is an LFS pointer, a text in the file's place; fetch the file itself: "
+                         "git lfs pull")
+    if re.match(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)", head):
+        raise ModelError(f"{path}: a web page was downloaded instead of the file; look at it in a browser, "
+                         "and download the file behind its link")
+    return head
 
 
 def _checked(path: Path, content: object) -> Checkpoint:

@@ -64,7 +64,7 @@ def quantise_onnx(source: Path, target: Path, pictures: Iterable[np.ndarray],
 
 def usable(pictures: Iterable[np.ndarray], side: int) -> list[np.ndarray]:
     """The pictures as a list. Raises DataError where they are too few or of another shape."""
-    pictures = list(pictures)
+    pictures = pictures if isinstance(pictures, list) else list(pictures)
     if len(pictures) < FEWEST:
         raise DataError(f"calibration needs {FEWEST} pictures or more (128 are good), got {len(pictures)}; "
                         "give a larger data set or --calibration")

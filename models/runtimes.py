@@ -163,7 +163,7 @@ class TorchRunner:
         except torch._dynamo.exc.TorchDynamoException as error:
             raise EnvironmentFault("torch.compile cannot compile this network here: "
                                    f"{str(error).strip().splitlines()[0]}; it needs a C++ compiler (Debian: "
-                                   "apt install g++); without --compile nothing is compiled") from error
+                                   "apt install g++), or --runtimes torch, which compiles nothing") from error
 
 
 def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precision: str = "fp32",

@@ -2,7 +2,8 @@
 
 By its account loading takes 3 CPU seconds and every slice half a one. What it does is in the artifact's name,
 words between dashes: ms10 (a call takes that long), killed or silent (from the second slice on), refused,
-broken (when loaded), bf16 (what it runs in, whatever was asked for), unsteady.
+broken (when loaded), broken64 (at that side alone), unread (a picture is torn), blind (it has no accuracy),
+bf16 (what it runs in, whatever was asked for), unsteady.
 """
 import json
 import os
@@ -10,7 +11,10 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+FAKE = Path(__file__).resolve()
 
 
 def noise(folder: Path) -> Path:
@@ -22,6 +26,34 @@ def noise(folder: Path) -> Path:
         picture = np.random.default_rng(at).integers(0, 255, (side, 100, 3), np.uint8)
         cv2.imwrite(str(folder / f"{at}.jpg"), picture)
     return folder
+
+
+def empty_set(folder: Path) -> Path:
+    """The folder, with an annotation file that nobody reads where workers are planted."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations" / "instances_val.json").write_text("{}")
+    return folder
+
+
+def running(capsys, monkeypatch, tmp_path: Path) -> Callable:
+    """Runs benchmark.py with planted workers: f(names, flag, ...) -> (code, out, err, report)."""
+    import benchmark
+    from loops import benchmark_run
+    from tests.scripts import call
+    monkeypatch.setattr(benchmark_run, "SCRIPT", FAKE)
+    monkeypatch.setattr(benchmark_run, "machine_taints", lambda *_: [])    # other tests may run beside this
+
+    def go(names: list[str], *flags: object) -> tuple[int, str, str, dict]:
+        for name in names:
+            (tmp_path / name).write_bytes(b"12345")
+        code = call(monkeypatch, benchmark.main, [
+            "benchmark.py", "--weights", *(tmp_path / n for n in names),
+            "--source", noise(tmp_path / "pictures"), "--device", "cpu", "--project", tmp_path / "out",
+            *flags])
+        folder = max((tmp_path / "out").glob("exp*"), key=lambda p: p.stat().st_mtime_ns, default=tmp_path)
+        path, said = folder / "benchmark.json", capsys.readouterr()
+        return code, said.out, said.err, json.loads(path.read_text()) if path.is_file() else {}
+    return go
 
 
 def main() -> None:
@@ -41,10 +73,14 @@ def main() -> None:
                       "variables": {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}}
             if "refused" in words:
                 answer = {"error": "onnxruntime is not installed: pip install onnxruntime", "exit_code": 5}
-            if "broken" in words:
+            if "unread" in words:
+                answer = {"error": "0.jpg is torn", "exit_code": 3}
+            if {"broken", f"broken{spec.get('imgsz')}"} & set(words):
                 answer = {"error": "the file is torn", "exit_code": 4}
         elif message["do"] == "accuracy":
             answer = {"map50": 0.5, "map50_95": 0.25, "pictures": 4}
+            if "blind" in words:
+                answer = {"error": "1.jpg of the set is torn", "exit_code": 3}
         else:
             slices += 1
             if "killed" in words and slices > 1:

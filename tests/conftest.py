@@ -31,6 +31,13 @@ def nets(tmp_path_factory):
 
 
 @pytest.fixture
+def bench(capsys, monkeypatch, tmp_path):
+    """A function that calls benchmark.py in this process, with planted workers."""
+    from bench_fake import running
+    return running(capsys, monkeypatch, tmp_path)
+
+
+@pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
     """A function that calls detect.py in this process."""
     from detect_cases import running

@@ -7,37 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from bench_fake import noise
+from bench_fake import FAKE, empty_set
 from nets import randomised, small_net
 
 import benchmark
 from loops import benchmark_run
 from models.checkpoint import Checkpoint, save
-from tests.scripts import call
 from utils.bench_cases import STAGES
 from utils.bench_process import Worker, WorkerFailed
-
-ROOT = Path(__file__).resolve().parent.parent
-FAKE = ROOT / "tests" / "bench_fake.py"
-
-
-@pytest.fixture
-def bench(monkeypatch, capsys, tmp_path: Path):
-    """Runs benchmark.py here with planted workers: bench(names, flag, ...) -> (code, out, err, report)."""
-    monkeypatch.setattr(benchmark_run, "SCRIPT", FAKE)
-    monkeypatch.setattr(benchmark_run, "machine_taints", lambda *_: [])    # other tests may run beside this
-
-    def go(names: list[str], *flags: object) -> tuple[int, str, str, dict]:
-        for name in names:
-            (tmp_path / name).write_bytes(b"12345")
-        code = call(monkeypatch, benchmark.main, [
-            "benchmark.py", "--weights", *(tmp_path / n for n in names),
-            "--source", noise(tmp_path / "pictures"), "--device", "cpu", "--project", tmp_path / "out",
-            *flags])
-        folder = max((tmp_path / "out").glob("exp*"), key=lambda p: p.stat().st_mtime_ns, default=tmp_path)
-        path, said = folder / "benchmark.json", capsys.readouterr()
-        return code, said.out, said.err, json.loads(path.read_text()) if path.is_file() else {}
-    return go
 
 
 def test_every_case_is_measured_in_every_round_and_held_against_the_first(bench, tmp_path: Path):
@@ -66,6 +43,12 @@ def test_every_case_is_measured_in_every_round_and_held_against_the_first(bench,
     page = (folder / "benchmark.md").read_text()
     table = [line for line in page.split("## ")[1].splitlines() if line.startswith("|")]
     assert len({len(line) for line in table}) == 1
+
+
+def test_an_address_is_refused_before_a_folder_is_made_and_its_password_is_nowhere(bench, tmp_path: Path):
+    code, out, err, _ = bench(["net.pt"], "--source", "rtsp://me:SECRET@cam/1")
+    assert code == 3 and "rtsp://***@cam/1" in err and "SECRET" not in out + err
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_speed_is_printed_without_what_it_depends_on(bench):
@@ -117,12 +100,12 @@ def test_a_short_run_and_one_that_was_not_steady_are_tainted(bench):
     assert "fewer than 3 processes" in report["tainted"][1] and "TAINTED: 2 reasons" in out
 
 
-def test_accuracy_is_measured_once_for_each_artifact_and_precision(bench, monkeypatch):
+def test_accuracy_is_measured_once_for_each_artifact_and_precision(bench, monkeypatch, tmp_path: Path):
     asked, ask = [], Worker.ask
     monkeypatch.setattr(Worker, "ask", lambda self, message, *rest: asked.append(message["do"])
                         or ask(self, message, *rest))
     code, out, err, report = bench(["net.pt", "small-ms5.pt"], "--rounds", 1, "--iterations", 8,
-                                   "--threads", 1, 2, "--data", "somewhere")
+                                   "--threads", 1, 2, "--data", empty_set(tmp_path / "set"))
     assert code == 0, err
     assert asked.count("accuracy") == 2
     assert [row["accuracy"]["map50"] for row in report["cases"]] == [0.5] * 4 and "0.5000" in out

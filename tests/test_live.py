@@ -46,7 +46,8 @@ def test_a_list_of_streams_gives_each_a_name_of_its_own(tmp_path):
     ("rtsp://a:secret@c/1\nrtsp://a:secret@c/1\n", "listed twice"),
     ("ftp://a:secret@cam/1", "ftp:// is not supported"), ("rtsp://", "needs the form"),
     ("9999999999", "no camera has that number; give a camera's number"),
-    ("http://cam:99999/x", "needs the form"), ("rtsp://a:secret/secret@cam/1", "%2F")])
+    ("http://cam:99999/x", "needs the form"), ("rtsp://a:secret/secret@cam/1", "%2F"),
+    ("rtsp://cam/1\nrtsp:/a:secret@cam/2\n", "rtsp:/***@cam/2")])
 def test_lists_and_addresses_that_cannot_work_are_refused_without_the_password(tmp_path, text, said):
     source = text
     if "\n" in text:
@@ -60,14 +61,17 @@ def test_lists_and_addresses_that_cannot_work_are_refused_without_the_password(t
 @pytest.mark.parametrize("text", [
     "rtsp://me:SECRET@cam/1", "rtsp://me:SEC@RET@cam/1", "rtsp://me:SEC/RET@cam/1", "rtsp://me:SEC RET@cam/1",
     "http://cam/video.cgi?loginuse=a&loginpas=SECRET", "rtsp://cam/user=a_password=SECRET_channel=1.sdp",
-    "http://cam/v;token=SECRET", "http://cam/v#SECRET", "--source=http://cam/v?SECRET", "RTSP://SECRET@cam/1"])
+    "http://cam/v;token=SECRET", "http://cam/v#SECRET", "--source=http://cam/v?SECRET", "RTSP://SECRET@cam/1",
+    "rtsp:/me:SECRET@cam", "rtsp:/SECRET@cam/1", "http:/cam/v?SECRET", "me:SEC@RET@cam",
+    "rtsp:me:SEC/RET@cam", "list/rtsp:/me:SECRET@cam", "postgresql:/me:SECRET@cam"])
 def test_every_form_of_a_password_is_masked(text):
     shown = masked(text)
     assert "SEC" not in shown and "RET" not in shown and "cam" in shown and "***" in shown
 
 
 def test_texts_without_an_address_stay_as_they_are():
-    assert all(masked(text) == text for text in ("a@b.jpg", "--name a:b@c", "rtsp://cam:554/live/1", "x=1?y"))
+    plain = ("a@b.jpg", "a@b:c", "rtsp://cam:554/live/1", "x=1?y", "C:/a;b")
+    assert all(masked(text) == text for text in plain)
 
 
 def test_waiting_doubles_up_to_a_minute_and_chance_moves_its_second_half():

@@ -8,7 +8,7 @@ import pytest
 
 from data.sources import natural, open_source, unique_names
 from utils.errors import DataError, DiskError
-from utils.masking import masked
+from utils.masking import masked, masked_values
 from utils.video import VideoFile, probe
 
 
@@ -172,6 +172,22 @@ def test_natural_order_counts():
 
 def test_passwords_are_masked():
     assert masked("rtsp://user:pa@ss@cam/1") == "rtsp://***@cam/1" and masked("a@b.jpg") == "a@b.jpg"
+
+
+def test_flags_are_masked_one_by_one_and_what_is_no_text_stays():
+    flags = {"source": "rtsp://me:SECRET@cam/1", "weights": ["a.pt", "http://me:SECRET@x/b.pt"], "imgsz": 64,
+             "data": None, "out": Path("a.json")}
+    assert masked_values(flags) == flags | {"source": "rtsp://***@cam/1",
+                                            "weights": ["a.pt", "http://***@x/b.pt"]}
+
+
+@pytest.mark.parametrize("line", ["rtsp:/me:SECRET@cam/1", "me:SECRET@cam/*.jpg", "rtsp:/me:SECRET@cam/v?x"])
+def test_a_mistyped_address_is_refused_without_its_password(tmp_path, line):
+    (tmp_path / "list.txt").write_text(line + "\n")
+    for source in (line, str(tmp_path / "list.txt")):
+        with pytest.raises(DataError) as error:
+            list(open_source(source))
+        assert "SECRET" not in str(error.value) and "***" in str(error.value)
 
 
 def test_a_video_file_keeps_rate_size_and_count_also_at_odd_sizes(tmp_path):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import UsageError
+from utils import storage
+from utils.errors import EnvironmentFault, UsageError
 from utils.study import Queue
 
 SPACE = {"a": [3, 5], "b": ["conv", "mbconv"], "c": [1, 2]}
@@ -185,3 +186,22 @@ def test_a_study_with_other_settings_is_refused(opened):
 def test_a_storage_that_cannot_be_shared_is_refused(url, said, tmp_path):
     with pytest.raises(UsageError, match=said):
         Queue(url, "s", SPACE, ["maximize"], {}, tmp_path)
+
+
+@pytest.mark.parametrize("url", ["postgresql:/me:SECRET@host/db", "postgresql://me:SECRET@host:x/db",
+                                 "nonsense://me:SECRET@host/db", "sqlite:///no/me:SECRET@host/a.db"])
+def test_a_storage_is_refused_without_its_password(url, tmp_path):
+    with pytest.raises((UsageError, EnvironmentFault)) as error:
+        Queue(url, "s", SPACE, ["maximize"], {}, tmp_path)
+    assert "SECRET" not in str(error.value) and "--storage" in str(error.value)
+
+
+def test_what_a_database_says_is_shown_without_the_password(monkeypatch):
+    def refused(url: str, *_: object, **__: object) -> None:
+        raise RuntimeError(f"no host RET@db of {url} with SEC, SEC@RET, S EC%")
+    import optuna
+    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", refused)
+    with pytest.raises(EnvironmentFault, match="cannot be used: no host") as error:
+        storage.open_storage("postgresql://me:SEC@RET@db/name?sslpassword=S%20EC%25")
+    assert not any(word in str(error.value) for word in ("SEC", "RET", "S EC"))

@@ -91,6 +91,26 @@ def test_pickled_code_is_refused_and_never_run(tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.weights"])
+@pytest.mark.parametrize(("text", "said"), [
+    ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "LFS.*git lfs pull"),
+    ("\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page was downloaded instead of the file"),
+    ("\ufeff<HTML>", "a web page was downloaded instead of the file")])
+def test_what_is_no_checkpoint_is_called_by_its_name(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=said) as error:
+        load(tmp_path / name)
+    assert "pickled" not in str(error.value)
+
+
+def test_bytes_that_are_no_checkpoint_are_refused_whatever_they_begin_with(tmp_path):
+    for first in range(256):
+        (tmp_path / "a.pt").write_bytes(bytes([first]) + b"omething else\nthan a checkpoint\n")
+        with pytest.raises(ModelError) as error:
+            load(tmp_path / "a.pt")
+        assert first == 0x80 or "pickled code" not in str(error.value), error.value
+
+
 def test_the_previous_checkpoint_is_kept_and_taken_when_the_last_is_damaged(tmp_path):
     path = tmp_path / "last.pt"
     save(path, some(training={"epoch": 1}), keep_previous=True)

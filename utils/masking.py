@@ -2,14 +2,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+# One slash is a typing error of an address, whose password is no less secret.
+ADDRESS = re.compile(r"(?is)^(.*?(?:\b(?:rtsps?|https?):/+|://))(.*)$")
 
 
 def masked(text: str) -> str:
     """The same text with the secrets of the address in it replaced by stars, fit for messages and files.
 
     Secrets are the user's name and password, and all that follows the first "?", "=", ";" or "#" of an
-    address: cameras take passwords there as well. A text without "://" is returned as it is.
+    address: cameras take passwords there as well. In a text that is no address, what stands before an "@"
+    with a ":" in it may be a login whose scheme was forgotten; all else is returned as it is.
     """
-    head, mark, rest = text.partition("://")
+    if not (found := ADDRESS.match(text)):
+        return re.sub(r"(?s)^.*:.*@", "***@", text)
+    head, rest = found.groups()
     rest = re.sub(r"(?s)^.*@", "***@", rest)
-    return head + mark + re.sub(r"(?s)([?=;#]).+", r"\1***", rest) if mark else text
+    return head + re.sub(r"(?s)([?=;#]).+", r"\1***", rest)
+
+
+def masked_values(values: Mapping[str, object]) -> dict[str, object]:
+    """The same flags, every address in a text or in a list of texts masked: what may go into args.json."""
+    def shown(value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            return [shown(item) for item in value]
+        return masked(value) if isinstance(value, str) else value
+    return {key: shown(value) for key, value in values.items()}
+
+
+def without_secrets(text: str, address: str) -> str:
+    """What another program says about an address, without the address and the parts of its password."""
+    login, _, place = (address.partition("://")[2] or address).rpartition("@")
+    words = [*login.partition(":")[2].split("@"), *re.split("[?=;#&]", place)[1:]]
+    text = text.replace(address, masked(address))
+    for word in sorted({*words, *map(unquote, words)}, key=len, reverse=True):
+        text = text.replace(word, "***") if len(word) > 1 else text
+    return text

@@ -102,6 +102,12 @@ def write_json(path: Path, value: object) -> None:
     os.replace(part, path)
 
 
+def save_record(name: str, record: dict) -> None:
+    """Writes results/NAME.json, which pages and tables are filled from."""
+    Path("results").mkdir(exist_ok=True)
+    write_json(Path("results") / f"{name}.json", record)
+
+
 def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

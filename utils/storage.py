@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from utils import runs
 from utils.errors import EnvironmentFault, UsageError
+from utils.masking import masked, without_secrets
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -72,18 +73,18 @@ def lock_file(url: str) -> Path | None:
     """
     from sqlalchemy import exc
     from sqlalchemy.engine import make_url
+    shown = f"--storage {masked(url)}"
     try:
         parsed = make_url(url)
-    except exc.ArgumentError:
-        raise UsageError(f"--storage {url} is no database URL; it needs one such as sqlite:///study.db or "
+    except (exc.ArgumentError, ValueError):        # ValueError: a port that is no number
+        raise UsageError(f"{shown} is no database URL; it needs one such as sqlite:///study.db or "
                          "postgresql://user@host/name") from None
     if parsed.get_backend_name() != "sqlite":
         return None
     if parsed.database in (None, "", ":memory:"):
-        raise UsageError(f"--storage {url} is kept in memory and would be lost; name a file: "
-                         "sqlite:///study.db")
+        raise UsageError(f"{shown} is kept in memory and would be lost; name a file: sqlite:///study.db")
     if not Path(parsed.database).absolute().parent.is_dir():
-        raise UsageError(f"--storage {url}: there is no folder {Path(parsed.database).parent}")
+        raise UsageError(f"{shown}: there is no folder {masked(str(Path(parsed.database).parent))}")
     return Path(f"{parsed.database}.lock")
 
 
@@ -94,6 +95,7 @@ def open_storage(url: str) -> RDBStorage:
     """
     import optuna
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+    shown = f"--storage {masked(url)}"
     own = {"connect_args": {"factory": _Connection, "timeout": 60}} if url.startswith("sqlite") else {}
     for last in (*(False,) * (TRIES - 1), True):
         try:
@@ -102,14 +104,15 @@ def open_storage(url: str) -> RDBStorage:
                 return optuna.storages.RDBStorage(url, own, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                                                   heartbeat_stale_trial_callback=put_again)
         except (ImportError, NoSuchModuleError) as error:
-            raise EnvironmentFault(f"--storage {url}: the database's driver is missing ({error}); "
-                                   "install it") from error
+            raise EnvironmentFault(f"{shown}: the database's driver is missing "
+                                   f"({without_secrets(str(error), url)}); install it") from error
         except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
             if last:                               # before that, another worker may be making the same tables
-                raise EnvironmentFault(f"--storage {url} cannot be used: {str(error).splitlines()[0]}; "
-                                       "is the database there, and open to you?") from error
+                said = without_secrets(str(error), url).splitlines()[0]
+                raise EnvironmentFault(f"{shown} cannot be used: {said}; is the database there, and open to "
+                                       "you?") from error
             time.sleep(0.3)
-    raise EnvironmentFault(f"--storage {url} cannot be used")
+    raise EnvironmentFault(f"{shown} cannot be used")
 
 
 def put_again(study: Study, trial: FrozenTrial) -> None:
