@@ -55,7 +55,21 @@ def claim(args: argparse.Namespace, free: Sequence[str]) -> Path:
         if path and Path(path).is_file():
             held[flag] = digest(path)
     same = {name: value for name, value in vars(args).items() if name not in free}
-    return runs.claim_run(args.project, args.name, {**same, "content": held})
+    return _unfinished(Path(args.project), args.name, {**same, "content": held})
+
+
+def _unfinished(project: Path, name: str, args: dict) -> Path:
+    """The newest project/name* whose args.json equals `args` and that holds no result.json, else a new one."""
+    plain = json.loads(json.dumps(args, default=str))
+    for at in range(len(list(project.glob(f"{name}*"))) + 1, 0, -1):
+        folder = project / (name if at == 1 else f"{name}{at}")
+        if (folder / "result.json").exists() or not (folder / "args.json").is_file():
+            continue
+        if json.loads((folder / "args.json").read_text(encoding="utf-8")) == plain:
+            return folder
+    folder = runs.make_run_folder(project, name)
+    runs.write_json(folder / "args.json", plain)
+    return folder
 
 
 class Tuner:

@@ -43,24 +43,6 @@ def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> P
     raise UsageError(f"{base} holds too many runs named {name}; choose another --name")
 
 
-def claim_run(project: str | Path, name: str, args: dict) -> Path:
-    """The run folder for these arguments: the same command goes on where it was stopped.
-
-    The newest project/name* whose args.json equals `args` and that holds no result.json, else a new folder
-    with args.json in it.
-    """
-    plain = json.loads(json.dumps(args, default=str))
-    for at in range(len(list(Path(project).glob(f"{name}*"))) + 1, 0, -1):
-        folder = Path(project) / (name if at == 1 else f"{name}{at}")
-        if (folder / "result.json").exists() or not (folder / "args.json").is_file():
-            continue
-        if json.loads((folder / "args.json").read_text(encoding="utf-8")) == plain:
-            return folder
-    folder = make_run_folder(project, name)
-    write_json(folder / "args.json", plain)
-    return folder
-
-
 def lock(folder: Path) -> io.TextIOBase:
     """An open lock file in the run folder, held until the process ends.
 
