@@ -59,7 +59,7 @@ def claim(args: argparse.Namespace, free: Sequence[str]) -> Path:
 
 
 def _unfinished(project: Path, name: str, args: dict) -> Path:
-    """The newest project/name* whose args.json equals `args` and that holds no result.json, else a new one."""
+    """The newest project/name* whose args.json is `args` and that holds no result.json, else a new one."""
     plain = json.loads(json.dumps(args, default=str))
     for at in range(len(list(project.glob(f"{name}*"))) + 1, 0, -1):
         folder = project / (name if at == 1 else f"{name}{at}")
