@@ -54,9 +54,9 @@ def ours(weights: list[str], folder: Path) -> dict[str, Path]:
     from models.to_onnx import to_onnx
     out = {}
     for name in weights:
-        found = checkpoints.load(name)
-        out[Path(name).stem] = folder / f"{Path(name).stem}.onnx"
-        out[Path(name).stem].write_bytes(to_onnx(found.net, found.state, SIDE))
+        found, key = checkpoints.load(name), Path(name).stem.replace("-", "_")
+        out[key] = folder / f"{key}.onnx"
+        out[key].write_bytes(to_onnx(found.net, found.state, SIDE))
     return out
 
 
@@ -72,7 +72,7 @@ def theirs(folder: Path) -> dict[str, Path]:
         net = YoloxModule(YoloPafpn(config.depth, config.width, depthwise=True, act=act),
                           YoloxHead(80, config.width, act=act, depthwise=True)).eval()
         net.head.decode_in_inference = False
-        out[f"yolox-nano {act}"] = path = folder / f"yolox-nano-{act}.onnx"
+        out[f"yolox_nano_{act}"] = path = folder / f"yolox_nano_{act}.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                # the exporter on its own age
             torch.onnx.export(net, (torch.rand(1, 3, SIDE, SIDE),), str(path), opset_version=17, dynamo=False)
