@@ -20,6 +20,7 @@ text 0.5
 |---|---|---|---|
 | ours | | | [one](results/micro-yolo-voc5.json) |
 | speed <!-- {images}; {settings.threads} --> | | | [two](../results/micro-yolo-voc5.json) |
+| list <!-- {artifacts.1.format}; {artifacts.0.boxes} --> | | | [three](results/parity-rounded.json) |
 <!-- /table -->
 """
 
@@ -48,6 +49,7 @@ def test_marked_tables_are_filled_from_results_and_a_changed_digit_is_found(fill
     assert "8,852,366" in tiny and "8.86" not in tiny, "the paper's figure for it is derived"
     assert f"| ours | {record['map50']:.3f} | {record['map50_interval']['low']:.2f} |" in text
     assert f"| {record['images']} | {record['settings']['threads']} |" in text
+    assert any(line.startswith("| list") and "| openvino | 54 |" in line for line in text.splitlines())
     for old, new in (("2.782 G", "2.783 G"), (f"{record['map50']:.3f}", "0.999"), ("2.56 M", "2.57 M")):
         path.write_text(text.replace(old, new), encoding="utf-8")
         capsys.readouterr()

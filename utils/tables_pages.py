@@ -110,10 +110,12 @@ def _records(body: Sequence[str], templates: str, results: Path) -> list[str]:
 
 
 def _figure(template: str, record: dict, file: str) -> str:
-    """The template with each {field.of.record:format} replaced."""
+    """The template with each {field.of.record:format} replaced; a number is a place in a list."""
     def value(match: re.Match) -> str:
         node: object = record
         for part in match[1].split("."):
+            if isinstance(node, list):
+                node = {str(place): item for place, item in enumerate(node)}
             if not isinstance(node, dict) or part not in node:
                 raise ValueError(f"{file} has no {match[1]}")
             node = node[part]
