@@ -134,7 +134,7 @@ def lines(search: Search, record: dict) -> list[str]:
         out.append(f"ranks against {rank['against']}: {', '.join(values)}, n {rank['n']}; "
                    f"{rank['cost_epochs']} epochs against {rank['against_cost_epochs']}")
     if not (folder / "best" / "best.pt").is_file():
-        out.append("the best trial's weights are not here: another machine trained it, or --known told of it; "
+        out.append("the best trial's weights are not here: another machine trained it, or --known told it; "
                    f"there they are in the run folder, trials/k{best['label']}-s{best['seed']}")
     return [*out, str(folder / "best")]
 
