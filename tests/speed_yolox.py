@@ -31,9 +31,10 @@ def main() -> None:
     args = parser.parse_args()
     from utils import timing
     from utils.runs import environment, write_json
+    images = pictures(args.source)
     with tempfile.TemporaryDirectory() as folder:
         files = ours(args.weights, Path(folder)) | theirs(Path(folder))
-        calls = {name: call(path, pictures(args.source), args.threads) for name, path in files.items()}
+        calls = {name: call(path, images, args.threads) for name, path in files.items()}
     timing.warm_up(calls)
     times = timing.interleaved(calls, args.rounds, 600)
     first = next(iter(times))
