@@ -8,7 +8,7 @@ import torch
 from models.layout import widths
 from models.network import Network, initialise
 from models.spec import Layer, Net, validate
-from models.zoo import micro_yolo, substitute, yolo_lite, yolo_nano, yolov3_tiny
+from models.zoo import ZOO, micro_yolo, substitute, yolov3_tiny
 
 ANCHORS = ((20.0, 20.0), (40.0, 40.0))
 
@@ -53,8 +53,8 @@ def small_net(classes: int = 3) -> Net:
 MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7": "dsconv",
                                     "conv13": "dsconv", "conv22": "dsconv"},
                    {"conv5": 5, "conv9": 7, "conv22": 5})
-NETS = {"yolov3-tiny": yolov3_tiny(4), "micro-yolo": micro_yolo(4), "no squeeze": micro_yolo(4, se=False),
-        "mixed": MIXED, "residual": residual_net(), "yolo-lite": yolo_lite(4), "yolo-nano": yolo_nano(4)}
+NETS = {**{name: make(4) for name, make in ZOO.items()}, "mixed": MIXED,
+        "no squeeze": micro_yolo(4, se=False), "residual": residual_net()}
 
 
 def randomised(net: Net, seed: int = 0) -> Network:

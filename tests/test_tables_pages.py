@@ -60,6 +60,13 @@ def test_marked_tables_are_filled_from_results_and_a_changed_digit_is_found(fill
     assert call("--write") == 0 and path.read_text(encoding="utf-8") == text
 
 
+def test_a_page_without_a_marked_table_does_not_pass(filled, capsys):
+    path, call = filled
+    path.write_text(PAGE.replace("<!-- table:", "<!-- tabel:"), encoding="utf-8")
+    assert call("--check") == 1 and call("--write") == 1
+    assert "page.md: no marked table" in capsys.readouterr().out
+
+
 RECORDS = "<!-- table:records {} -->\n| a | b | c |\n|-|-|-|\n| x | 1 | {} |\n<!-- /table -->\n"
 
 

@@ -55,12 +55,12 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "smoke": Profile(
-        "smoke", "scenes", "scenes", 160, 3, ("--weights", "{weights}", *NO_FLIP), False,
+        "smoke", "scenes", "scenes", 128, 3, ("--weights", "{weights}", *NO_FLIP), False,
         ("--layers", "conv9", "conv11", "--epochs", "1", *NO_FLIP), 4,
         ("--layers", "conv13", "conv15", "--epochs-per-step", "1", "--until", "stored=95%", *NO_FLIP), 4,
         10, 18,
         "2 cores of a Xeon with AMX",
-        "accuracies are of the embedded digits after three epochs at 160 px, from the shipped layers where "
+        "accuracies are of the embedded digits after three epochs at 128 px, from the shipped layers where "
         "they fit: they show that the commands work and say nothing about the paper's",
         "weights/micro-yolo-voc5.pt"),
     "voc5": Profile(
