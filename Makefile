@@ -6,6 +6,7 @@
 PYTHON ?= python3
 DEMO_EPOCHS ?= 15
 DEMO_SIZE ?= 320
+TEST_WORKERS ?= 2
 # A mirrored digit is no digit, and the digits' boxes are slimmer than those the default anchors were made for.
 DEMO_WEIGHTS ?= weights/micro-yolo-voc5.pt
 DEMO_FLAGS ?= --augment no-flip --fit-anchors --close-mosaic 5 --val-interval 5
@@ -62,7 +63,7 @@ web/node_modules/.package-lock.json: web/package-lock.json
 
 # Threads that spin while they wait cost more than they give on a machine with few or busy cores.
 test: $(VENV)/installed-dev $(if $(wildcard web/package-lock.json),web/node_modules/.package-lock.json)
-	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
+	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 demo: $(VENV)/installed
 	$(PY) train.py --cfg micro-yolo --weights $(DEMO_WEIGHTS) --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \

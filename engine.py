@@ -55,6 +55,7 @@ class Hooks:
     code: Callable[[], int]                            # the exit code that tells of it
     replay: Callable[[dict], str]                      # keeps a bad batch; a sentence saying where
     main: bool = True                                  # whether this process shows and validates
+    again: str = "with --resume"                       # how the same command goes on after a signal
 
 
 @dataclass
@@ -167,7 +168,7 @@ def _stop(state: State, hooks: Hooks) -> None:
     state.sums = ddp.mean_over_ranks(state.sums, state.device)
     hooks.save(state, False)
     raise Interrupted(f"stopped by a signal after epoch {state.epoch + 1}, batch {state.batch}; "
-                      "saved: run the same command with --resume to go on", hooks.code())
+                      f"saved: run the same command {hooks.again} to go on", hooks.code())
 
 
 def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, at: int, last: int) -> bool:

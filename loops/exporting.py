@@ -184,10 +184,11 @@ def _onnx(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
 
 def _openvino(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
     ov = needs("openvino", "for --format openvino")
+    from models.runtime_openvino import core
     target, report = work / "openvino", {}
     target.mkdir()
     # Not by its convert_model, which wraps this same reader and reports home.
-    model = ov.Core().read_model(to_onnx(*job.network, job.imgsz))
+    model = core().read_model(to_onnx(*job.network, job.imgsz))
     if job.int8:
         from models.quantise_openvino import quantise_openvino
         plain = work / "plain.xml"

@@ -84,6 +84,7 @@ class Run:
     guard: dict = field(default_factory=dict)
     lock: TextIO | None = None
     may_halve: bool = False                        # whether a full memory may change the batch size
+    again: str = "with --resume"                   # how the same command goes on after a signal
     failed_saves: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -108,7 +109,8 @@ class Run:
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
         hooks = engine.Hooks(
             self.validate, self.save, lambda: checkpoints.load_or_previous(self.last)[0].training,
-            self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main)
+            self.write_row, self.interrupt.poll, lambda: self.interrupt.code, self.replay, self.world.main,
+            self.again)
         done = False
         while not done:
             try:

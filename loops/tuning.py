@@ -171,7 +171,7 @@ class Tuner:
         data = self.train_set.for_run(seed, max(0, epochs - args.close_mosaic))
         run = assemble(args, folder, self.world, self.precision, model, data, self.validator,
                        loss or DetectionLoss(head_specs(net)), self.interrupt)
-        run.lock = held
+        run.lock, run.again = held, "once more"            # search.py and prune.py know no --resume
         return run
 
     def _resume(self, run: Run) -> float:

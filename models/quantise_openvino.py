@@ -12,6 +12,7 @@ import numpy as np
 
 from models.artifact import unreadable
 from models.quantise import COMPARED, WHY, usable
+from models.runtime_openvino import core
 from models.sqnr import layers_sqnr
 from utils.errors import ModelError
 from utils.optional import needs
@@ -30,9 +31,8 @@ def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]
     """
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
     from openvino.passes import ConstantFolding, Manager
-    core = ov.Core()
     try:
-        exact = core.read_model(source)
+        exact = core().read_model(source)
     except RuntimeError as error:
         raise unreadable(source, "an OpenVINO model", error) from error
     _check(exact, source)
@@ -47,8 +47,7 @@ def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]
         quantised = nncf.quantize(exact, nncf.Dataset(pictures), preset=nncf.QuantizationPreset.MIXED,
                                   subset_size=len(pictures), ignored_scope=scope)
     layers = _layers(exact, gates)
-    rows = layers_sqnr(_taps(core, exact, layers), _taps(core, quantised, layers), layers,
-                       pictures[:COMPARED])
+    rows = layers_sqnr(_taps(exact, layers), _taps(quantised, layers), layers, pictures[:COMPARED])
     ov.save_model(quantised, target, compress_to_fp16=False)
     return {"layers": rows, "calibration": len(pictures),
             "left_float": [{"layer": _layer(name), "why": WHY[why]}
@@ -105,7 +104,7 @@ def _layers(model: ov.Model, without: list[str]) -> list[str]:
     return [layer for layer in map(_layer, names) if layer in known]
 
 
-def _taps(core: ov.Core, model: ov.Model, layers: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def _taps(model: ov.Model, layers: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A function from a picture to the layers' values; of 8-bit values what their readers get."""
     model = model.clone()
     values = {name: value for op in model.get_ops() for value in op.outputs() for name in value.get_names()}
@@ -114,7 +113,7 @@ def _taps(core: ov.Core, model: ov.Model, layers: list[str]) -> Callable[[np.nda
         behind = [t.get_node() for t in values[layer].get_target_inputs()]
         rounded = [node for node in behind if node.get_type_name() == "FakeQuantize"]
         ports += model.add_outputs([rounded[0].output(0) if rounded else values[layer]])
-    plan = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    plan = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     order = [model.outputs.index(port) for port in ports]
     return lambda picture: {layer: found for found, layer in zip(
         (plan([picture])[at] for at in order), layers, strict=True)}

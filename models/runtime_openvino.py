@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +15,26 @@ from utils.errors import ModelError
 from utils.optional import needs
 from utils.runs import pick_precision
 
+if TYPE_CHECKING:
+    import openvino as ov
+
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 REAL = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 # Batch sizes whose compiled model is kept, the one used longest ago dropped first. Live streams make batches
 # of every size up to their number, in any order, and compiling one in mid-stream takes as long as a few do.
 # Each holds its maps (micro-yolo at 416: 70 MB for 6 pictures); only sizes that come up are compiled.
 PLANS = 16
+
+
+@cache
+def core() -> ov.Core:
+    """The process's one Core, kept to its end. Raises EnvironmentFault without the library.
+
+    Each Core moves the stack on which signals are handled and puts back, when it goes, the one it found: of
+    two that go in the order they came, the second puts back memory that is freed, and the next Ctrl-C is a
+    segmentation fault instead of a saved run.
+    """
+    return needs("openvino", "to run OpenVINO models").Core()
 
 
 class OpenvinoRunner:
@@ -30,10 +46,10 @@ class OpenvinoRunner:
     kind = "openvino"
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
-        self.ov = needs("openvino", "to run OpenVINO models")
+        needs("openvino", "to run OpenVINO models")
         self.path, self.threads, self.device = path, threads, torch.device("cpu")
         self.card = card_beside(path)
-        self.core, self.plans = self.ov.Core(), {}
+        self.core, self.plans = core(), {}
         try:
             self.model = self.core.read_model(path)
         except RuntimeError as error:

@@ -1,10 +1,12 @@
 """Fixtures shared by all tests: the real data beside the project (or a skip), and the embedded set."""
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+sys.modules.setdefault("openvino_telemetry", None)         # reports home from a fork of pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 

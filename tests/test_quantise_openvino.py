@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from models.runtime_openvino import core
 from models.to_onnx import to_onnx
 from tests.nets import randomised, residual_net
 from tests.test_quantise import NOISE, SIDE, pictures
@@ -29,8 +30,8 @@ def made(tmp_path_factory):
 
 
 def test_the_quantised_model_computes_nearly_the_same_for_any_batch(made):
-    core = needs("openvino", "here").Core()
-    exact, other = (core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for path in made[:2])
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    exact, other = (core().compile_model(path, "CPU", config) for path in made[:2])
     images = np.concatenate(pictures(11)[8:])
     a, b = exact(images), other(images)
     for name in ("head13", "head14"):
@@ -39,7 +40,7 @@ def test_the_quantised_model_computes_nearly_the_same_for_any_batch(made):
 
 
 def test_heads_and_gates_read_no_rounded_weights(made):
-    model = needs("openvino", "here").Core().read_model(made[1])
+    model = core().read_model(made[1])
     rounded = {}
     for op in model.get_ops():
         if op.get_type_name() in ("Convolution", "GroupConvolution"):
