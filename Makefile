@@ -63,7 +63,7 @@ web/node_modules/.package-lock.json: web/package-lock.json
 
 # Threads that spin while they wait cost more than they give on a machine with few or busy cores.
 test: $(VENV)/installed-dev $(if $(wildcard web/package-lock.json),web/node_modules/.package-lock.json)
-	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile
+	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
 
 demo: $(VENV)/installed
 	$(PY) train.py --cfg micro-yolo --weights $(DEMO_WEIGHTS) --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \
