@@ -137,13 +137,13 @@ def test_the_estimate_takes_the_measured_rate_once_there_is_one(place):
     plan, profile = Plan((TRAIN, VAL), place), PROFILES["smoke"]
     assert plan.rate() is None
     left = [job for job, _ in plan.missing(["val-a"])]
-    assert "2 jobs, 4 epochs, about 1 minutes (assumed: 2 cores" in duration_text(left, profile, None)
+    assert "2 jobs, 4 epochs, about 2 minutes (assumed: 2 cores" in duration_text(left, profile, None)
     place.records.mkdir(parents=True)
     for n, seconds in enumerate((400, 480, 4000)):
         (place.records / f"train-{n}.json").write_text(json.dumps({"job_seconds": seconds, "job_epochs": 4}))
     plan = Plan([TRAIN._replace(name=f"train-{n}") for n in range(3)], place)
     assert plan.rate() == 120
-    assert "about 9 minutes (measured here: 120.0 s an epoch)" in duration_text(left, profile, plan.rate())
+    assert "about 8 minutes (measured here: 120.0 s an epoch)" in duration_text(left, profile, plan.rate())
 
 
 @pytest.mark.parametrize("name", PROFILES)
