@@ -3,8 +3,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import cli
+
+if TYPE_CHECKING:
+    from data.coco import CocoSet
+    from models.spec import Net
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "max-det", "device", "half",
           "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok")
@@ -24,17 +29,31 @@ def parse() -> argparse.Namespace:
     return cli.check(parser, parser.parse_args(), "weights", "data")
 
 
+def read_truths(args: argparse.Namespace) -> CocoSet:
+    """The truths of --split. Raises as read_coco does."""
+    from data.coco import read_coco
+    from data.locate import locate
+    where = locate(args.data)
+    return read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
+                     drop_unknown=args.drop_unknown)
+
+
+def cost(args: argparse.Namespace, net: Net) -> dict:
+    """What is measured on what, and what it takes: parameters, MACs in both counts, bytes on disk."""
+    from models.artifact import size
+    from models.count import loose_macs, macs, parameters
+    return {"weights": args.weights, "data": args.data, "split": args.split, "parameters": parameters(net),
+            "macs": macs(net, args.imgsz), "loose_macs": loose_macs(net, args.imgsz),
+            "bytes": size(args.weights)}
+
+
 def main() -> None:
     """Reads the network and the data, detects, evaluates, prints, writes."""
     args = parse()
     from data.clean import report_faults
-    from data.coco import read_coco
     from data.dataset import DetectionSet, make_loader
     from data.images import decode
-    from data.locate import locate
     from loops.accuracy import evaluate
-    from models.artifact import size
-    from models.count import loose_macs, macs, parameters
     from models.decode import detections
     from models.runtimes import load_runtime
     from utils import evaluation, runs
@@ -44,12 +63,9 @@ def main() -> None:
     runs.tune_cpu(args.threads)
     device = runs.pick_device(args.device)
     runtime = load_runtime(args.weights, device, "half" if args.half else "fp32")
-    net = runtime.net
     args.imgsz = args.imgsz or runtime.imgsz
     runtime.check_side(args.imgsz, args.weights)
-    where = locate(args.data)
-    coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
-                     drop_unknown=args.drop_unknown)
+    coco = read_truths(args)
     finder = Finder(runtime, detections, matching_classes(runtime.names, coco.names), args.conf_thres,
                     args.iou_thres, args.max_det)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
@@ -61,10 +77,8 @@ def main() -> None:
     batches = finder.watch.waits("waiting for pictures",
                                  make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
-    cost = {"weights": args.weights, "data": args.data, "split": args.split, "parameters": parameters(net),
-            "macs": macs(net, args.imgsz), "loose_macs": loose_macs(net, args.imgsz),
-            "bytes": size(args.weights), "dropped_by_decoder": finder.dropped}
-    result = evaluation.summarise(metrics, cost, finder, evaluation.settings(args, runtime), args.ci)
+    paid = {**cost(args, runtime.net), "dropped_by_decoder": finder.dropped}
+    result = evaluation.summarise(metrics, paid, finder, evaluation.settings(args, runtime), args.ci)
     print("\n".join(evaluation.lines(result, metrics)))
     out = args.out or (Path("results") / f"{args.name}.json" if args.save_json else None)
     for path in filter(None, (folder / "metrics.json", out)):
