@@ -61,7 +61,8 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-expor
 web/node_modules/.package-lock.json: web/package-lock.json
 	@if command -v npm >/dev/null; then cd web && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || true; fi
 
-# Threads that spin while they wait cost more than they give on a machine with few or busy cores.
+# Threads that spin while they wait cost more than they give on a machine with few or busy cores. The tests of a file
+# share its fixtures, so they stay in one process; were a process that crashed replaced, the run might never end.
 test: $(VENV)/installed-dev $(if $(wildcard web/package-lock.json),web/node_modules/.package-lock.json)
 	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
 

@@ -21,6 +21,7 @@ from utils.progress import Progress
 
 IN_A_ROW = 3                                       # non-finite steps before the last good state comes back
 RETRIES = 3                                        # times it may come back, each at half the learning rate
+AGAIN = "with --resume"
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,7 +56,7 @@ class Hooks:
     code: Callable[[], int]                            # the exit code that tells of it
     replay: Callable[[dict], str]                      # keeps a bad batch; a sentence saying where
     main: bool = True                                  # whether this process shows and validates
-    again: str = "with --resume"                       # how the same command goes on after a signal
+    again: str = AGAIN                                 # how the same command goes on after a signal
 
 
 @dataclass

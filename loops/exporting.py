@@ -183,8 +183,8 @@ def _onnx(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
 
 
 def _openvino(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
-    ov = needs("openvino", "for --format openvino")
     from models.runtime_openvino import core
+    ov = needs("openvino", "for --format openvino")
     target, report = work / "openvino", {}
     target.mkdir()
     # Not by its convert_model, which wraps this same reader and reports home.

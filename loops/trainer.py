@@ -84,7 +84,7 @@ class Run:
     guard: dict = field(default_factory=dict)
     lock: TextIO | None = None
     may_halve: bool = False                        # whether a full memory may change the batch size
-    again: str = "with --resume"                   # how the same command goes on after a signal
+    again: str = engine.AGAIN                      # how the same command goes on after a signal
     failed_saves: int = 0
     began: float = field(default_factory=time.monotonic)
 

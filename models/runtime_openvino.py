@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,6 @@ REAL = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 PLANS = 16
 
 
-@cache
 def core() -> ov.Core:
     """The process's one Core, kept to its end. Raises EnvironmentFault without the library.
 
@@ -34,7 +34,12 @@ def core() -> ov.Core:
     two that go in the order they came, the second puts back memory that is freed, and the next Ctrl-C is a
     segmentation fault instead of a saved run.
     """
-    return needs("openvino", "to run OpenVINO models").Core()
+    return _only(needs("openvino", "to run OpenVINO models"))
+
+
+@cache
+def _only(library: ModuleType) -> ov.Core:
+    return library.Core()
 
 
 class OpenvinoRunner:
@@ -46,10 +51,9 @@ class OpenvinoRunner:
     kind = "openvino"
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
-        needs("openvino", "to run OpenVINO models")
+        self.core, self.plans = core(), {}
         self.path, self.threads, self.device = path, threads, torch.device("cpu")
         self.card = card_beside(path)
-        self.core, self.plans = core(), {}
         try:
             self.model = self.core.read_model(path)
         except RuntimeError as error:

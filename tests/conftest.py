@@ -1,12 +1,13 @@
 """Fixtures shared by all tests: the real data beside the project (or a skip), and the embedded set."""
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from utils.optional import report_nothing
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-sys.modules.setdefault("openvino_telemetry", None)         # reports home from a fork of pytest
+report_nothing()                                           # before tests import the libraries themselves
 ROOT = Path(__file__).resolve().parent.parent
 
 

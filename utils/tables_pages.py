@@ -67,6 +67,8 @@ def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) 
             at = end
             out.append(lines[at])
         at += 1
+    if not tables:                                         # a misspelt marker must not pass for agreement
+        errors.append(f"{name}: no marked table, hence nothing to compare or to fill")
     return Filled("\n".join(out) + "\n", errors, found, tables)
 
 
