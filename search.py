@@ -60,8 +60,8 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--random", type=int, default=2,
         help="networks drawn a step of --one-shot, beside the largest and the smallest")
     add("--against", type=Path, metavar="JSON", help="compare the ranks with another search's record")
-    add("--known", type=Path, metavar="JSON",
-        help="record of the same search, whose run folder may be gone: its trials are not trained again")
+    add("--known", type=Path, nargs="+", default=[], metavar="JSON",
+        help="records of the same search, whose run folders may be gone: their trials are not trained again")
     add("--save-json", metavar="NAME", help="also write the record to results/NAME.json")
 
 
@@ -106,7 +106,7 @@ def check_manner(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             if bad:
                 parser.error(f"{flag} and --one-shot do not go together: it trains one network whose kernels "
                              "are cut, once, in one run folder")
-    for name, given in (("against", args.against), ("known", args.known)):
+    for name, given in (("against", args.against), *(("known", path) for path in args.known)):
         if given is not None and not given.is_file():
             parser.error(f"--{name} {given}: no such file; give a result.json of search.py")
 

@@ -118,7 +118,8 @@ def lines(search: Search, record: dict) -> list[str]:
     if found := record["between_seeds"]:
         out.append(f"between two seeds of {found['n']} choices: Spearman rho {number(found['spearman'])}; "
                    f"{100 * found['explained']:.0f} % of what the choices differ by is theirs, the rest is "
-                   "the seed's chance: no other ranking can be expected to agree better than that")
+                   "the seed's chance: a ranking free of chance can be expected to agree with one seed's by "
+                   f"{found['explained'] ** 0.5:.2f}, no better")
     if several:
         out.append(f"{len(marked)} on the front of {', '.join(record['objectives'])}: "
                    + ", ".join(rows[i]["label"] for i in marked))

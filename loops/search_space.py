@@ -162,25 +162,25 @@ class Search:
 
 
 def known_trials(args: argparse.Namespace) -> dict[tuple[str, int], dict]:
-    """(Label, seed) -> row of the record that --known names; empty without it.
+    """(Label, seed) -> row of the records that --known names; of rows told twice, the last.
 
     Raises DataError for a file that is no record of a search, UsageError for one of another search. Paths are
     compared by their last part: the record may come from another machine.
     """
-    if args.known is None:
-        return {}
-    record = runs.read_record("--known", args.known, "search")
-    mine = {**vars(args), "kernels": sorted(args.kernels)}
+    mine, found = {**vars(args), "kernels": sorted(args.kernels)}, {}
 
     def plain(values: dict, key: str) -> object:
         value = values.get(key)
         return Path(value).name if value and key in ("cfg", "weights", "data") else value
-    record |= record.get("training", {})           # older records do not tell how they trained
-    told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
-    if other := [key for key in told if plain(record, key) != plain(mine, key)]:
-        raise UsageError(f"--known {args.known}: a search with " + ", ".join(
-            f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))
-    return {(row["label"], row["seed"]): row for row in record["trials"]}
+    for path in args.known:
+        record = runs.read_record("--known", path, "search")
+        record |= record.get("training", {})       # older records do not tell how they trained
+        told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
+        if other := [key for key in told if plain(record, key) != plain(mine, key)]:
+            raise UsageError(f"--known {path}: a search with " + ", ".join(
+                f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))
+        found |= {(row["label"], row["seed"]): row for row in record["trials"]}
+    return found
 
 
 def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Point]:

@@ -1,5 +1,6 @@
 """What a search varies, what its trials start from, and how its rows are ranked, compared and shown."""
 import csv
+import json
 import random
 from itertools import product
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from data.scenes import make_scenes
-from loops.search_space import Search, candidates
+from loops.search_space import SAME, Search, candidates, known_trials
 from loops.searching import trained
 from loops.tuning import Outcome, Tuner, claim
 from models.checkpoint import Checkpoint, save
@@ -17,7 +18,7 @@ from models.network import from_state
 from models.subnet import with_kernels
 from models.zoo import substitute
 from tests.nets import randomised, small_net
-from utils.errors import DataError, NumericError
+from utils.errors import DataError, NumericError, UsageError
 from utils.search_plots import figure4_png
 from utils.search_rows import (
     best_of,
@@ -127,9 +128,25 @@ def test_the_noise_ceiling_is_that_of_the_repeated_choices():
     assert found["choice_std"] == pytest.approx((.14 / 3) ** .5)
     assert found["explained"] == pytest.approx(1 - .0125 / (.14 / 3))
     again = [row(r["label"], v, seed=1) for r, v in zip(once, (.2, .1, .4, .3))]
-    assert between_seeds([*once, *again], "map50")["spearman"] == pytest.approx(.6)
+    both = between_seeds([*once, *again], "map50")
+    assert both["spearman"] == pytest.approx(.6)
+    # With all repeated, both seeds tell how far choices lie apart: variances .14 / 3 and .05 / 3.
+    assert both["choice_std"] == pytest.approx((.19 / 6) ** .5)
     chance = [*once, *(row(r["label"], 1 - r["map50"], seed=1) for r in once)]
     assert between_seeds(chance, "map50")["explained"] == 0
+
+
+def test_known_trials_may_stand_in_several_records(tmp_path):
+    told = dict.fromkeys(SAME) | {"kind": "search", "kernels": [3, 5], "imgsz": 64}
+    one, two = ({**told, "trials": [row("33", .1 + seed, seed=seed)]} for seed in (0, 1))
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path, record in zip(paths, (one, two)):
+        path.write_text(json.dumps(record))
+    args = SimpleNamespace(**{**told, "known": paths, "kernels": [5, 3]})
+    assert known_trials(args) == {("33", 0): one["trials"][0], ("33", 1): two["trials"][0]}
+    paths[1].write_text(json.dumps({**two, "imgsz": 96}))
+    with pytest.raises(UsageError, match="two.json: a search with imgsz 96 where now it is 64"):
+        known_trials(args)
 
 
 def test_a_run_folder_is_gone_on_with_only_while_its_files_hold_the_same(tmp_path):

@@ -88,10 +88,11 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
     """The noise ceiling of a ranking: how far one seed's ranks can be told from chance; None without repeats.
 
     n: choices with several seeds. spearman: of their first two seeds, None for fewer than three choices.
-    seed_std: spread of one choice over seeds, pooled. choice_std: spread of all choices' first seeds, which
-    holds both. explained: 1 - (seed_std / choice_std)^2, at least 0, the share of that variance which is
-    the choices' own (reliability); the expected correlation of two seeds' values. Where only the best were
-    repeated, they were chosen for a lucky first seed, which makes seed_std look a little larger than it is.
+    seed_std: spread of one choice over seeds, pooled. choice_std: spread of all choices at one seed, pooled
+    over those seeds that all choices have, which holds both. explained: 1 - (seed_std / choice_std)^2, at
+    least 0, the share of that variance which is the choices' own (reliability); the expected correlation of
+    two seeds' values. Where only the best were repeated, they were chosen for a lucky first seed, which makes
+    seed_std look larger than it is.
     """
     from scipy.stats import spearmanr
     values: dict[str, list[float]] = {}
@@ -102,7 +103,8 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
         return None
     freedom = sum(len(found) - 1 for found in repeated)
     within = sum(statistics.variance(found) * (len(found) - 1) for found in repeated) / freedom
-    total = statistics.variance([found[0] for found in values.values()]) if len(values) > 1 else 0.0
+    columns = zip(*values.values())                        # ends with the seeds that all have
+    total = statistics.fmean(map(statistics.variance, columns)) if len(values) > 1 else 0.0
     pairs = [found[0] for found in repeated], [found[1] for found in repeated]
     constant = any(len(set(side)) == 1 for side in pairs)
     return {"n": len(repeated), "seed_std": within ** 0.5, "choice_std": total ** 0.5,
