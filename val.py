@@ -80,13 +80,15 @@ def main() -> None:
     paid = {**cost(args, runtime.net), "dropped_by_decoder": finder.dropped}
     result = evaluation.summarise(metrics, paid, finder, evaluation.settings(args, runtime), args.ci)
     print("\n".join(evaluation.lines(result, metrics)))
-    out = args.out or (Path("results") / f"{args.name}.json" if args.save_json else None)
-    for path in filter(None, (folder / "metrics.json", out)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(path, result)
+    runs.write_json(folder / "metrics.json", result)
+    if args.save_json:
+        runs.save_record(args.name, result)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(args.out, result)
     if args.plots:
         print(evaluation.write_page(folder, result, metrics, coco, found, decode))
-    print(f"{folder}" + (f", {out}" if out else ""))
+    print(*filter(None, (folder, args.out)), sep=", ")
 
 
 if __name__ == "__main__":
