@@ -23,7 +23,7 @@ def values(node: object) -> list[float]:
 def rows(text: str) -> list[tuple[str, list[str]]]:
     """Table rows that link to results: (file name, the decimal numbers of the row)."""
     found = [(LINK.search(line), line) for line in text.splitlines() if line.startswith("|")]
-    number = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\.json)")
+    number = re.compile(r"(?<![\w.])-?\d+\.\d+(?![\w.]*\.json)")
     return [(m.group(1), number.findall(LINK.sub("", line))) for m, line in found if m]
 
 
