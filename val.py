@@ -47,6 +47,18 @@ def cost(args: argparse.Namespace, net: Net) -> dict:
             "bytes": size(args.weights)}
 
 
+def write(args: argparse.Namespace, folder: Path, result: dict) -> list[Path]:
+    """Writes the figures into the run folder and where --save-json and --out say; the latter files."""
+    from utils import runs
+    runs.write_json(folder / "metrics.json", result)
+    others = [runs.save_record(args.name, result)] if args.save_json else []
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(args.out, result)
+        others.append(args.out)
+    return others
+
+
 def main() -> None:
     """Reads the network and the data, detects, evaluates, prints, writes."""
     args = parse()
@@ -80,15 +92,10 @@ def main() -> None:
     paid = {**cost(args, runtime.net), "dropped_by_decoder": finder.dropped}
     result = evaluation.summarise(metrics, paid, finder, evaluation.settings(args, runtime), args.ci)
     print("\n".join(evaluation.lines(result, metrics)))
-    runs.write_json(folder / "metrics.json", result)
-    if args.save_json:
-        runs.save_record(args.name, result)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(args.out, result)
+    others = write(args, folder, result)
     if args.plots:
         print(evaluation.write_page(folder, result, metrics, coco, found, decode))
-    print(*filter(None, (folder, args.out)), sep=", ")
+    print(folder, *others, sep=", ")
 
 
 if __name__ == "__main__":

@@ -84,10 +84,12 @@ def write_json(path: Path, value: object) -> None:
     os.replace(part, path)
 
 
-def save_record(name: str, record: dict) -> None:
-    """Writes results/NAME.json, which pages and tables are filled from."""
-    Path("results").mkdir(exist_ok=True)
-    write_json(Path("results") / f"{name}.json", record)
+def save_record(name: str, record: dict) -> Path:
+    """Writes results/NAME.json, which pages and tables are filled from; the file."""
+    path = Path("results") / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, record)
+    return path
 
 
 def _finite(value: object) -> object:
