@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.cases import PRECISIONS, RUNTIMES, SCOPES
 from utils import cli
-from utils.bench_cases import PRECISIONS, RUNTIMES, SCOPES
 
 FULL = {"iterations": 1024, "seconds": 60.0}   # of a case, over all rounds; once MLPerf's least
 SEVERAL = ("weights", "runtimes", "precisions", "threads", "batch_sizes", "imgsz")
@@ -83,14 +83,14 @@ def main() -> None:
     """Measures, compares, or works for a benchmark that does."""
     args = parse()
     if args.worker:
-        from loops.benchmark_worker import serve
+        from bench.worker import serve
         serve()
     elif args.compare:
-        from utils.bench_compare import compare
+        from bench.compare import compare
         scopes = SCOPES if args.scope == "both" else [args.scope]
         print("\n".join(compare(args.compare, args.select or (), scopes, args.force)))
     else:
-        from loops.benchmark_plan import benchmark
+        from bench.plan import benchmark
         benchmark(args)
 
 

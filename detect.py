@@ -68,7 +68,7 @@ def own_threads(weights: str) -> int:
     One core is left to reading and writing: yolov3-tiny in torch, bf16, went through cars.mp4 at 52 frames a
     second with two threads, at 55 with one. ONNX files get all: micro-yolo over 300 JPEGs, 54 against 41.
     """
-    from utils.bench_machine import cores
+    from bench.machine import cores
     count = len(cores())
     return count if weights.endswith(".onnx") else max(1, count - 1)
 
@@ -82,10 +82,10 @@ def main() -> None:
         print(f"no --weights given: using the shipped {SHIPPED.parent.name}/{SHIPPED.name}")
     args.threads = own_threads(args.weights) if args.threads is None else args.threads
     if args.serve:
-        from loops.serving import serve
+        from detection.serve.app import serve
         serve(args)
     else:
-        from loops.detecting import detect
+        from detection.run import detect
         detect(args)
 
 

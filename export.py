@@ -45,20 +45,20 @@ def main() -> None:
     args = parse()
     from functools import partial
 
-    from loops import export_report, exporting, parity
-    from models.artifact import digest
+    from deploy import export, parity, report
+    from deploy.artifact import digest
     from utils import runs
-    from utils.masking import masked_values
+    from utils.redact import masked_values
     poll = partial(runs.Interrupt().stop, "stopped by a signal; exports finished before are complete")
-    exporting.check_libraries(args.format, args.int8)
+    export.check_libraries(args.format, args.int8)
     runs.tune_cpu(args.threads)
-    checkpoint, args.imgsz = exporting.read(args.weights, args.imgsz)
+    checkpoint, args.imgsz = export.read(args.weights, args.imgsz)
     if args.data:
         pictures = parity.set_pictures(args.data, "val", args.imgsz, args.gate_pictures)
     else:
         pictures = parity.embedded_pictures(args.imgsz)
     calibration = parity.set_pictures(args.data, "train", args.imgsz, args.calibration) if args.int8 else ()
-    job = exporting.Export(args.weights, checkpoint, args.imgsz, args.half, args.int8, pictures, calibration,
+    job = export.Export(args.weights, checkpoint, args.imgsz, args.half, args.int8, pictures, calibration,
                            args.data or "", args.tolerance, poll)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
     runs.write_json(folder / "args.json", masked_values(vars(args)))
@@ -68,14 +68,14 @@ def main() -> None:
               "gate_on": args.data or "embedded", "artifacts": rows, "environment": runs.environment()}
     for form in args.format:
         start = time.perf_counter()
-        rows.append(row := export_report.attempt(job, form, folder, Path(args.weights).stem))
-        print(f"{form}: {export_report.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
+        rows.append(row := report.attempt(job, form, folder, Path(args.weights).stem))
+        print(f"{form}: {report.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
         runs.write_json(folder / "export.json", record)
     if args.save_json:
         runs.save_record(args.save_json, record)
-    print(export_report.table(rows))
+    print(report.table(rows))
     print(folder)
-    export_report.conclude(rows, args.weights)
+    report.conclude(rows, args.weights)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from utils import cli, training_flags
+from training import flags
+from utils import cli
 from utils.errors import UsageError
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "device", "workers", "threads", "cache", "max-pixels",
@@ -21,11 +22,11 @@ def parse() -> argparse.Namespace:
     """The checked command line."""
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={
         "imgsz": 416, "batch-size": 16, "project": "runs/prune"})
-    training_flags.add_training_flags(parser.add_argument)
+    flags.add_training_flags(parser.add_argument)
     add_own_flags(parser)
     parser.set_defaults(lr=None, warmup_epochs=0.5)
     args = parser.parse_args()
-    training_flags.check_ranges(parser, args)
+    flags.check_ranges(parser, args)
     for name, good, need in (("tolerance", args.tolerance >= 0, "0 or more points"),
                              ("budget", args.budget is None or args.budget >= 0, "0 or more points"),
                              ("sixteenths", 0 < args.sixteenths <= 8, "more than 0, at most 8"),
@@ -101,12 +102,12 @@ def wanted(until: list[tuple[str, str]], now: dict[str, float]) -> tuple[tuple[s
 def main() -> None:
     """Opens the data, prunes, writes and prints what came of it."""
     args = parse()
-    from loops.prune_plan import Log, Plan, arrived, target_words
-    from loops.prune_report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
-    from loops.pruning import Bench, progressive
-    from loops.tuning import Tuner, claim
+    from compress.pruning.plan import Log, Plan, arrived, target_words
+    from compress.pruning.progressive import Bench, progressive
+    from compress.pruning.report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
+    from compress.pruning.schedule import prunable
     from models import checkpoint as checkpoints
-    from models.shrink import prunable
+    from training.finetune import Tuner, claim
     parent = checkpoints.load(args.weights)
     units, reasons = prunable(parent.net, args.cut, args.sixteenths)
     units = chosen_units(units, reasons, args.layers)

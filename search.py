@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.zoo import SEARCHED
-from utils import cli, training_flags
+from models.zoo.detectors import SEARCHED
+from training import flags
+from utils import cli
 
 SHARED = ("cfg", "weights", "data", "imgsz", "batch-size", "epochs", "device", "workers", "threads", "cache",
           "max-pixels", "drop-unknown", "trust", "project", "name", "seed")
@@ -21,11 +22,11 @@ def parse() -> argparse.Namespace:
     """The checked command line; `trials` is None where every choice is tried."""
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={
         "imgsz": 416, "batch-size": 16, "epochs": 20, "project": "runs/search"})
-    training_flags.add_training_flags(parser.add_argument)
+    flags.add_training_flags(parser.add_argument)
     parser.set_defaults(metric="map50")            # a trial is measured once, at its end: none is its best
     add_own_flags(parser)
     args = parser.parse_args()
-    training_flags.check_ranges(parser, args)
+    flags.check_ranges(parser, args)
     check_manner(parser, args)
     check_space(parser, args)
     return cli.check(parser, args, "data")
@@ -114,9 +115,9 @@ def check_manner(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 def main() -> None:
     """Opens the data, searches, writes and prints what was found."""
     args = parse()
-    from loops.search_report import read_search, write_answer
-    from loops.search_space import Search
-    from loops.searching import brute_force, one_shot
+    from compress.search.report import read_search, write_answer
+    from compress.search.search import brute_force, one_shot
+    from compress.search.space import Search
     against = read_search(args.against) if args.against else None
     search = Search.open(args)
     try:

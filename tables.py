@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paper.profiles import PROFILES, TABLES, Profile
 from utils import cli
 from utils.errors import EnvironmentFault
-from utils.tables_profiles import PROFILES, TABLES, Profile
 
 if TYPE_CHECKING:
-    from utils.tables import Form, Table
-    from utils.tables_jobs import Job, Plan
+    from paper.claims import Form, Table
+    from paper.jobs import Job, Plan
 
 ROOT = Path(__file__).resolve().parent
 PAGES = ("README.md", "README.zh-CN.md", "docs/results.md")
@@ -51,10 +51,10 @@ def parse() -> argparse.Namespace:
 
 def open_plan(args: argparse.Namespace, profile: Profile) -> tuple[Plan, dict[Path, str]]:
     """The profile's jobs, and the net.json files they need: networks without a name in the zoo."""
-    from models.paper_nets import table2_nets
-    from models.spec import to_json
-    from utils.tables_jobs import Place, Plan, digest
-    from utils.tables_profiles import profile_jobs
+    from models.layer import to_json
+    from paper.jobs import Place, Plan, digest
+    from paper.nets import table2_nets
+    from paper.profiles import profile_jobs
     texts = {row: to_json(net) for row, net in table2_nets().items() if row != "micro-yolo"}
     folder = Path("runs") / "tables" / "nets"
     files = {row: folder / f"{row}-{digest(text)[:8]}.json" for row, text in texts.items()}
@@ -93,9 +93,9 @@ def show_plan(plan: Plan, left: list[tuple[Job, str]], estimate: str) -> None:
 
 def make_tables(profile: Profile, records: dict[str, dict], names: Sequence[str]) -> list[Table]:
     """The named tables of a profile's records."""
-    from models.paper_nets import count_rows, layer_weights
-    from utils.tables import read_claims
-    from utils.tables_paper import Source, build
+    from paper.claims import read_claims
+    from paper.nets import count_rows, layer_weights
+    from paper.tables import Source, build
     claims = read_claims((ROOT / "results" / "paper.json").read_text(encoding="utf-8"))
     widths = layer_weights() if "table1" in names else {}
     return build(Source(claims, count_rows(records), profile, records), widths, names)
@@ -103,12 +103,12 @@ def make_tables(profile: Profile, records: dict[str, dict], names: Sequence[str]
 
 def write_tables(tables: list[Table], folder: Path, records: dict[str, dict]) -> None:
     """Writes each table as Markdown, CSV, LaTeX and PNG, the two figures as pictures of their own."""
-    from utils.plots_tables import pruning_png, table_png
-    from utils.search_plots import figure4_png
-    from utils.search_rows import front
-    from utils.tables import LONG, long_form, verdicts
-    from utils.tables_paper import kernel_points
-    from utils.tables_text import csv_text, latex, page
+    from compress.search.plots import figure4_png
+    from compress.search.rows import front
+    from paper.claims import LONG, long_form, verdicts
+    from paper.plots import pruning_png, table_png
+    from paper.tables import kernel_points
+    from utils.text import csv_text, latex, page
     folder.mkdir(parents=True, exist_ok=True)
     points, best = kernel_points(records.get("search", {}))
     figures = {"figure4": lambda path: figure4_png(points, best, front(points, ("map50", "params")), path),
@@ -126,12 +126,12 @@ def write_tables(tables: list[Table], folder: Path, records: dict[str, dict]) ->
 def page_table(results: Path) -> Callable[[str, str], Form]:
     """A function of (name, option) that gives header and rows of a marked table from what `results` holds."""
     def make(name: str, option: str) -> Form:
-        from models.paper_nets import count
-        from models.zoo import ZOO
-        from utils.tables import LONG, long_form, read_claims, wide_form
-        from utils.tables_jobs import Place, Plan
-        from utils.tables_paper import paper_rows
-        from utils.tables_profiles import profile_jobs
+        from models.zoo.detectors import ZOO
+        from paper.claims import LONG, long_form, read_claims, wide_form
+        from paper.jobs import Place, Plan
+        from paper.nets import count
+        from paper.profiles import profile_jobs
+        from paper.tables import paper_rows
         if name == "paper":
             claims = read_claims((ROOT / "results" / "paper.json").read_text(encoding="utf-8"))
             return paper_rows(claims, {zoo: count(net(), 416) for zoo, net in ZOO.items()})
@@ -147,7 +147,7 @@ def page_table(results: Path) -> Callable[[str, str], Form]:
 
 def visit_pages(pages: list[Path], write: bool) -> int:
     """The exit code of comparing, or of filling, the marked tables of the pages."""
-    from utils.tables_pages import fill
+    from paper.pages import fill
     errors, differences, tables, results = [], [], 0, ROOT / "results"
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def main() -> int:
     args = parse()
     if args.check or args.write:
         sys.exit(visit_pages(args.pages, args.write))
-    from utils.tables_profiles import duration_text, wanted
+    from paper.profiles import duration_text, wanted
     profile = PROFILES[args.profile]
     plan, nets = open_plan(args, profile)
     jobs = wanted(tuple(args.only))

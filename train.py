@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from utils import cli, training_flags
+from training import flags
+from utils import cli
 
 SHARED = ("cfg", "weights", "data", "imgsz", "batch-size", "epochs", "device", "workers", "threads", "cache",
           "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok", "seed")
@@ -24,12 +25,12 @@ def parse() -> argparse.Namespace:
     """The checked command line; with --resume, the flags the run was started with."""
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={
         "imgsz": 416, "batch-size": 16, "epochs": 100, "project": "runs/train"})
-    training_flags.add_training_flags(parser.add_argument)
+    flags.add_training_flags(parser.add_argument)
     add_own_flags(parser.add_argument)
     args = parser.parse_args()
     if args.resume is not None:
         args = resumed(parser, args)
-    training_flags.check_ranges(parser, args)
+    flags.check_ranges(parser, args)
     if not args.cfg and not args.weights:
         parser.error("--cfg or --weights is missing: a network to build, or one to go on from")
     if args.separate and not args.weights:
@@ -89,7 +90,7 @@ def newest(project: Path, name: str) -> Path | None:
 def main() -> None:
     """Parses, then trains; nothing heavy is imported before the flags are known to be good."""
     args = parse()
-    from loops.prepare import prepare
+    from training.prepare import prepare
     from utils import ddp
     run = prepare(args)
     try:

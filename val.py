@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from utils import cli
 
 if TYPE_CHECKING:
-    from data.coco import CocoSet
-    from models.spec import Net
+    from data.coco.read import CocoSet
+    from models.layer import Net
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "max-det", "device", "half",
           "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok")
@@ -31,8 +31,8 @@ def parse() -> argparse.Namespace:
 
 def read_truths(args: argparse.Namespace) -> CocoSet:
     """The truths of --split. Raises as read_coco does."""
-    from data.coco import read_coco
-    from data.locate import locate
+    from data.coco.locate import locate
+    from data.coco.read import read_coco
     where = locate(args.data)
     return read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)
@@ -40,7 +40,7 @@ def read_truths(args: argparse.Namespace) -> CocoSet:
 
 def cost(args: argparse.Namespace, net: Net) -> dict:
     """What is measured on what, and what it takes: parameters, MACs in both counts, bytes on disk."""
-    from models.artifact import size
+    from deploy.artifact import size
     from models.count import loose_macs, macs, parameters
     return {"weights": args.weights, "data": args.data, "split": args.split, "parameters": parameters(net),
             "macs": macs(net, args.imgsz), "loose_macs": loose_macs(net, args.imgsz),
@@ -62,15 +62,16 @@ def write(args: argparse.Namespace, folder: Path, result: dict) -> list[Path]:
 def main() -> None:
     """Reads the network and the data, detects, evaluates, prints, writes."""
     args = parse()
-    from data.clean import report_faults
+    from data.coco.clean import report_faults
     from data.dataset import DetectionSet, make_loader
     from data.images import decode
-    from loops.accuracy import evaluate
-    from models.decode import detections
-    from models.runtimes import load_runtime
-    from utils import evaluation, runs
-    from utils.inference import Finder, matching_classes
-    from utils.masking import masked_values
+    from deploy.runtimes.runtime import load_runtime
+    from evaluation import figures
+    from evaluation.evaluate import evaluate
+    from evaluation.inference import Finder, matching_classes
+    from models.heads.decode import detections
+    from utils import runs
+    from utils.redact import masked_values
     interrupt = runs.Interrupt()
     runs.tune_cpu(args.threads)
     device = runs.pick_device(args.device)
@@ -90,11 +91,11 @@ def main() -> None:
                                  make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
     paid = {**cost(args, runtime.net), "dropped_by_decoder": finder.dropped}
-    result = evaluation.summarise(metrics, paid, finder, evaluation.settings(args, runtime), args.ci)
-    print("\n".join(evaluation.lines(result, metrics)))
+    result = figures.summarise(metrics, paid, finder, figures.settings(args, runtime), args.ci)
+    print("\n".join(figures.lines(result, metrics)))
     others = write(args, folder, result)
     if args.plots:
-        print(evaluation.write_page(folder, result, metrics, coco, found, decode))
+        print(figures.write_page(folder, result, metrics, coco, found, decode))
     print(folder, *others, sep=", ")
 
 

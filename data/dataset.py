@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import Augment, Pipeline, letterbox, letterbox_boxes, mosaic
-from data.coco import CocoSet
+from data.coco.read import CocoSet
 from data.images import MAX_PIXELS, decode
 from data.loader import Batch, EpochSampler, Loader, collate, make_loader, worker_fault
 from utils.boxes import Geometry, letterbox_geometry

@@ -1,4 +1,4 @@
-"""The layers a record can ask for, as modules whose parameter names are those of `models.layout`."""
+"""The layers a record can ask for, as modules whose parameter names are those of `models.channels`."""
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.depthwise import DepthwiseConv2d
-from models.spec import Layer
+from models.layer import Layer
 
 ACTIVATIONS = {"leaky": lambda: nn.LeakyReLU(0.1, inplace=True), "relu": lambda: nn.ReLU(inplace=True),
                "relu6": lambda: nn.ReLU6(inplace=True), "hardswish": nn.Hardswish, "swish": nn.SiLU,

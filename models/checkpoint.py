@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.channels import layout, shape, widths
 from models.darknet import COCO_NAMES, read_darknet
-from models.layout import layout, shape, widths
-from models.spec import Net, classes_of, from_json, heads, to_json
+from models.layer import Net, classes_of, from_json, heads, to_json
 from utils.errors import ModelError
 
 SCHEMA = 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from math import prod
 
-from models.layout import groups, layout, shape, strides, widths
-from models.spec import Net
+from models.channels import groups, layout, shape, strides, widths
+from models.layer import Net
 
 TRAINED = ("weight", "bias")                               # running statistics are state, not parameters
 

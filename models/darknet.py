@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.channels import Param, layout, shape, widths
 from models.count import parameters
-from models.layout import Param, layout, shape, widths
-from models.spec import Net
-from models.zoo import yolov3_tiny
+from models.layer import Net
+from models.zoo.detectors import yolov3_tiny
 from utils.errors import ModelError
 
 HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"            # major, minor, revision, pictures seen (64 bit since 0.2)

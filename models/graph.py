@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from models.layout import groups, strides, widths
-from models.spec import Layer, Net
+from models.channels import groups, strides, widths
+from models.layer import Layer, Net
 
 IMAGE = "images"                                           # the name of the picture's value
 
@@ -46,7 +46,7 @@ class _Size(NamedTuple):
 def steps(net: Net) -> tuple[Step, ...]:
     """The operations of a network in the order they run. Raises ValueError unless it is folded."""
     if any(layer.bn for layer in net if layer.op in ("conv", "dsconv", "mbconv")):
-        raise ValueError("the network has batch-norms: fold it first (models.fold)")
+        raise ValueError("the network has batch-norms: fold it first (compress.fold)")
     width, reached, stride = widths(net), groups(net), strides(net)
     value, found = {"image": IMAGE}, []
     for layer in net:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import BLOCKS
-from models.layout import groups, layout, strides, widths
-from models.spec import Net
+from models.channels import groups, layout, strides, widths
+from models.layer import Net
 
 
 class Network(nn.Module):

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from models.channels import layout, shape, widths
 from models.checkpoint import Checkpoint
-from models.layout import layout, shape, widths
-from models.spec import Layer, Net
+from models.layer import Layer, Net
 
 
 def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],

@@ -29,19 +29,19 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def nets(tmp_path_factory):
     """Checkpoints of networks set by hand, whose boxes are known."""
-    from detect_cases import made_nets
+    from tests.helpers.detect_cases import made_nets
     return made_nets(tmp_path_factory.mktemp("nets"))
 
 
 @pytest.fixture
 def bench(capsys, monkeypatch, tmp_path):
     """A function that calls benchmark.py in this process, with planted workers."""
-    from bench_fake import running
+    from tests.bench.bench_fake import running
     return running(capsys, monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
     """A function that calls detect.py in this process."""
-    from detect_cases import running
+    from tests.helpers.detect_cases import running
     yield from running(capsys, monkeypatch, tmp_path)

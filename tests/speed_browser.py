@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 def main() -> None:
     """Opens the folder, presses the button, prints the figures, writes the JSON."""
-    from browser_cases import CHROMIUM, Page, chromium, served
+    from tests.helpers.browser_cases import CHROMIUM, Page, chromium, served
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=30)

@@ -30,9 +30,9 @@ def main() -> None:
 
     import torch
 
-    from models.layout import frozen_groups, widths
+    from models.channels import frozen_groups, widths
     from models.network import Network, initialise
-    from models.zoo import build
+    from models.zoo.detectors import build
     torch.set_num_threads(args.threads)
     model = initialise(Network(build(args.cfg)), 0).eval()
     width, frozen = widths(model.net), frozen_groups(model.net)
@@ -52,8 +52,8 @@ def step(model: object, layer: str, width: int, seed: int, side: int) -> dict[st
     import torch
     import torch_pruning as tp
 
+    from compress.prune import prune
     from models.network import from_state
-    from models.prune import prune
     gone = sorted(random.Random(f"{layer} {seed}").sample(range(width), width // 16))
     keep = {layer: sorted({*range(width)} - {*gone})}
     state, theirs, x = model.state_dict(), copy.deepcopy(model), torch.rand(1, 3, side, side)

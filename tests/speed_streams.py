@@ -44,7 +44,7 @@ def main() -> None:
     if args.http_port:
         serve_http(args.video, args.http_port)
         return
-    from live_cases import RtspServer, free_port, why_no_rtsp
+    from tests.helpers.live_cases import RtspServer, free_port, why_no_rtsp
     if reason := why_no_rtsp():
         sys.exit(reason)
     frames, fps = Frames(args.video), Frames(args.video).fps
@@ -87,7 +87,7 @@ def stamp_of(image: np.ndarray) -> float:
 
 def serve_http(video: Path, port: int) -> None:
     """Sends the video as MJPEG until killed."""
-    from live_cases import MjpegCamera
+    from tests.helpers.live_cases import MjpegCamera
     frames = Frames(video)
     camera = MjpegCamera(lambda _: frames.next(), frames.fps)
     camera.port = port

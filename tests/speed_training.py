@@ -67,17 +67,17 @@ def measure(args: argparse.Namespace) -> float:
     """Pictures a second of one mode, after WARM steps."""
     import torch
 
-    import engine
     from data.augment import preset
-    from data.coco import read_coco
+    from data.coco.locate import locate
+    from data.coco.read import read_coco
     from data.dataset import DetectionSet, make_loader
-    from data.locate import locate
-    from models.decode import head_specs
-    from models.loss import DetectionLoss
+    from models.heads.decode import head_specs
+    from models.heads.loss import DetectionLoss
     from models.network import Network, initialise
-    from models.zoo import build
+    from models.zoo.detectors import build
+    from training import engine
+    from training.optim import make_ema, make_optimizer
     from utils import runs
-    from utils.optim import make_ema, make_optimizer
     torch.set_num_threads(args.threads)
     coco = read_coco(*locate("scenes").train)
     dataset = DetectionSet(coco, args.imgsz, preset("default"))

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    from utils import timing
+    from bench.profile import timing
     from utils.runs import environment, write_json
     images = pictures(args.source)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +51,8 @@ def main() -> None:
 
 def ours(weights: list[str], folder: Path) -> dict[str, Path]:
     """Name -> ONNX file of our own writer."""
+    from deploy.onnx_file import to_onnx
     from models import checkpoint as checkpoints
-    from models.to_onnx import to_onnx
     out = {}
     for name in weights:
         found, key = checkpoints.load(name), Path(name).stem.replace("-", "_")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import DataError, EnvironmentFault, Interrupted, UsageError
-from utils.masking import masked
+from utils.redact import masked
 
 if TYPE_CHECKING:
     import torch

@@ -1,5 +1,5 @@
 // From pixels to boxes, without a page: letterbox, decoding, NMS. The numbers are those of data/augment.py and
-// models/decode.py; tests/test_web_detect.py holds both sides against each other.
+// models/heads/decode.py; tests/web/test_web_detect.py holds both sides against each other.
 
 const GREY = 114;                 // border of the letterbox
 const MAX_CANDIDATES = 8192;      // NMS is quadratic, and a broken network finds millions
@@ -208,7 +208,7 @@ export function scaleBack(boxes, place, width, height) {
     : k % 2 ? fit(value, place.top, sy, height) : fit(value, place.left, sx, width))));
 }
 
-/** The heads of a card (models/artifact.py), in the order of its outputs. */
+/** The heads of a card (deploy/artifact.py), in the order of its outputs. */
 export function headsOf(card) {
   return card.outputs.map((name) => ({ stride: card.strides[name], anchors: card.anchors[name],
     xy_scale: card.xy_scale[name] }));

@@ -1,4 +1,4 @@
-// Boxes and labels on a canvas, in the colours of utils/draw.py.
+// Boxes and labels on a canvas, in the colours of detection/draw.py.
 
 const GOLDEN = 0.6180339887498949;
 const LIGHTNESS = [0.7, 0.58, 0.82];

@@ -3,7 +3,7 @@
 import { Trouble } from './capture.js';
 
 const LONGEST = 1280;             // px of a frame's longer side as it is sent; networks see less
-const MAX_BODY = 32 * 2 ** 20;    // as loops/serving_http.py
+const MAX_BODY = 32 * 2 ** 20;    // as detection/serve/http.py
 
 /** What this page runs on: its choices, and how to open one. */
 export async function connect() {

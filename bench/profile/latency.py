@@ -1,0 +1,239 @@
+"""Is the smaller network faster, and where not: networks side by side on the CPU, whole and by layers."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bench.profile.roofline import bound, layer_bytes, measure_peak
+from bench.profile.timing import interleaved, ratio, summary, torch_threads, warm_up
+from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
+from evaluation.report import aligned
+from models.channels import groups, widths
+from models.count import layer_macs, macs, parameters
+from models.layer import Net
+from utils import runs
+from utils.errors import UsageError
+
+State = dict[str, Tensor]
+FELL = 0.97                        # a layer's time fell when it is below this share of what it was
+ALIGNED = 8                        # channel counts that are no multiple of it run slowly
+NAMED = 6                          # layers a sentence names
+NOISY = 0.15                       # spread from which times say little
+LAYER_ROUNDS = 15
+
+
+def compare_speed(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tensor, *, threads: int = 1,
+                  precisions: Sequence[str] = ("fp32", "bf16"), rounds: int = 30,
+                  seconds: float = 60.0) -> dict[str, object]:
+    """Latency of the named networks on this CPU, batch 1, against the first of them; speed_lines shows it.
+
+    images: uint8 [N, 3, imgsz, imgsz], taken in turn. All networks run as inference does (batch-norm folded,
+    channels_last) in interleaved rounds of one process, warmed up until steady. A precision's networks:
+    median `ms`, `p90_ms`, `spread` (quartiles' distance / median), `ratio` (how many times as fast as the
+    first: median of the rounds' ratios) with its quartiles. `layers`: network -> rows of layer_table. A
+    precision takes at most `seconds` for the networks and as much for their layers, five rounds at least. A
+    precision that this CPU lacks is under `skipped` with the reason. Raises UsageError for other pictures.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or \
+            tuple(images.shape[1:]) != (3, imgsz, imgsz):
+        raise UsageError(f"latency at {imgsz} needs uint8 pictures [N, 3, {imgsz}, {imgsz}], got "
+                         f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}")
+    first = macs(next(iter(networks.values()))[0], imgsz)
+    sizes = {name: {"parameters": parameters(net), "macs": macs(net, imgsz),
+                    "mac_ratio": first / macs(net, imgsz)} for name, (net, _) in networks.items()}
+    found: dict[str, dict] = {}
+    skipped = {p: why for p in precisions if (why := refusal(p))}
+    with torch_threads(threads):
+        for precision in precisions:
+            if precision not in skipped:
+                found[precision] = _compare(networks, imgsz, images, threads, precision, rounds, seconds)
+    return {"imgsz": imgsz, "threads": threads, "pictures": len(images), "networks": sizes,
+            "precisions": found, "skipped": skipped}
+
+
+def latency(net: Net, state: State, imgsz: int, images: Tensor, threads: int = 1, rounds: int = 30,
+            device: torch.device | str = "cpu") -> float:
+    """Median ms of one picture, in half precision where that is native: what detect.py would need.
+
+    images: uint8 [N, 3, imgsz, imgsz], taken in turn; batch-norm folded, channels_last, warmed up; a GPU is
+    waited for.
+    """
+    device = torch.device(device)
+    precision, _ = runs.pick_precision(device)
+    with torch_threads(threads):
+        single = list(images.split(1))
+        runtime = torch_runtime(net, state, (), imgsz, device, precision)
+
+        def call(at: int) -> None:
+            runtime.predict(single[at % len(single)])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        calls = {"": call}
+        warm_up(calls)
+        return summary(interleaved(calls, rounds, 60.0)[""])["ms"]
+
+
+def refusal(precision: str) -> str:
+    """Why a precision is not timed on this CPU, empty where it is."""
+    if precision not in DTYPES:
+        return f"unknown; known are {', '.join(DTYPES)}"
+    if precision == "fp16":
+        return "fp16 on a CPU is many times slower than fp32"
+    return "this CPU has no native bf16" if precision == "bf16" and not runs.native_bf16() else ""
+
+
+def _compare(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tensor, threads: int,
+             precision: str, rounds: int, seconds: float) -> dict[str, object]:
+    """One precision's part of compare_speed."""
+    runtimes = {name: torch_runtime(net, state, (), imgsz, "cpu", precision)
+                for name, (net, state) in networks.items()}
+    single = list(images.split(1))
+    calls = {name: lambda at, r=runtime: r.predict(single[at % len(single)])
+             for name, runtime in runtimes.items()}
+    warm = warm_up(calls)
+    times = interleaved(calls, rounds, seconds)
+    first = next(iter(times.values()))
+    layers = _layer_times(runtimes, single, min(rounds, LAYER_ROUNDS), seconds)
+    peaks = {p: measure_peak(p, threads) for p in {r.precision for r in runtimes.values()}}
+    rows = {name: layer_rows(runtime.net, imgsz, runtime.precision, layers[name], peaks[runtime.precision])
+            for name, runtime in runtimes.items()}
+    return {"rounds": len(first), "warm_up_rounds": warm, "peaks": peaks, "layers": rows,
+            "networks": {name: {**summary(t), **ratio(first, t), "precision": runtimes[name].precision,
+                                "note": runtimes[name].note} for name, t in times.items()}}
+
+
+def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: str, peak: dict,
+                rounds: int = LAYER_ROUNDS, seconds: float = 60.0) -> list[dict[str, object]]:
+    """A row a layer of the network as inference runs it on one picture, uint8 [3, imgsz, imgsz].
+
+    layer, op, width (channels out), ms (median; spread as in compare_speed), limit_ms (what the machine's
+    peak allows), macs and bytes (counted, by the conventions of count.layer_macs and roofline.layer_bytes),
+    macs_per_s, intensity (MACs a byte) and bound (roofline.bound). peak: from measure_peak. Runs on the
+    threads that are set.
+    """
+    runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
+    pictures = [image.reshape(1, *image.shape[-3:])]
+    warm_up({"": lambda _: runtime.predict(pictures[0])})
+    times = _layer_times({"": runtime}, pictures, rounds, seconds)[""]
+    return layer_rows(net, imgsz, runtime.precision, times, peak)
+
+
+def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor], rounds: int,
+                 seconds: float) -> dict[str, dict[str, list[float]]]:
+    """Network -> layer -> ms of every round, networks taking turns as in timing.interleaved."""
+    times = {name: {layer.name: [] for layer in runtime.net} for name, runtime in runtimes.items()}
+
+    def timed(name: str) -> object:
+        calls = 0
+
+        def call(at: int) -> None:
+            nonlocal calls
+            with _clocks(runtimes[name].model) as spent:
+                runtimes[name].predict(single[at % len(single)])
+            calls += 1
+            if calls % 2 == 0:                             # the second call of a turn is the one that counts
+                for layer, ms in spent.items():
+                    times[name][layer].append(ms)
+        return call
+    interleaved({name: timed(name) for name in runtimes}, rounds, seconds)
+    return times
+
+
+@contextmanager
+def _clocks(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Layer name -> ms its module took in the calls of a `with` block, by hooks that are gone afterwards."""
+    spent: dict[str, float] = {}
+    began: dict[str, float] = {}
+    handles = []
+    for name, module in model.named_children():
+        def before(_: nn.Module, inputs: object, key: str = name) -> None:
+            began[key] = time.perf_counter()
+
+        def after(_: nn.Module, inputs: object, outputs: object, key: str = name) -> None:
+            spent[key] = 1e3 * (time.perf_counter() - began[key])
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequence[float]],
+               peak: dict) -> list[dict[str, object]]:
+    """Rows of layer_table from measured times, layer -> ms of every round."""
+    size = torch.finfo(DTYPES[precision]).bits // 8
+    work, moved = layer_macs(net, imgsz), layer_bytes(net, imgsz, size)
+    width, reached = widths(net), groups(net)
+    rows = []
+    for layer in net:
+        taken, n = summary(times[layer.name]), work.get(layer.name, 0)
+        limit = 1e3 * max(n / peak["macs_per_s"], moved[layer.name] / peak["bytes_per_s"])
+        rows.append({"layer": layer.name, "op": layer.op, "width": sum(width[g] for g in reached[layer.name]),
+                     "ms": taken["ms"], "spread": taken["spread"], "limit_ms": limit,
+                     "macs": n, "bytes": moved[layer.name],
+                     "macs_per_s": 1e3 * n / taken["ms"] if taken["ms"] else 0.0,
+                     "intensity": n / moved[layer.name], "bound": bound(n, moved[layer.name], peak)})
+    return rows
+
+
+def speed_lines(result: dict) -> list[str]:
+    """What compare_speed found, as an aligned table and the sentences that say which layers held it back."""
+    rows, words = [], []
+    for precision, part in result["precisions"].items():
+        for name, row in part["networks"].items():
+            size, (low, high) = result["networks"][name], row["ratio_quartiles"]
+            rows.append([f"{name}, {precision}", f"{row['ms']:.2f}", f"{row['p90_ms']:.2f}",
+                         f"{100 * row['spread']:.0f} %", f"{row['ratio']:.2f}x", f"{low:.2f}-{high:.2f}",
+                         f"{size['macs'] / 1e9:.4f}", f"{size['mac_ratio']:.2f}x"])
+            words += [f"{name}: {row['note']}"] if row["note"] else []
+        first, *others = part["layers"]
+        for name in others:
+            words += _reasons(f"{name}, {precision}", part["layers"][first], part["layers"][name])
+    worst = max((row["spread"] for part in result["precisions"].values()
+                 for row in part["networks"].values()), default=0.0)
+    if worst > NOISY:
+        words.insert(0, f"the times scatter by up to {100 * worst:.0f} %: other work shares this machine; "
+                        "measure again when it is idle before trusting a ratio")
+    words += [f"{precision} was not timed: {why}" for precision, why in result["skipped"].items()]
+    rounds = max((part["rounds"] for part in result["precisions"].values()), default=0)
+    title = (f"latency at {result['imgsz']} px, batch 1, threads {result['threads']}: "
+             f"medians of {rounds} interleaved rounds")
+    columns = ("network", "ms", "p90", "spread", "as fast", "quartiles", "GMACs", "fewer MACs")
+    return [title, *(aligned(columns, rows).split("\n") if rows else ()), *words]
+
+
+def _reasons(who: str, before: list[dict], after: list[dict]) -> list[str]:
+    """Sentences on the layers of the second table that do less than in the first and take no less time."""
+    old = {row["layer"]: row for row in before}
+    less = [(old[row["layer"]], row) for row in after if row["layer"] in old
+            and (row["bytes"] < old[row["layer"]]["bytes"] or row["macs"] < old[row["layer"]]["macs"])]
+    slow = [(a, b) for a, b in less if b["ms"] >= FELL * a["ms"]]
+    memory, compute = ([pair for pair in slow if pair[1]["bound"] == kind] for kind in ("memory", "compute"))
+    share = sum(row["ms"] for row in after if row["bound"] == "memory") / sum(row["ms"] for row in after)
+    tail = f"memory-bound layers take {100 * share:.0f} % of its time"
+    if memory:
+        lines = [f"{who}: memory-bound and no faster, though smaller: {_named(memory)}; {tail}"]
+    elif any(row["bound"] == "memory" for _, row in less):
+        lines = [f"{who}: every memory-bound layer that became smaller became faster; {tail}"]
+    else:
+        lines = [f"{who}: no memory-bound layer became smaller; {tail}"]
+    if compute:
+        lines.append(f"{who}: compute-bound and no faster, though smaller: {_named(compute)}")
+    odd = [f"{row['layer']} {row['width']}" for _, row in slow if row["width"] % ALIGNED]
+    if odd:
+        lines.append(f"{who}: among them channel counts that are no multiple of {ALIGNED}, which kernels are "
+                     f"slow at: {', '.join(odd)}; try --round-to {ALIGNED}")
+    return lines
+
+
+def _named(pairs: list[tuple[dict, dict]]) -> str:
+    """The pairs' layers with their times before and after and the least the machine allows, longest first."""
+    pairs = sorted(pairs, key=lambda pair: -pair[1]["ms"])
+    shown = ", ".join(f"{b['layer']} {a['ms']:.2f} -> {b['ms']:.2f} ms (limit {b['limit_ms']:.2f})"
+                      for a, b in pairs[:NAMED])
+    return shown + (f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")

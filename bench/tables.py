@@ -1,0 +1,135 @@
+"""A benchmark's report as tables and sentences. No speed stands there without all that it depends on."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.cases import KEYS, SCOPES, STAGES, label, shared
+from evaluation.report import aligned
+from evaluation.report import shown as shown_value
+from utils.text import markdown
+
+MEANING = {"network": "network alone: uint8 pictures in memory to raw maps",
+           "end-to-end": "end to end: picture files to drawn pictures, one stage after the other"}
+SPEED = ("case", "p50", "p90", "p99", "FPS = batch/p50", "sustained", "as fast (95 %)", "verdict")
+COST = ("case", "AP50", "parameters", "GMACs", "GFLOPs", "MB", "load s", "first ms", "warm-up", "peak MB")
+LAYERS = ("layer", "op", "width", "ms", "limit", "MMACs", "MB", "GMAC/s", "MACs/byte", "bound")
+Table = tuple[str, Sequence[str], list[list[str]]]
+
+
+def tables(report: Mapping) -> list[Table]:
+    """Caption, columns and rows: speed by scope, stages, what the cases cost, what was not measured.
+
+    What all cases have in common stands in the caption instead of in every row.
+    """
+    measured = [row for row in report["cases"] if row["status"] == "measured"]
+    same = shared(report["cases"])
+    rest, common = [key for key in KEYS if key not in same], label(report["cases"][0], same)
+    out: list[Table] = []
+    for scope in SCOPES:
+        there = [row for row in measured if scope in row["scopes"]]
+        rows = [[label(row, rest), *_speed(row, scope)] for row in there]
+        columns = SPEED
+        if any(row["beside"] for row in there):            # several artifacts in one runtime and precision
+            columns = (*SPEED, f"beside {there[0]['name']} in the same")
+            rows = [[*cells, _ratio(row["beside"].get(scope))] for cells, row in zip(rows, there)]
+        out += [(f"{MEANING[scope]}; ms a call; {common}", columns, rows)] if rows else []
+    if stages := [row for row in measured if row["stages"]]:
+        cells = [[label(row, rest), *(f"{row['stages'][stage]['p50']:.2f}" for stage in STAGES)]
+                 for row in stages]
+        out.append((f"stages of end to end: median ms a call; {common}", ("case", *STAGES), cells))
+    if measured:
+        out.append((f"what they cost; {common}", COST, [[label(row, rest), *_cost(row)] for row in measured]))
+    left = [[label(row, rest), f"{row['status']}: {row['reason'] or 'stopped before'}"]
+            for row in report["cases"] if row["status"] != "measured"]
+    left += [[label(row, rest), f"accuracy: {row['accuracy']['fault']}"] for row in measured
+             if "fault" in row["accuracy"]]
+    if left:
+        out.append((f"not measured; {common}", ("case", "why"), left))
+    return out + [_layers(table) for table in report["layers"]]
+
+
+def _speed(row: Mapping, scope: str) -> list[str]:
+    found, against = row["scopes"][scope], row["against"].get(scope)
+    kept = "" if found["sustained_fps"] is None else f"{found['sustained_fps']:.1f}"
+    times = [f"{found[key]:.2f}" for key in ("p50", "p90", "p99")]
+    says = against["verdict"] if against else "the first"
+    return [*times, f"{found['fps']:.1f}", kept, _ratio(against), says]
+
+
+def _ratio(found: Mapping | None) -> str:
+    """How many times as fast, with the interval; empty for the case the others are held against."""
+    return f"{found['ratio']:.2f}x ({found['low']:.2f} .. {found['high']:.2f})" if found else ""
+
+
+def _cost(row: Mapping) -> list[str]:
+    load, peak, accuracy = row["loads"], row["peak_rss_bytes"], row["accuracy"].get("map50")
+    return ["" if accuracy is None else f"{accuracy:.4f}", f"{row['parameters']:,}",
+            f"{row['macs'] / 1e9:.3f}", f"{row['flops'] / 1e9:.3f}", f"{row['artifact']['bytes'] / 1e6:.2f}",
+            f"{min(one['load_seconds'] for one in load):.2f}", f"{min(one['first_ms'] for one in load):.1f}",
+            f"{max(one['warm_up_rounds'] for one in load)} rounds",
+            f"{peak / 1e6:.0f}" if peak else "unknown"]
+
+
+def _layers(table: Mapping) -> Table:
+    """The layers of a network, those that take longest first, with what bounds them."""
+    peak, rows = table["peak"], sorted(table["rows"], key=lambda row: -row["ms"])
+    total, limit = (sum(row[key] for row in rows) for key in ("ms", "limit_ms"))
+    bound, beside = (sum(row["ms"] for row in rows if row["bound"] == kind) for kind in ("memory", "none"))
+    caption = (f"layers of {table['label']}: {total:.2f} ms, of which memory-bound layers take "
+               f"{100 * bound / total:.0f} % and what is no layer {100 * beside / total:.0f} %; the roofline "
+               f"of this machine, {peak['macs_per_s'] / 1e9:.1f} GMAC/s and {peak['bytes_per_s'] / 1e9:.1f} "
+               f"GB/s, allows {limit:.2f} ms")
+    cells = [[row["layer"], row["op"], str(row["width"]), f"{row['ms']:.3f}", f"{row['limit_ms']:.3f}",
+              f"{row['macs'] / 1e6:.1f}", f"{row['bytes'] / 1e6:.2f}", f"{row['macs_per_s'] / 1e9:.1f}",
+              f"{row['intensity']:.1f}", row["bound"]] for row in rows]
+    return caption, LAYERS, cells
+
+
+def banner(report: Mapping) -> list[str]:
+    """What taints the figures, empty when nothing does."""
+    reasons = report["tainted"]
+    return [f"TAINTED: {len(reasons)} reasons not to trust these figures", *(f"- {r}" for r in reasons)] \
+        if reasons else []
+
+
+def conditions(report: Mapping) -> list[str]:
+    """Where and how it was measured, in lines; what could not be read is said to be unknown."""
+    at, how = report["environment"], report["settings"]
+    load = at["before"]["load"]
+    shown = {key: "unknown" if at[key] is None else shown_value(at[key])
+             for key in ("governor", "microcode", "hypervisor")}
+    clocks = ", ".join(map(str, at["before"]["mhz"])) + " MHz" if at["before"]["mhz"] else "unknown"
+    gpus = "".join(f"; GPU {gpu['name']}, driver {gpu['driver_version']}" for gpu in at["gpus"])
+    versions = ", ".join(f"{name} {number}" for name, number in at["libraries"].items())
+    rounds = f"{how['rounds']} round(s) of fresh processes, {how['turns']} interleaved slices each"
+    return [f"{at['cpu']}, {len(at['affinity'])} of {at['cores']} cores, microcode {shown['microcode']}, "
+            f"governor {shown['governor']}, clocks {clocks}, hypervisor {shown['hypervisor']}{gpus}",
+            f"{at['system']} {at['kernel']}, Python {at['python']}, {versions}; commit {at['commit']}, "
+            f"{at['date']}",
+            f"load average before {load[0] if load else 'unknown'}; {rounds}; {how['pictures']} different "
+            f"pictures from {how['source']}; score floor {how['conf_thres']}, NMS IoU {how['iou_thres']}"]
+
+
+def text(report: Mapping) -> str:
+    """The report for a terminal."""
+    parts = ["\n".join(conditions(report))]
+    parts += [f"{caption}\n{aligned(columns, rows)}" for caption, columns, rows in tables(report)]
+    return "\n\n".join([*parts, "\n".join(banner(report))]).rstrip()
+
+
+def page(report: Mapping, pictures: Sequence[str]) -> str:
+    """The report in Markdown."""
+    parts = ["# Benchmark", "\n".join(f"> {line}" for line in banner(report)),
+             "\n".join(f"- {line}" for line in conditions(report)),
+             *(f"![{name}]({name})" for name in pictures)]
+    parts += [f"## {caption[:1].upper()}{caption[1:]}\n\n{markdown(columns, rows)}"
+              for caption, columns, rows in tables(report)]
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def verdict_line(first: str, other: str, scope: str, found: Mapping) -> str:
+    """What a comparison found, in a sentence."""
+    says = {"faster": "is faster than", "slower": "is slower than"}.get(
+        found["verdict"], "is not significantly different from")
+    return (f"{scope}: {other} {says} {first}: {found['ratio']:.3f} times as fast, "
+            f"95 % interval {found['low']:.3f} .. {found['high']:.3f}: {found['verdict']}")

@@ -1,0 +1,245 @@
+"""A benchmark's process: one case loaded and warmed up, then timed for a slice whenever it is told to.
+
+It reads a JSON line and answers with one. {"do": "load", ...}: a case with the pictures and thresholds;
+{"do": "slice", "scope", "seconds", "calls"}; {"do": "accuracy", "data", ...}; {"do": "layers"}.
+"""
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+from bench.machine import peak_memory
+from utils.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from deploy.runtimes.runtime import Runtime
+    from models.network import Network
+
+WARM_ROUNDS, WARM_SECONDS = 100, 10.0
+
+
+def serve() -> None:
+    """Answers lines of standard input until it ends; a refusal is an answer too, with its exit code."""
+    answers, ready = _own_stdout(), None
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            if message["do"] == "load":
+                ready = Ready(message)
+                answer = ready.facts()
+            elif message["do"] == "layers":
+                answer = layers(message)
+            else:
+                answer = getattr(ready, message["do"])(message)
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            if code is None:
+                raise                              # a fault of its own: the traceback is in the log
+            answer = {"error": str(error), "exit_code": code}
+        print(json.dumps({**answer, "cpu_seconds": time.process_time()}), file=answers, flush=True)
+
+
+def _own_stdout() -> TextIO:
+    """Standard output for the answers alone: what libraries print goes to standard error instead."""
+    kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return kept
+
+
+class Ready:
+    """A case in its runtime, warmed up on its pictures."""
+
+    def __init__(self, spec: dict) -> None:
+        self.spec, began = spec, time.perf_counter()
+        from models.heads.decode import detections
+        self._decode, imported = detections, time.perf_counter()
+        self.runtime = load(spec)
+        loaded = time.perf_counter()
+        self.photos = _photos(spec)
+        self.batches = self._letterboxed()
+        self.at = 0
+        first = self.network()
+        self.times = {"import_seconds": imported - began, "load_seconds": loaded - imported,
+                      "first_ms": first}
+        self.calls: dict[str, Callable] = {"network": self.network, "end-to-end": self.whole}
+        self.times |= self._warm_up(max(WARM_SECONDS, 8e-3 * first))
+
+    def facts(self) -> dict:
+        """What the runtime says of itself, how long it took to get here, what the network costs."""
+        from models.count import loose_macs, macs, parameters
+        runtime, size = self.runtime, self.spec["imgsz"]
+        return {"kind": runtime.kind, "precision": runtime.precision, "device": str(runtime.device),
+                "note": runtime.note, "parameters": parameters(runtime.net), "macs": macs(runtime.net, size),
+                "loose_macs": loose_macs(runtime.net, size), "classes": len(runtime.names), **self.times,
+                "variables": {k: v for k, v in os.environ.items() if k.startswith("OMP_")}}
+
+    def slice(self, message: dict) -> dict:
+        """Milliseconds of calls of a scope, at least `calls` and for at least `seconds`.
+
+        The first call is not among them: it brings back the caches that other processes have filled.
+        """
+        call, times = self.calls[message["scope"]], []
+        call()
+        gc.collect()
+        gc.disable()
+        try:
+            began = time.perf_counter()
+            while len(times) < message["calls"] or time.perf_counter() - began < message["seconds"]:
+                times.append(call())
+            seconds = time.perf_counter() - began
+        finally:
+            gc.enable()
+        return {"times": times, "seconds": seconds, **peak_memory()}
+
+    def network(self) -> float:
+        """Milliseconds from the next uint8 batch in memory to its raw maps; a GPU is waited for."""
+        images = self.batches[self.at % len(self.batches)]
+        self.at += 1
+        start = time.perf_counter()
+        self._predict(images)
+        return 1e3 * (time.perf_counter() - start)
+
+    def whole(self) -> list[float]:
+        """Milliseconds of bench_cases.STAGES, from the next files to drawn pictures."""
+        from data.augment import letterbox
+        from detection.draw import draw
+        from utils.boxes import scale_back
+        count, size, clock = self.spec["batch"], self.spec["imgsz"], time.perf_counter
+        stamps = [clock()]
+        photos = [next(self.photos) for _ in range(count)]
+        stamps.append(clock())
+        fitted = [letterbox(photo, size) for photo in photos]
+        images = _tensor([image for image, _ in fitted])
+        stamps.append(clock())
+        maps = self._predict(images)
+        stamps.append(clock())
+        limits = (self.spec[name] for name in ("conf_thres", "iou_thres", "max_det"))
+        found = self._decode(maps, self.runtime.heads, *limits).boxes
+        boxes = [scale_back(b.cpu().numpy(), place, *photo.shape[:2])
+                 for b, (_, place), photo in zip(found, fitted, photos)]
+        stamps.append(clock())
+        for photo, drawn in zip(photos, boxes):
+            draw(photo, drawn, self.runtime.names)
+        stamps.append(clock())
+        return [1e3 * (b - a) for a, b in zip(stamps, stamps[1:])]
+
+    def accuracy(self, message: dict) -> dict:
+        """AP of what is timed here, by val.py's thresholds."""
+        from evaluation.evaluate import measure
+        return measure(self.runtime, message["data"], self.spec["imgsz"])
+
+    def _predict(self, images: "torch.Tensor") -> list["torch.Tensor"]:
+        maps = self.runtime.predict(images)
+        if self.runtime.device.type == "cuda":
+            import torch
+            torch.cuda.synchronize(self.runtime.device)
+        return maps
+
+    def _warm_up(self, seconds: float) -> dict:
+        """Rounds of all scopes until they are steady, and whether they were within the limits."""
+        from bench.profile.timing import warm_up
+        calls = {scope: lambda _, call=self.calls[scope]: call() for scope in self.spec["scopes"]}
+        began = time.perf_counter()
+        rounds = warm_up(calls, WARM_ROUNDS, seconds)
+        spent = time.perf_counter() - began
+        return {"warm_up_rounds": rounds, "warm_up_seconds": spent,
+                "steady": rounds < WARM_ROUNDS and spent < seconds}
+
+    def _letterboxed(self) -> list["torch.Tensor"]:
+        """Different pictures as uint8 batches [B, 3, S, S], made beforehand for the network alone."""
+        from data.augment import letterbox
+        count, size = self.spec["batch"], self.spec["imgsz"]
+        images = [letterbox(next(self.photos), size)[0] for _ in range(self.spec["pictures"])]
+        starts = range(0, len(images), count)
+        return [_tensor([images[(start + i) % len(images)] for i in range(count)]) for start in starts]
+
+
+def _tensor(images: list[np.ndarray]) -> "torch.Tensor":
+    """uint8 [B, 3, S, S] of letterboxed pictures [S, S, 3], in their memory's order: channels last."""
+    import torch
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def load(spec: dict) -> "Runtime":
+    """The runtime of a case. Raises UsageError for a precision that is pointless in torch on this CPU."""
+    from bench.profile.latency import refusal
+    from deploy.runtimes.runtime import load_runtime
+    from utils.runs import pick_device, tune_cpu
+    runtime, device = spec["runtime"], pick_device(spec["device"])
+    if runtime.startswith("torch") and device.type == "cpu" and (why := refusal(spec["precision"])):
+        raise UsageError(f"{runtime} in {spec['precision']}: {why}")
+    if runtime == "torch-plain":
+        return plain(spec["weights"], device, spec["threads"])
+    tune_cpu(spec["threads"])
+    return load_runtime(spec["weights"], device, spec["precision"], spec["threads"],
+                        compiled=runtime == "torch-compile")
+
+
+class Plain:
+    """A module run as eager PyTorch does when nobody helps: batch-norm apart, NCHW, fp32."""
+
+    kind, precision, note, exact = "torch-plain", "fp32", "", None
+
+    def __init__(self, model: "Network", device: "torch.device") -> None:
+        self.model, self.device = model.to(device), device
+
+    def __call__(self, images: "torch.Tensor") -> list["torch.Tensor"]:
+        """Raw maps of the pictures."""
+        return self.model(images.to(self.device).contiguous().float() / 255)
+
+
+def plain(weights: str, device: "torch.device", threads: int) -> "Runtime":
+    """The runtime of a checkpoint without any of the fast path."""
+    import torch
+
+    from deploy.runtimes.runtime import Runtime
+    from models.checkpoint import load as read
+    from models.network import from_state
+    torch.set_num_threads(threads)
+    found = read(weights)
+    runner = Plain(from_state(found.net, found.state), device)
+    return Runtime(runner, found.net, tuple(found.names), found.imgsz, dict(found.class_map))
+
+
+def layers(spec: dict) -> dict:
+    """The layers of a case in eager torch, ONNX Runtime or OpenVINO, beside what this machine reaches."""
+    from bench.profile.latency import layer_table
+    from bench.profile.nodes import node_table
+    from bench.profile.roofline import measure_peak
+    from bench.profile.timing import torch_threads
+    from data.augment import letterbox
+    from models.checkpoint import load as read
+    size, precision, threads = (spec[key] for key in ("imgsz", "precision", "threads"))
+    image = _tensor([letterbox(next(_photos(spec)), size)[0]])[0]
+    with torch_threads(threads):
+        peak = measure_peak(precision, threads)
+        if spec["runtime"] == "torch":
+            found = read(spec["weights"])
+            rows = layer_table(found.net, found.state, size, image, precision, peak)
+        else:
+            rows = node_table(spec["weights"], precision, threads, image, peak)
+    return {"peak": peak, "rows": rows}
+
+
+def _photos(spec: dict) -> Iterator[np.ndarray]:
+    """The pictures uint8 [H, W, 3] RGB over and over, decoded each time anew; frames where it is a video."""
+    from data.images import decode
+    from detection.video import read
+    paths = [Path(path) for path in spec["files"]]
+    if spec["video"]:
+        while True:
+            for path in paths:
+                yield from read(path)
+    for path in cycle(paths):
+        yield decode(path)

@@ -1,0 +1,75 @@
+"""Kernels of another size, cut from the same tensors: (net, state, kernels) -> (net, state).
+
+A 3x3 kernel is the centre of the 5x5 one, so a network with 5x5 kernels holds every choice of 3x3 and 5x5.
+The cut is differentiable: run by `forward`, a sub-network's gradients reach the tensors it shares.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.channels import layout
+from models.layer import Net
+from models.network import Network
+from models.sync_bn import synchronise
+from models.zoo.detectors import substitute
+from utils.errors import ModelError
+
+
+def with_kernels(net: Net, state: Mapping[str, Tensor],
+                 kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
+    """The network with the kernels of some layers in another size; neither argument is changed.
+
+    A smaller kernel is the centre of the old one (a view of it); a larger one is the old one in a border of
+    zeros, which computes the same. kernels: layer -> side. Raises ModelError for a layer without kernels.
+    """
+    new = substitute(net, kernels=dict(kernels))
+    out = dict(state)
+    for old, param in zip(layout(net), layout(new), strict=True):
+        if old.tail != param.tail:
+            out[param.key] = _resized(state[param.key], param.tail[-1])
+    return new, out
+
+
+def crop_kernels(net: Net, state: Mapping[str, Tensor],
+                 kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
+    """The network with smaller kernels in some layers, each the centre of what `state` holds.
+
+    As `with_kernels`, but raises ModelError where a kernel would have to grow: what is not there cannot be
+    cut out.
+    """
+    larger = [f"{layer.name} has {layer.kernel}x{layer.kernel}, {kernels[layer.name]} is wanted"
+              for layer in net if kernels.get(layer.name, 0) > layer.kernel]
+    if larger:
+        raise ModelError(f"kernels can be cut out of larger ones only: {'; '.join(larger)}")
+    return with_kernels(net, state, kernels)
+
+
+def _resized(kernel: Tensor, side: int) -> Tensor:
+    """The kernel [..., k, k] as [..., side, side] about the same centre."""
+    margin = (kernel.shape[-1] - side) // 2
+    if margin < 0:
+        return F.pad(kernel, (-margin,) * 4)
+    return kernel[..., margin:margin + side, margin:margin + side]
+
+
+def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: bool = False) -> list[Tensor]:
+    """Raw maps [B, A, 5 + K, G, G] of pictures [B, 3, S, S] by a network whose tensors are those of `state`.
+
+    No module is built for it and nothing is copied, so gradients flow into the tensors of `state`. In
+    training batch-norm writes its running statistics there: hand in clones where they are another network's.
+    """
+    skeleton = _skeleton(net, torch.distributed.is_available() and torch.distributed.is_initialized())
+    return torch.func.functional_call(skeleton.train(training), dict(state), (images,))
+
+
+@lru_cache(maxsize=128)
+def _skeleton(net: Net, several: bool) -> nn.Module:
+    """The network's modules without any memory; batch-norm over all processes where there are several."""
+    with torch.device("meta"):
+        model = Network(net)
+    return synchronise(model) if several else model

@@ -1,0 +1,100 @@
+"""Figure 4: accuracy against parameters, every network of a search labelled by its kernels."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, GREY, POINT, BEST, LINE = "#1f2933", "#8a94a3", "#2563eb", "#c2410c", "#059669"
+MANY = 120                                         # more networks than this: only the front's are labelled
+RINGS = (9, 15, 22, 30, 40, 52, 66)                # px between a point and its label
+COMPASS = (90, 270, 45, 135, 315, 225, 0, 180, 65, 115, 295, 245)
+Box = tuple[float, float, float, float]            # x0, y0, x1, y1 px
+
+
+def figure4_png(rows: Sequence[Mapping], best: int, front: Sequence[int], path: Path | str) -> Path:
+    """The written picture of map50 (in %) over parameters.
+
+    rows: label, parameters, map50 (a fraction). best: position of the row that is marked; front: those on the
+    Pareto front, joined by a line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(11, 6.6), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(fig)
+    ax = fig.subplots()
+    scale, unit = (1e6, "M") if max(row["parameters"] for row in rows) >= 1e6 else (1e3, "k")
+    points = [(row["parameters"] / scale, 100 * row["map50"]) for row in rows]
+    steps = sorted(points[i] for i in front)
+    ax.plot(*zip(*steps), color=LINE, lw=1.4, drawstyle="steps-post", zorder=2, label="Pareto front")
+    ax.scatter(*zip(*points), s=22, color=POINT, zorder=3, label=f"{len(rows)} networks")
+    ax.scatter(*points[best], s=130, marker="*", color=BEST, zorder=4,
+               label=f"best: {rows[best]['label']}, {points[best][1]:.1f} %")
+    ax.set_xlabel(f"parameters ({unit})")
+    ax.set_ylabel("mAP@0.5 (%)")
+    ax.set_title("Accuracy and parameters of the kernels tried", fontsize=11, color=INK, loc="left")
+    ax.grid(color="#e5e9ef", lw=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(0.05, 0.12)
+    ax.ticklabel_format(useOffset=False)
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.09), ncols=3)
+    named = range(len(rows)) if len(rows) <= MANY else sorted({*front, best})
+    label_points(ax, [(points[i], rows[i]["label"], i == best) for i in named], points)
+    fig.savefig(path, format="png")
+    return Path(path)
+
+
+def label_points(ax: Axes, wanted: Sequence[tuple[tuple[float, float], str, bool]],
+           points: Sequence[tuple[float, float]]) -> None:
+    """Writes a label beside each point, away from points and from the labels before it."""
+    from matplotlib.patheffects import withStroke
+    fig = ax.figure
+    fig.canvas.draw()                              # only now it is known where the points come to lie
+    renderer, to_px = fig.canvas.get_renderer(), ax.transData.transform
+    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in map(to_px, points)]
+    taken += [(x - 10, y - 8, x + 10, y + 10) for x, y in (to_px(p) for p, _, strong in wanted if strong)]
+    frame = ax.get_window_extent(renderer).extents
+    for point, text, strong in sorted(wanted, key=lambda w: (not w[2], -w[0][1], w[0][0])):
+        look = {"fontsize": 8 if len(wanted) <= 40 else 6.5, "color": BEST if strong else INK,
+                "fontweight": "bold" if strong else "normal"}
+        drawn = ax.text(*point, text, ha="center", va="center", zorder=5, **look)
+        drawn.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        size = drawn.get_window_extent(renderer)
+        x, y = to_px(point)
+        cx, cy, ring = _place(x, y, size.width, size.height, taken, frame)
+        taken.append((cx - size.width / 2, cy - size.height / 2, cx + size.width / 2, cy + size.height / 2))
+        drawn.set_position(ax.transData.inverted().transform((cx, cy)))
+        if ring > RINGS[1]:
+            end = ax.transData.inverted().transform((cx, cy + math.copysign(size.height / 2, y - cy)))
+            ax.plot(*zip(point, end), color=GREY, lw=0.5, zorder=1)
+
+
+def _place(x: float, y: float, width: float, height: float, taken: Sequence[Box],
+           frame: Sequence[float]) -> tuple[float, float, float]:
+    """The middle of a label for the point (x, y), all in px, and its ring: the nearest free place.
+
+    Where no place is free, that which covers least.
+    """
+    best = (math.inf, x, y, 0.0)
+    for ring in RINGS:
+        for angle in map(math.radians, COMPASS):
+            cx = x + math.cos(angle) * (ring + width / 2 - 4)
+            cy = y + math.sin(angle) * (ring + height / 2 - 4)
+            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+            outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
+            covered = sum(_overlap(box, other) for other in taken) + 1e6 * outside
+            if covered < best[0]:
+                best = (covered, cx, cy, ring)
+            if not covered:
+                return best[1:]
+    return best[1:]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Area that two boxes share, in px."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -1,0 +1,252 @@
+"""A queue of points that many workers empty together, each point taken by one of them: an Optuna study.
+
+Any RDB URL will do, so workers on several machines start the same command. A dead worker's point is taken
+again: at once where its lock can be looked at, else when its heartbeat has been still for GRACE seconds. What
+a point means is not known here.
+"""
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shutil
+import threading
+import time
+import uuid
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.search.storage import (
+    GRACE,
+    HEARTBEAT,
+    agree,
+    alone,
+    is_held,
+    lock_file,
+    open_storage,
+    put_again,
+)
+from utils import runs
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, Trial
+
+Point = dict[str, object]
+PAUSE = 1.0                            # seconds between looks at a queue whose last points others work on
+
+
+class Queue:
+    """Points of a space that are to be evaluated: `take` one, then `finish`, `drop` or `give_back` it.
+
+    space: parameter -> candidates; all their combinations are evaluated, or `trials` different ones that TPE
+    proposes, each a function of the seed and of the values known by then. directions: "maximize" or
+    "minimize", one a value. settings: what values depend on; a study of this name with others is refused.
+    home: a folder for this worker's sign of life. Raises UsageError or EnvironmentFault for a storage that
+    cannot be used.
+    """
+
+    def __init__(self, url: str, name: str, space: Mapping[str, Sequence], directions: Sequence[str],
+                 settings: Mapping[str, object], home: Path, trials: int = 0, seed: int = 0) -> None:
+        import optuna
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.trials, self.seed = {k: list(v) for k, v in space.items()}, trials, seed
+        self.choices = {k: optuna.distributions.CategoricalDistribution(v) for k, v in self.space.items()}
+        size = prod(len(v) for v in self.space.values())
+        self.wanted = min(trials, size) if trials else size
+        self.file = lock_file(url)
+        with alone(self.file):
+            self.storage = open_storage(url)
+            self.study = optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True,
+                                             directions=list(directions), sampler=self._sampler(0))
+            agree(self.study, settings)
+        token = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder = (home / token).resolve()
+        folder.mkdir(parents=True)
+        self.held = runs.lock(folder)
+        self.worker = {"host": platform.node(), "folder": str(folder)}
+        self.current: Trial | None = None
+        self.quiet = threading.Event()
+
+    def take(self, wait: Callable[[int], object] = lambda running: None) -> Point | None:
+        """A point that nobody else has or had; None when all are done.
+
+        While others work on the last ones, and may die, it waits and calls `wait` with their number.
+        """
+        while True:
+            with alone(self.file):
+                self._take_back()
+                self.current = self._claim()
+                running = len(self._trials("RUNNING"))
+            if self.current is not None:
+                self._keep_alive(self.current.number)
+                return dict(self.current.params)
+            if not running:
+                return None
+            wait(running)
+            time.sleep(PAUSE)
+
+    def finish(self, values: Sequence[float], record: Mapping[str, object]) -> bool:
+        """Ends the point that was taken; False when it was taken away meanwhile: none counts twice."""
+        with alone(self.file):
+            return self._end(self.current.number, "COMPLETE", values, record)
+
+    def drop(self, record: Mapping[str, object]) -> bool:
+        """Ends the point that was taken without a value: it failed and would fail again."""
+        with alone(self.file):
+            return self._end(self.current.number, "PRUNED", None, record)
+
+    def give_back(self) -> None:
+        """Puts the point that was taken back, for another worker or a later start."""
+        if self.current is not None:
+            with alone(self.file):
+                self._put_back(self.current.number)
+
+    def records(self) -> list[dict]:
+        """What `finish` or `drop` was given of every ended point, in the order of the space."""
+        rank = {key: {value: at for at, value in enumerate(values)} for key, values in self.space.items()}
+        ended = sorted(self._trials("COMPLETE", "PRUNED"),
+                       key=lambda trial: [rank[key][trial.params[key]] for key in self.space])
+        return [trial.user_attrs["record"] for trial in ended]
+
+    def close(self) -> None:
+        """Lets go of the storage and of this worker's sign of life."""
+        self.quiet.set()
+        self.held.close()
+        shutil.rmtree(self.worker["folder"], ignore_errors=True)
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    def _sampler(self, known: int) -> BaseSampler:
+        """What proposes a point when `known` have been taken: the grid, or TPE seeded by their number."""
+        import optuna
+        if not self.trials:
+            return optuna.samplers.GridSampler(self.space, seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(seed=_number(self.seed, known), multivariate=True,
+                                              constant_liar=True)
+
+    def _trials(self, *states: str) -> list[FrozenTrial]:
+        """Trials in the given states; without any, all that count: those that were given up do not."""
+        return [t for t in self.study.get_trials(deepcopy=False)
+                if (t.state.name in states if states else t.state.name != "FAIL")]
+
+    def _take_back(self) -> None:
+        """Puts dead workers' points back; of a grid, also those that got lost and, at first, all."""
+        import optuna
+        for trial in self._trials("RUNNING"):
+            dead = self._dead(trial)
+            if dead:
+                self._put_back(trial.number)
+            elif dead is False:                    # seen to live, however long ago its heart could beat
+                self.storage.record_heartbeat(self._id(trial.number))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self.study)
+        if not self.trials:
+            known = self._known()
+            for values in product(*self.space.values()):
+                if values not in known:
+                    self._add(dict(zip(self.space, values)))
+
+    def _claim(self) -> Trial | None:
+        """A trial of this worker's own, running; None when none is left to take."""
+        import optuna
+        while True:
+            known = self._trials()
+            waiting = self._trials("WAITING")
+            if not waiting and len(known) >= self.wanted:
+                return None
+            self.study.sampler = self._sampler(len(known) - len(waiting))
+            with warnings.catch_warnings(), suppress(optuna.exceptions.UpdateFinishedTrialError):
+                warnings.simplefilter("ignore")    # the heartbeat is beaten here, not by Study.optimize
+                trial = self.study.ask(self.choices)
+                self.storage.record_heartbeat(self._id(trial.number))
+                trial.set_user_attr("worker", self.worker)
+                earlier = self._known(trial.number)
+                if self._key(trial.params) not in earlier and len(earlier) < self.wanted:
+                    return trial
+                # TPE came back to a known point, or another worker was faster (several databases have no lock
+                # around a look and a step): of several trials of a point only the first one counts.
+                self._end(trial.number, "FAIL")
+                if len(self._trials()) < self.wanted:
+                    self._add(self._untried())
+
+    def _untried(self) -> Point:
+        """A point nobody has tried, drawn evenly."""
+        known = self._known()
+        draw = random.Random(_number(self.seed, len(known)))
+        while self._key(point := {key: draw.choice(values) for key, values in self.space.items()}) in known:
+            pass
+        return point
+
+    def _key(self, params: Point) -> tuple:
+        return tuple(params.get(key) for key in self.space)
+
+    def _known(self, before: float = float("inf")) -> set[tuple]:
+        """The points of all trials that count and have a number below `before`."""
+        return {self._key(t.params) for t in self._trials() if t.number < before}
+
+    def _dead(self, trial: FrozenTrial) -> bool | None:
+        """Whether the worker of a running trial is dead; None where only its heartbeat can tell."""
+        worker = trial.user_attrs.get("worker")
+        if worker is None:                         # it died before it could sign, or is about to
+            still = datetime.now() - trial.datetime_start > timedelta(seconds=GRACE)
+            return True if still or self.file is not None else None
+        held = is_held(Path(worker["folder"])) if worker["host"] == self.worker["host"] else None
+        return None if held is None or worker == self.worker else not held
+
+    def _put_back(self, number: int) -> None:
+        if self._end(number, "FAIL"):
+            put_again(self.study, next(t for t in self.study.get_trials() if t.number == number))
+
+    def _add(self, point: Point) -> None:
+        import optuna
+        self.study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING, params=point,
+                                                 distributions=self.choices))
+
+    def _end(self, number: int, state: str, values: Sequence[float] | None = None,
+             record: Mapping | None = None) -> bool:
+        """Whether this call ended the trial: not when it had ended before."""
+        import optuna
+        if self.current is not None and number == self.current.number:
+            self.quiet.set()
+            self.current = None
+        # What GridSampler does after a trial is meant for Study.optimize and raises outside it.
+        self.study.sampler = optuna.samplers.RandomSampler()
+        try:
+            if record is not None:
+                self.storage.set_trial_user_attr(self._id(number), "record", dict(record))
+            self.study.tell(number, values, state=optuna.trial.TrialState[state])
+            return True
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            return False
+
+    def _id(self, number: int) -> int:
+        study = self.storage.get_study_id_from_name(self.study.study_name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+
+    def _keep_alive(self, number: int) -> None:
+        """Beats the trial's heart from a thread until it is ended."""
+        import optuna
+        self.quiet, trial = threading.Event(), self._id(number)
+
+        def beat(quiet: threading.Event) -> None:
+            while not quiet.wait(HEARTBEAT):
+                with suppress(optuna.exceptions.StorageInternalError):     # the next one may get through
+                    self.storage.record_heartbeat(trial)
+            self.storage.remove_session()
+        threading.Thread(target=beat, args=(self.quiet,), daemon=True).start()
+
+
+def _number(*parts: object) -> int:
+    """A seed that is a function of its parts alone, on every machine."""
+    return zlib.crc32(" ".join(map(str, parts)).encode())

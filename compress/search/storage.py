@@ -1,0 +1,138 @@
+"""Where a search is kept while many workers work on it: the database behind a URL, and locks on files."""
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import runs
+from utils.errors import EnvironmentFault, UsageError
+from utils.redact import masked, without_secrets
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
+
+HEARTBEAT, GRACE = 20, 120             # seconds between a worker's signs of life; until it counts as dead
+TRIES = 6                              # to open a storage whose tables another worker may be making
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that need not wait for the disk at every step.
+
+    A write-ahead log stays whole when a process or the machine dies; the machine's death may take the last
+    steps with it, whose trials then are found finished on disk.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+@contextmanager
+def alone(file: Path | None) -> Iterator[None]:
+    """Lets one process at a time into the `with` block; None, or a system without such locks: all of them."""
+    try:
+        import fcntl
+    except ImportError:                            # not POSIX
+        file = None
+    if file is None:
+        yield
+        return
+    with open(file, "a+") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        yield
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a living process holds the lock in a folder (runs.lock); None where that cannot be seen."""
+    try:
+        import fcntl  # noqa: F401
+        if not (folder / ".lock").is_file():
+            return None
+        runs.lock(folder).close()
+        return False
+    except EnvironmentFault:
+        return True
+    except (ImportError, OSError):                 # not POSIX, or another user's
+        return None
+
+
+def lock_file(url: str) -> Path | None:
+    """The file whose lock the workers on a storage take for each step; None where the database has row locks.
+
+    SQLite has none, and without them two workers pop the same waiting trial. Raises UsageError for a URL that
+    is none, or of a database in memory, which no other process could see.
+    """
+    from sqlalchemy import exc
+    from sqlalchemy.engine import make_url
+    shown = f"--storage {masked(url)}"
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):        # ValueError: a port that is no number
+        raise UsageError(f"{shown} is no database URL; it needs one such as sqlite:///study.db or "
+                         "postgresql://user@host/name") from None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if parsed.database in (None, "", ":memory:"):
+        raise UsageError(f"{shown} is kept in memory and would be lost; name a file: sqlite:///study.db")
+    if not Path(parsed.database).absolute().parent.is_dir():
+        raise UsageError(f"{shown}: there is no folder {masked(str(Path(parsed.database).parent))}")
+    return Path(f"{parsed.database}.lock")
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The storage behind an RDB URL, its tables made where they are missing.
+
+    Raises EnvironmentFault where the database or its driver cannot be used.
+    """
+    import optuna
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+    shown = f"--storage {masked(url)}"
+    own = {"connect_args": {"factory": _Connection, "timeout": 60}} if url.startswith("sqlite") else {}
+    for last in (*(False,) * (TRIES - 1), True):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.storages.RDBStorage(url, own, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+                                                  heartbeat_stale_trial_callback=put_again)
+        except (ImportError, NoSuchModuleError) as error:
+            raise EnvironmentFault(f"{shown}: the database's driver is missing "
+                                   f"({without_secrets(str(error), url)}); install it") from error
+        except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+            if last:                               # before that, another worker may be making the same tables
+                said = without_secrets(str(error), url).splitlines()[0]
+                raise EnvironmentFault(f"{shown} cannot be used: {said}; is the database there, and open to "
+                                       "you?") from error
+            time.sleep(0.3)
+    raise EnvironmentFault(f"{shown} cannot be used")
+
+
+def put_again(study: Study, trial: FrozenTrial) -> None:
+    """Queues a trial that was given up once more, with its parameters and without its worker's name."""
+    import optuna
+    trial.user_attrs = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+def agree(study: Study, settings: Mapping[str, object]) -> None:
+    """Notes in a new study what its values depend on. Raises UsageError where an old one says otherwise."""
+    mine = json.loads(json.dumps(dict(settings), default=str))
+    there = study.user_attrs.get("settings")
+    if there is None:
+        study.set_user_attr("settings", mine)
+        return
+    other = [f"{key} was {there.get(key)!r}, is {mine.get(key)!r}" for key in {**there, **mine}
+             if there.get(key) != mine.get(key)]
+    if other:
+        raise UsageError(f"the study {study.study_name!r} was begun with other settings: {'; '.join(other)}; "
+                         "restore them, or choose another --study")

@@ -1,0 +1,81 @@
+"""One network trained so that every choice of kernels inside it works: the sandwich rule.
+
+Yu and Huang 2019 (US-Net, arXiv 1903.05134), sections 3.3 and 3.4 and algorithm 1, with kernel sizes in place
+of widths: each step trains the largest network on the truths, and the smallest and a few random ones on what
+the largest answers.
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from compress.distill import distillation
+from compress.kernels import crop_kernels, forward
+from models.layer import Net
+from models.network import Network
+from utils.errors import ModelError
+
+COUNTER = "num_batches_tracked"
+
+
+class Supernet(Network):
+    """A Network that in training also runs the smallest and `count` random choices of its layers' kernels.
+
+    forward: pictures [B, 3, H, W] to the raw maps of the largest network, as a Network's; in training to a
+    list of such lists, the largest first. Only the largest moves batch-norm's running statistics. What is
+    chosen at a step depends on the seed and on how many batches the network has seen, which is part of its
+    state: a resumed training chooses the same.
+    """
+
+    def __init__(self, net: Net, layers: Sequence[str], kernels: Sequence[int], count: int = 2,
+                 seed: int = 0) -> None:
+        super().__init__(net)
+        self.layers, self.kernels, self.count, self.seed = tuple(layers), tuple(sorted(kernels)), count, seed
+        side = self.kernels[-1]
+        other = [layer.name for layer in net if layer.name in self.layers and layer.kernel != side]
+        if other or not any(name.endswith(COUNTER) for name, _ in self.named_buffers()):
+            raise ModelError(f"a supernet needs kernels of {side}x{side} in "
+                             f"{', '.join(other) or 'its layers'}, and batch-norm")
+
+    def forward(self, image: Tensor) -> list[Tensor] | list[list[Tensor]]:
+        if not self.training:
+            return super().forward(image)
+        chosen = sandwich(self.layers, self.kernels, self.count, self.seed, self.batches_seen())
+        maps = [super().forward(image)]
+        for kernels in chosen:
+            state = {**dict(self.named_parameters()), **{k: b.clone() for k, b in self.named_buffers()}}
+            maps.append(forward(*crop_kernels(self.net, state, kernels), image, training=True))
+        return maps
+
+    def batches_seen(self) -> int:
+        """How many training batches have gone through the network, in this process and before."""
+        return int(next(buffer for name, buffer in self.named_buffers() if name.endswith(COUNTER)))
+
+
+def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: int,
+             step: int) -> list[dict[str, int]]:
+    """The choices trained beside the largest at a step: the smallest, then `count` drawn evenly.
+
+    A function of its arguments alone.
+    """
+    draw = random.Random(f"{seed} {step}")
+    return [dict.fromkeys(layers, min(kernels)),
+            *({layer: draw.choice(sorted(kernels)) for layer in layers} for _ in range(count))]
+
+
+class SandwichLoss:
+    """Callable: (maps, targets, images) -> the base loss of the first maps, and "distill" for the others.
+
+    maps: a Supernet's in training. The largest network learns from the truths, each of the others from the
+    largest's answer, from which no gradient flows back (in-place distillation); theirs are added up.
+    """
+
+    def __init__(self, base: Callable) -> None:
+        self.base = base
+
+    def __call__(self, maps: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
+        first, *others = maps
+        return {**self.base(first, targets, images),
+                "distill": sum(distillation(maps, first) for maps in others)}

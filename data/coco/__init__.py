@@ -1,0 +1,1 @@
+"""COCO annotation files, from disk to clean records."""

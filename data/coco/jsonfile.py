@@ -1,0 +1,131 @@
+"""The annotation file itself: its three lists, the classes, ids that clash. Opens no picture."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data.coco.clean import Fault, fault, id_key
+from utils.errors import DataError
+
+
+class Classes(NamedTuple):
+    """Names in class order, str(category id) -> class in this file, the map a checkpoint keeps, warnings."""
+
+    names: tuple[str, ...]
+    table: dict[str, int]
+    class_map: dict[str, int]
+    faults: list[Fault]
+
+
+def load_json(path: Path) -> tuple[dict, list[Fault]]:
+    """The object in a UTF-8 JSON file, and a fault when it starts with a byte-order mark (accepted).
+
+    Raises DataError with the byte offset of what cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    mark = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    try:
+        text = data[mark:].decode("utf-8")
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 at byte offset {mark + error.start} of {len(data)}; "
+                        "save it again as UTF-8") from None
+    except json.JSONDecodeError as error:
+        offset = mark + len(text[:error.pos].encode())
+        cut = offset >= len(data.rstrip()) - 1 or "Unterminated" in error.msg
+        ends = "the file breaks off (truncated)" if cut else error.msg
+        ends = ends if text.strip() else "the file is empty"
+        raise DataError(f"{path}: not valid JSON at byte offset {offset} of {len(data)}: {ends}; "
+                        "download or export it again") from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); export it again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}; a COCO file is an object with "
+                        "`images`, `annotations` and `categories` (a list is what detections look like)")
+    return content, fault("byte-order-mark", ("byte offset 0",) * (mark > 0),
+                          "the file starts with a UTF-8 byte-order mark, accepted")
+
+
+def sections(content: dict, path: Path) -> tuple[list[dict], list[dict], list[dict]]:
+    """Categories, images and annotations, each a list of objects; DataError names what is missing."""
+    wanted = ("categories", "images", "annotations")
+    missing = [key for key in wanted if key not in content]
+    if missing:
+        raise DataError(f"{path}: has no {' and no '.join(f'`{key}`' for key in missing)} "
+                        f"(found: {', '.join(map(str, content)) or 'nothing'}); "
+                        f"a COCO file needs all three of {', '.join(wanted)}")
+    for key in wanted:
+        if not isinstance(content[key], list) or not all(isinstance(v, dict) for v in content[key]):
+            raise DataError(f"{path}: `{key}` must be a list of objects; fix the file or export it again")
+    for key in ("categories", "images"):
+        if not content[key]:
+            raise DataError(f"{path}: `{key}` is empty; nothing can be learned or measured from it")
+    return tuple(content[key] for key in wanted)
+
+
+def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
+                class_map: Mapping[str, int] | None) -> Classes:
+    """The classes of a file: its own by sorted id (or in the order of `names`), or those of the training set.
+
+    With `class_map` the training set's names lead. Raises DataError for ids or names that are missing or not
+    unique, for `names` of another set, and for a category that the training set lacks.
+    """
+    if any(c.get("id") is None or c.get("name") in (None, "") for c in categories):
+        raise DataError(f"{path}: a category has no `id` or no `name`; every one needs both")
+    ids, own = [id_key(c["id"]) for c in categories], [str(c["name"]) for c in categories]
+    for what, values in (("ids", ids), ("names", own)):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise DataError(f"{path}: category {what} must be unique, got {', '.join(map(repr, twice))} "
+                            "more than once; rename or merge them in `categories`")
+    numeric = all(value.lstrip("-").isdecimal() for value in ids)
+    order = sorted(zip(ids, own), key=lambda pair: int(pair[0]) if numeric else pair[0])
+    if class_map is not None:
+        return _training_classes(dict(order), path, names, class_map)
+    if names is not None and sorted(names) != sorted(own):
+        raise DataError(f"{path}: `names` lists {', '.join(names)} but `categories` holds {', '.join(own)}; "
+                        "make them agree, or leave `names` out")
+    names = tuple(names) if names is not None else tuple(name for _, name in order)
+    table = {key: names.index(name) for key, name in order}
+    return Classes(names, table, table, [])
+
+
+def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] | None,
+                      class_map: Mapping[str, int]) -> Classes:
+    """The training set's classes for a file whose category ids lead to the names `own`."""
+    if names is None:
+        by_class = sorted(class_map, key=class_map.__getitem__)
+        names = tuple(own.get(key, f"class {key}") for key in by_class)
+    place = {name: k for k, name in enumerate(names)}
+    strange = [f"{name} (id {key})" for key, name in own.items() if name not in place]
+    if strange:
+        raise DataError(f"{path}: {', '.join(strange[:5])} not among the {len(names)} classes trained on "
+                        f"({', '.join(names[:10])}{', ...' if len(names) > 10 else ''}); "
+                        "remove these categories or train with them")
+    table = {key: place[name] for key, name in own.items()}
+    other = [f"{name}: id {key}" for key, name in own.items() if class_map.get(key) != table[key]]
+    return Classes(tuple(names), table, dict(class_map),
+                   fault("category-ids-differ", other, "ids differ from the training file; matched by name"))
+
+
+def duplicates(images: list[dict], annotations: list[dict]) -> list[Fault]:
+    """Faults of ids that appear twice and of one file under two ids."""
+    def twice(values: list[str]) -> list[str]:
+        return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]
+
+    numbers = [id_key(a.get("id")) for a in annotations]
+    zero = [f"annotation id {n}" for n in numbers if n in ("0", "None")]
+    return (fault("duplicate-image-id", twice([id_key(i.get("id")) for i in images]),
+                  "image ids must be unique, or boxes land on the wrong picture: renumber them", True)
+            + fault("same-file-twice", twice([str(i.get("file_name", "")) for i in images]),
+                    "one picture under several image ids: its boxes are split, it counts twice")
+            + fault("duplicate-annotation-id", twice(numbers),
+                    "annotation ids renumbered in memory: pycocotools would mix them up")
+            + fault("annotation-id-zero", zero,
+                    "annotation ids renumbered in memory: pycocotools would count these as missed"))

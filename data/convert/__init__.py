@@ -1,0 +1,1 @@
+"""Other label formats to COCO."""

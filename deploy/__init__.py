@@ -1,0 +1,1 @@
+"""Exported files: writers, parity, the web folder."""

@@ -1,0 +1,131 @@
+"""An ONNX graph as the quantiser sees it: who makes and reads each value, what is a head, what is a gate.
+
+What stays in float is found by where a node stands, never by its name: names change with whoever wrote the
+file, and a head that is missed costs the accuracy.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploy.artifact import unreadable
+from models.graph import IMAGE
+from utils.errors import ModelError
+from utils.optional import needs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+    import onnxruntime as ort
+
+DEQUANTISED = "_DequantizeLinear_Output"                   # how ONNX Runtime's quantiser names a value's twin
+MONOTONE = ("LeakyRelu", "Relu", "Clip")                   # activations that never turn an order round
+SHAPES = ("Reshape", "Transpose", "Cast", "Identity")      # what may stand between a head and its output
+
+
+class Graph:
+    """A model with its nodes by name, the maker and the readers of each value, and its constants."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.numpy = model, needs("onnx", "to quantise ONNX files").numpy_helper
+        self.nodes = list(model.graph.node)
+        self.maker = {value: node for node in self.nodes for value in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for value in node.input:
+                self.readers.setdefault(value, []).append(node)
+        self.constants = {c.name: c for c in model.graph.initializer}
+        self.outputs = {value.name for value in model.graph.output}
+
+    def convolutions(self) -> list[onnx.NodeProto]:
+        """The convolutions, in the order they run."""
+        return [node for node in self.nodes if node.op_type == "Conv"]
+
+    def heads(self) -> list[str]:
+        """Names of the convolutions that nothing but outputs of the model reads."""
+        return [node.name for node in self.convolutions() if self._leads_out(node.output[0])]
+
+    def _leads_out(self, value: str) -> bool:
+        readers = self.readers.get(value, [])
+        if value in self.outputs:
+            return not readers
+        return bool(readers) and all(r.op_type in SHAPES and self._leads_out(r.output[0]) for r in readers)
+
+    def gates(self) -> list[str]:
+        """Names of the nodes of squeeze-excitations: from each channel's mean to what multiplies the map."""
+        found, values = [], set()
+        for node in self.nodes:
+            if node.op_type == "GlobalAveragePool" or (node.op_type != "Mul" and values & set(node.input)):
+                found.append(node.name)
+                values |= set(node.output)
+        return found
+
+    def entrance(self) -> list[onnx.NodeProto]:
+        """The nodes from the picture to the first convolution, its activation and the pooling behind that."""
+        found = [self.convolutions()[0]]
+        while found[0].input[0] in self.maker:
+            found.insert(0, self.maker[found[0].input[0]])
+        for ops in (MONOTONE, ("MaxPool",)):
+            readers = self.readers.get(found[-1].output[0], [])
+            if len(readers) == 1 and readers[0].op_type in ops:
+                found += readers
+        return found
+
+    def array(self, name: str) -> np.ndarray:
+        """The numbers of a constant."""
+        return self.numpy.to_array(self.constants[name])
+
+    def put(self, name: str, value: np.ndarray) -> None:
+        """Gives a constant other numbers."""
+        self.constants[name].CopyFrom(self.numpy.from_array(np.ascontiguousarray(value), name))
+
+
+def read(path: Path) -> Graph:
+    """The graph of an ONNX file in fp32. Raises ModelError for a file that cannot be quantised."""
+    onnx = needs("onnx", "to quantise ONNX files")
+    try:
+        model = onnx.load(path)
+    except Exception as error:                             # protobuf's own classes share no base but this
+        raise unreadable(path, "an ONNX file", error) from error
+    graph = Graph(model)
+    if not graph.convolutions():
+        raise ModelError(f"{path} has no convolutions: there is nothing to quantise")
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in graph.nodes):
+        raise ModelError(f"{path} is quantised already; quantise the fp32 export of the checkpoint")
+    weights = {graph.constants[node.input[1]].data_type for node in graph.convolutions()}
+    if weights != {onnx.TensorProto.FLOAT}:
+        raise ModelError(f"{path} is not in fp32; quantise the export without --half")
+    return graph
+
+
+def taps(model: onnx.ModelProto, values: Iterable[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from a picture batch uint8 to the named values of the model, and of nothing behind them."""
+    onnx = needs("onnx", "to quantise ONNX files")
+    values, graph = list(values), Graph(model)
+    wanted, left = set(), [graph.maker[value] for value in values]
+    while left:
+        node = left.pop()
+        if node.name not in wanted:
+            wanted.add(node.name)
+            left += [graph.maker[value] for value in node.input if value in graph.maker]
+    nodes = [node for node in graph.nodes if node.name in wanted]
+    used = {value for node in nodes for value in node.input}
+    part = onnx.helper.make_graph(
+        nodes, "part", model.graph.input, [onnx.helper.make_empty_tensor_value_info(v) for v in values],
+        [constant for name, constant in graph.constants.items() if name in used])
+    cut = onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+    session = session_of(cut.SerializeToString())
+    return lambda images: dict(zip(values, session.run(values, {IMAGE: images}), strict=True))
+
+
+def session_of(model: bytes) -> ort.InferenceSession:
+    """An ONNX Runtime session of a serialised model, on as many threads as torch has."""
+    import torch
+    ort = needs("onnxruntime", "to quantise ONNX files")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 4                         # what fails is raised
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,1 @@
+"""One runner a runtime behind one interface."""

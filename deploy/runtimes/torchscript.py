@@ -1,0 +1,69 @@
+"""TorchScript: the writer and the runtime behind `deploy.runtimes.runtime`."""
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compress.fold import fold
+from deploy.artifact import FILE, parse_card, suits, unreadable
+from models.layer import Net
+from models.network import from_state
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Whole(nn.Module):
+    """A folded network between uint8 pictures [B, 3, S, S] and fp32 raw maps, in its weights' precision."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = (images.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
+        return [m.float() for m in self.model(x)]
+
+
+def to_torchscript(net: Net, state: dict[str, Tensor], imgsz: int, card: dict | None = None,
+                   precision: str = "fp32") -> bytes:
+    """The TorchScript file of a network, traced; it takes any batch and any side that fits its strides."""
+    model = from_state(*fold(net, state)).to(DTYPES[precision]).to(memory_format=torch.channels_last)
+    picture, buffer = torch.zeros(2, 3, imgsz, imgsz, dtype=torch.uint8), io.BytesIO()
+    extra = {} if card is None else {FILE: json.dumps(card, ensure_ascii=False)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")                    # that tracing is the older of torch's two ways
+        traced = torch.jit.trace(_Whole(model, DTYPES[precision]).eval(), picture, check_trace=False)
+        torch.jit.save(traced, buffer, _extra_files=extra)
+    return buffer.getvalue()
+
+
+class ScriptRunner:
+    """A TorchScript file on a device, in the precision it was traced in."""
+
+    kind = "torchscript"
+    exact = None
+
+    def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
+        extra = {FILE: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise unreadable(path, "a TorchScript file", error) from error
+        text = extra[FILE]
+        self.card = parse_card(text.decode() if isinstance(text, bytes) else text, path)
+        torch.set_num_threads(threads)
+        self.module, self.device = module.eval(), device
+        self.precision, self.note = self.card["precision"], ""
+        if not suits(self.precision, precision):
+            self.note = f"a TorchScript file runs in the precision it was exported in, {self.precision}"
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Raw maps of the pictures."""
+        return self.module(images.to(self.device, non_blocking=True))

@@ -1,0 +1,1 @@
+"""From image files, videos and streams to detections."""

@@ -1,0 +1,1 @@
+"""Live streams: cameras and addresses."""

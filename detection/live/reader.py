@@ -1,0 +1,213 @@
+"""The thread that reads one live stream: opens it, keeps its newest frame, and tries again when it breaks."""
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from detection.live.capture import Capture, Limits, Refusal, open_capture, why_not
+from detection.live.health import StreamHealth
+from detection.live.pace import LONGEST, Lag, backoff
+from detection.live.streams import Stream
+from utils.cli import LEFT_BEHIND
+
+Open = Callable[[Stream, Limits], Capture | None]
+STEADY = 5.0                       # seconds a stream must have been live for its tries to count from 0 again
+GRACE = 5.0                        # seconds a call may take beyond its limit before its thread is given up
+BEHIND = 5.0                       # seconds a reader may fall behind a stream before it joins it anew
+PATIENCE = 0.95                    # share of the time limit after which a frame comes too late
+STUCK = 3                          # given-up threads of one stream that may hang at a time
+DEPTH = 8                          # frames of a finite video that wait for the network
+
+
+class Taken(NamedTuple):
+    """A frame uint8 [H, W, 3] BGR, its number in its stream, when it was read (monotonic s), the stream's own
+    rate, and whether it is one of a live stream (else of a finite video)."""
+
+    image: np.ndarray
+    index: int
+    time: float
+    fps: float
+    live: bool
+
+
+class Turn:
+    """One thread's time at a stream; `gone` once another has taken over, or all is over."""
+
+    def __init__(self) -> None:
+        self.gone, self.deadline = threading.Event(), math.inf
+
+    def timed(self, seconds: float, call: Callable[[], object]) -> object:
+        """What `call()` returns; while it runs the deadline stands."""
+        self.deadline = time.monotonic() + seconds + GRACE
+        try:
+            return call()
+        finally:
+            self.deadline = math.inf
+
+
+class Reader:
+    """Reads `stream` in a thread. Its frames wait in a box until `take` fetches them.
+
+    Of a live stream the box holds the newest frame alone; of a finite video (one whose length the server
+    tells) up to DEPTH, and none is dropped. `ready` is notified of each. `refusal` says why the last try to
+    open it failed (None: it did not), `ended` whether a finite video was read to its end.
+    """
+
+    def __init__(self, stream: Stream, health: StreamHealth, limits: Limits, ready: threading.Condition,
+                 say: Callable[[str], None], opener: Open = open_capture, seed: int | None = None) -> None:
+        self.stream, self.health, self.limits = stream, health, limits
+        self.refusal: Refusal | None = None
+        self.ended = False
+        self._ready, self._say, self._open = ready, say, opener
+        self._random = random.Random(seed)
+        self._box: deque[Taken] = deque()
+        self._turns: list[tuple[Turn, threading.Thread]] = []
+        self._read, self._trouble = 0, ""
+
+    def start(self) -> None:
+        """Begins to read, in a new thread."""
+        turn, name = Turn(), LEFT_BEHIND + self.stream.name
+        thread = threading.Thread(target=self._work, args=(turn,), name=name, daemon=True)
+        self._turns = [old for old in self._turns if old[1].is_alive()] + [(turn, thread)]
+        thread.start()
+
+    def take(self) -> Taken | None:
+        """The next frame, or None; the caller holds `ready`."""
+        if not self._box:
+            return None
+        self._ready.notify_all()
+        return self._box.popleft()
+
+    @property
+    def over(self) -> bool:
+        """Whether a finite video has ended and all its frames were taken."""
+        return self.ended and not self._box
+
+    def tend(self) -> None:
+        """Gives up a thread whose call ignores its time limit, and starts another in its place."""
+        turn, _ = self._turns[-1]
+        if time.monotonic() <= turn.deadline or turn.gone.is_set():
+            return
+        if sum(thread.is_alive() for _, thread in self._turns) > STUCK:
+            return                                         # as many hang already: wait until one comes back
+        turn.gone.set()
+        self._fail("its driver does not answer", 0.0)
+        self.start()
+
+    def stop(self) -> list[threading.Thread]:
+        """The threads that are yet to end, now that they were told to."""
+        for turn, _ in self._turns:
+            turn.gone.set()
+        return [thread for _, thread in self._turns if thread.is_alive()]
+
+    def _work(self, turn: Turn) -> None:
+        """Runs in the thread: open, read, wait, and again."""
+        attempt = 0
+        while not turn.gone.is_set():
+            self.health.moved("connecting")
+            start, before = time.monotonic(), self._read
+            try:
+                reason = self._once(turn)
+            except Exception as error:                     # whatever one stream brings, the others go on
+                reason = f"could not be read ({type(error).__name__})"
+            if turn.gone.is_set():
+                return
+            if self.ended:
+                self.health.moved("ended")
+                self._say(f"{self.stream.name}: the video has ended after {self._read} frames")
+                with self._ready:
+                    self._ready.notify_all()
+                return
+            attempt = 0 if self._read > before and time.monotonic() - start > STEADY else attempt
+            pause = backoff(attempt, self._random.random())
+            self._fail(reason, pause)
+            turn.gone.wait(pause)
+            attempt += 1
+
+    def _fail(self, reason: str, pause: float) -> None:
+        """Notes a failure, and says it unless it is the one that was said last."""
+        self.health.moved("waiting", reason, pause)
+        if reason != self._trouble:
+            self._trouble = reason
+            self._say(f"{self.stream.name} ({self.stream.label}): {reason}; trying again, "
+                      f"at intervals of up to {LONGEST:.0f} s")
+
+    def _once(self, turn: Turn) -> str:
+        """Why it broke, once the stream was opened and read until then."""
+        before = self._read
+        capture = turn.timed(self.limits.opening, lambda: self._open(self.stream, self.limits))
+        if capture is not None:
+            try:
+                reason = self._drain(capture, turn)
+            finally:
+                capture.release()
+            if self._read > before or self.ended or not self.stream.camera:
+                return reason                              # a camera in use elsewhere opens and gives nothing
+        refusal = why_not(self.stream, self.limits)
+        if not turn.gone.is_set():
+            self.refusal = refusal
+        return refusal.reason
+
+    def _drain(self, capture: Capture, turn: Turn) -> str:
+        """Reads until the stream breaks, and says why it did."""
+        import cv2
+        fps, told = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        length = int(told) if self.stream.source.lower().startswith("http") and 0 < told < 1e9 else 0
+        fps = float(fps) if 0 < fps < 1000 else 25.0
+        position, already = 0, self._read if length else 0  # a finite video begins anew: skip what was seen
+        lag = Lag() if self.stream.source.lower().startswith("rtsp") else None   # others tell no true times
+        while not turn.gone.is_set():
+            asked = time.monotonic()
+            good, image = turn.timed(self.limits.reading, capture.read)
+            now = time.monotonic()
+            if turn.gone.is_set():
+                break
+            if not good or now - asked > PATIENCE * self.limits.reading:  # a decoder's last frame is old
+                return self._why_broken(position, length, already, now - asked)
+            position += 1
+            if lag and (late := lag.behind(now, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)) > BEHIND:
+                return f"came faster than it could be read, and was {late:.0f} s behind"
+            self.health.behind = round(late, 2) if lag else None
+            if position > already:
+                self._put(Taken(image, self._read, now, fps, not length), turn)
+        return ""
+
+    def _why_broken(self, position: int, length: int, already: int, waited: float) -> str:
+        """What ended the reading; notes the end of a finite video.
+
+        Lengths are told a little too long at times: a video that stops at the same frame again has ended.
+        """
+        if length and position and (position >= 0.98 * length - 1 or position == already):
+            self.ended = True
+        if waited > PATIENCE * self.limits.reading:
+            return f"sent nothing for {waited:.0f} s"
+        return "was cut" if position else "was opened, and sent no picture"
+
+    def _put(self, frame: Taken, turn: Turn) -> None:
+        """Puts a frame into the box; one of a finite video waits for room."""
+        size, before = frame.image.shape[1::-1], self.health.size
+        with self._ready:
+            while not frame.live and len(self._box) >= DEPTH and not turn.gone.is_set():
+                self._ready.wait(0.1)
+            dropped = len(self._box) if frame.live else 0
+            if frame.live:
+                self._box.clear()
+            self._box.append(frame)
+            self._read += 1
+            self.refusal, known = None, self.health.state == "live"
+            self.health.frame(size, dropped, frame.time)
+            self._ready.notify_all()
+        if before and before != size:
+            self._say(f"{self.stream.name}: its pictures are {size[0]}x{size[1]} px now; they were "
+                      f"{before[0]}x{before[1]}")
+        if not known:
+            again = " again" if self._trouble else ""
+            self._trouble = ""
+            self._say(f"{self.stream.name}: live{again}, {size[0]}x{size[1]} px")

@@ -1,0 +1,194 @@
+"""What detection leaves behind: drawn pictures and videos, label files, a JSON of results, crops."""
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from detection.draw import contact_sheet, draw
+from detection.recorder import Recorder
+from detection.video import Frame, VideoFile
+from utils.errors import DiskError
+
+FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file names, on one system or another
+
+
+class Outputs:
+    """Writes the boxes of frame after frame into `folder`, and counts them.
+
+    images: drawn pictures and videos; txt: labels/NAME.txt, a line a box: class and cxcywh normalised, with
+    the score last if `scores`; json: predictions.json, COCO results; crops: crops/CLASS/NAME_NUMBER.jpg. With
+    `view`, `shown` is the last drawn picture. `per_class` counts boxes by class index, `frames` what was
+    written.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], class_map: Mapping[str, int] | None = None,
+                 images: bool = True, txt: bool = False, scores: bool = False, json: bool = False,
+                 crops: bool = False, view: bool = False, say: Callable[[str], None] = print) -> None:
+        self.folder, self.names = folder, tuple(names)
+        self._ids = category_ids(class_map or {}, len(self.names))
+        self.images, self.txt, self.scores, self.crops, self.view = images, txt, scores, crops, view
+        self.frames = 0
+        self.per_class = np.zeros(len(self.names), np.int64)
+        self.shown: np.ndarray | None = None
+        self._say = say
+        self._seen: dict[str, np.ndarray] = {}
+        self._videos: dict[str, VideoFile | Recorder] = {}
+        self._json = _begin_json(folder / "predictions.json") if json else None
+        self._comma = ""
+        if txt:
+            (folder / "labels").mkdir(exist_ok=True)
+
+    def write(self, frame: Frame, boxes: np.ndarray) -> None:
+        """Writes one frame with its boxes [N, 6] (xyxy px of the frame, score, class)."""
+        self.frames += 1
+        self.per_class += self._count(boxes)
+        if self.images or self.view:
+            drawn = draw(frame.image, boxes, self.names)
+            self.shown = self._look(frame, drawn) if self.view else None
+            if self.images:
+                self._save(frame, drawn)
+        if self.txt:
+            path = self.folder / "labels" / f"{stem(frame)}.txt"
+            path.write_text(label_lines(boxes, frame.image.shape, self.scores), encoding="utf-8")
+        if self._json is not None:
+            self._write_json(frame, boxes)
+        if self.crops:
+            self._write_crops(frame, boxes)
+
+    def _save(self, frame: Frame, drawn: np.ndarray) -> None:
+        if frame.video is None:
+            suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
+            save_picture(self.folder / (stem(frame) + suffix), drawn)
+            return
+        path = self.folder / Path(frame.name).stem
+        if frame.live:
+            if frame.name not in self._videos:
+                self._videos[frame.name] = Recorder(path, self._say)
+            self._videos[frame.name].write(drawn, frame.taken)
+            return
+        if frame.index == 0:
+            if not frame.taken:                            # files come one by one, streams side by side
+                self._end_videos()
+            self._videos[frame.name] = VideoFile(path.with_name(f"{path.name}.mp4"), frame.video.fps,
+                                                 frame.video.width, frame.video.height)
+        self._videos[frame.name].write(drawn)
+
+    def _look(self, frame: Frame, drawn: np.ndarray) -> np.ndarray:
+        """What the window shows: the picture, or the newest of each stream side by side."""
+        self._seen = (self._seen if frame.taken else {}) | {frame.name: drawn}
+        if len(self._seen) == 1:
+            return drawn
+        return contact_sheet(list(self._seen.values()), math.ceil(math.sqrt(len(self._seen))), (640, 480))
+
+    def _write_json(self, frame: Frame, boxes: np.ndarray) -> None:
+        """Adds one line a box: top left corner and size in px, as COCO has it, with the data set's
+        category id."""
+        for x1, y1, x2, y2, score, label in boxes.tolist():
+            row: dict[str, object] = {"image_id": self.frames, "file_name": frame.path.name}
+            if frame.video is not None:
+                row["frame"] = frame.index
+            if frame.live:
+                row["time"] = round(time.time() - (time.monotonic() - frame.taken), 3)
+            row |= {"category_id": self._ids[int(label)], "category": self.names[int(label)],
+                    "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                    "score": round(score, 5)}
+            self._json.write(self._comma + json.dumps(row, ensure_ascii=False))
+            self._comma = ",\n"
+
+    def _write_crops(self, frame: Frame, boxes: np.ndarray) -> None:
+        for number, row in enumerate(boxes, 1):
+            name = self.names[int(row[5])].translate(FORBIDDEN).strip(" .") or f"class {int(row[5])}"
+            folder = self.folder / "crops" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            x1, y1 = (max(0, math.floor(value)) for value in row[:2])
+            x2, y2 = (math.ceil(value) for value in row[2:4])
+            crop = frame.image[y1:max(y2, y1 + 1), x1:max(x2, x1 + 1)]
+            save_picture(folder / f"{stem(frame)}_{number}.jpg", crop)
+
+    def _end_videos(self) -> None:
+        """Finishes all open videos, also where one cannot be; raises the first error."""
+        videos, self._videos, errors = self._videos, {}, []
+        for video in videos.values():
+            try:
+                video.close()
+            except DiskError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def counts(self, boxes: np.ndarray | None = None) -> dict[str, int]:
+        """Class name -> number of boxes, most first: of boxes [N, 6], or of all that were written."""
+        number = self.per_class if boxes is None else self._count(boxes)
+        return {self.names[k]: int(number[k]) for k in np.argsort(-number, kind="stable") if number[k]}
+
+    def _count(self, boxes: np.ndarray) -> np.ndarray:
+        return np.bincount(boxes[:, 5].astype(np.int64), minlength=len(self.names))
+
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finishes the open videos and the JSON; safe to call twice."""
+        if self._json is not None:
+            self._json.write("\n]\n")
+            self._json.close()
+            self._json = None
+        self._end_videos()
+
+
+def stem(frame: Frame) -> str:
+    """The name of the frame's own files, without suffix: a video's frames count from 1."""
+    base = Path(frame.name).stem
+    return base if frame.video is None else f"{base}_{frame.index + 1:06d}"
+
+
+def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
+    """YOLO label lines of boxes [N, 6] (xyxy px, score, class) in a picture of `shape` (H, W, ...)."""
+    height, width = shape[:2]
+    lines = []
+    for x1, y1, x2, y2, score, label in boxes.tolist():
+        values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        values += [score] * scores
+        lines.append(" ".join([str(int(label)), *(f"{value:.6f}" for value in values)]) + "\n")
+    return "".join(lines)
+
+
+def save_picture(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3] RGB by the path's suffix, also where the path is not ASCII; raises OSError or
+    DiskError."""
+    import cv2
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
+    good, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not good:
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise DiskError(f"{path}: a picture of {size} px could not be encoded; try --nosave")
+    path.write_bytes(data.tobytes())
+
+
+def category_ids(class_map: Mapping[str, int], classes: int) -> list[int | str]:
+    """The category id of each class in the data set the network was trained on; class index + 1 where it
+    is unknown."""
+    ids: list[int | str] = list(range(1, classes + 1))
+    for given, index in class_map.items():
+        ids[index] = int(given) if given.lstrip("-").isdecimal() else given
+    return ids
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """"3 person, 1 car": how many boxes of which class, or "no boxes"."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no boxes"
+
+
+def _begin_json(path: Path) -> IO[str]:
+    out = path.open("w", encoding="utf-8")
+    out.write("[\n")
+    return out

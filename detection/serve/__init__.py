@@ -1,0 +1,1 @@
+"""The web page of detect.py --serve and its server."""

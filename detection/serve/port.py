@@ -1,0 +1,82 @@
+"""The port of `detect.py --serve`: bound first, so that a port in use costs no loading."""
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import sys
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from detection.serve.http import Answers, Handler
+from utils.errors import EnvironmentFault
+
+LOOK_AHEAD = 100                               # ports above the one given, among which one may be free
+
+
+class PageServer(ThreadingHTTPServer):
+    """The page's server: bound when made; it answers once `begin` gave it its networks."""
+
+    daemon_threads, block_on_close, timeout = True, False, 0.3
+    allow_reuse_address = os.name != "nt"      # there it would let two servers share a port
+    networks: Answers
+    defaults: dict[str, float]
+
+    def __init__(self, host: str, address: tuple, family: socket.AddressFamily) -> None:
+        self.address_family, self.host = family, host
+        super().__init__(address, Handler)
+
+    def server_bind(self) -> None:
+        """Binds without the look-up of a full name that http.server makes, which can take seconds."""
+        super(ThreadingHTTPServer.__base__, self).server_bind()
+        self.server_name, self.server_port = self.host, self.server_address[1]
+
+    def begin(self, networks: Answers, defaults: dict[str, float]) -> None:
+        """Takes the networks, and the thresholds that the page starts with."""
+        self.networks, self.defaults = networks, defaults
+
+    @property
+    def address(self) -> str:
+        """Where a browser on this computer finds the page."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server_address[0], self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that went away; a fault of the program is shown as usual."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+
+def listen(host: str, port: int) -> PageServer:
+    """A server bound to the address. Raises EnvironmentFault with what to do where that is impossible."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise EnvironmentFault(f"--host {host}: no such address ({error.strerror}); give 127.0.0.1, or an "
+                               "address of this computer") from None
+    try:
+        server = PageServer(host, address, family)
+    except OSError as error:
+        raise EnvironmentFault(_bind_fault(error, host, port, address, family)) from None
+    if not ipaddress.ip_address(server.server_address[0].partition("%")[0]).is_loopback:
+        print(f"warning: --host {host}: everyone who reaches this computer can use the page, without a "
+              "password; browsers on other devices give it pictures and videos, but no camera without https",
+              file=sys.stderr)
+    return server
+
+
+def _bind_fault(error: OSError, host: str, port: int, address: tuple, family: socket.AddressFamily) -> str:
+    """Why the port could not be had, in a sentence with a port that is free."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host}: this computer does not have that address; give 127.0.0.1 or one of its own"
+    known = {errno.EADDRINUSE: "is in use by another program", errno.EACCES: "needs more rights"}
+    why = known.get(error.errno, error.strerror)
+    for other in range(max(port + 1, 1024), min(port + LOOK_AHEAD, 65536)):
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            try:
+                trial.bind((address[0], other, *address[2:]))
+            except OSError:
+                continue
+            return f"--port {port}: {why}; --port {other} is free"
+    return f"--port {port}: {why}; give another one, or --port 0 for any that is free"

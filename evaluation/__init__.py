@@ -1,0 +1,1 @@
+"""Accuracy of detections, its figures, plots and pages."""

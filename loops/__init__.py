@@ -1,1 +1,0 @@
-"""What joins models, data and the engine: training runs, and the loops of pruning and search over them."""

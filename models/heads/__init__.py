@@ -1,0 +1,1 @@
+"""Detection heads: what a network's outputs mean."""

@@ -1,0 +1,155 @@
+"""Networks written as rows that can be laid beside the papers' tables. Names carry the 1-based positions of
+yolov3-tiny.cfg (conv9, pool10, head16, up20, cat21), as the Micro-YOLO paper does."""
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+from models.channels import groups, layout, strides, widths, with_widths
+from models.layer import Layer, Net, from_json, heads, validate
+from models.zoo.light import Anchors, head_row, yolo_lite, yolo_nano
+from utils.errors import ModelError
+
+# YOLOv3-tiny's six anchors at 416 px: the 13x13 head takes 3-5. The stock cfg gives the 26x26 head 0-2, but
+# the official weights were trained with 1-3 (darknet issue of long standing), so 10,14 is never used.
+COARSE: Anchors = ((81, 82), (135, 169), (344, 319))
+FINE: Anchors = ((23, 27), (37, 58), (81, 82))
+SEARCHED = ("conv3", "conv5", "conv7", "conv9", "conv11")  # layers of the paper's kernel search
+MICRO_OPS = {**dict.fromkeys((*SEARCHED, "conv15", "conv22"), "mbconv"), "conv13": "dsconv"}
+MICRO_KERNELS = dict(zip(SEARCHED, (3, 5, 3, 5, 3)))       # the paper's best of the 32
+# One reading of the pruned network that prints the paper's 1.92 M / 0.87 G; Table 3 itself is not known.
+PRUNED_WIDTHS = {"conv1": 14, "conv3": 28, "conv5": 56, "conv7": 112, "conv9": 224, "conv11": 384,
+                 "conv13": 640, "conv22": 224}
+
+
+def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: float) -> Net:
+    """YOLOv3-tiny's rows: name, op, inputs, out, kernel."""
+    def conv(name: str, source: str, out: int, kernel: int = 3) -> Layer:
+        return Layer(name, "conv", (source,), out, kernel, act=act)
+
+    def pool(name: str, source: str, stride: int = 2) -> Layer:
+        return Layer(name, "maxpool", (source,), stride=stride)
+
+    return (
+        conv("conv1", "image", 16), pool("pool2", "conv1"),
+        conv("conv3", "pool2", 32), pool("pool4", "conv3"),
+        conv("conv5", "pool4", 64), pool("pool6", "conv5"),
+        conv("conv7", "pool6", 128), pool("pool8", "conv7"),
+        conv("conv9", "pool8", 256), pool("pool10", "conv9"),
+        conv("conv11", "pool10", 512), pool("pool12", "conv11", stride=1),
+        conv("conv13", "pool12", 1024),
+        conv("conv14", "conv13", 256, kernel=1),
+        conv("conv15", "conv14", 512),
+        head_row("head16", "conv15", coarse, classes, xy_scale),
+        conv("conv19", "conv14", 128, kernel=1),
+        Layer("up20", "upsample", ("conv19",), stride=2),
+        Layer("cat21", "concat", ("up20", "conv9")),
+        conv("conv22", "cat21", 256),
+        head_row("head23", "conv22", fine, classes, xy_scale),
+    )
+
+
+def yolov3_tiny(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
+                xy_scale: float = 1.0) -> Net:
+    """YOLOv3-tiny (darknet): 8,852,366 parameters and 2,782,480,896 MACs at 416 with 80 classes."""
+    return validate(_chain(classes, coarse, fine, act, xy_scale))
+
+
+def micro_yolo(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
+               xy_scale: float = 2.0, se: bool = True) -> Net:
+    """Micro-YOLO (Hu & Li 2021), family A of our reconstruction.
+
+    2,548,565 parameters and 1.0547 GMACs at 416.
+    """
+    base = _chain(classes, coarse, fine, act, xy_scale)
+    return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
+
+
+def micro_yolo_pruned(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
+                      xy_scale: float = 2.0, se: bool = True) -> Net:
+    """The paper's pruned Micro-YOLO, in widths that print its 1.92 M / 0.87 G.
+
+    They are not unique, see docs/results.md.
+    """
+    base = with_widths(_chain(classes, coarse, fine, act, xy_scale), PRUNED_WIDTHS)
+    return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
+
+
+def micro_yolo_fast(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "relu",
+                    xy_scale: float = 2.0) -> Net:
+    """Micro-YOLO without what costs runtimes more time than MACs say; the paper does not have it.
+
+    No squeeze-excitation, ReLU, and a DSConv in conv22, whose MBConv is a third of all MACs.
+    """
+    return substitute(micro_yolo(classes, coarse, fine, act, xy_scale, se=False), {"conv22": "dsconv"})
+
+
+ZOO = {"yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
+       "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
+
+
+def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
+               expansion: int = 2, se: bool = True) -> Net:
+    """The network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5": 5}.
+
+    A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`,
+    squeeze = max(1, input/16); one that stays an mbconv keeps its widths. Raises ModelError for a layer that
+    is not there or holds no kernel.
+    """
+    ops, kernels = ops or {}, kernels or {}
+    reached, width = groups(net), widths(net)
+    swappable = {layer.name for layer in net if layer.op in ("conv", "dsconv", "mbconv")}
+    if unknown := sorted((set(ops) | set(kernels)) - swappable):
+        raise ModelError(f"cannot substitute {', '.join(unknown)}: "
+                         f"replaceable layers are {', '.join(sorted(swappable))}")
+
+    def new(layer: Layer) -> Layer:
+        if layer.name not in ops and layer.name not in kernels:
+            return layer
+        op, kernel = ops.get(layer.name, layer.op), kernels.get(layer.name, layer.kernel)
+        cin = sum(width[g] for g in reached[layer.inputs[0]])
+        if op == layer.op:
+            return replace(layer, kernel=kernel)
+        inner = {"hidden": 0, "squeeze": 0}
+        if op == "mbconv":
+            inner = {"hidden": expansion * cin, "squeeze": max(1, cin // 16) if se else 0}
+        return replace(layer, op=op, kernel=kernel, **inner)
+    return validate(tuple(new(layer) for layer in net))
+
+
+def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
+    """The network with its heads for `classes` classes and, where given, new anchors.
+
+    anchors: one tuple a head, in order.
+    """
+    given = iter(anchors) if anchors else None
+
+    def new(layer: Layer) -> Layer:
+        if layer.op != "head":
+            return layer
+        boxes = tuple((float(w), float(h)) for w, h in next(given)) if given else layer.anchors
+        return replace(layer, anchors=boxes, out=len(boxes) * (5 + classes))
+    if anchors and len(anchors) != len(heads(net)):
+        raise ModelError(f"{len(anchors)} anchor sets for {len(heads(net))} heads; one a head is needed")
+    return validate(tuple(new(layer) for layer in net))
+
+
+def build(name: str, classes: int | None = None) -> Net:
+    """The network of a zoo name or a net.json path, its heads for `classes` where given.
+
+    Raises ModelError for an unknown name (with the nearest known one) or a description that cannot be built.
+    """
+    if name in ZOO:
+        return ZOO[name](classes) if classes else ZOO[name]()
+    path = Path(name)
+    if path.suffix != ".json" or not path.is_file():
+        hint = difflib.get_close_matches(name, ZOO, 1)
+        raise ModelError(f"unknown network {name!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
+                         + f" Known: {', '.join(ZOO)}, or the path of a net.json")
+    try:
+        net = from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8 text: {error}") from error
+    layout(net), strides(net)                      # ties and strides must work out before anything is built
+    return with_heads(net, classes) if classes else net

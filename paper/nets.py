@@ -1,0 +1,78 @@
+"""The networks of the paper's tables and what they count, from records and from modules."""
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from models.channels import layout, shape, widths
+from models.count import loose_macs, macs, parameters
+from models.layer import Layer, Net, from_json
+from models.network import Network
+from models.zoo.detectors import MICRO_OPS, SEARCHED, ZOO, micro_yolo, substitute, with_heads, yolov3_tiny
+from paper.profiles import TABLE4
+from utils.errors import ModelError
+
+WIDTHS = (16, 32, 64, 128, 256, 512)                       # Table 1's input widths
+
+
+def table2_nets() -> dict[str, Net]:
+    """Row of Table 2 -> network of 80 classes.
+
+    All heads reach beyond their cells, so that only the layers differ.
+    """
+    base = yolov3_tiny(xy_scale=2.0)
+    return {"conv": base, "dsconv": substitute(base, dict.fromkeys(MICRO_OPS, "dsconv")),
+            "mbconv": substitute(base, dict.fromkeys(MICRO_OPS, "mbconv")),
+            "mixed-3": substitute(micro_yolo(), kernels=dict.fromkeys(SEARCHED, 3)),
+            "micro-yolo": micro_yolo()}
+
+
+def count(net: Net, imgsz: int) -> dict[str, int]:
+    """Parameters and MACs of a network, each in both counts."""
+    return {"trained": parameters(net), "statistics": parameters(net, statistics=True),
+            "macs": macs(net, imgsz), "loose_macs": loose_macs(net, imgsz)}
+
+
+def count_rows(records: dict[str, dict]) -> dict[str, dict]:
+    """Row of Tables 2 and 4 -> its counts; the pruned network's where a record carries its layers."""
+    out = {row: count(net, 416) for row, net in table2_nets().items()}
+    for row, (_, classes, imgsz, _) in TABLE4.items():
+        name = row.removesuffix("-voc")
+        if name in ZOO:
+            out[row] = count(ZOO[name](classes), imgsz)
+    if text := records.get("prune", {}).get("net"):
+        out["pruned"] = count(with_heads(from_json(text), 80), 416)
+    return out
+
+
+def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
+    """Table 1: input width -> layer type -> kernel weights by records, and by hooks on a built network.
+
+    Raises ModelError where the two differ.
+    """
+    out: dict[int, dict[str, tuple[int, int]]] = {}
+    for cin in WIDTHS:
+        inner = {"hidden": 2 * cin, "squeeze": max(1, cin // 16)}
+        for kind, op in (("Conv", "conv"), ("DSConv", "dsconv"), ("MBConv", "mbconv")):
+            net = (Layer("stem", "conv", ("image",), cin, 1),
+                   Layer("block", op, ("stem",), 2 * cin, 3, **inner if op == "mbconv" else {}),
+                   Layer("head", "head", ("block",), 6, 1, act="linear", anchors=((16.0, 16.0),)))
+            sizes = [shape(p, widths(net)) for p in layout(net) if p.key.startswith("block.")]
+            total, hooked = sum(prod(size) for size in sizes if len(size) == 4), hooked_weights(net, "block")
+            if total != hooked:
+                raise ModelError(f"{kind} {cin} -> {2 * cin}: {total:,} weights by records, {hooked:,} by "
+                                 "the built network; models/channels.py and models/blocks.py differ")
+            out.setdefault(cin, {})[kind] = total, hooked
+    return out
+
+
+def hooked_weights(net: Net, name: str) -> int:
+    """Kernel weights of the convolutions of a layer that a picture really passes, counted by hooks."""
+    model, seen = Network(net).eval(), {}
+    for key, module in getattr(model, name).named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda conv, _, __, key=key: seen.update({key: conv.weight.numel()}))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 32, 32))
+    return sum(seen.values())

@@ -1,0 +1,194 @@
+"""Pascal VOC and YOLO labels become the COCO boxes they were written from; what is left out is counted."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.convert.__main__ import coco_layout
+from data.convert.labels import Tally
+from data.convert.voc import parse_xml, read_voc
+from data.convert.yolo import read_yolo
+from tests.helpers.label_writers import NAMES, boxes_of, make_voc, make_yolo, voc_object
+from utils.errors import DataError, UsageError
+
+
+def assert_same_boxes(made: Path, content: dict, split: str) -> None:
+    got = boxes_of(json.loads((made / "annotations" / f"instances_{split}.json").read_text(encoding="utf-8")))
+    wanted = boxes_of(content)
+    assert got.keys() == wanted.keys()
+    for name, rows in wanted.items():
+        assert [row[0] for row in got[name]] == [row[0] for row in rows]
+        assert np.allclose([row[1:] for row in got[name]], [row[1:] for row in rows], atol=1e-3)
+
+
+def convert(*words: object) -> subprocess.CompletedProcess:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "data.convert", *map(str, words)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("names_file", ["data.yaml", "classes.txt"])
+def test_yolo_labels_written_from_coco_come_back_as_the_same_boxes(tmp_path: Path, names_file: str):
+    contents = make_yolo(tmp_path / "my set", names_file)
+    ended = convert("yolo", tmp_path / "my set", "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    for split, content in contents.items():
+        assert_same_boxes(tmp_path / "out", content, split)
+    made = json.loads((tmp_path / "out/annotations/instances_train.json").read_text(encoding="utf-8"))
+    assert all((tmp_path / "out/images" / image["file_name"]).is_file() for image in made["images"])
+    assert [c["name"] for c in made["categories"]] == list(NAMES)
+
+
+def test_voc_labels_written_from_coco_come_back_as_the_same_boxes(tmp_path: Path):
+    contents = make_voc(tmp_path / "VOC2007")
+    ended = convert("voc", tmp_path / "VOC2007", "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    for split, content in contents.items():
+        assert_same_boxes(tmp_path / "out", content, split)
+
+
+def test_blood_cells_survive_the_way_through_yolo_labels(tmp_path: Path, shared: Path):
+    content = json.loads((shared / "bccd/annotations/instances_val.json").read_text())
+    images = {image["id"]: image for image in content["images"][:12]}
+    content["images"] = list(images.values())
+    content["annotations"] = [note for note in content["annotations"]
+                              if note["image_id"] in images and min(note["bbox"][2:]) > 0]
+    kinds = [category["name"] for category in content["categories"]]
+    for split in ("train", "val"):
+        (tmp_path / "in" / "images" / split).mkdir(parents=True)
+        (tmp_path / "in" / "labels" / split).mkdir(parents=True)
+        for image in images.values():
+            name, (w, h) = Path(image["file_name"]), (image["width"], image["height"])
+            shutil.copy(shared / "bccd/images" / name, tmp_path / "in/images" / split)
+            rows = [(kinds.index(k), (x + bw / 2) / w, (y + bh / 2) / h, bw / w, bh / h)
+                    for k, x, y, bw, bh in boxes_of(content)[name.name]]
+            text = "\n".join(" ".join(f"{v:.8g}" for v in row) for row in rows)
+            (tmp_path / "in/labels" / split / name.with_suffix(".txt").name).write_text(text)
+    (tmp_path / "in/classes.txt").write_text("\n".join(kinds))
+    tally = Tally()
+    coco_layout(read_yolo(tmp_path / "in", tally), tmp_path / "out")
+    assert_same_boxes(tmp_path / "out", content, "val")
+    assert not tally.places
+
+
+def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_boxes(tmp_path: Path):
+    make_yolo(tmp_path / "in")
+    label = tmp_path / "in/labels/train/train 1.txt"
+    label.write_text("0 0.5 0.5 0.2 0.2\nseven 0 0 1 1\n9 .5 .5 .1 .1\n0 .5 .5 .1\n1 30 20 60 40\n"
+                     "0 .5 .5 nan .1\n0 .5 .5 0 .1\n2 .2 .2 .6 .2 .6 .8\n\n0 0 0 0.5 0.5\n")
+    tally = Tally()
+    train = read_yolo(tmp_path / "in", tally).splits["train"][0]
+    w, h = train.width, train.height
+    wanted = np.array([(.4, .4, .2, .2), (.2, .2, .4, .6), (0, 0, .25, .25)]) * (w, h, w, h)
+    assert np.allclose([box[1:5] for box in train.boxes], wanted)
+    assert [box.name for box in train.boxes] == ["cat", "猫", "cat"]
+    assert sorted(len(places) for places in tally.places.values()) == [1, 3, 3]
+    assert "train 1.txt:2" in tally.table() and "train 1.txt:5" in tally.table()
+
+
+def test_pictures_without_a_label_file_are_negatives_and_damaged_ones_are_left_out(tmp_path: Path):
+    make_yolo(tmp_path / "in")
+    (tmp_path / "in/labels/val/val 2.txt").unlink()
+    (tmp_path / "in/images/val/val 3.png").write_bytes(b"<html>not here</html>")
+    tally = Tally()
+    counts = coco_layout(read_yolo(tmp_path / "in", tally), tmp_path / "out")
+    assert counts["val"][0] == 2 and "val 3.png" in tally.table() and "damaged" in tally.table()
+
+
+def test_roboflow_folders_train_images_and_valid_images_are_understood(tmp_path: Path):
+    make_yolo(tmp_path / "in")
+    for split, name in (("train", "train"), ("val", "valid")):
+        for part in ("images", "labels"):
+            (tmp_path / "in2" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / part / split).rename(tmp_path / "in2" / name / part)
+    (tmp_path / "in2/data.yaml").write_text("names: {0: a, 1: b, 2: c}\n")
+    labelled = read_yolo(tmp_path / "in2", Tally())
+    assert labelled.names == ("a", "b", "c") and len(labelled.splits["val"]) == 3
+
+
+@pytest.mark.parametrize(("difficult", "zero_based", "wanted"), [
+    ("crowd", False, [("cat", 0, 0, 10, 20, False), ("dog", 4, 4, 16, 16, True)]),
+    ("keep", False, [("cat", 0, 0, 10, 20, False), ("dog", 4, 4, 16, 16, False)]),
+    ("drop", False, [("cat", 0, 0, 10, 20, False)]),
+    ("drop", True, [("cat", 1, 1, 9, 19, False)])])
+def test_voc_corners_count_from_one_and_difficult_objects_follow_the_flag(
+        tmp_path: Path, difficult: str, zero_based: bool, wanted: list):
+    make_voc(tmp_path)
+    text = "".join((voc_object("cat", (1, 1, 10, 20)), voc_object("dog", (5, 5, 20, 20), 1),
+                    voc_object("cat", ("x", 1, 2, 3))))
+    (tmp_path / "Annotations/train_1.xml").write_text(f"<annotation>{text}</annotation>")
+    tally = Tally()
+    example = read_voc(tmp_path, tally, difficult, zero_based).splits["train"][0]
+    assert [tuple(box) for box in example.boxes] == wanted
+    assert "not four numbers: " + str(tmp_path / "Annotations/train_1.xml") in tally.table()
+
+
+def test_two_voc_years_in_one_folder_are_joined(tmp_path: Path):
+    make_voc(tmp_path / "VOCdevkit/VOC2007")
+    make_voc(tmp_path / "VOCdevkit/VOC2012")
+    counts = coco_layout(read_voc(tmp_path / "VOCdevkit", Tally()), tmp_path / "out")
+    assert counts["train"][0] == 6
+    assert (tmp_path / "out/images/VOC2012/train_1.png").is_file()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_xml_with_entities_is_refused(tmp_path: Path, encoding: str):
+    bomb = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;</annotation>'
+    (tmp_path / "a.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?>{bomb}', encoding=encoding)
+    with pytest.raises(DataError, match="has a DOCTYPE"):
+        parse_xml(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize(("spoil", "message", "code"), [
+    ("no names", "no class names here; needs a YAML", 3), ("no val", "no pictures for the val split", 3),
+    ("taken", "not an empty folder; give a new one", 2), ("no boxes", "not one box that can be used", 3),
+    ("no source", "is not a folder", 3)])
+def test_what_cannot_be_converted_is_said_and_leaves_nothing_behind(
+        tmp_path: Path, spoil: str, message: str, code: int):
+    make_yolo(tmp_path / "in")
+    if spoil == "no names":
+        (tmp_path / "in/data.yaml").unlink()
+    if spoil == "no val":
+        shutil.rmtree(tmp_path / "in/images/val")
+    if spoil == "taken":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine.txt").write_text("keep")
+    if spoil == "no boxes":
+        shutil.rmtree(tmp_path / "in/labels/train")
+    source = tmp_path / ("nowhere" if spoil == "no source" else "in")
+    before = sorted(tmp_path.rglob("*"))
+    ended = convert("yolo", source, "--out", tmp_path / "out")
+    assert (ended.returncode, message in ended.stderr) == (code, True), ended.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_picture_in_both_lists_is_refused(tmp_path: Path):
+    make_voc(tmp_path / "in")
+    lists = tmp_path / "in/ImageSets/Main"
+    (lists / "val.txt").write_text((lists / "train.txt").read_text())
+    with pytest.raises(DataError, match="must be in one split, once"):
+        coco_layout(read_voc(tmp_path / "in", Tally()), tmp_path / "out")
+    (lists / "val.txt").unlink()
+    with pytest.raises(DataError, match=r"no list val.txt or test.txt .* --val-list"):
+        read_voc(tmp_path / "in", Tally())
+
+
+def test_an_existing_folder_is_never_overwritten(tmp_path: Path):
+    make_yolo(tmp_path / "in")
+    labelled = read_yolo(tmp_path / "in", Tally())
+    coco_layout(labelled, tmp_path / "out")
+    with pytest.raises(UsageError, match="give a new one"):
+        coco_layout(labelled, tmp_path / "out")
+
+
+def test_a_copy_that_fails_half_way_leaves_nothing_behind(tmp_path: Path):
+    make_yolo(tmp_path / "in")
+    labelled = read_yolo(tmp_path / "in", Tally())
+    (tmp_path / "in/images/val/val 3.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        coco_layout(labelled, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -1,0 +1,123 @@
+"""The pass over a data set: geometry of mixed picture sizes, classes by name, timing, and stopping."""
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.inference import Finder, Stopwatch, collect_detections, matching_classes
+from utils.boxes import letterbox_geometry
+from utils.errors import Interrupted, ModelError
+
+SIZES = [(200, 320), (300, 100), (64, 64), (333, 501), (1000, 37)]         # height, width
+
+
+class Batch(NamedTuple):
+    """A batch as the loader gives it."""
+
+    images: torch.Tensor
+    indices: list[int]
+
+
+def in_input(box: list[float], size: tuple[int, int], side: int | tuple[int, int]) -> list[float]:
+    """An xyxy box in px of a photo of (height, width), in px of its letterboxed input."""
+    geometry = letterbox_geometry(*size, side)
+    sx, sy = geometry.width / size[1], geometry.height / size[0]
+    return [box[0] * sx + geometry.left, box[1] * sy + geometry.top, box[2] * sx + geometry.left,
+            box[3] * sy + geometry.top]
+
+
+@pytest.mark.parametrize("side", [(96, 96), (64, 160)])
+def test_boxes_come_back_to_their_own_photos_in_any_order(side):
+    truth = [[1.0, 2.0, w - 3.0, h - 4.0] for h, w in SIZES]
+    order, seen = [3, 1, 4, 0, 2], []
+
+    def predict(images: torch.Tensor) -> list[torch.Tensor]:
+        out = []
+        for _ in images:
+            position = order[len(seen)]
+            seen.append(position)
+            corner = in_input(truth[position], SIZES[position], side)
+            rows = [[*corner, 0.9, position]] * (position % 3)             # none, one, two
+            out.append(torch.tensor(rows).reshape(-1, 6))
+        return out
+    batches = [Batch(torch.zeros(2, 3, *side, dtype=torch.uint8), order[:2]),
+               Batch(torch.zeros(3, 3, *side, dtype=torch.uint8), order[2:])]
+    rows = collect_detections(batches, predict, SIZES)
+    assert rows.dtype == np.float64 and rows[:, 0].tolist() == [1, 4, 2, 2] == rows[:, 6].tolist()
+    for row in rows:
+        assert row[1:5] == pytest.approx(truth[int(row[0])], abs=1e-3)
+        assert row[5] == pytest.approx(0.9)
+
+
+def test_boxes_that_reach_into_the_border_are_cut_at_the_photo():
+    rows = collect_detections([Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), [0])],
+                              lambda images: [torch.tensor([[-50.0, -50, 900, 900, 0.5, 1]])], [(200, 320)])
+    assert rows.tolist() == [[0, 0, 0, 320, 200, 0.5, 1]]
+
+
+def test_no_pictures_and_no_boxes_are_empty_rows():
+    assert collect_detections([], list, []).shape == (0, 7)
+    none = collect_detections([Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0])],
+                              lambda images: [torch.zeros(0, 6)], [(20, 20)])
+    assert none.shape == (0, 7)
+
+
+def test_poll_ends_the_pass_after_the_batch_at_hand():
+    seen = []
+
+    def poll() -> None:
+        if len(seen) == 2:
+            raise Interrupted("stopped", 143)
+
+    def predict(images: torch.Tensor) -> list[torch.Tensor]:
+        seen.append(len(images))
+        return [torch.zeros(0, 6)]
+    batches = [Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [i]) for i in range(5)]
+    with pytest.raises(Interrupted):
+        collect_detections(batches, predict, [(20, 20)] * 5, poll=poll)
+    assert len(seen) == 2
+
+
+def test_classes_are_matched_by_name_whatever_their_order_or_case():
+    model = ("person", "bicycle", "car", "Motor Cycle", "bus")
+    assert matching_classes(model, ("Bus", "person", " motor cycle")) == [4, 0, 3]
+    assert matching_classes(("Cat", "cat"), ("cat", "Cat")) == [1, 0]
+    with pytest.raises(ModelError) as error:
+        matching_classes(model, ("car", "tram", "Car"))
+    assert "tram" in str(error.value) and "Motor Cycle" in str(error.value) and error.value.exit_code == 4
+
+
+def test_the_finder_asks_for_the_wanted_classes_and_renames_them():
+    class Runtime:
+        """Passes the pictures on as maps."""
+
+        device, heads = torch.device("cpu"), ("a head",)
+
+        def predict(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [images]
+
+    class Found(NamedTuple):
+        boxes: list[torch.Tensor]
+        dropped: int
+
+    def decode(maps: list, heads: tuple, *thresholds: float, classes: list, multi_label: bool) -> Found:
+        assert (heads, thresholds, classes, multi_label) == (("a head",), (0.1, 0.6, 7), [4, 0, 3], True)
+        return Found([torch.tensor([[0.0, 0, 9, 9, 0.8, 3], [0, 0, 9, 9, 0.7, 4]]), torch.zeros(0, 6)], 2)
+    finder = Finder(Runtime(), decode, [4, 0, 3], 0.1, 0.6, 7)
+    boxes = finder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert boxes[0][:, 5].tolist() == [2, 0] and boxes[0][:, 4].tolist() == pytest.approx([0.8, 0.7])
+    assert boxes[1].shape == (0, 6) and finder.dropped == 2
+    finder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert finder.dropped == 4 and set(finder.watch.seconds) == {"network", "boxes and NMS"}
+
+
+def test_the_stopwatch_adds_up_blocks_and_waiting(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    watch = Stopwatch()
+    for _ in range(3):
+        with watch.stage("work"):
+            pass
+    assert list(watch.waits("waiting", "ab")) == ["a", "b"]
+    assert watch.seconds == {"work": 3, "waiting": 3}                      # the end is waited for as well

@@ -1,0 +1,152 @@
+"""The loop itself: bad numbers, learning rate, weight decay, full disks and locked folders."""
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.heads.decode import head_specs
+from models.heads.loss import DetectionLoss
+from models.layer import to_json
+from models.network import Network, initialise
+from tests.helpers.nets import small_net
+from training import engine
+from training.optim import first_bad_layer, learning_rate, make_ema, make_optimizer
+from utils.errors import NumericError
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory):
+    """A small embedded set and a network for it."""
+    from data.scenes import make_scenes
+    folder = tmp_path_factory.mktemp("tiny")
+    make_scenes(folder / "set", train=6, val=3, size=160, seed=1)
+    (folder / "net.json").write_text(to_json(small_net(10)))
+    return folder
+
+
+class Batches:
+    """A loader of fixed batches; picture values beyond reach where `poison` says so."""
+
+    def __init__(self, count: int, poison: set[int]):
+        self.count, self.poison, self.epoch, self.start = count, poison, 0, 0
+
+    def set_epoch(self, epoch, start=0):
+        self.epoch, self.start = epoch, start
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        from data.dataset import Batch
+        for at in range(self.start, self.count):
+            images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(at)) * 255
+            if self.epoch * self.count + at in self.poison:
+                images[0] = float("nan")
+            yield Batch(images, torch.tensor([[0, 1, .4, .5, .3, .3]]), [0, 1])
+
+
+def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
+    """State, replays written, and the state dict each save got, of a run with poisoned batches."""
+    net = small_net(3)
+    model = initialise(Network(net), 0)
+    state = engine.State(model, make_ema(model, 0.99, 10), make_optimizer(model, "sgd", 0.01, 0.9, 5e-4),
+                         torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
+    settings = engine.Settings(epochs, 0.01, weights={"box": 1., "obj": 1., "cls": 1.}, warmup_epochs=0.1)
+    saved, replays = [], []
+
+    def save(state, best):
+        saved.append(copy.deepcopy(state.as_dict()))
+    save(state, False)
+    hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False,
+                         lambda: 0, lambda b: replays.append(b) or "replay.pt", main=False)
+    engine.fit(state, settings, Batches(count, poison), DetectionLoss(head_specs(net)), hooks)
+    return state, replays, saved
+
+
+def finite(state: engine.State) -> bool:
+    values = [v for m in (state.model, state.ema) for v in m.state_dict().values() if v.is_floating_point()]
+    return all(v.isfinite().all() for v in values)
+
+
+def test_a_non_finite_loss_skips_the_step_and_never_reaches_weights_statistics_or_average():
+    state, replays, _ = fit_with({2, 8})
+    assert finite(state) and state.skipped == 2 and not replays and state.lr_scale == 1.0
+    assert int(state.ema.n_averaged) == 10                 # twelve steps, two of them skipped
+
+
+def test_three_bad_steps_in_a_row_bring_the_last_good_state_back_at_half_the_rate():
+    state, replays, saved = fit_with({7, 8, 9})
+    assert finite(state) and state.retries == 1 and state.lr_scale == 0.5 and len(replays) == 1
+    assert torch.isnan(replays[0]["images"]).any()
+
+
+def test_numbers_that_stay_bad_end_the_run_with_a_replay():
+    with pytest.raises(NumericError, match="replay.pt") as caught:
+        fit_with(set(range(1, 99)), epochs=4)
+    assert caught.value.exit_code == 6
+
+
+def test_the_first_layer_that_overflows_is_named():
+    net = small_net(3)
+    model = initialise(Network(net), 0).eval()
+    with torch.no_grad():
+        model.mb3.depthwise.conv.weight[0] = float("inf")
+    assert first_bad_layer(model, torch.rand(1, 3, 64, 64)) == "mb3.depthwise.conv"
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
+    rates = [learning_rate(s, 50, 10, 1.0, 0.1) for s in range(51)]
+    assert rates[0] < rates[5] < rates[9] < 1.0 and rates[10] == 1.0 and rates[50] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert rates[30] == pytest.approx(0.55)
+
+
+def test_weight_decay_spares_batch_norm_and_biases():
+    model = Network(small_net(3))
+    groups = make_optimizer(model, "adamw", 0.001, 0.9, 0.1).param_groups
+    spared = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    for name, p in model.named_parameters():
+        assert (id(p) in spared) == (".bn." in name or name.endswith("bias")), name
+
+
+def test_a_full_disk_is_retried_and_ends_with_code_7(root, tiny_set, monkeypatch, capsys):
+    from training import prepare
+    from training import run as trainer
+    from utils.errors import DiskError
+    monkeypatch.chdir(root)
+    words = ["--cfg", tiny_set / "net.json", "--data", tiny_set / "set", "--imgsz", "96", "--workers", "0",
+             "--project", tiny_set / "runs"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+    import train as script
+    run = prepare.prepare(script.parse())
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(trainer.checkpoints, "save", refuse)
+    run.save(run.state, False)
+    run.save(run.state, False)
+    assert "free some space" in capsys.readouterr().out
+    with pytest.raises(DiskError, match="3 times") as caught:
+        run.save(run.state, False)
+    assert caught.value.exit_code == 7
+
+
+def test_a_run_folder_takes_one_run_at_a_time(tmp_path):
+    from utils.errors import EnvironmentFault
+    from utils.runs import lock
+    held = lock(tmp_path)
+    code = f"from pathlib import Path; from utils.runs import lock; lock(Path({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "EnvironmentFault" in done.stderr and "another process" in done.stderr
+    held.close()
+    assert EnvironmentFault.exit_code == 5
+
+
+def test_a_password_in_a_url_is_not_written_into_records(monkeypatch):
+    from utils.runs import environment
+    words = ["search.py", "--storage", "postgresql://me:s3cret@host/db", "--name", "a@b:c"]
+    monkeypatch.setattr(sys, "argv", words)
+    command = environment()["command"]
+    assert "s3cret" not in command and "postgresql://***@host/db --name a@b:c" in command
