@@ -1,131 +1,274 @@
-"""The layers a record can ask for, as modules whose parameter names are those of `models.channels`."""
+"""Every block of the vocabulary, defined once: a function that writes a record out as primitive nodes.
+
+The torch module, the table of tensors, channel dependencies, counts, folding, file formats, quantisation and
+profiles read the nodes and know no block by name.
+"""
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from models.depthwise import DepthwiseConv2d
+from models.heads import HEADS
 from models.layer import Layer
-
-ACTIVATIONS = {"leaky": lambda: nn.LeakyReLU(0.1, inplace=True), "relu": lambda: nn.ReLU(inplace=True),
-               "relu6": lambda: nn.ReLU6(inplace=True), "hardswish": nn.Hardswish, "swish": nn.SiLU,
-               "linear": nn.Identity}
+from models.nodes import Builder
 
 
-class ConvBN(nn.Module):
-    """Convolution, batch-norm, activation: [B, cin, H, W] -> [B, out, H/stride, W/stride].
+class Block(NamedTuple):
+    """A block: how it is written, the fields that it needs, how many inputs it may have, whether it may stride."""
 
-    With bn=False (a folded network) the convolution has a bias and no batch-norm follows.
+    write: Callable[..., str]
+    needs: tuple[str, ...]
+    inputs: tuple[int, int]
+    strided: bool
+
+
+BLOCKS: dict[str, Block] = {}
+
+
+def block(*needs: str, inputs: tuple[int, int] = (1, 1), strided: bool = False) -> Callable:
+    """Return a decorator that registers a block under its function's name.
+
+    needs: fields of the record that must be given. inputs: the least and the greatest number of inputs.
+    strided: whether a stride beyond 1 is possible.
     """
-
-    def __init__(self, layer: Layer, cin: int, out: int, kernel: int = 1, stride: int = 1, *,
-                 depthwise: bool = False, act: str | None = None) -> None:
-        super().__init__()
-        convolution = DepthwiseConv2d if depthwise else nn.Conv2d
-        self.conv = convolution(cin, out, kernel, stride, kernel // 2, groups=cin if depthwise else 1,
-                                bias=not layer.bn)
-        if layer.bn:
-            # A momentum of 0.03 follows the statistics of small batches without their noise.
-            self.bn = nn.BatchNorm2d(out, eps=layer.eps, momentum=0.03)
-        self.act = ACTIVATIONS[layer.act if act is None else act]()
-        self.normed = layer.bn
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return self.act(self.bn(x) if self.normed else x)
+    def register(write: Callable[..., str]) -> Callable[..., str]:
+        BLOCKS[write.__name__.removesuffix("_")] = Block(write, needs, inputs, strided)
+        return write
+    return register
 
 
-class DSConv(nn.Sequential):
-    """Depth-wise separable convolution: depthwise kxk, pointwise 1x1 (MobileNet, arXiv 1704.04861)."""
-
-    def __init__(self, cin: int, layer: Layer) -> None:
-        super().__init__()
-        self.depthwise = ConvBN(layer, cin, cin, layer.kernel, layer.stride, depthwise=True)
-        self.pointwise = ConvBN(layer, cin, layer.out)
+MANY = (2, 10000)                                          # inputs of what joins
+ALSO = (1, 2)                                              # inputs of what adds a second one where it is named
 
 
-class SE(nn.Module):
-    """Squeeze-excitation (arXiv 1709.01507): each channel of x [B, C, H, W] times a gate from its mean."""
-
-    def __init__(self, channels: int, squeeze: int) -> None:
-        super().__init__()
-        self.reduce, self.expand = nn.Conv2d(channels, squeeze, 1), nn.Conv2d(squeeze, channels, 1)
-
-    def gate(self, x: Tensor) -> Tensor:
-        """What each channel of a picture is multiplied by: [B, C, H, W] -> [B, C, 1, 1], 0..1."""
-        return self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
+def _added(b: Builder, y: str, residual: tuple[str, ...]) -> str:
+    """Append the residual sum where the record names a second input."""
+    return b.add(y, *residual) if residual else y
 
 
-class MBConv(nn.Sequential):
-    """Inverted bottleneck (arXiv 1801.04381, 1807.11626).
+@block("out", strided=True)
+def conv(b: Builder, x: str) -> str:
+    """kxk convolution, batch-norm, activation; grouped and dilated where the record says so."""
+    return b.conv(x, "", "out", b.layer.kernel, b.layer.stride, groups=b.layer.groups, dilation=b.layer.dilation)
 
-    Expand 1x1, depthwise kxk, squeeze-excitation, project 1x1.
+
+@block("out", strided=True)
+def dsconv(b: Builder, x: str) -> str:
+    """Depthwise kxk, pointwise 1x1, each with batch-norm and activation (MobileNet, arXiv 1704.04861)."""
+    return b.conv(b.depthwise(x, "depthwise", b.layer.kernel, b.layer.stride), "pointwise")
+
+
+@block("out", strided=True)
+def sepconv(b: Builder, x: str) -> str:
+    """Depthwise kxk and pointwise 1x1 with one batch-norm behind both (Xception, arXiv 1610.02357)."""
+    y = b.depthwise(x, "depthwise", b.layer.kernel, b.layer.stride, act="linear", bn=False, bias=False)
+    return b.conv(y, "pointwise")
+
+
+@block("out", inputs=ALSO, strided=True)
+def mbconv(b: Builder, x: str, *residual: str) -> str:
+    """Expand 1x1 (where `hidden` is given), depthwise kxk, squeeze-excitation, linear 1x1 projection.
+
+    MobileNet V2, V3, MnasNet, EfficientNet (arXiv 1801.04381, 1905.02244, 1807.11626).
     """
-
-    def __init__(self, cin: int, layer: Layer) -> None:
-        super().__init__()
-        self.expand = ConvBN(layer, cin, layer.hidden)
-        self.depthwise = ConvBN(layer, layer.hidden, layer.hidden, layer.kernel, layer.stride, depthwise=True)
-        if layer.squeeze:
-            self.se = SE(layer.hidden, layer.squeeze)
-        self.project = ConvBN(layer, layer.hidden, layer.out, act="linear")
+    y = b.conv(x, "expand", "hidden") if b.layer.hidden else x
+    y = b.depthwise(y, "depthwise", b.layer.kernel, b.layer.stride)
+    y = b.se(y) if b.layer.squeeze else y
+    return _added(b, b.conv(y, "project", act="linear"), residual)
 
 
-class Head(nn.Module):
-    """1x1 convolution to raw maps: [B, cin, G, G] -> [B, A, 5 + K, G, G].
+@block("out", "hidden", inputs=ALSO, strided=True)
+def sandglass(b: Builder, x: str, *residual: str) -> str:
+    """Depthwise, reduce, expand, depthwise, around the wide ends (MobileNeXt, arXiv 2007.02269).
 
-    The 5 + K are x, y, w, h, objectness, classes.
+    Without a residual the first depthwise stays away unless the record is `full`, and the second where
+    nothing is strided.
     """
-
-    def __init__(self, cin: int, layer: Layer) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(cin, layer.out, 1)
-        self.anchors = len(layer.anchors)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return x.view(x.shape[0], self.anchors, -1, x.shape[2], x.shape[3])
+    keep = bool(residual) or b.layer.full
+    y = b.depthwise(x, "dw1", b.layer.kernel) if keep else x
+    y = b.conv(b.conv(y, "reduce", "hidden", act="linear"), "expand")
+    if keep or b.layer.stride > 1:
+        y = b.depthwise(y, "dw2", b.layer.kernel, b.layer.stride, act="linear")
+    return _added(b, y, residual)
 
 
-class SamePool(nn.Module):
-    """2x2 max-pooling at stride 1 with darknet's padding: [B, C, H, W] -> [B, C, H, W].
+@block("out", "hidden", inputs=ALSO, strided=True)
+def bottleneck(b: Builder, x: str, *residual: str) -> str:
+    """Reduce 1x1, (grouped) kxk, linear 1x1, sum, activation (ResNet, RegNet: arXiv 1512.03385, 2003.13678)."""
+    y = b.conv(x, "reduce", "hidden")
+    y = b.conv(y, "spatial", "hidden", b.layer.kernel, b.layer.stride, groups=b.layer.groups,
+               dilation=b.layer.dilation)
+    return b.act(_added(b, b.conv(y, "project", act="linear"), residual))
 
-    Darknet ignores what lies right and below the picture; repeating the last row and column gives the same
-    maxima.
+
+def _ghost(b: Builder, x: str, part: str, field: str, act: str) -> str:
+    """Append a Ghost module of ratio 2: half the channels, and a cheap depthwise copy of them."""
+    y = b.conv(x, f"{part}.primary", field, parts=2, act=act)
+    return b.concat(y, b.depthwise(y, f"{part}.cheap", 3, act=act), part=part)
+
+
+@block("out", "hidden", inputs=ALSO, strided=True)
+def ghost(b: Builder, x: str, *residual: str) -> str:
+    """Ghost bottleneck (arXiv 1911.11907): two Ghost modules, depthwise and squeeze-excitation between them."""
+    y = _ghost(b, x, "ghost1", "hidden", b.layer.act)
+    if b.layer.stride > 1:
+        y = b.depthwise(y, "depthwise", b.layer.kernel, b.layer.stride, act="linear")
+    y = b.se(y) if b.layer.squeeze else y
+    return _added(b, _ghost(b, y, "ghost2", "out", "linear"), residual)
+
+
+@block("out", strided=True)
+def ghostconv(b: Builder, x: str) -> str:
+    """A Ghost module alone, as a convolution: kxk to half the channels, and a cheap 5x5 depthwise copy of them."""
+    y = b.conv(x, "primary", "out", b.layer.kernel, b.layer.stride, parts=2)
+    return b.concat(y, b.depthwise(y, "cheap", 5))
+
+
+@block("out", strided=True)
+def shortcut(b: Builder, x: str) -> str:
+    """Depthwise kxk, then 1x1, both linear: the side branch of a strided Ghost bottleneck."""
+    return b.conv(b.depthwise(x, "depthwise", b.layer.kernel, b.layer.stride, act="linear"), "pointwise", act="linear")
+
+
+@block("out", "hidden", strided=True)
+def shufflev1(b: Builder, x: str) -> str:
+    """ShuffleNet V1 unit (arXiv 1707.01083): grouped 1x1, shuffle, depthwise, grouped 1x1.
+
+    At stride 1 it is added to its input; at 2 it stands beside the input's average pooling, and `out` counts
+    the unit's own part. `full`: the first 1x1 is not grouped.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
-
-
-class Concat(nn.Module):
-    """Inputs [B, Ci, H, W] joined along channels: [B, sum Ci, H, W]."""
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        return torch.cat(xs, 1)
+    y = b.conv(x, "reduce", "hidden", groups=1 if b.layer.full else b.layer.groups)
+    y = b.depthwise(b.shuffle(y, b.layer.groups), "depthwise", b.layer.kernel, b.layer.stride, act="linear")
+    y = b.conv(y, "expand", groups=b.layer.groups, act="linear")
+    if b.layer.stride == 1:
+        return b.act(b.add(x, y))
+    return b.act(b.concat(b.pool("avgpool", x, 3, b.layer.stride, "pool"), y))
 
 
-class Add(nn.Module):
-    """Element-wise sum of inputs of one shape (a residual connection)."""
+@block("out", "hidden", strided=True)
+def shufflev2(b: Builder, x: str) -> str:
+    """ShuffleNet V2 unit (arXiv 1807.11164): half the channels pass, half are worked on; strided, both are."""
+    size, stride = b.layer.kernel, b.layer.stride
+    left, right = x, x
+    if stride == 1:
+        left, right = b.slice(x, 0, 2), b.slice(x, 1, 2)
+    else:
+        left = b.conv(b.depthwise(x, "left.depthwise", size, stride, act="linear"), "left.pointwise", parts=2)
+    y = b.conv(right, "reduce", "hidden")
+    y = b.conv(b.depthwise(y, "depthwise", size, stride, act="linear"), "expand", parts=2)
+    return b.shuffle(b.concat(left, y), 2)
 
-    def forward(self, *xs: Tensor) -> Tensor:
-        out = xs[0] + xs[1]
-        for x in xs[2:]:
-            out = out + x
-        return out
+
+@block("out", "squeeze")
+def fire(b: Builder, x: str) -> str:
+    """SqueezeNet's module (arXiv 1602.07360): a 1x1 waist, then 1x1 and 3x3 side by side."""
+    waist = b.conv(x, "squeeze", "squeeze")
+    return b.concat(b.conv(waist, "expand1", parts=2), b.conv(waist, "expand3", "out", b.layer.kernel, parts=2))
 
 
-BLOCKS = {
-    "conv": lambda cin, layer: ConvBN(layer, cin, layer.out, layer.kernel, layer.stride),
-    "dsconv": DSConv, "mbconv": MBConv, "head": Head,
-    "se": lambda cin, layer: nn.Sequential(OrderedDict(se=SE(cin, layer.squeeze))),
-    "maxpool": lambda cin, layer: nn.MaxPool2d(2, 2) if layer.stride == 2 else SamePool(),
-    "upsample": lambda cin, layer: nn.Upsample(scale_factor=layer.stride, mode="nearest"),
-    "concat": lambda cin, layer: Concat(), "add": lambda cin, layer: Add(),
-}
+@block("out", strided=True)
+def repconv(b: Builder, x: str) -> str:
+    """A 3x3 that trains as 3x3 + 1x1 + identity (RepVGG, arXiv 2101.03697); without batch-norm it is fused."""
+    kernel, stride, groups = b.layer.kernel, b.layer.stride, b.layer.groups
+    if not b.layer.bn:
+        return b.conv(x, "", "out", kernel, stride, groups=groups)
+    branches = [b.conv(x, part, "out", size, stride, groups=groups, act="linear")
+                for part, size in (("large", kernel), ("small", 1))]
+    if stride == 1 and b.width[x] == b.layer.out:
+        branches.append(b.norm(x, "same"))
+    return b.act(b.add(*branches))
+
+
+@block("out", "hidden")
+def sppf(b: Builder, x: str) -> str:
+    """Spatial pyramid of three max-poolings one after another, side by side with their input (arXiv 1406.4729)."""
+    levels = [b.conv(x, "reduce", "hidden")]
+    for at in range(3):
+        levels.append(b.pool("maxpool", levels[-1], b.layer.kernel, 1, f"pool{at}"))
+    return b.conv(b.concat(*levels), "project")
+
+
+@block("out", "hidden")
+def aspp(b: Builder, x: str) -> str:
+    """Atrous pyramid (arXiv 1706.05587): 1x1, a dilated 3x3 a rate, the image's mean; side by side, projected."""
+    levels = [b.conv(x, "rate1", "hidden")]
+    levels += [b.conv(x, f"rate{rate}", "hidden", 3, dilation=rate) for rate in b.layer.rates or (6, 12, 18)]
+    mean = b.conv(b.mean(x, "global"), "global", "hidden", bn=False)
+    return b.conv(b.concat(*levels, b.spread(mean, levels[0], "spread")), "project")
+
+
+@block("squeeze")
+def se(b: Builder, x: str) -> str:
+    """Squeeze-excitation of a whole map, which keeps its channels."""
+    return b.se(x)
+
+
+@block(strided=True)
+def maxpool(b: Builder, x: str) -> str:
+    """Max-pooling; 2x2 at stride 1 pads right and below, as darknet does."""
+    return b.pool("maxpool", x, b.layer.kernel, b.layer.stride)
+
+
+@block(strided=True)
+def avgpool(b: Builder, x: str) -> str:
+    """Average pooling, zeros of the padding counted."""
+    return b.pool("avgpool", x, b.layer.kernel, b.layer.stride)
+
+
+@block(strided=True)
+def upsample(b: Builder, x: str) -> str:
+    """Nearest-neighbour upsampling by `stride`."""
+    return b.upsample(x, b.layer.stride)
+
+
+@block(inputs=MANY)
+def concat(b: Builder, *xs: str) -> str:
+    """Inputs side by side along channels."""
+    return b.concat(*xs, part="")
+
+
+@block(inputs=MANY)
+def add(b: Builder, *xs: str) -> str:
+    """Element-wise sum, which ties the channels of its inputs."""
+    return b.add(*xs, part="")
+
+
+@block()
+def act(b: Builder, x: str) -> str:
+    """An activation alone."""
+    return b.act(x)
+
+
+@block("groups")
+def split(b: Builder, x: str) -> str:
+    """The `part`-th of `groups` equal pieces of the channels."""
+    return b.slice(x, b.layer.part, b.layer.groups, "piece")
+
+
+@block("groups")
+def shuffle(b: Builder, x: str) -> str:
+    """The channels of `groups` interleaved."""
+    return b.shuffle(x, b.layer.groups, "")
+
+
+@block("out", "kind")
+def head(b: Builder, x: str) -> str:
+    """A detection head, whose kind says what its outputs mean."""
+    return HEADS[b.layer.kind].nodes(b, x)
+
+
+@block("out")
+def classify(b: Builder, x: str) -> str:
+    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1]."""
+    y = b.mean(x, "")
+    y = b.conv(y, "fc1", "hidden", bn=False) if b.layer.hidden else y
+    return b.conv(y, "fc", bn=False, act="linear", fixed="a classifier's outputs are its classes")
+
+
+def of_schema_1(layer: Layer) -> Layer:
+    """Return a record of schema 1 as it was meant there: poolings were 2x2, heads had one kind, and centres that stay
+    in their cell came with YOLOv3's rule of one anchor a box."""
+    if layer.op == "head":
+        return replace(layer, kind="anchor", assign="best" if layer.xy_scale == 1 else "ratio")
+    return replace(layer, kernel=2) if layer.op == "maxpool" else layer

@@ -1,181 +1,237 @@
-"""Which channels depend on which: the one table every count, pass, check and converter reads.
+"""Which channels depend on which: every channel has a number, an axis of a tensor is a list of numbers.
 
-`layout(net)` lists each learned tensor with the channel groups along its first two axes. A channel group is a
-set of channels that live and die together: `conv9` is the output of layer conv9, `conv9.hidden` and
-`conv9.squeeze` the inner widths of an MBConv. Concat joins groups; pooling, upsampling and squeeze-excitation
-pass them on; depthwise kernels follow their input; a residual add makes its inputs one group, named after the
-earliest.
+A convolution makes new numbers; what follows passes them on, joins, picks or ties them (tied channels live
+and die together). A *unit* is what a pruning step cuts: the numbers that a record's field counts, named after
+it ("conv9", "conv9.hidden"). Cutting channels is then a filter on every axis, whatever the blocks were.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
-from models.layer import WEIGHTED, Layer, Net
+import numpy as np
+
+from models.graph import expand, parameters_of
+from models.layer import Net
+from models.nodes import IMAGE, Node
 from utils.errors import ModelError
 
 
 class Param(NamedTuple):
-    """One tensor of the state dict: the groups concatenated along dim 0 and dim 1, and its other dims."""
+    """A tensor of the state: its key, the numbers along its first and second axis, its other sides.
+
+    cols: None where the second axis is no channels (vectors, depthwise kernels); of a grouped convolution
+    those of its first group.
+    """
 
     key: str
-    rows: tuple[str, ...]
-    cols: tuple[str, ...] | None                           # None: vectors and depthwise kernels
-    tail: tuple[int, ...]                                  # (), (k, k), or (1, k, k) for depthwise kernels
-    grid: str = "output"               # where it is applied: the layer's "output" or "input", or its "mean"
+    rows: np.ndarray
+    cols: np.ndarray | None
+    tail: tuple[int, ...]
+    node: Node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return (len(self.rows), *(() if self.cols is None else (len(self.cols),)), *self.tail)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a parameter; batch-norm's running statistics are state."""
+        return not self.key.endswith(("running_mean", "running_var"))
 
 
-def own_groups(layer: Layer) -> dict[str, str]:
-    """Width field of the record -> the channel group it is the width of, before residual adds tie them."""
-    out = {"out": layer.name} if layer.op in WEIGHTED else {}
-    if layer.op == "mbconv":
-        out["hidden"] = f"{layer.name}.hidden"
-    if layer.op == "se" or (layer.op == "mbconv" and layer.squeeze):
-        out["squeeze"] = f"{layer.name}.squeeze"
-    return out
+class Channels(NamedTuple):
+    """The channels of a network. Numbers are those of the first channel that each is tied to."""
+
+    params: tuple[Param, ...]                              # every tensor, in the order its modules are built
+    units: dict[str, np.ndarray]                           # unit -> its numbers in order
+    frozen: dict[str, str]                                 # unit -> why its channels cannot be cut
+    fields: dict[tuple[str, str], tuple[np.ndarray, int]]  # record, field -> numbers, how often each is counted
+    outputs: dict[str, np.ndarray]                         # record -> numbers of its output
+    makers: dict[str, tuple[Node, ...]]                    # unit -> the convolutions that make its channels
+    count: int
 
 
-def groups(net: Net) -> dict[str, tuple[str, ...]]:
-    """Layer name -> channel groups of its output in order, tied groups under one name.
+class _Numbers:
+    """Numbers handed out, and which of them are tied."""
 
-    Raises ModelError where an add's inputs cannot be tied: different widths, or groups cut at different
-    places.
-    """
-    tied = _ties(net)
-    return {name: tuple(_root(tied, g) for g in names) for name, names in _raw_groups(net).items()}
+    def __init__(self) -> None:
+        self.count, self.pairs = 0, []
 
+    def new(self, count: int) -> np.ndarray:
+        self.count += count
+        return np.arange(self.count - count, self.count)
 
-def _raw_groups(net: Net) -> dict[str, tuple[str, ...]]:
-    """Layer name -> groups of its output before residual adds tie them."""
-    out: dict[str, tuple[str, ...]] = {"image": ("image",)}
-    for layer in net:
-        passed = out[layer.inputs[0]] if layer.op == "add" else sum((out[i] for i in layer.inputs), ())
-        out[layer.name] = (layer.name,) if layer.op in WEIGHTED else passed
-    return out
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        self.pairs.append((a, b))
 
+    def tie_parts(self, ids: np.ndarray, parts: int) -> None:
+        """Keep a grouped or sliced axis regular: the i-th channel of each part lives with the others'."""
+        first, *rest = ids.reshape(parts, -1)
+        for piece in rest:
+            self.tie(first, piece)
 
-def _ties(net: Net) -> dict[str, str]:
-    """Group -> the group it is tied to, a forest whose roots name the tied sets."""
-    parent: dict[str, str] = {}
-    raw = _raw_groups(net)
-    width = {"image": 3, **{layer.name: layer.out for layer in net if layer.op in WEIGHTED}}
-    order = {name: at for at, name in enumerate(width)}
-    for layer in net:
-        if layer.op != "add":
-            continue
-        first = raw[layer.inputs[0]]
-        for other in layer.inputs[1:]:
-            if [width[g] for g in first] != [width[g] for g in raw[other]]:
-                raise ModelError(f"layer {layer.name!r} (add): inputs {layer.inputs[0]!r} and {other!r} have "
-                                 f"widths {[width[g] for g in first]} and {[width[g] for g in raw[other]]}; "
-                                 "they must agree")
-            for a, b in zip(first, raw[other]):
-                low, high = sorted((_root(parent, a), _root(parent, b)), key=order.__getitem__)
-                if low != high:
-                    parent[high] = low
-    return parent
+    def roots(self) -> np.ndarray:
+        """Return number -> the least number that it is tied to."""
+        root = np.arange(self.count)
+        if not self.pairs:
+            return root
+        a, b = (np.concatenate([pair[side] for pair in self.pairs]) for side in (0, 1))
+        while True:
+            low, before = np.minimum(root[a], root[b]), root.copy()
+            np.minimum.at(root, a, low)
+            np.minimum.at(root, b, low)
+            np.minimum.at(root, before[a], low)            # and for all that were tied to them
+            np.minimum.at(root, before[b], low)
+            root = root[root]
+            if (root == before).all():
+                return root
 
 
-def _root(tied: dict[str, str], group: str) -> str:
-    while group in tied:
-        group = tied[group]
-    return group
+@lru_cache(maxsize=128)
+def channels(net: Net) -> Channels:
+    """Return the channels of a network. Raises ModelError where its widths do not fit."""
+    graph, numbers = expand(net), _Numbers()
+    values, made, makers = {IMAGE: numbers.new(3)}, {}, {}
+    axes: list[tuple[Node, np.ndarray, np.ndarray | None]] = []
+    for node in graph.nodes:
+        xs = [values[i] for i in node.inputs]
+        out = xs[0]
+        if node.type == "conv" and node.field:
+            out = numbers.new(node.channels)
+            if node.groups > 1:
+                numbers.tie_parts(xs[0], node.groups)
+                numbers.tie_parts(out, node.groups)
+            if node.field != "~":
+                where = (node.layer, node.field)
+                if where in made:                          # what is counted by one field is cut together
+                    numbers.tie(made[where][0], out)
+                made.setdefault(where, (out, node.parts))
+                makers.setdefault(where, []).append(node)
+            axes.append((node, out, xs[0].reshape(node.groups, -1)[0]))
+        elif node.type in ("conv", "norm"):
+            axes.append((node, out, None))
+        elif node.type in ("add", "mul"):
+            for x in xs[1:]:
+                numbers.tie(out, x)
+        elif node.type == "concat":
+            out = np.concatenate(xs)
+        elif node.type == "slice":
+            numbers.tie_parts(out, node.parts)
+            out = np.split(out, node.parts)[node.part]
+        elif node.type == "shuffle":
+            numbers.tie_parts(out, node.groups)
+            out = out.reshape(node.groups, -1).T.reshape(-1)
+        values[node.name] = out
+    root = numbers.roots()
+    fields = {where: (root[ids], parts) for where, (ids, parts) in made.items()}
+    units, frozen = _units(fields, makers, root)
+    return Channels(tuple(_params(axes, root)), units, frozen, fields,
+                    {name: root[values[value]] for name, value in graph.value.items()},
+                    _makers(units, fields, makers), numbers.count)
+
+
+def _units(fields: dict, makers: dict, root: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the units and why some are frozen. A number belongs to the first field that counts it."""
+    units, frozen, owner = {}, {}, {int(root[i]): IMAGE for i in range(3)}
+    why = {IMAGE: "the image's channels"}
+    for (layer, field), (ids, _) in fields.items():
+        name = layer if field == "out" else f"{layer}.{field}"
+        why[name] = next((node.fixed for node in makers[layer, field] if node.fixed), "")
+        fresh = [i for i in dict.fromkeys(ids.tolist()) if i not in owner]
+        owner.update(dict.fromkeys(fresh, name))
+        if fresh:
+            units[name] = np.array(fresh)
+        for tied in {owner[i] for i in ids.tolist()}:      # a frozen field freezes whatever it is tied to
+            if why[name] and tied != name:
+                frozen[tied] = f"tied to {name}: {why[name]}"
+            elif why[tied] and tied != name:
+                frozen[name] = f"tied to {tied}: {why[tied]}"
+        if why[name] and fresh:
+            frozen[name] = why[name]
+    return units, {name: reason for name, reason in frozen.items() if name in units}
+
+
+def _makers(units: dict, fields: dict, makers: dict) -> dict[str, tuple[Node, ...]]:
+    """Return unit -> every convolution whose outputs are channels of it, those of tied records too."""
+    owner = {int(i): name for name, ids in units.items() for i in ids}
+    found: dict[str, list[Node]] = {name: [] for name in units}
+    for where, nodes in makers.items():
+        for name in dict.fromkeys(owner[i] for i in fields[where][0].tolist() if i in owner):
+            found[name] += nodes
+    return {name: tuple(nodes) for name, nodes in found.items()}
+
+
+def _params(axes: list[tuple[Node, np.ndarray, np.ndarray | None]], root: np.ndarray) -> Iterable[Param]:
+    """Yield the tensors of the nodes."""
+    for node, rows, cols in axes:
+        rows, cols = root[rows], None if cols is None else root[cols]
+        for leaf in parameters_of(node):
+            kernel = leaf == "weight" and node.type == "conv"
+            tail = () if not kernel else (node.kernel,) * 2 if cols is not None else (1, node.kernel, node.kernel)
+            yield Param(f"{node.name}.{leaf}", rows, cols if kernel else None, tail, node)
 
 
 def widths(net: Net) -> dict[str, int]:
-    """Channel group -> number of channels, "image" included."""
-    tied, out = _ties(net), {"image": 3}
-    for layer in net:
-        own = own_groups(layer)
-        out |= {group: getattr(layer, field) for field, group in own.items() if group not in tied}
+    """Return unit -> how many channels can be cut from it one by one, the image's included."""
+    return {IMAGE: 3, **{name: len(ids) for name, ids in channels(net).units.items()}}
+
+
+def shapes(net: Net) -> dict[str, tuple[int, ...]]:
+    """Return key -> shape of every tensor of the state, in the order its modules are built."""
+    return {param.key: param.shape for param in channels(net).params}
+
+
+def sizes(net: Net) -> dict[str, int]:
+    """Return record -> parameters that it trains; records without any are left out."""
+    out: dict[str, int] = {}
+    for param in channels(net).params:
+        if param.trained:
+            out[param.node.layer] = out.get(param.node.layer, 0) + prod(param.shape)
     return out
 
 
-def with_widths(net: Net, new: dict[str, int]) -> Net:
-    """The network with the given groups' widths replaced; tied layers change together."""
-    tied = _ties(net)
+def without(net: Net, keep: Mapping[str, Sequence[int]]) -> tuple[Net, np.ndarray]:
+    """Return the network with only the listed channels of each unit, and number -> whether it stays [count].
 
-    def resized(layer: Layer) -> Layer:
-        return replace(layer, **{field: new.get(_root(tied, group), getattr(layer, field))
-                                 for field, group in own_groups(layer).items()})
-    return tuple(resized(layer) for layer in net)
-
-
-def frozen_groups(net: Net) -> dict[str, str]:
-    """Channel group -> why its channels cannot be cut: the picture's own and those a head's meaning fixes."""
-    reached = groups(net)
-    out = {"image": "the picture's channels"}
-    for layer in net:
-        if layer.op == "head":
-            out[reached[layer.name][0]] = "a head's outputs are its anchors and classes"
-    return out
-
-
-def layout(net: Net) -> tuple[Param, ...]:
-    """Every learned tensor of the network, in the order its modules are built."""
-    reached = groups(net)
-    table: list[Param] = []
-    for layer in net:
-        if layer.op in _TABLES:
-            cin = sum((reached[i] for i in layer.inputs), ())
-            table += _TABLES[layer.op](layer, cin, reached[layer.name])
-    return tuple(table)
+    keep: unit -> sorted indices; units that are not listed stay whole. Raises ModelError for an unknown or
+    frozen unit, an empty or unsorted list, an index out of range, or a tensor that would lose all channels.
+    """
+    table = channels(net)
+    stays = np.ones(table.count, dtype=bool)
+    for name, indices in keep.items():
+        indices = _checked(table, name, list(indices))
+        stays[table.units[name]] = False
+        stays[table.units[name][indices]] = True
+    new: dict[str, dict[str, int]] = {}
+    for (layer, field), (ids, parts) in table.fields.items():
+        left = int(np.count_nonzero(stays[ids]))
+        if not left:
+            raise ModelError(f"layer {layer!r} would lose all channels of {field}; keep at least one")
+        if left < len(ids):
+            new.setdefault(layer, {})[field] = parts * left
+    return tuple(replace(layer, **new[layer.name]) if layer.name in new else layer for layer in net), stays
 
 
-def _conv(key: str, rows: tuple, cols: tuple | None, kernel: int, bn: bool,
-          grid: str = "output") -> list[Param]:
-    """A convolution's rows: kernel and batch-norm, or kernel and bias where `bn` is False."""
-    tail = (1, kernel, kernel) if cols is None else (kernel, kernel)
-    after = [f"bn.{s}" for s in ("weight", "bias", "running_mean", "running_var")] if bn else ["conv.bias"]
-    return [Param(f"{key}.conv.weight", rows, cols, tail, grid),
-            *(Param(f"{key}.{s}", rows, None, (), grid) for s in after)]
+def _checked(table: Channels, name: str, indices: list[int]) -> list[int]:
+    """Return the kept indices of a unit, or raise ModelError saying what is wrong with them."""
+    if name not in table.units:
+        raise ModelError(f"no unit {name!r}; known are {', '.join(table.units)}")
+    width = len(table.units[name])
+    if name in table.frozen and len(indices) < width:
+        raise ModelError(f"unit {name!r} cannot be cut: {table.frozen[name]}")
+    if not indices:
+        raise ModelError(f"unit {name!r} would lose all its {width} channels; keep at least one")
+    if indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= width:
+        raise ModelError(f"keep for {name!r} must be sorted, unique indices in 0..{width - 1}, "
+                         f"got {str(indices)[:60]}")
+    return indices
 
 
-def _se(name: str, rows: tuple) -> list[Param]:
-    """Squeeze-excitation's rows: it sees the mean of each channel."""
-    squeeze = (f"{name}.squeeze",)
-    return [Param(f"{name}.se.{part}.{leaf}", to, of if leaf == "weight" else None,
-                  (1, 1) if leaf == "weight" else (), "mean")
-            for part, to, of in (("reduce", squeeze, rows), ("expand", rows, squeeze))
-            for leaf in ("weight", "bias")]
-
-
-def _dsconv(layer: Layer, cin: tuple, out: tuple) -> list[Param]:
-    return [*_conv(f"{layer.name}.depthwise", cin, None, layer.kernel, layer.bn),
-            *_conv(f"{layer.name}.pointwise", out, cin, 1, layer.bn)]
-
-
-def _mbconv(layer: Layer, cin: tuple, out: tuple) -> list[Param]:
-    name, hid = layer.name, (f"{layer.name}.hidden",)
-    return [*_conv(f"{name}.expand", hid, cin, 1, layer.bn, "input"),      # it runs before the stride
-            *_conv(f"{name}.depthwise", hid, None, layer.kernel, layer.bn),
-            *(_se(name, hid) if layer.squeeze else ()),
-            *_conv(f"{name}.project", out, hid, 1, layer.bn)]
-
-
-_TABLES = {"conv": lambda layer, cin, out: _conv(layer.name, out, cin, layer.kernel, layer.bn),
-           "head": lambda layer, cin, out: _conv(layer.name, out, cin, 1, False),
-           "se": lambda layer, cin, out: _se(layer.name, out),
-           "dsconv": _dsconv, "mbconv": _mbconv}
-
-
-def shape(param: Param, width: dict[str, int]) -> tuple[int, ...]:
-    """The tensor's shape under the given group widths."""
-    cols = () if param.cols is None else (sum(width[c] for c in param.cols),)
-    return (sum(width[r] for r in param.rows), *cols, *param.tail)
-
-
-def strides(net: Net) -> dict[str, int]:
-    """Layer name -> px of the network input a cell of its output. Raises ModelError where inputs disagree."""
-    out = {"image": 1}
-    for layer in net:
-        sources = {out[i] for i in layer.inputs}
-        if len(sources) > 1:
-            raise ModelError(f"layer {layer.name!r} ({layer.op}): its inputs have strides {sorted(sources)}; "
-                             "they must agree (an upsample or a pooling is missing)")
-        source = sources.pop()
-        if layer.op == "upsample" and source % layer.stride:
-            raise ModelError(f"layer {layer.name!r} (upsample): cannot enlarge past the picture "
-                             f"(stride {source})")
-        out[layer.name] = source // layer.stride if layer.op == "upsample" else source * layer.stride
-    return out
+def with_widths(net: Net, new: Mapping[str, int]) -> Net:
+    """Return the network with only the first channels of the given units: unit -> how many."""
+    return without(net, {name: range(count) for name, count in new.items()})[0]

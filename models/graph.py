@@ -1,116 +1,162 @@
-"""A folded network as primitive operations, the one list that every writer of a file format walks.
-
-No torch here: a writer takes the numbers from the state by the operations' keys.
-"""
+"""A network's records written out as primitive nodes, and where its values lie. No torch, no block by name."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
-from models.channels import groups, strides, widths
-from models.layer import Layer, Net
+from models.blocks import BLOCKS
+from models.heads import HEADS, Head
+from models.layer import Net, heads
+from models.nodes import IMAGE, Builder, Node
+from utils.errors import ModelError
 
-IMAGE = "images"                                           # the name of the picture's value
+INPUT = "images"                                           # the input of exported files
+
+
+class Graph(NamedTuple):
+    """The nodes of a network in the order they run, and record -> the value that it ends in."""
+
+    nodes: tuple[Node, ...]
+    value: dict[str, str]
+
+
+@lru_cache(maxsize=256)
+def expand(net: Net) -> Graph:
+    """Return the graph of a network. Raises ModelError naming the record whose widths or grids do not fit."""
+    builder, value = Builder(), {IMAGE: IMAGE}
+    for layer in net:
+        builder.layer = layer
+        value[layer.name] = BLOCKS[layer.op].write(builder, *(value[i] for i in layer.inputs))
+    return Graph(tuple(builder.nodes), value)
+
+
+def strides(net: Net) -> dict[str, int]:
+    """Return record -> px of the network's input that a cell of its output spans; 0 for one cell in all."""
+    graph = expand(net)
+    at = {IMAGE: 1, **{node.name: node.reduction for node in graph.nodes}}
+    return {name: at[value] for name, value in graph.value.items()}
+
+
+def outputs(net: Net) -> tuple[str, ...]:
+    """Return the records that a network ends in: its heads, or its classifier."""
+    ends = {node.layer for node in expand(net).nodes if node.fixed}
+    return tuple(layer.name for layer in net if layer.name in ends)
+
+
+def heads_of(net: Net) -> tuple[Head, ...]:
+    """Return the heads of a network, in the order of its outputs, each as its kind reads it."""
+    stride = strides(net)
+    return tuple(HEADS[layer.kind](layer, stride[layer.name]) for layer in heads(net))
+
+
+def classes_of(net: Net) -> int:
+    """Return how many classes a network tells apart."""
+    ends = heads_of(net)
+    return ends[0].classes if ends else next(n.channels for n in reversed(expand(net).nodes) if n.fixed)
+
+
+def grids(net: Net, imgsz: int) -> dict[str, int]:
+    """Return value -> cells a side for one imgsz x imgsz image, as convolutions and poolings count them."""
+    side = {IMAGE: imgsz}
+    for node in expand(net).nodes:
+        given = side[node.inputs[0]]
+        if node.type == "mean":
+            given = 1
+        elif node.type == "spread":
+            given = side[node.inputs[1]]
+        elif node.type == "upsample":
+            given *= node.stride
+        elif node.kernel > 1 or node.stride > 1:
+            span = given + 2 * node.pad + node.after - node.dilation * (node.kernel - 1) - 1
+            given = (span + (node.stride - 1 if node.ceil else 0)) // node.stride + 1
+            # A last window must begin inside the map or its left padding.
+            given -= node.ceil and (given - 1) * node.stride >= side[node.inputs[0]] + node.pad
+        side[node.name] = given
+    return side
+
+
+def parameters_of(node: Node) -> tuple[str, ...]:
+    """Return the leaves of a node's tensors: those that are trained, then batch-norm's statistics."""
+    if node.type == "norm":
+        return ("weight", "bias", "running_mean", "running_var")
+    return ("weight",) + ("bias",) * node.bias if node.type == "conv" else ()
 
 
 class Step(NamedTuple):
-    """One operation; its value carries its name, and `inputs` are names of earlier values.
+    """A node of a folded network as file formats see it: a convolution takes the activation behind it along.
 
-    conv: convolution with bias, same padding, then `act`; its numbers are state[key + ".weight"] and ".bias".
-    head: a 1x1 convolution without activation whose `out` channels are `anchors` x (5 + K). average: of
-    windows `stride` x `stride` side by side. mean: of each channel, [B, C, 1, 1]. mul, add: element-wise, mul
-    with a [B, C, 1, 1]. concat: along channels. maxpool: 2x2, with stride 1 one more row below and column
-    right that never win. upsample: nearest, by `stride`.
+    type, inputs and the numbers are those of `Node`; `key` is the convolution's tensors' (`key.weight`),
+    `grid` the cells a side of its value. `head`: the last of a detection head, whose [B, C, G, G] becomes
+    [B, *shape, G, G]. Beside the nodes' types there is "average", of windows `stride` x `stride` side by side.
     """
 
     name: str
-    op: str
+    node: Node
+    type: str
     inputs: tuple[str, ...]
-    out: int                                               # channels
-    key: str = ""
-    kernel: int = 1
-    stride: int = 1
-    depthwise: bool = False
-    act: str = "linear"                                    # spec.ACTIVATIONS, and sigmoid
-    anchors: int = 0
-
-
-class _Size(NamedTuple):
-    """Of a layer: channels in and out, and its grid's side in sides of the network's coarsest grid."""
-
-    cin: int
     out: int
-    rest: int
+    key: str = ""
+    act: str = "linear"
+    stride: int = 1
+    shape: tuple[int, ...] = ()
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is filtered for itself."""
+        return self.type == "conv" and 1 < self.node.groups == self.out
 
 
 def steps(net: Net) -> tuple[Step, ...]:
-    """The operations of a network in the order they run. Raises ValueError unless it is folded."""
-    if any(layer.bn for layer in net if layer.op in ("conv", "dsconv", "mbconv")):
+    """Return the operations of a folded network in the order they run, named after its records.
+
+    A record's value carries the record's name, what is inside it that of its part ("conv9.expand"). Raises
+    ValueError where a batch-norm is left.
+    """
+    graph = expand(net)
+    if any(node.type == "norm" for node in graph.nodes):
         raise ValueError("the network has batch-norms: fold it first (compress.fold)")
-    width, reached, stride = widths(net), groups(net), strides(net)
-    value, found = {"image": IMAGE}, []
-    for layer in net:
-        inputs = tuple(value[i] for i in layer.inputs)
-        cin = sum(width[g] for i in layer.inputs for g in reached[i])
-        out = sum(width[g] for g in reached[layer.name])
-        rest = max(stride.values()) // stride[layer.name]  # divides the side of every picture that fits
-        found += _STEPS[layer.op](layer, inputs, _Size(cin, out, rest))
-        value[layer.name] = found[-1].name
+    readers: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    ends = {value: name for name, value in graph.value.items()}
+    shapes = {graph.value[head.layer.name]: head.shape for head in heads_of(net)}
+    coarsest = max(node.reduction for node in graph.nodes)
+    even = all(layer.pad < 0 and not layer.ceil for layer in net)
+    named, found, done = {IMAGE: INPUT}, [], set()
+    for node in graph.nodes:
+        if node.name in done:
+            continue
+        last, act = node, "linear"
+        after = readers.get(node.name, [])
+        if node.type == "conv" and len(after) == 1 and after[0].type == "act" and node.name not in ends:
+            last, act = after[0], after[0].act
+            done.add(last.name)
+        elif node.type == "act":
+            act = node.act
+        name = ends.get(last.name) or last.name.removesuffix(".act").removesuffix(".conv")
+        inputs = tuple(named[i] for i in node.inputs)
+        if node.type == "mean" and even and 0 < _reduction(graph, node) < coarsest:
+            # In two steps: runtimes that add up 43,264 numbers in fp32 one after another are off by enough to move
+            # the outputs by 2e-3. The windows divide the side of every image that fits.
+            found.append(Step(f"{name.removesuffix('.mean')}.average", node, "average", inputs, node.channels,
+                              stride=coarsest // _reduction(graph, node)))
+            inputs = (found[-1].name,)
+        key = node.name if node.type == "conv" else ""
+        found.append(Step(name, node, node.type, inputs, node.channels, key, act, node.stride,
+                          shapes.get(last.name, ())))
+        named[last.name] = name
     return tuple(found)
 
 
-def _conv(layer: Layer, inputs: tuple[str, ...], size: _Size) -> list[Step]:
-    return [Step(layer.name, "conv", inputs, size.out, f"{layer.name}.conv", layer.kernel, layer.stride,
-                 act=layer.act)]
+def _reduction(graph: Graph, node: Node) -> int:
+    """Return what a cell of a node's first input spans."""
+    source = node.inputs[0]
+    return 1 if source == IMAGE else next(n.reduction for n in graph.nodes if n.name == source)
 
 
-def _chain(layer: Layer, inputs: tuple[str, ...], parts: list[tuple[str, Step]]) -> Iterator[Step]:
-    """The parts of a block one after another, each named and keyed after the block."""
-    for part, step in parts:
-        name = f"{layer.name}.{part}"
-        yield step._replace(name=name, inputs=inputs, key=f"{name}.conv")
-        inputs = (name,)
-
-
-def _dsconv(layer: Layer, inputs: tuple[str, ...], size: _Size) -> list[Step]:
-    one = Step("", "conv", (), size.out, act=layer.act)
-    return [*_chain(layer, inputs, [("depthwise", _deep(one, layer, size.cin)), ("pointwise", one)])]
-
-
-def _deep(step: Step, layer: Layer, channels: int) -> Step:
-    return step._replace(out=channels, kernel=layer.kernel, stride=layer.stride, depthwise=True)
-
-
-def _mbconv(layer: Layer, inputs: tuple[str, ...], size: _Size) -> list[Step]:
-    one = Step("", "conv", (), layer.hidden, act=layer.act)
-    found = [*_chain(layer, inputs, [("expand", one), ("depthwise", _deep(one, layer, layer.hidden))])]
-    if layer.squeeze:
-        found += _se(layer, (found[-1].name,), size._replace(out=layer.hidden))
-    last = (found[-1].name,)
-    return found + [*_chain(layer, last, [("project", one._replace(out=size.out, act="linear"))])]
-
-
-def _se(layer: Layer, inputs: tuple[str, ...], size: _Size) -> list[Step]:
-    """Squeeze-excitation. Its mean is taken in two steps: runtimes that add up 43,264 numbers in fp32 one
-    after another are off by enough to move the raw maps by 2e-3."""
-    at, source, first = f"{layer.name}.se", inputs, []
-    if size.rest > 1:
-        first = [Step(f"{at}.average", "average", inputs, size.out, stride=size.rest)]
-        source = (first[0].name,)
-    return [*first, Step(f"{at}.mean", "mean", source, size.out),
-            Step(f"{at}.reduce", "conv", (f"{at}.mean",), layer.squeeze, f"{at}.reduce", act="relu"),
-            Step(f"{at}.expand", "conv", (f"{at}.reduce",), size.out, f"{at}.expand", act="sigmoid"),
-            Step(at, "mul", (*inputs, f"{at}.expand"), size.out)]
-
-
-def _head(layer: Layer, inputs: tuple[str, ...], size: _Size) -> list[Step]:
-    return [Step(layer.name, "head", inputs, size.out, f"{layer.name}.conv", anchors=len(layer.anchors))]
-
-
-def _plain(layer: Layer, inputs: tuple[str, ...], size: _Size) -> list[Step]:
-    return [Step(layer.name, layer.op, inputs, size.out, stride=layer.stride)]
-
-
-_STEPS = {"conv": _conv, "dsconv": _dsconv, "mbconv": _mbconv, "se": _se, "head": _head,
-          **dict.fromkeys(("maxpool", "upsample", "concat", "add"), _plain)}
-
+def require_heads(net: Net, what: str) -> Net:
+    """Return the network, or raise ModelError where it is a classifier, with which `what` cannot be done."""
+    if not heads(net):
+        raise ModelError(f"the network is a classifier without a detection head; {what} needs a detector")
+    return net

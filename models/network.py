@@ -1,82 +1,162 @@
-"""Records -> module. Picture in, raw head maps out, always one structure."""
+"""Records -> torch module: an image in, head outputs out. Knows primitives, no blocks."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.blocks import BLOCKS
-from models.channels import groups, layout, strides, widths
+from models.channels import channels
+from models.depthwise import DepthwiseConv2d
+from models.graph import expand, heads_of, outputs
 from models.layer import Net
+from models.nodes import IMAGE, Node
+
+MOMENTUM = 0.03                                # follows the statistics of small batches without their noise
+IN_PLACE = ("leaky", "relu", "relu6")          # activations whose gradient is told from their output
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "leaky": lambda x, inplace: F.leaky_relu(x, 0.1, inplace), "relu": lambda x, inplace: F.relu(x, inplace),
+    "relu6": lambda x, inplace: F.relu6(x, inplace), "hardswish": lambda x, _: F.hardswish(x),
+    "swish": lambda x, _: F.silu(x), "sigmoid": lambda x, _: x.sigmoid(),
+    "hardsigmoid": lambda x, _: F.hardsigmoid(x)}
 
 
 class Network(nn.Module):
     """The network of a tuple of records.
 
-    forward: pictures [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to a
-    list of raw maps [B, A, 5 + K, G, G], one a head in the order of the records. uint8 is scaled on the
-    device.
+    forward: images [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to a
+    list of head outputs [B, *shape, G, G] in the order of the records (of a classifier: scores [B, K, 1, 1]).
+    uint8 is scaled on the device. ends: records whose values are returned in place of that.
     """
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, ends: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.net = net
-        self.stride = max(strides(net).values())
-        width, reached = widths(net), groups(net)
-        for layer in net:
-            cin = sum(width[g] for i in layer.inputs for g in reached[i])
-            self.add_module(layer.name, BLOCKS[layer.op](cin, layer))
-        last = {name: at for at, layer in enumerate(net) for name in layer.inputs}
-        # Outputs nobody reads later are let go, so that a forward pass holds only what it still needs.
-        self.plan = tuple((layer.name, layer.inputs, layer.op == "head",
-                           tuple(i for i in layer.inputs if last[i] == at)) for at, layer in enumerate(net))
+        self.net, graph = net, expand(net)
+        self.stride = max(node.reduction for node in graph.nodes)
+        self.watch: Callable[[Node, Tensor], None] | None = None       # called with every node's value
+        shapes = {head.layer.name: head.shape for head in heads_of(net)}
+        self.ends = tuple((graph.value[name], shapes.get(name, ())) for name in ends or outputs(net))
+        readers: dict[str, list[int]] = {}
+        for at, node in enumerate(graph.nodes):
+            for name in node.inputs:
+                readers.setdefault(name, []).append(at)
+        makers = {node.name: node.type for node in graph.nodes}
+        kept = {value for value, _ in self.ends}
+        width = {IMAGE: 3, **{node.name: node.channels for node in graph.nodes}}
+        plan = []
+        for at, node in enumerate(graph.nodes):
+            source = node.inputs[0]
+            # In place where nothing else needs the value: neither a later node nor its maker's own gradient.
+            alone = readers[source] == [at] and source not in kept and makers.get(source) in ("conv", "norm", "add")
+            run = _module(node, width[source]) or _function(node, alone)
+            if isinstance(run, nn.Module):
+                self._place(node.name, run)
+            # Values nobody reads later are let go, so that a forward pass holds only what it still needs.
+            done = tuple(dict.fromkeys(i for i in node.inputs if readers[i][-1] == at and i not in kept))
+            plan.append((node, run, node.inputs, done))
+        self.plan = tuple(plan)
+
+    def _place(self, path: str, module: nn.Module) -> None:
+        """Register a module under a dotted path, in containers made on the way."""
+        *containers, leaf = path.split(".")
+        at = self
+        for name in containers:
+            if name not in at._modules:
+                at.add_module(name, nn.Module())
+            at = at._modules[name]
+        at.add_module(leaf, module)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if image.dtype == torch.uint8:
-            weight = next(self.parameters())
-            image = image.to(weight.dtype) / 255
-        values, maps = {"image": image}, []
-        for name, inputs, head, done in self.plan:
-            value = getattr(self, name)(*(values[i] for i in inputs))
-            if head:
-                maps.append(value)
-            else:
-                values[name] = value
+            image = image.to(next(self.parameters()).dtype) / 255
+        values = {IMAGE: image}
+        for node, run, inputs, done in self.plan:
+            value = values[node.name] = run(*[values[i] for i in inputs])
+            if self.watch is not None:
+                self.watch(node, value)
             for i in done:
                 del values[i]
-        return maps
+        return [values[name].view(-1, *shape, *values[name].shape[2:]) if len(shape) > 1 else values[name]
+                for name, shape in self.ends]
+
+
+def _module(node: Node, cin: int) -> nn.Module | None:
+    """Return the module of a node that learns, None of others."""
+    if node.type == "norm":
+        return nn.BatchNorm2d(node.channels, eps=node.eps, momentum=MOMENTUM)
+    if node.type != "conv":
+        return None
+    same = node.dilation == 1 and node.pad == node.kernel // 2
+    own = DepthwiseConv2d if 1 < node.groups == cin == node.channels and same else nn.Conv2d
+    return own(cin, node.channels, node.kernel, node.stride, node.pad, dilation=node.dilation, groups=node.groups,
+               bias=node.bias)
+
+
+def _function(node: Node, alone: bool) -> Callable[..., Tensor]:
+    """Return what a node without tensors computes. alone: its input may be overwritten."""
+    if node.type == "act":
+        inplace, activation = alone and node.act in IN_PLACE, ACTIVATIONS[node.act]
+        return lambda x: activation(x, inplace)
+    if node.type == "slice":
+        size = node.channels
+        return lambda x: x[:, node.part * size:(node.part + 1) * size]
+    if node.type == "shuffle":
+        return lambda x: F.channel_shuffle(x, node.groups)
+    if node.type == "maxpool":
+        return lambda x: _maxpool(x, node)
+    if node.type == "avgpool":
+        return lambda x: F.avg_pool2d(x, node.kernel, node.stride, node.pad, node.ceil)
+    return {"add": _add, "mul": torch.mul, "concat": lambda *xs: torch.cat(xs, 1),
+            "mean": lambda x: x.mean((2, 3), keepdim=True),
+            "upsample": lambda x: F.interpolate(x, scale_factor=float(node.stride), mode="nearest"),
+            "spread": lambda x, like: x.expand(-1, -1, *like.shape[2:])}[node.type]
+
+
+def _add(first: Tensor, *rest: Tensor) -> Tensor:
+    """Return the sum of values of one shape."""
+    for x in rest:
+        first = first + x
+    return first
+
+
+def _maxpool(x: Tensor, node: Node) -> Tensor:
+    """Return the maxima; beyond the right and lower edge the last row and column are repeated.
+
+    Darknet ignores what lies there, which gives the same maxima.
+    """
+    if node.after:
+        x = F.pad(x, (0, node.after, 0, node.after), mode="replicate")
+    return F.max_pool2d(x, node.kernel, node.stride, node.pad, ceil_mode=node.ceil)
 
 
 def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
-    """The same model with fresh weights, a function of `seed` alone.
+    """Return the same model with fresh weights, a function of `seed` alone.
 
-    He-normal convolutions, and heads that start by predicting objects with probability `prior` (Lin et al.
-    2017, arXiv 1708.02002, 4.1), so that the first steps are not spent on background.
+    He-normal convolutions, and heads that start by predicting objects with probability `prior`, so that the
+    first steps are not spent on background.
     """
     generator = torch.Generator().manual_seed(seed)
-    for param in layout(model.net):
-        if ".bn." in param.key:
-            continue
-        tensor = model.get_parameter(param.key)
-        with torch.no_grad():
+    with torch.no_grad():
+        for param in channels(model.net).params:
+            if param.node.type == "norm":
+                continue
+            tensor = model.get_parameter(param.key)
             if param.key.endswith("bias"):
                 tensor.zero_()
             else:
                 tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=generator)
-    for layer in model.net:
-        if layer.op != "head":
-            continue
-        conv = getattr(model, layer.name).conv
-        with torch.no_grad():
+        for head in heads_of(model.net):
+            name = next(p.node.name for p in reversed(channels(model.net).params) if p.node.layer == head.layer.name)
+            conv = model.get_submodule(name)
             conv.weight.normal_(0, 0.01, generator=generator)
-            conv.bias.zero_()
-            conv.bias.view(len(layer.anchors), -1)[:, 4:].fill_(-math.log((1 - prior) / prior))
+            head.set_bias(conv.bias, prior)
     return model
 
 
 def from_state(net: Net, state: dict[str, Tensor]) -> Network:
-    """A network with the given weights, in eval mode."""
+    """Return a network with the given weights, in eval mode."""
     model = Network(net)
     model.load_state_dict(state)
     return model.eval()

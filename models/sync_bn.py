@@ -45,10 +45,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(model: nn.Module) -> nn.Module:
-    """The same model with every batch-norm synchronised over ranks (torch's on CUDA, ours elsewhere)."""
-    if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    """Return the same model with every batch-norm synchronised over ranks (torch's on CUDA, ours elsewhere)."""
+    cuda = next(model.parameters()).is_cuda
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d             # same parameters, buffers and state dict
+        if type(module) is nn.BatchNorm2d:                 # same object, parameters, buffers and state dict
+            module.__class__ = nn.SyncBatchNorm if cuda else SyncBatchNorm2d
+            module.process_group = None                    # all ranks
     return model

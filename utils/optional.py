@@ -28,3 +28,13 @@ def needs(name: str, what_for: str) -> ModuleType:
         reason = "is not installed" if missing else f"cannot be loaded ({error})"
         raise EnvironmentFault(f"{name} {reason}, and it is needed {what_for}: pip install {name}, or all "
                                "runtimes by pip install -r requirements-export.txt") from error
+
+
+class Lazy:
+    """A stand-in for a library that is imported when one of its names is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(importlib.import_module(self._name), attribute)

@@ -1,9 +1,10 @@
 """The light detectors that Micro-YOLO is compared with, as rows: YOLO-LITE and YOLO Nano."""
 from __future__ import annotations
 
-from models.layer import Layer, Net, validate
+from models.layer import Layer, Net
+from models.records import validate
+from models.zoo.tiny import Anchors, head_row
 
-Anchors = tuple[tuple[float, float], ...]
 # Tiny-YOLOv2's five for VOC, fitted at 416 px and given in cells of 32 px (1.08,1.19 ... 16.62,10.52) there.
 # YOLO-LITE's cfgs keep them as they are at 224, where the last three are wider or higher than the picture.
 TINY_V2: Anchors = ((34.56, 38.08), (109.44, 141.12), (212.16, 364.16), (301.44, 163.52), (531.84, 336.64))
@@ -12,13 +13,6 @@ COARSE_V3: Anchors = ((116, 90), (156, 198), (373, 326))
 MIDDLE_V3: Anchors = ((30, 61), (62, 45), (59, 119))
 FINE_V3: Anchors = ((10, 13), (16, 30), (33, 23))
 HEADS = ("head13", "head26", "head52")                    # by the side of their grids at 416 px
-
-
-def head_row(name: str, source: str, anchors: Anchors, classes: int, xy_scale: float) -> Layer:
-    """The row of a detection head."""
-    anchors = tuple((float(w), float(h)) for w, h in anchors)
-    return Layer(name, "head", (source,), len(anchors) * (5 + classes), 1, act="linear", anchors=anchors,
-                 xy_scale=xy_scale)
 
 
 def yolo_lite(classes: int = 80, anchors: Anchors = TINY_V2, act: str = "leaky",
@@ -31,7 +25,7 @@ def yolo_lite(classes: int = 80, anchors: Anchors = TINY_V2, act: str = "leaky",
     rows, source = [], "image"
     for at, out in zip(range(1, 11, 2), (16, 32, 64, 128, 128)):
         rows += [Layer(f"conv{at}", "conv", (source,), out, act=act, bn=False),
-                 Layer(source := f"pool{at + 1}", "maxpool", (f"conv{at}",), stride=2)]
+                 Layer(source := f"pool{at + 1}", "maxpool", (f"conv{at}",), kernel=2, stride=2)]
     rows.append(Layer("conv11", "conv", (source,), 256, act=act, bn=False))
     return validate((*rows, head_row("head12", "conv11", anchors, classes, xy_scale)))
 

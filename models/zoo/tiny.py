@@ -2,19 +2,20 @@
 yolov3-tiny.cfg (conv9, pool10, head16, up20, cat21), as the Micro-YOLO paper does."""
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
-from pathlib import Path
 
-from models.channels import groups, layout, strides, widths, with_widths
-from models.layer import Layer, Net, from_json, heads, validate
-from models.zoo.light import Anchors, head_row, yolo_lite, yolo_nano
+from models.channels import channels, with_widths
+from models.layer import Layer, Net
+from models.records import validate
 from utils.errors import ModelError
+
+Anchors = tuple[tuple[float, float], ...]
 
 # YOLOv3-tiny's six anchors at 416 px: the 13x13 head takes 3-5. The stock cfg gives the 26x26 head 0-2, but
 # the official weights were trained with 1-3 (darknet issue of long standing), so 10,14 is never used.
 COARSE: Anchors = ((81, 82), (135, 169), (344, 319))
 FINE: Anchors = ((23, 27), (37, 58), (81, 82))
+SWAPPED = ("conv", "dsconv", "mbconv")                     # ops that take each other's place
 SEARCHED = ("conv3", "conv5", "conv7", "conv9", "conv11")  # layers of the paper's kernel search
 MICRO_OPS = {**dict.fromkeys((*SEARCHED, "conv15", "conv22"), "mbconv"), "conv13": "dsconv"}
 MICRO_KERNELS = dict(zip(SEARCHED, (3, 5, 3, 5, 3)))       # the paper's best of the 32
@@ -23,13 +24,20 @@ PRUNED_WIDTHS = {"conv1": 14, "conv3": 28, "conv5": 56, "conv7": 112, "conv9": 2
                  "conv13": 640, "conv22": 224}
 
 
+def head_row(name: str, source: str, anchors: Anchors, classes: int, xy_scale: float) -> Layer:
+    """Return the row of an anchor head; where centres stay in their cell (1) it is matched by YOLOv3's rule."""
+    anchors = tuple((float(w), float(h)) for w, h in anchors)
+    return Layer(name, "head", (source,), len(anchors) * (5 + classes), 1, act="linear", kind="anchor",
+                 anchors=anchors, xy_scale=xy_scale, assign="best" if xy_scale == 1 else "ratio")
+
+
 def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: float) -> Net:
     """YOLOv3-tiny's rows: name, op, inputs, out, kernel."""
     def conv(name: str, source: str, out: int, kernel: int = 3) -> Layer:
         return Layer(name, "conv", (source,), out, kernel, act=act)
 
     def pool(name: str, source: str, stride: int = 2) -> Layer:
-        return Layer(name, "maxpool", (source,), stride=stride)
+        return Layer(name, "maxpool", (source,), kernel=2, stride=stride)
 
     return (
         conv("conv1", "image", 16), pool("pool2", "conv1"),
@@ -85,21 +93,17 @@ def micro_yolo_fast(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors =
     return substitute(micro_yolo(classes, coarse, fine, act, xy_scale, se=False), {"conv22": "dsconv"})
 
 
-ZOO = {"yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
-       "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
-
-
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
                expansion: int = 2, se: bool = True) -> Net:
-    """The network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5": 5}.
+    """Return the network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5": 5}.
 
     A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`,
     squeeze = max(1, input/16); one that stays an mbconv keeps its widths. Raises ModelError for a layer that
     is not there or holds no kernel.
     """
     ops, kernels = ops or {}, kernels or {}
-    reached, width = groups(net), widths(net)
-    swappable = {layer.name for layer in net if layer.op in ("conv", "dsconv", "mbconv")}
+    out = channels(net).outputs
+    swappable = {layer.name for layer in net if layer.op in SWAPPED}
     if unknown := sorted((set(ops) | set(kernels)) - swappable):
         raise ModelError(f"cannot substitute {', '.join(unknown)}: "
                          f"replaceable layers are {', '.join(sorted(swappable))}")
@@ -108,7 +112,7 @@ def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, i
         if layer.name not in ops and layer.name not in kernels:
             return layer
         op, kernel = ops.get(layer.name, layer.op), kernels.get(layer.name, layer.kernel)
-        cin = sum(width[g] for g in reached[layer.inputs[0]])
+        cin = len(out[layer.inputs[0]])
         if op == layer.op:
             return replace(layer, kernel=kernel)
         inner = {"hidden": 0, "squeeze": 0}
@@ -116,40 +120,3 @@ def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, i
             inner = {"hidden": expansion * cin, "squeeze": max(1, cin // 16) if se else 0}
         return replace(layer, op=op, kernel=kernel, **inner)
     return validate(tuple(new(layer) for layer in net))
-
-
-def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
-    """The network with its heads for `classes` classes and, where given, new anchors.
-
-    anchors: one tuple a head, in order.
-    """
-    given = iter(anchors) if anchors else None
-
-    def new(layer: Layer) -> Layer:
-        if layer.op != "head":
-            return layer
-        boxes = tuple((float(w), float(h)) for w, h in next(given)) if given else layer.anchors
-        return replace(layer, anchors=boxes, out=len(boxes) * (5 + classes))
-    if anchors and len(anchors) != len(heads(net)):
-        raise ModelError(f"{len(anchors)} anchor sets for {len(heads(net))} heads; one a head is needed")
-    return validate(tuple(new(layer) for layer in net))
-
-
-def build(name: str, classes: int | None = None) -> Net:
-    """The network of a zoo name or a net.json path, its heads for `classes` where given.
-
-    Raises ModelError for an unknown name (with the nearest known one) or a description that cannot be built.
-    """
-    if name in ZOO:
-        return ZOO[name](classes) if classes else ZOO[name]()
-    path = Path(name)
-    if path.suffix != ".json" or not path.is_file():
-        hint = difflib.get_close_matches(name, ZOO, 1)
-        raise ModelError(f"unknown network {name!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
-                         + f" Known: {', '.join(ZOO)}, or the path of a net.json")
-    try:
-        net = from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is not UTF-8 text: {error}") from error
-    layout(net), strides(net)                      # ties and strides must work out before anything is built
-    return with_heads(net, classes) if classes else net

@@ -1,0 +1,282 @@
+"""YOLO's head: boxes as offsets to a few anchor shapes a cell, with objectness (YOLOv3, arXiv 1804.02767)."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from models.heads.base import Candidates, Head
+from models.layer import Layer
+from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_rows
+from utils.optional import Lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+else:
+    torch, F = Lazy("torch"), Lazy("torch.nn.functional")
+
+BOX, OBJECTNESS, CLASSES = slice(0, 4), 4, slice(5, None)  # of the 5 + K channels: x, y, w, h, objectness, classes
+EXP_LIMIT = 8.0                                # exp(8) anchors is wider than any image; exp(89) is inf
+MAX_RATIO = 4.0                                # an anchor is matched to boxes up to 4 times wider or narrower
+IGNORE = 0.7                                   # YOLOv3: a box that overlaps a target more is no background
+RULES = ("ratio", "best")
+
+
+class Matches(NamedTuple):
+    """Predictions of one head that are matched to a ground-truth box, n in all."""
+
+    image: Tensor                                          # [n] image in the batch
+    anchor: Tensor                                         # [n]
+    x: Tensor                                              # [n] cell
+    y: Tensor
+    boxes: Tensor                                          # [n, 4] ground truth, cxcywh px of the input
+    classes: Tensor                                        # [n]
+
+
+class AnchorHead(Head):
+    """Predictions [B, A, 5 + K, G, G]: x, y, w, h, objectness, classes of A anchors in every cell.
+
+    The record's `assign` names the rule that matches them to ground truth. "ratio": every anchor of a like
+    shape, in the cells whose reach (`xy_scale`) covers the centre; objectness learns the IoU. "best" is
+    YOLOv3's: one anchor and one cell a box, objectness 1, near misses are no background. The published
+    weights learned by it; the other rule teaches their other anchors to find the same objects again.
+    """
+
+    kind = "anchor"
+    terms = ("box", "obj", "cls")
+    why_frozen = "a head's outputs are its anchors and classes"
+
+    @classmethod
+    def problem(cls, layer: Layer) -> str:
+        """Return what is wrong with a record of this kind; empty when nothing is."""
+        count = len(layer.anchors)
+        if not count or layer.out % count or layer.out // count <= 5:
+            return f"out {layer.out} is not anchors ({count}) x (5 + classes)"
+        if any(not 0 < side < 1e5 for anchor in layer.anchors for side in anchor):
+            return f"anchors must be positive px: {layer.anchors}"
+        if not 1 <= layer.xy_scale <= 2:
+            return f"xy_scale is {layer.xy_scale}; needs 1 to 2"
+        return "" if layer.assign in RULES else f"assign is {layer.assign!r}; needs {' or '.join(RULES)}"
+
+    @property
+    def classes(self) -> int:
+        """The number of classes it predicts."""
+        return self.shape[1] - 5
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(A, 5 + K)."""
+        count = len(self.layer.anchors)
+        return count, self.layer.out // count
+
+    def for_classes(self, classes: int) -> Layer:
+        """Return the record of this head for another number of classes."""
+        return replace(self.layer, out=len(self.layer.anchors) * (5 + classes))
+
+    def with_anchors(self, anchors: Sequence[tuple[float, float]]) -> Layer:
+        """Return the record with other anchors, in px of the network's input."""
+        boxes = tuple((float(w), float(h)) for w, h in anchors)
+        return replace(self.layer, anchors=boxes, out=len(boxes) * self.shape[1])
+
+    def set_bias(self, bias: Tensor, prior: float) -> None:
+        """Set objectness and classes to the logit of `prior` (Lin et al. 2017, arXiv 1708.02002, 4.1)."""
+        bias.zero_()
+        bias.view(self.shape)[:, OBJECTNESS:].fill_(-math.log((1 - prior) / prior))
+
+    def anchors(self, device: torch.device) -> Tensor:
+        """Return the anchors [A, 2] in px of the input, kept on each device."""
+        return _anchors(self.layer.anchors, device)
+
+    def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
+        """Return boxes [n, 4] (cxcywh px of the input) of predictions [n, >=4] in their cells [n, 2] (x, y).
+
+        anchors: theirs [n, 2]. YOLOv3 (section 2.1); xy_scale lets a centre leave its cell (YOLOv4's
+        scale_x_y).
+        """
+        shift = (self.layer.xy_scale - 1) / 2
+        centre = (raw[:, :2].sigmoid() * self.layer.xy_scale - shift + cells) * self.stride
+        return torch.cat((centre, raw[:, 2:4].clamp(max=EXP_LIMIT).exp() * anchors), 1)
+
+    @classmethod
+    def losses(cls, heads: Sequence[AnchorHead], outputs: Sequence[Tensor],
+               targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the summed box (1 - CIoU), objectness and class (BCE) losses, and the number of matches."""
+        matches = match(heads, [output.shape for output in outputs], targets)
+        parts = [head.terms_of(output, found, targets) for head, output, found in zip(heads, outputs, matches)]
+        count = torch.tensor(float(sum(len(found.image) for found in matches)), device=outputs[0].device)
+        return {name: sum(part[at] for part in parts) for at, name in enumerate(cls.terms)}, count
+
+    def terms_of(self, raw: Tensor, found: Matches, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the summed box, objectness and class losses of this head's predictions [B, A, 5 + K, G, G]."""
+        best = self.layer.assign == "best"
+        objectness = raw.new_zeros(raw[:, :, OBJECTNESS].shape)
+        box = classes = raw.sum() * 0 if not len(found.image) else None
+        if box is None:
+            vectors = raw[found.image, found.anchor, :, found.y, found.x]
+            anchors = self.anchors(raw.device)[found.anchor]
+            ciou, iou = ciou_pairs(self.boxes(vectors, torch.stack((found.x, found.y), 1), anchors), found.boxes)
+            box = (1 - ciou).sum()
+            wanted = F.one_hot(found.classes, self.classes).to(vectors.dtype)
+            classes = F.binary_cross_entropy_with_logits(vectors[:, CLASSES], wanted, reduction="sum")
+            # Two boxes may claim one prediction; the better overlap is its objectness, whatever the order.
+            flat = ((found.image * raw.shape[1] + found.anchor) * raw.shape[3] + found.y) * raw.shape[4] + found.x
+            quality = torch.ones_like(iou) if best else iou.detach().clamp(0, 1)
+            objectness.view(-1).scatter_reduce_(0, flat, quality.to(raw.dtype), "amax")
+        counted = None
+        if best:
+            counted = ((objectness > 0) | (self.overlaps(raw, targets) < IGNORE)).to(raw.dtype)
+        obj = F.binary_cross_entropy_with_logits(raw[:, :, OBJECTNESS], objectness, counted, reduction="sum")
+        return box, obj, classes
+
+    def overlaps(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Return the best IoU [B, A, G, G] of every predicted box with a target of its image; 0 without one.
+
+        raw [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). No gradient.
+        """
+        batch, count, _, height, width = raw.shape
+        best = raw.new_zeros(batch, count * height * width)
+        if not len(targets):
+            return best.view(batch, count, height, width)
+        with torch.no_grad():
+            a, y, x = torch.meshgrid(*(torch.arange(n, device=raw.device) for n in (count, height, width)),
+                                     indexing="ij")
+            cells = torch.stack((x.reshape(-1), y.reshape(-1)), 1).repeat(batch, 1)
+            shapes = self.anchors(raw.device)[a.reshape(-1)].repeat(batch, 1)
+            boxes = self.boxes(raw.permute(0, 1, 3, 4, 2).reshape(-1, raw.shape[2]), cells, shapes)
+            size = torch.tensor((width, height), device=raw.device) * self.stride
+            image = targets[:, 0].long()
+            # A row a target against all boxes of its image: no padding, whatever the numbers per image.
+            overlap = iou_rows(cxcywh_to_xyxy(boxes.view(batch, -1, 4))[image],
+                               cxcywh_to_xyxy(targets[:, 2:6] * torch.cat((size, size))))
+            best.scatter_reduce_(0, image[:, None].expand_as(overlap), overlap.to(best.dtype), "amax")
+        return best.view(batch, count, height, width)
+
+    def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
+                   multi_label: bool) -> Candidates:
+        """Return the decoded boxes whose objectness x class probability is above the threshold."""
+        floor = -math.inf if conf_thres <= 0 else math.inf
+        if 0 < conf_thres < 1:
+            floor = math.log(conf_thres / (1 - conf_thres))
+        finite = output.isfinite().all(2) if not torch.isfinite(output.sum()) else None
+        mask = output[:, :, OBJECTNESS] > floor            # score <= objectness, so this loses nothing
+        dropped = 0
+        if finite is not None:
+            mask, dropped = mask & finite, int((~finite).sum())
+        image, anchor, y, x = mask.nonzero(as_tuple=True)
+        vectors = output[image, anchor, :, y, x]
+        boxes = self.boxes(vectors, torch.stack((x, y), 1), self.anchors(output.device)[anchor])
+        scores = vectors[:, CLASSES].sigmoid() * vectors[:, OBJECTNESS:OBJECTNESS + 1].sigmoid()
+        if classes is not None:
+            wanted = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            wanted[list(classes)] = True
+            scores = scores * wanted
+        if multi_label:
+            row, label = (scores > conf_thres).nonzero(as_tuple=True)
+        else:
+            label = scores.argmax(1)
+            row = (scores.gather(1, label[:, None])[:, 0] > conf_thres).nonzero()[:, 0]
+            label = label[row]
+        found = torch.cat((cxcywh_to_xyxy(boxes[row]), scores[row, label][:, None], label[:, None]), 1)
+        sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)      # eight images wide is no object
+        return Candidates(image[row][sane], found[sane], dropped + int((~sane).sum()))
+
+    @classmethod
+    def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, section 3.2) and its weight.
+
+        Each prediction's box and classes count as much as the teacher sees an object there, so that background
+        teaches only that it is background: cross-entropy less the teacher's own entropy for objectness and
+        classes, squares for x, y (after the sigmoid), w, h. The weight is the teacher's sum of objectness.
+        """
+        seen = theirs[:, :, OBJECTNESS].sigmoid()
+        box = (mine[:, :, :2].sigmoid() - theirs[:, :, :2].sigmoid()).square().sum(2)
+        box = box + (mine[:, :, 2:4] - theirs[:, :, 2:4]).square().sum(2)
+        classes = _divergence(mine[:, :, CLASSES], theirs[:, :, CLASSES]).sum(2)
+        objectness = _divergence(mine[:, :, OBJECTNESS], theirs[:, :, OBJECTNESS])
+        return (seen * (box + classes) + objectness).sum(), seen.sum()
+
+    def differs(self, other: Head) -> str:
+        """Return "other anchors or centre reach" where a head of this kind has them."""
+        same = (self.layer.anchors, self.layer.xy_scale) == (other.layer.anchors, other.layer.xy_scale)
+        return "" if same else "other anchors or centre reach"
+
+    def rows(self, names: Sequence[str], other_names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the channels here and there of box, objectness and the classes of the same name."""
+        there = {name.lower(): at for at, name in enumerate(other_names)}
+        pairs = [(i, i) for i in range(5)]
+        pairs += [(5 + i, 5 + there[name.lower()]) for i, name in enumerate(names) if name.lower() in there]
+        count, here, width = len(self.layer.anchors), 5 + len(names), 5 + len(other_names)
+        return ([a * here + p for a in range(count) for p, _ in pairs],
+                [a * width + q for a in range(count) for _, q in pairs])
+
+    def metadata(self) -> dict[str, object]:
+        """Return anchors and centre reach."""
+        return {"anchors": [list(anchor) for anchor in self.layer.anchors], "xy_scale": self.layer.xy_scale}
+
+
+@lru_cache(maxsize=64)
+def _anchors(anchors: tuple[tuple[float, float], ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):                      # kept for training too
+        return torch.tensor(anchors, device=device)
+
+
+def _divergence(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of the Bernoulli variables behind two logits, element by element."""
+    soft = theirs.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(theirs, soft, reduction="none")
+    return F.binary_cross_entropy_with_logits(mine, soft, reduction="none") - entropy
+
+
+def match(heads: Sequence[AnchorHead], shapes: Sequence[tuple[int, ...]], targets: Tensor) -> list[Matches]:
+    """Return which predictions of each head are matched to which ground-truth boxes.
+
+    shapes: those of the outputs [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). By "ratio"
+    an anchor takes a box whose width and height differ from its own by less than MAX_RATIO; by either rule
+    every box is taken by at least its best anchor (IoU of the shapes), by "best" by no other. Beside the cell
+    of its centre a box is given to the cells whose reach (xy_scale) covers the centre: none at 1, the nearest
+    one in x and in y at 2.
+    """
+    sizes = [torch.tensor((shape[4], shape[3]), device=targets.device) * head.stride
+             for shape, head in zip(shapes, heads)]
+    wh = targets[:, 4:6] * sizes[0]
+    anchors = [head.anchors(targets.device) for head in heads]
+    fits = [_shape_iou(wh, of_head) for of_head in anchors]            # each [N, A]
+    best = torch.cat(fits, 1).amax(1, keepdim=True)
+    found = []
+    for head, shape, size, of_head, fit in zip(heads, shapes, sizes, anchors, fits):
+        wanted = fit == best
+        if head.layer.assign == "ratio":
+            ratio = torch.maximum(wh[:, None] / of_head, of_head / wh[:, None].clamp(min=1e-6)).amax(2)
+            wanted = wanted | (ratio < MAX_RATIO)
+        found.append(_cells(head, shape, targets, size, wanted))
+    return found
+
+
+def _shape_iou(wh: Tensor, anchors: Tensor) -> Tensor:
+    """Return the IoU [N, A] of boxes wh [N, 2] with anchors [A, 2] laid on the same centre."""
+    inner = torch.minimum(wh[:, None], anchors).prod(2)
+    return inner / (wh.prod(1)[:, None] + anchors.prod(1) - inner).clamp(min=1e-6)
+
+
+def _cells(head: AnchorHead, shape: tuple[int, ...], targets: Tensor, size: Tensor, wanted: Tensor) -> Matches:
+    """Return the matched predictions of one head for the box-anchor pairs `wanted` [N, A]."""
+    row, anchor = wanted.nonzero(as_tuple=True)
+    boxes = targets[row, 2:6] * torch.cat((size, size))
+    grid = torch.tensor((shape[4], shape[3]), device=targets.device)
+    centre = boxes[:, :2] / head.stride
+    home = torch.minimum(centre.long(), grid - 1)
+    inside = centre - home                                 # 0..1 within the home cell
+    reach = (head.layer.xy_scale - 1) / 2
+    near = torch.where(inside < 0.5, -1, 1)                # the nearer neighbour in x and in y
+    distance = torch.where(inside < 0.5, inside, 1 - inside)
+    steps = torch.tensor(((0, 0), (1, 0), (0, 1)), device=targets.device)
+    cells = home[None] + steps[:, None] * near[None]       # [3, n, 2]
+    exists = ((cells >= 0) & (cells < grid)).all(2)
+    allowed = ((distance[None] < reach) | (steps[:, None] == 0)).all(2) & exists
+    which, pick = allowed.nonzero(as_tuple=True)
+    cell, target = cells[which, pick], targets[row[pick]]
+    return Matches(target[:, 0].long(), anchor[pick], cell[:, 0], cell[:, 1], boxes[pick], target[:, 1].long())

@@ -1,0 +1,109 @@
+"""What every kind of detection head brings: the one place to look when a new one is written."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from models.layer import Layer
+from models.nodes import Builder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Candidates(NamedTuple):
+    """Boxes of one head above a score threshold, n in a whole batch, and how many predictions were dropped.
+
+    Dropped are predictions whose numbers are not finite or whose boxes are absurdly large.
+    """
+
+    image: Tensor                                          # [n] image in the batch
+    boxes: Tensor                                          # [n, 6] xyxy px of the input, score, class
+    dropped: int
+
+
+class Head(ABC):
+    """A head record as its kind reads it. `stride`: px of the network's input that a cell of its grid spans.
+
+    The module imports no torch: records, counts and file formats do without. Predictions [B, *shape, G, G] are
+    a head's output with its channels split by `shape`.
+    """
+
+    kind: str                                              # what the record's `kind` says
+    terms: tuple[str, ...]                                 # names of the loss terms, and of their weights
+    why_frozen: str                                        # why its outputs cannot be pruned
+
+    def __init__(self, layer: Layer, stride: int) -> None:
+        self.layer, self.stride = layer, stride
+
+    @classmethod
+    def nodes(cls, b: Builder, x: str) -> str:
+        """Write the head's nodes: a 1x1 convolution with bias, where a kind does not say otherwise."""
+        return b.conv(x, bn=False, act="linear", fixed=cls.why_frozen)
+
+    @classmethod
+    @abstractmethod
+    def problem(cls, layer: Layer) -> str:
+        """Return what is wrong with a record of this kind; empty when nothing is."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """The number of classes it predicts."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """How its channels are split: (C,) where they are not."""
+
+    @abstractmethod
+    def for_classes(self, classes: int) -> Layer:
+        """Return the record of this head for another number of classes."""
+
+    def with_anchors(self, anchors: Sequence[tuple[float, float]]) -> Layer:
+        """Return the record with other anchors, in px; a kind without anchors returns it unchanged."""
+        return replace(self.layer)
+
+    @abstractmethod
+    def set_bias(self, bias: Tensor, prior: float) -> None:
+        """Set the bias [C] of a fresh head, so that it starts by seeing objects with probability `prior`."""
+
+    @classmethod
+    @abstractmethod
+    def losses(cls, heads: Sequence[Head], outputs: Sequence[Tensor],
+               targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return {term: sum over the batch} and what to divide them by, a count that ranks add up.
+
+        outputs: predictions [B, *shape, G, G] a head, fp32. targets [N, 6]: image, class, cxcywh normalised.
+        """
+
+    @abstractmethod
+    def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
+                   multi_label: bool) -> Candidates:
+        """Return the decoded boxes above a score threshold, of predictions [B, *shape, G, G] in fp32.
+
+        classes: those that are wanted, None for all. multi_label: every class above the threshold is a box of
+        its own, as COCO's evaluation counts; else only the best class of a prediction.
+        """
+
+    @classmethod
+    @abstractmethod
+    def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far a student's predictions are from a teacher's, summed, and the weight to divide by."""
+
+    @abstractmethod
+    def differs(self, other: Head) -> str:
+        """Return what keeps the outputs of another head of this kind from meaning the same; empty when nothing does.
+
+        Classes are not compared.
+        """
+
+    @abstractmethod
+    def rows(self, names: Sequence[str], other_names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the channels here and there that mean the same, in heads with these classes."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, object]:
+        """Return what an exported file must tell a decoder that has no records: JSON-able, by name."""
