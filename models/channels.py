@@ -50,7 +50,7 @@ class Channels(NamedTuple):
     params: tuple[Param, ...]                              # every tensor, in the order its modules are built
     units: dict[str, np.ndarray]                           # unit -> its numbers in order
     frozen: dict[str, str]                                 # unit -> why its channels cannot be cut
-    fields: dict[tuple[str, str], tuple[np.ndarray, int]]  # record, field -> numbers, how often each is counted
+    fields: dict[tuple[str, str], tuple[np.ndarray, int]]  # (record, field) -> numbers, times each is counted
     outputs: dict[str, np.ndarray]                         # record -> numbers of its output
     makers: dict[str, tuple[Node, ...]]                    # unit -> the convolutions that make its channels
     count: int
@@ -172,7 +172,7 @@ def _params(axes: list[tuple[Node, np.ndarray, np.ndarray | None]], root: np.nda
         rows, cols = root[rows], None if cols is None else root[cols]
         for leaf in parameters_of(node):
             kernel = leaf == "weight" and node.type == "conv"
-            tail = () if not kernel else (node.kernel,) * 2 if cols is not None else (1, node.kernel, node.kernel)
+            tail = ((1,) if cols is None else ()) + (node.kernel,) * 2 if kernel else ()
             yield Param(f"{node.name}.{leaf}", rows, cols if kernel else None, tail, node)
 
 

@@ -1,8 +1,8 @@
 """Parameters and MACs from records alone, in two conventions that are named and never mixed.
 
 `macs`: multiply-adds of convolutions only, one multiply-add = 1 (FLOPs = 2 x MACs). This is what torch's
-FlopCounterMode counts, halved. `loose_macs`: ptflops-style, the paper's count, by the rules of ptflops of July
-2020: convolutions and their biases, batch-norm 2 per element, activation 1 per element (a sigmoid none),
+FlopCounterMode counts, halved. `loose_macs`: ptflops-style, the paper's count, by the rules of ptflops of
+July 2020: convolutions and their biases, batch-norm 2 per element, activation 1 per element (a sigmoid none),
 pooling 1 per input element, upsampling 1 per output element.
 """
 from __future__ import annotations
@@ -18,7 +18,8 @@ FREE = ("sigmoid", "hardsigmoid")                          # activations that pt
 
 
 def parameters(net: Net, statistics: bool = False) -> int:
-    """Return the trainable parameters; with `statistics` also batch-norm's mean and variance (darknet's file)."""
+    """Return the trainable parameters; with `statistics` also batch-norm's mean and variance (darknet's
+    file)."""
     return sum(prod(p.shape) for p in channels(net).params if statistics or p.trained)
 
 

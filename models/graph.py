@@ -1,4 +1,5 @@
-"""A network's records written out as primitive nodes, and where its values lie. No torch, no block by name."""
+"""A network's records written out as primitive nodes, and where its values lie. No torch, no block by
+name."""
 from __future__ import annotations
 
 from functools import lru_cache
@@ -85,9 +86,9 @@ def parameters_of(node: Node) -> tuple[str, ...]:
 class Step(NamedTuple):
     """A node of a folded network as file formats see it: a convolution takes the activation behind it along.
 
-    Numbers and type are the node's; `value` names the node that the step ends in, `key` a convolution's tensors
-    (`key.weight`). `shape`: of an output of the network, whose [B, C, G, G] becomes [B, *shape, G, G]. Beside the
-    nodes' types there is "average", of windows `stride` x `stride` side by side.
+    Numbers and type are the node's; `value` names the node that the step ends in, `key` a convolution's
+    tensors (`key.weight`). `shape`: of an output of the network, whose [B, C, G, G] becomes [B, *shape, G,
+    G]. Beside the nodes' types there is "average", of windows `stride` x `stride` side by side.
     """
 
     name: str
@@ -140,8 +141,8 @@ def steps(net: Net) -> tuple[Step, ...]:
         name = node.layer if last.name in shapes else node.name.removesuffix(".act").removesuffix(".conv")
         inputs, source = tuple(named[i] for i in node.inputs), _reduction(graph, node)
         if node.type == "mean" and even and 0 < source < coarsest:
-            # In two steps: runtimes that add up 43,264 numbers in fp32 one after another are off by enough to move
-            # the outputs by 2e-3. The windows divide the side of every image that fits.
+            # In two steps: runtimes that add up 43,264 numbers in fp32 one after another are off by enough to
+            # move the outputs by 2e-3. The windows divide the side of every image that fits.
             found.append(Step(name.removesuffix(".mean") + ".average", "average", inputs, node, node.name,
                               stride=coarsest // source))
             inputs = (found[-1].name,)

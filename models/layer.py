@@ -21,12 +21,12 @@ class Layer:
     kernel: int = 3
     stride: int = 1                                    # of poolings and convolutions; an upsampling's factor
     hidden: int = 0                                    # inner width
-    squeeze: int = 0                                   # width of squeeze-excitation, or of a Fire module's waist
+    squeeze: int = 0                                   # width of squeeze-excitation, of a Fire module's waist
     groups: int = 1                                    # of a convolution; parts of a split or shuffle
     part: int = 0                                      # which part a split takes
     dilation: int = 1
     rates: tuple[int, ...] = ()                        # dilations of a pyramid
-    pad: int = -1                                      # cells on each side; -1: the grid is the input's / stride
+    pad: int = -1                                      # cells; -1: the grid is the input's / stride
     ceil: bool = False                                 # a pooling whose last window may hang over the edge
     full: bool = False                                 # a unit's fuller form: see the blocks that read it
     act: str = "leaky"
@@ -34,9 +34,9 @@ class Layer:
     bn: bool = True                                    # False: a bias in place of batch-norm (folded nets)
     eps: float = 1e-5                                  # batch-norm's epsilon
     kind: str = ""                                     # a head's: one of `models.heads.HEADS`
-    anchors: tuple[tuple[float, float], ...] = ()      # anchor head: width, height in px of the network input
-    xy_scale: float = 1.0                              # anchor head: centre = (sigmoid*s - (s-1)/2 + cell) * stride
-    assign: str = ""                                   # a head's rule that matches predictions to ground truth
+    anchors: tuple[tuple[float, float], ...] = ()      # width, height in px of the network input
+    xy_scale: float = 1.0                              # centre = (sigmoid*s - (s-1)/2 + cell) * stride
+    assign: str = ""                                   # a head's rule of matching to ground truth
 
 
 Net = tuple[Layer, ...]

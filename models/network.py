@@ -35,7 +35,8 @@ class Network(nn.Module):
         super().__init__()
         self.net, graph = net, expand(net)
         self.stride = max(node.reduction for node in graph.nodes)
-        self.watch: Callable[[Node, Tensor], None] | None = None       # called with every value, the image first
+        # Called with every value, the image's first.
+        self.watch: Callable[[Node, Tensor], None] | None = None
         shapes = {head.layer.name: head.shape for head in heads_of(net)}
         self.ends = tuple((graph.value[name], shapes.get(name, ())) for name in ends or outputs(net))
         readers: dict[str, list[int]] = {}
@@ -49,7 +50,8 @@ class Network(nn.Module):
         for at, node in enumerate(graph.nodes):
             source = node.inputs[0]
             # In place where nothing else needs the value: neither a later node nor its maker's own gradient.
-            alone = readers[source] == [at] and source not in kept and makers.get(source) in ("conv", "norm", "add")
+            alone = readers[source] == [at] and source not in kept
+            alone = alone and makers.get(source) in ("conv", "norm", "add")
             run = _module(node, width[source]) or _function(node, alone)
             if isinstance(run, nn.Module):
                 self._place(node.name, run)
@@ -92,8 +94,7 @@ def _module(node: Node, cin: int) -> nn.Module | None:
         return None
     same = node.dilation == 1 and node.pad == node.kernel // 2
     own = DepthwiseConv2d if 1 < node.groups == cin == node.channels and same else nn.Conv2d
-    return own(cin, node.channels, node.kernel, node.stride, node.pad, dilation=node.dilation, groups=node.groups,
-               bias=node.bias)
+    return own(cin, node.channels, node.kernel, node.stride, node.pad, node.dilation, node.groups, node.bias)
 
 
 def _function(node: Node, alone: bool) -> Callable[..., Tensor]:
@@ -161,8 +162,8 @@ def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
             else:
                 tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=generator)
         for head in heads_of(model.net):
-            name = next(p.node.name for p in reversed(channels(model.net).params) if p.node.layer == head.layer.name)
-            conv = model.get_submodule(name)
+            own = [p.node.name for p in channels(model.net).params if p.node.layer == head.layer.name]
+            conv = model.get_submodule(own[-1])
             conv.weight.normal_(0, 0.01, generator=generator)
             head.set_bias(conv.bias, prior)
     return model

@@ -20,16 +20,18 @@ PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 def to_json(net: Net) -> str:
     """Return the JSON text of a network: one record a line, fields at their default left out."""
-    rows = [{key: value for key, value in asdict(layer).items() if value != DEFAULTS.get(key)} for layer in net]
+    rows = [{key: value for key, value in asdict(layer).items() if value != DEFAULTS[key]} for layer in net]
     return f'{{"schema": {SCHEMA}, "layers": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
 
 
 def from_json(text: str) -> Net:
-    """Return the network of a JSON text, validated. Raises ModelError naming the offending record and field."""
+    """Return the network of a JSON text, validated. Raises ModelError naming the offending record and
+    field."""
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError, TypeError) as error:
-        raise ModelError(f"net.json is not JSON: {error}; it needs {{'schema': {SCHEMA}, 'layers': [...]}}") from error
+        raise ModelError(f"net.json is not JSON: {error}; "
+                         f"it needs {{'schema': {SCHEMA}, 'layers': [...]}}") from error
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
         raise ModelError(f"net.json needs 'schema': {SCHEMA} and a list 'layers'; "
                          f"it has {sorted(data)[:5] if isinstance(data, dict) else type(data).__name__}")
@@ -37,7 +39,7 @@ def from_json(text: str) -> Net:
     if schema not in range(1, SCHEMA + 1) or isinstance(schema, bool):
         newer = isinstance(schema, int) and schema > SCHEMA
         raise ModelError(f"net.json is of schema {schema!r}, this version reads 1 to {SCHEMA}"
-                         + ("; it was written by a newer version of the project: update this one" if newer else ""))
+                         + ("; a newer version of the project wrote it: update this one" if newer else ""))
     layers = tuple(_record(row, at) for at, row in enumerate(data["layers"]))
     return validate(layers if schema > 1 else tuple(of_schema_1(layer) for layer in layers))
 
@@ -60,7 +62,8 @@ def _record(row: object, at: int) -> Layer:
         anchors = tuple((float(w), float(h)) for w, h in row.get("anchors", ()))
         rates = tuple(int(rate) for rate in row.get("rates", ()))
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{where}: inputs must be names, anchors pairs of numbers, rates integers ({error})") from error
+        raise ModelError(f"{where}: inputs must be names, anchors pairs of numbers, rates integers "
+                         f"({error})") from error
     return Layer(**{**row, "inputs": inputs, "anchors": anchors, "rates": rates})
 
 
@@ -105,14 +108,14 @@ def _problem(layer: Layer, seen: set[str]) -> str:
         (bool(dangling), f"input {dangling and dangling[0]!r} is not an earlier layer"),
         (not low <= len(layer.inputs) <= high, f"needs {wanted}, got {len(layer.inputs)}"),
         (bool(bad), f"{', '.join(bad)}; needs 1 to {MAX_WIDTH}"),
-        *((not 0 <= getattr(layer, key) <= MAX_WIDTH, f"{key} is {getattr(layer, key)}; needs 0 (none) or more")
+        *((not 0 <= (value := getattr(layer, key)) <= MAX_WIDTH, f"{key} is {value}; needs 0 (none) or more")
           for key in ("out", "hidden", "squeeze")),
         (not 1 <= layer.kernel <= 31, f"kernel is {layer.kernel}; needs 1 to 31"),
         (not 1 <= layer.stride <= 32, f"stride is {layer.stride}; needs 1 to 32"),
         (layer.stride != 1 and not block.strided, f"stride is {layer.stride}; only 1 is possible"),
         (layer.groups < 1 or layer.dilation < 1 or any(rate < 1 for rate in layer.rates),
          f"groups {layer.groups}, dilation {layer.dilation} and rates {layer.rates} need 1 or more"),
-        (not -1 <= layer.pad <= 31, f"pad is {layer.pad}; needs -1 (the grid is the input's / stride) or cells"),
+        (not -1 <= layer.pad <= 31, f"pad is {layer.pad}; needs cells, or -1 for what fits the stride"),
         *((word not in ACTIVATIONS, f"unknown activation {word!r}; known are {', '.join(ACTIVATIONS)}"
            f"{_meant(word, ACTIVATIONS)}") for word in (layer.act, layer.gate)),
         (not 0 < layer.eps < 1, f"eps is {layer.eps}; needs a small positive number"))

@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = initialise(Network(build(args.cfg)), 0).eval()
     width, frozen = widths(model.net), channels(model.net).frozen
-    layers = [group for group, n in width.items() if group not in frozen and "." not in group and n >= 16]
+    layers = [unit for unit, n in width.items() if unit not in frozen and "." not in unit and n >= 16]
     times = {way: {layer: [] for layer in layers} for way in WAYS}
     for at in range(-1, args.rounds):                      # the first round warms up
         for layer in layers:

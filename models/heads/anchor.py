@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     torch, F = Lazy("torch"), Lazy("torch.nn.functional")
 
-BOX, OBJECTNESS, CLASSES = slice(0, 4), 4, slice(5, None)  # of the 5 + K channels: x, y, w, h, objectness, classes
+OBJECTNESS, CLASSES = 4, slice(5, None)        # of the 5 + K channels: x, y, w, h, objectness, classes
 EXP_LIMIT = 8.0                                # exp(8) anchors is wider than any image; exp(89) is inf
 MAX_RATIO = 4.0                                # an anchor is matched to boxes up to 4 times wider or narrower
 IGNORE = 0.7                                   # YOLOv3: a box that overlaps a target more is no background
@@ -106,24 +106,28 @@ class AnchorHead(Head):
                targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the summed box (1 - CIoU), objectness and class (BCE) losses, and the number of matches."""
         matches = match(heads, [output.shape for output in outputs], targets)
-        parts = [head.terms_of(output, found, targets) for head, output, found in zip(heads, outputs, matches)]
+        parts = [head.terms_of(output, matched, targets)
+                 for head, output, matched in zip(heads, outputs, matches)]
         count = torch.tensor(float(sum(len(found.image) for found in matches)), device=outputs[0].device)
         return {name: sum(part[at] for part in parts) for at, name in enumerate(cls.terms)}, count
 
     def terms_of(self, raw: Tensor, found: Matches, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the summed box, objectness and class losses of this head's predictions [B, A, 5 + K, G, G]."""
+        """Return the summed box, objectness and class losses of this head's predictions [B, A, 5 + K, G,
+        G]."""
         best = self.layer.assign == "best"
         objectness = raw.new_zeros(raw[:, :, OBJECTNESS].shape)
         box = classes = raw.sum() * 0 if not len(found.image) else None
         if box is None:
             vectors = raw[found.image, found.anchor, :, found.y, found.x]
             anchors = self.anchors(raw.device)[found.anchor]
-            ciou, iou = ciou_pairs(self.boxes(vectors, torch.stack((found.x, found.y), 1), anchors), found.boxes)
+            predicted = self.boxes(vectors, torch.stack((found.x, found.y), 1), anchors)
+            ciou, iou = ciou_pairs(predicted, found.boxes)
             box = (1 - ciou).sum()
             wanted = F.one_hot(found.classes, self.classes).to(vectors.dtype)
             classes = F.binary_cross_entropy_with_logits(vectors[:, CLASSES], wanted, reduction="sum")
             # Two boxes may claim one prediction; the better overlap is its objectness, whatever the order.
-            flat = ((found.image * raw.shape[1] + found.anchor) * raw.shape[3] + found.y) * raw.shape[4] + found.x
+            _, count, _, height, width = raw.shape
+            flat = ((found.image * count + found.anchor) * height + found.y) * width + found.x
             quality = torch.ones_like(iou) if best else iou.detach().clamp(0, 1)
             objectness.view(-1).scatter_reduce_(0, flat, quality.to(raw.dtype), "amax")
         counted = None
@@ -181,16 +185,19 @@ class AnchorHead(Head):
             row = (scores.gather(1, label[:, None])[:, 0] > conf_thres).nonzero()[:, 0]
             label = label[row]
         found = torch.cat((cxcywh_to_xyxy(boxes[row]), scores[row, label][:, None], label[:, None]), 1)
-        sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)      # eight images wide is no object
+        # What is eight images wide is no object.
+        sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)
         return Candidates(image[row][sane], found[sane], dropped + int((~sane).sum()))
 
     @classmethod
     def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, section 3.2) and its weight.
+        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, section 3.2) and
+        its weight.
 
-        Each prediction's box and classes count as much as the teacher sees an object there, so that background
-        teaches only that it is background: cross-entropy less the teacher's own entropy for objectness and
-        classes, squares for x, y (after the sigmoid), w, h. The weight is the teacher's sum of objectness.
+        Each prediction's box and classes count as much as the teacher sees an object there, so that
+        background teaches only that it is background: cross-entropy less the teacher's own entropy for
+        objectness and classes, squares for x, y (after the sigmoid), w, h. The weight is the teacher's sum of
+        objectness.
         """
         seen = theirs[:, :, OBJECTNESS].sigmoid()
         box = (mine[:, :, :2].sigmoid() - theirs[:, :, :2].sigmoid()).square().sum(2)
@@ -225,7 +232,8 @@ def _anchors(anchors: tuple[tuple[float, float], ...], device: torch.device) -> 
 
 
 def _divergence(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of the Bernoulli variables behind two logits, element by element."""
+    """Return the Kullback-Leibler divergence of the Bernoulli variables behind two logits, element by
+    element."""
     soft = theirs.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(theirs, soft, reduction="none")
     return F.binary_cross_entropy_with_logits(mine, soft, reduction="none") - entropy
@@ -234,11 +242,11 @@ def _divergence(mine: Tensor, theirs: Tensor) -> Tensor:
 def match(heads: Sequence[AnchorHead], shapes: Sequence[tuple[int, ...]], targets: Tensor) -> list[Matches]:
     """Return which predictions of each head are matched to which ground-truth boxes.
 
-    shapes: those of the outputs [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). By "ratio"
-    an anchor takes a box whose width and height differ from its own by less than MAX_RATIO; by either rule
-    every box is taken by at least its best anchor (IoU of the shapes), by "best" by no other. Beside the cell
-    of its centre a box is given to the cells whose reach (xy_scale) covers the centre: none at 1, the nearest
-    one in x and in y at 2.
+    shapes: those of the outputs [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). By
+    "ratio" an anchor takes a box whose width and height differ from its own by less than MAX_RATIO; by either
+    rule every box is taken by at least its best anchor (IoU of the shapes), by "best" by no other. Beside the
+    cell of its centre a box is given to the cells whose reach (xy_scale) covers the centre: none at 1, the
+    nearest one in x and in y at 2.
     """
     sizes = [torch.tensor((shape[4], shape[3]), device=targets.device) * head.stride
              for shape, head in zip(shapes, heads)]
@@ -262,7 +270,8 @@ def _shape_iou(wh: Tensor, anchors: Tensor) -> Tensor:
     return inner / (wh.prod(1)[:, None] + anchors.prod(1) - inner).clamp(min=1e-6)
 
 
-def _cells(head: AnchorHead, shape: tuple[int, ...], targets: Tensor, size: Tensor, wanted: Tensor) -> Matches:
+def _cells(head: AnchorHead, shape: tuple[int, ...], targets: Tensor, size: Tensor,
+           wanted: Tensor) -> Matches:
     """Return the matched predictions of one head for the box-anchor pairs `wanted` [N, A]."""
     row, anchor = wanted.nonzero(as_tuple=True)
     boxes = targets[row, 2:6] * torch.cat((size, size))
@@ -279,4 +288,5 @@ def _cells(head: AnchorHead, shape: tuple[int, ...], targets: Tensor, size: Tens
     allowed = ((distance[None] < reach) | (steps[:, None] == 0)).all(2) & exists
     which, pick = allowed.nonzero(as_tuple=True)
     cell, target = cells[which, pick], targets[row[pick]]
-    return Matches(target[:, 0].long(), anchor[pick], cell[:, 0], cell[:, 1], boxes[pick], target[:, 1].long())
+    return Matches(target[:, 0].long(), anchor[pick], cell[:, 0], cell[:, 1], boxes[pick],
+                   target[:, 1].long())

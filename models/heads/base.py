@@ -27,8 +27,8 @@ class Candidates(NamedTuple):
 class Head(ABC):
     """A head record as its kind reads it. `stride`: px of the network's input that a cell of its grid spans.
 
-    The module imports no torch: records, counts and file formats do without. Predictions [B, *shape, G, G] are
-    a head's output with its channels split by `shape`.
+    The module imports no torch: records, counts and file formats do without. Predictions [B, *shape, G, G]
+    are a head's output with its channels split by `shape`.
     """
 
     kind: str                                              # what the record's `kind` says
@@ -91,11 +91,13 @@ class Head(ABC):
     @classmethod
     @abstractmethod
     def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far a student's predictions are from a teacher's, summed, and the weight to divide by."""
+        """Return how far a student's predictions are from a teacher's, summed, and the weight to divide
+        by."""
 
     @abstractmethod
     def differs(self, other: Head) -> str:
-        """Return what keeps the outputs of another head of this kind from meaning the same; empty when nothing does.
+        """Return what keeps the outputs of another head of this kind from meaning the same; empty when
+        nothing does.
 
         Classes are not compared.
         """

@@ -14,23 +14,25 @@ class DetectionLoss:
 
     Each term is a sum over predictions divided by the matches of the whole (global) batch. `terms` names
     them, and their weights. outputs: list of [B, *shape, G, G]; targets [N, 6] (image, class, cxcywh
-    normalised), N may be 0: the terms stay finite and every parameter gets a gradient. Under torch.distributed
-    the count is summed over ranks and the terms scaled so that DDP's mean of gradients equals one process with
-    the whole batch. Raises ModelError for a classifier.
+    normalised), N may be 0: the terms stay finite and every parameter gets a gradient. Under
+    torch.distributed the count is summed over ranks and the terms scaled so that DDP's mean of gradients
+    equals one process with the whole batch. Raises ModelError for a classifier.
     """
 
     def __init__(self, net: Net) -> None:
         self.heads = heads_of(require_heads(net, "a detection loss"))
         self.terms = self.heads[0].terms
 
-    def __call__(self, outputs: list[Tensor], targets: Tensor, images: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(self, outputs: list[Tensor], targets: Tensor,
+                 images: Tensor | None = None) -> dict[str, Tensor]:
         found, count = self.heads[0].losses(self.heads, [output.float() for output in outputs], targets)
         scale = over_ranks(count)
         return {name: value * scale for name, value in found.items()}
 
 
 def over_ranks(count: Tensor) -> Tensor:
-    """Return what a rank's sum is to be multiplied by, so that DDP's mean is the sum over all ranks / count."""
+    """Return what a rank's sum is to be multiplied by, so that DDP's mean is the sum over all ranks /
+    count."""
     world = 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)

@@ -23,15 +23,16 @@ class Found(NamedTuple):
     dropped: int
 
 
-def detections(outputs: Sequence[Tensor], heads: Sequence[Head], conf_thres: float, iou_thres: float, max_det: int,
-               classes: Sequence[int] | None = None, multi_label: bool = False) -> Found:
+def detections(outputs: Sequence[Tensor], heads: Sequence[Head], conf_thres: float, iou_thres: float,
+               max_det: int, classes: Sequence[int] | None = None, multi_label: bool = False) -> Found:
     """Return the detections of a batch from its head outputs, a list of [B, *shape, G, G].
 
     multi_label: every class of a prediction above the threshold is a detection (evaluation, as darknet
     counts); else its best class only. Boxes are decoded in fp32, above the threshold alone.
     """
     from torchvision.ops import nms
-    parts = [head.candidates(output.float(), conf_thres, classes, multi_label) for output, head in zip(outputs, heads)]
+    parts = [head.candidates(output.float(), conf_thres, classes, multi_label)
+             for output, head in zip(outputs, heads)]
     image, boxes = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     side = max(output.shape[-1] * head.stride for output, head in zip(outputs, heads))
     out = []

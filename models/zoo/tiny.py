@@ -25,7 +25,8 @@ PRUNED_WIDTHS = {"conv1": 14, "conv3": 28, "conv5": 56, "conv7": 112, "conv9": 2
 
 
 def head_row(name: str, source: str, anchors: Anchors, classes: int, xy_scale: float) -> Layer:
-    """Return the row of an anchor head; where centres stay in their cell (1) it is matched by YOLOv3's rule."""
+    """Return the row of an anchor head; where centres stay in their cell (1) it is matched by YOLOv3's
+    rule."""
     anchors = tuple((float(w), float(h)) for w, h in anchors)
     return Layer(name, "head", (source,), len(anchors) * (5 + classes), 1, act="linear", kind="anchor",
                  anchors=anchors, xy_scale=xy_scale, assign="best" if xy_scale == 1 else "ratio")
@@ -95,11 +96,12 @@ def micro_yolo_fast(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors =
 
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
                expansion: int = 2, se: bool = True) -> Net:
-    """Return the network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5": 5}.
+    """Return the network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5":
+    5}.
 
-    A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`,
-    squeeze = max(1, input/16); one that stays an mbconv keeps its widths. Raises ModelError for a layer that
-    is not there or holds no kernel.
+    A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`, squeeze = max(1,
+    input/16); one that stays an mbconv keeps its widths. Raises ModelError for a layer that is not there or
+    holds no kernel.
     """
     ops, kernels = ops or {}, kernels or {}
     out = channels(net).outputs

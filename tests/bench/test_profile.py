@@ -68,8 +68,8 @@ def test_bytes_are_those_of_a_hand_count():
         # expand 16x8, depthwise 16x25, reduce 2x16, expand 16x2, project 16x16 with biases; in, out;
         "mb3": (16 * 8 + 16) + (16 * 25 + 16) + (2 * 16 + 2) + (16 * 2 + 16) + (16 * 16 + 16)
         + 8 * 256 + 16 * 256
-        # expanded map, depthwise map, vectors of mean, squeeze and gate, product: written and read; the mean's own
-        # reading of its map.
+        # expanded map, depthwise map, vectors of mean, squeeze and gate, product: written and read; what the
+        # mean reads.
         + 2 * 16 * 256 + 2 * 16 * 256 + 2 * 16 + 2 * 2 + 2 * 16 + 2 * 16 * 256 + 16 * 256,
         "pool4": 16 * 256 + 16 * 64,
         "ds5": (16 * 9 + 16) + (32 * 16 + 32) + 16 * 64 + 2 * 16 * 64 + 32 * 64,

@@ -48,7 +48,8 @@ def residual_net(classes: int = 3) -> Net:
 def small_net(classes: int = 3) -> Net:
     """A detector that trains in seconds: stride 8, 5 k parameters, an MBConv with a 5x5 kernel."""
     return validate((
-        Layer("conv1", "conv", ("image",), 8, stride=2), Layer("pool2", "maxpool", ("conv1",), kernel=2, stride=2),
+        Layer("conv1", "conv", ("image",), 8, stride=2),
+        Layer("pool2", "maxpool", ("conv1",), kernel=2, stride=2),
         Layer("mb3", "mbconv", ("pool2",), 16, kernel=5, hidden=16, squeeze=2),
         Layer("pool4", "maxpool", ("mb3",), kernel=2, stride=2), Layer("ds5", "dsconv", ("pool4",), 32),
         Layer("head6", "head", ("ds5",), 2 * (5 + classes), 1, act="linear", kind="anchor",

@@ -19,8 +19,8 @@ def net_of(*heads: tuple[int, tuple, float, str]) -> Net:
     """Return a network of heads for 3 classes: stride, anchors, centre reach, rule of matching."""
     return tuple(row for stride, anchors, reach, rule in heads for row in (
         Layer(f"pool{stride}", "maxpool", ("image",), kernel=stride, stride=stride),
-        Layer(f"head{stride}", "head", (f"pool{stride}",), 16, 1, kind="anchor", anchors=anchors, xy_scale=reach,
-              assign=rule)))
+        Layer(f"head{stride}", "head", (f"pool{stride}",), 16, 1, kind="anchor", anchors=anchors,
+              xy_scale=reach, assign=rule)))
 
 
 NET = net_of((32, COARSE, 1.0, "best"), (16, FINE, 2.0, "ratio"))

@@ -15,7 +15,7 @@ from models.heads.loss import DetectionLoss
 from models.layer import Layer
 from models.network import Network, from_state, initialise
 from models.records import from_json, to_json, validate
-from tests.helpers.nets import hooked_macs, random_keep, randomised, silenced
+from tests.helpers.nets import ANCHORS, hooked_macs, random_keep, randomised, silenced
 
 SIDE = 64
 
@@ -41,11 +41,12 @@ def registered():
 @pytest.fixture
 def net():
     return validate((
-        Layer("conv1", "conv", ("image",), 12, stride=2), Layer("pool2", "maxpool", ("conv1",), kernel=2, stride=2),
+        Layer("conv1", "conv", ("image",), 12, stride=2),
+        Layer("pool2", "maxpool", ("conv1",), kernel=2, stride=2),
         Layer("own3", "dilated", ("pool2", "pool2"), 12, hidden=6, dilation=2, act="relu"),
-        Layer("conv4", "conv", ("own3",), 16, stride=2), Layer("own5", "dilated", ("conv4", "conv4"), 16, hidden=5),
-        Layer("head6", "head", ("own5",), 14, 1, kind="anchor", anchors=((20.0, 20.0), (40.0, 40.0)), xy_scale=2.0,
-              assign="ratio")))
+        Layer("conv4", "conv", ("own3",), 16, stride=2),
+        Layer("own5", "dilated", ("conv4", "conv4"), 16, hidden=5),
+        Layer("head6", "head", ("own5",), 14, 1, kind="anchor", anchors=ANCHORS, xy_scale=2.0, assign="ratio")))
 
 
 def test_it_is_built_counted_and_written_as_json(net):
@@ -85,8 +86,8 @@ def test_folded_and_in_two_runtimes_it_computes_the_same(net, tmp_path):
     (tmp_path / "a.param").write_text(text)
     (tmp_path / "a.bin").write_bytes(numbers)
     runner = ncnn.Net()
-    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage"):
-        setattr(runner.opt, option, False)
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage"):
+        setattr(runner.opt, f"use_{option}", False)
     assert not runner.load_param(str(tmp_path / "a.param")) and not runner.load_model(str(tmp_path / "a.bin"))
     extractor, held = runner.create_extractor(), np.ascontiguousarray(images[0].numpy() / np.float32(255))
     given = ncnn.Mat(held)                                 # it points into the array

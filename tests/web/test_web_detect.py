@@ -19,7 +19,7 @@ from utils.boxes import letterbox_geometry, scale_back
 PLACE = ("scale", "left", "top", "width", "height")
 SHAPES = [(375, 500), (500, 333), (720, 1280), (1000, 777), (416, 416), (208, 208), (100, 60), (415, 417),
           (832, 832), (1, 3000), (417, 416), (400, 300)]
-HEADS = tuple(AnchorHead(Layer("head", "head", ("x",), 24, kind="anchor", anchors=anchors, xy_scale=reach), stride)
+HEADS = tuple(AnchorHead(Layer("head", "head", ("x",), 24, anchors=anchors, xy_scale=reach), stride)
               for anchors, stride, reach in (
                   (((10.0, 14.0), (23.0, 27.0), (37.0, 58.0)), 16, 2.0),
                   (((81.0, 82.0), (135.0, 169.0), (344.0, 319.0)), 32, 1.0)))
