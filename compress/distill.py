@@ -21,7 +21,7 @@ class DistilledLoss:
     """
 
     def __init__(self, base: DetectionLoss, teach: Callable[[Tensor], list[Tensor]]) -> None:
-        self.base, self.teach, self.terms = base, teach, (*base.terms, "distill")
+        self.base, self.teach, self.terms = base, teach, {**base.terms, "distill": 1.0}
 
     def __call__(self, outputs: list[Tensor], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
         kind = type(self.base.heads[0])

@@ -73,7 +73,7 @@ class SandwichLoss:
     """
 
     def __init__(self, base: DetectionLoss) -> None:
-        self.base, self.terms = base, (*base.terms, "distill")
+        self.base, self.terms = base, {**base.terms, "distill": 1.0}
 
     def __call__(self, outputs: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
         first, *others = outputs

@@ -10,7 +10,6 @@ is faster.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import subprocess
@@ -96,6 +95,7 @@ def serve(args: argparse.Namespace, root: str, name: str) -> None:
         from models.decode import head_specs
         from models.fold import fold
         from models.loss import DetectionLoss
+
         from models.network import Network, from_state, initialise
         from models.zoo import build
         loss = DetectionLoss(head_specs(build(name)))

@@ -47,7 +47,7 @@ class AnchorHead(Head):
     """
 
     kind = "anchor"
-    terms = ("box", "obj", "cls")
+    terms = {"box": 5.0, "obj": 1.0, "cls": 1.0}
     why_frozen = "a head's outputs are its anchors and classes"
 
     @classmethod

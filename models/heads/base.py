@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,7 +32,7 @@ class Head(ABC):
     """
 
     kind: str                                              # what the record's `kind` says
-    terms: tuple[str, ...]                                 # names of the loss terms, and of their weights
+    terms: Mapping[str, float]                             # loss term -> its weight where nothing else is said
     why_frozen: str                                        # why its outputs cannot be pruned
 
     def __init__(self, layer: Layer, stride: int) -> None:
