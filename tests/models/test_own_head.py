@@ -21,7 +21,7 @@ SIDE, NAMES = 64, ("a", "b", "c")
 
 
 class CellHead(Head):
-    """Predictions [B, K + 2, G, G]: the classes of a cell, log sides of the box around its middle in cells."""
+    """Predictions [B, K + 2, G, G]: classes of a cell, log sides of the box around its middle."""
 
     kind = "cell"
     terms = {"hit": 1.0, "side": 2.0}
@@ -48,7 +48,7 @@ class CellHead(Head):
 
     @classmethod
     def losses(cls, heads, outputs, targets):
-        head, output = heads[0], outputs[0]
+        output = outputs[0]
         grid = output.shape[-1]
         image, label = targets[:, 0].long(), targets[:, 1].long()
         x, y = (targets[:, 2:4] * grid).long().clamp(max=grid - 1).T
