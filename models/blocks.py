@@ -260,10 +260,16 @@ def head(b: Builder, x: str) -> str:
 
 @block("out")
 def classify(b: Builder, x: str) -> str:
-    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1]."""
+    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1].
+
+    `full`: the scores of every cell with their activation, then the mean (SqueezeNet).
+    """
+    why = "a classifier's outputs are its classes"
+    if b.layer.full:
+        return b.mean(b.conv(x, "fc", bn=False, fixed=why), "")
     y = b.mean(x, "")
     y = b.conv(y, "fc1", "hidden", bn=False) if b.layer.hidden else y
-    return b.conv(y, "fc", bn=False, act="linear", fixed="a classifier's outputs are its classes")
+    return b.conv(y, "fc", bn=False, act="linear", bias=b.layer.bias, fixed=why)
 
 
 def of_schema_1(layer: Layer) -> Layer:
