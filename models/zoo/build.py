@@ -64,10 +64,10 @@ def build(name: str, classes: int | None = None) -> Net:
 def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tuple[str, ...]]:
     """Return a classifier cut off as a backbone, and the record that each level ends in.
 
-    reductions: px of the image that a cell of each level spans. A level ends in the last record there through
-    which all that follows goes. The classifier's end, its widening "last" and what no level needs are
+    reductions: px of the image that a cell of each level spans. A level ends in the last record there
+    through which all that follows goes. The classifier's end, its widening "last" and what no level needs are
     dropped; stems are padded, so that every grid is the image's divided by its reduction; a network that ends
-    too fine is followed by max-poolings. Raises ModelError for a detector, or a reduction that the network skips.
+    too fine is followed by max-poolings. Raises ModelError for a detector, or a reduction that it skips.
     """
     if heads(net):
         raise ModelError("the network is a detector; features are those of a classifier")

@@ -1,0 +1,125 @@
+"""Random networks' states, what hooks count, and the check that a pruned network is its parent masked."""
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.channels import channels, shapes, without
+from models.graph import expand, grids
+from models.layer import Net
+from models.network import Network
+
+State = dict[str, Tensor]
+Keep = dict[str, list[int]]
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the same model in eval mode, with batch-norms as training leaves them and biases that are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(.5, 1.5, generator=generator)
+                module.bias.normal_(0, .2, generator=generator)
+                module.running_mean.normal_(0, .1, generator=generator)
+                module.running_var.uniform_(.5, 1.5, generator=generator)
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                # He's deviation keeps every depth at one scale, or the depths' faults would not be seen.
+                fan = module.weight[0].numel()
+                module.weight.normal_(0, (2 / fan) ** .5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, .1, generator=generator)
+    return model.eval()
+
+
+def state_of(model: nn.Module) -> State:
+    """Return the tensors of a model without batch-norm's counters, in the order of its modules."""
+    return {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+
+def hooked(model: nn.Module, imgsz: int) -> int:
+    """Return the multiply-adds of all convolutions and linear layers that a forward pass runs through."""
+    seen = []
+
+    def count(module: nn.Module, _: object, out: Tensor) -> None:
+        seen.append(out.numel() * module.weight[0].numel())
+    hooks = [module.register_forward_hook(count) for module in model.modules()
+             if isinstance(module, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        model(torch.rand(1, 3, imgsz, imgsz, dtype=next(model.parameters()).dtype))
+    for hook in hooks:
+        hook.remove()
+    return sum(seen)
+
+
+def check_graph(net: Net, imgsz: int) -> None:
+    """Fail where the table of tensors or a node's shape is not what the module has."""
+    model, side, seen = Network(net).eval(), grids(net, imgsz), {}
+    assert {key: tuple(value.shape) for key, value in state_of(model).items()} == shapes(net)
+    assert list(state_of(model)) == list(shapes(net))
+    model.watch = lambda node, value: seen.update({node.name: tuple(value.shape)})
+    with torch.no_grad():
+        model(torch.rand(2, 3, imgsz, imgsz))
+    assert seen == {node.name: (2, node.channels, side[node.name], side[node.name]) for node in expand(net).nodes}
+
+
+def random_keep(net: Net, rng: random.Random) -> Keep:
+    """Return kept indices of about half the units that can be cut, at least one of each."""
+    table, keep = channels(net), {}
+    for name, ids in table.units.items():
+        if name not in table.frozen and rng.random() < .6:
+            keep[name] = sorted(rng.sample(range(len(ids)), rng.randint(1, len(ids))))
+    return keep
+
+
+def pruned(net: Net, state: State, keep: Keep) -> tuple[Net, State]:
+    """Return the smaller network and its state."""
+    small, stays = without(net, keep)
+    out = {}
+    for param in channels(net).params:
+        value = state[param.key]
+        for axis, ids in enumerate((param.rows,) if param.cols is None else (param.rows, param.cols)):
+            value = value.index_select(axis, torch.from_numpy(np.flatnonzero(stays[ids])))
+        out[param.key] = value
+    return small, out
+
+
+def masked(net: Net, state: State, keep: Keep) -> State:
+    """Return the parent's state with the lost channels silenced: no weight, no bias, no batch-norm's gain."""
+    stays, out = without(net, keep)[1], dict(state)
+    for param in channels(net).params:
+        if param.trained:
+            lost = ~torch.from_numpy(stays[param.rows])
+            out[param.key] = state[param.key].masked_fill(lost.view(-1, *[1] * (state[param.key].dim() - 1)), 0)
+    return out
+
+
+def loaded(net: Net, state: State) -> Network:
+    """Return a network in eval mode that holds these very tensors; building it on `meta` costs no random numbers."""
+    with torch.device("meta"):
+        model = Network(net)
+    counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    model.load_state_dict({**state, **counters}, assign=True)
+    return model.eval()
+
+
+def check_pruned_is_masked(net: Net, imgsz: int, keeps: int = 20, tolerance: float = 1e-5) -> float:
+    """Return the largest relative difference between a network pruned at random and its parent masked; fail above."""
+    model = randomise(Network(net).double())
+    state, worst, moved = state_of(model), 0.0, 0
+    image = torch.rand(1, 3, imgsz, imgsz, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for seed in range(keeps):
+        keep = random_keep(net, random.Random(seed))
+        small, cut = pruned(net, state, keep)
+        assert shapes(small) == {key: tuple(value.shape) for key, value in cut.items()}
+        with torch.no_grad():
+            theirs, ours = loaded(net, masked(net, state, keep))(image), loaded(small, cut)(image)
+            moved += not all(torch.equal(a, b) for a, b in zip(theirs, model(image)))
+        for a, b in zip(theirs, ours):
+            worst = max(worst, float((a - b).abs().max() / a.abs().max()))
+            assert worst <= tolerance, (seed, worst, keep)
+    assert moved or not any(name not in channels(net).frozen for name in channels(net).units), "nothing was cut"
+    return worst
