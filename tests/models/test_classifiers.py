@@ -11,7 +11,7 @@ from torchvision import models as torchvision
 
 from models.channels import channels
 from models.count import macs, parameters
-from models.graph import classes_of, grids, strides
+from models.graph import classes_of, expand, grids, strides
 from models.layer import Net
 from models.network import Network
 from models.records import to_json
@@ -46,8 +46,7 @@ PAPERS = {
 def test_counts_are_those_of_the_papers(make, width):
     net = make(width=width) if width else make()
     millions, mmacs = PAPERS[make, width]
-    assert f"{parameters(net) / 1e6:.3f}" in (f"{millions:.3f}",)
-    assert f"{macs(net, 224) / 1e6:.1f}" == f"{mmacs:.1f}"
+    assert (f"{parameters(net) / 1e6:.3f}", f"{macs(net, 224) / 1e6:.1f}") == (f"{millions:.3f}", f"{mmacs:.1f}")
 
 
 def test_xception_is_counted_at_299():
@@ -121,7 +120,8 @@ def test_outputs_are_those_of_torchvision_and_timm(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_pruned_is_masked(name):
-    assert check_pruned_is_masked(build(name, 5), 32) < 1e-9
+    # GhostNet's random outputs are small differences of large numbers: fp32 alone is 2e-5 off.
+    check_pruned_is_masked(build(name, 5), 32, dtype=torch.float64 if name == "ghostnet" else torch.float32)
 
 
 def test_what_cannot_be_cut_is_said_and_the_rest_can():
@@ -142,8 +142,8 @@ def test_features_lie_on_exact_grids_and_carry_nothing_else(name):
     read = {x for row in back for x in row.inputs}
     assert all(row.name in read or row.name in names for row in back)
     assert {row.name for row in features(net, (8,))[0]} < {row.name for row in back}
-    assert all(side in (1, 64 // max(1, step)) for level, step in strides(back).items()
-               for side in [grids(back, 64).get(level, 1)])
+    side = grids(back, 64)
+    assert all(side[node.name] == (64 // node.reduction if node.reduction else 1) for node in expand(back).nodes)
 
 
 def test_levels_end_in_sums_and_units_and_not_in_their_branches():
