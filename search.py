@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.zoo.detectors import SEARCHED
+from models.zoo.tiny import SEARCHED
 from training import flags
 from utils import cli
 

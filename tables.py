@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
 
 def open_plan(args: argparse.Namespace, profile: Profile) -> tuple[Plan, dict[Path, str]]:
     """The profile's jobs, and the net.json files they need: networks without a name in the zoo."""
-    from models.layer import to_json
+    from models.records import to_json
     from paper.jobs import Place, Plan, digest
     from paper.nets import table2_nets
     from paper.profiles import profile_jobs
@@ -126,7 +126,7 @@ def write_tables(tables: list[Table], folder: Path, records: dict[str, dict]) ->
 def page_table(results: Path) -> Callable[[str, str], Form]:
     """A function of (name, option) that gives header and rows of a marked table from what `results` holds."""
     def make(name: str, option: str) -> Form:
-        from models.zoo.detectors import ZOO
+        from models.zoo.build import ZOO
         from paper.claims import LONG, long_form, read_claims, wide_form
         from paper.jobs import Place, Plan
         from paper.nets import count

@@ -69,7 +69,7 @@ def main() -> None:
     from evaluation import figures
     from evaluation.evaluate import evaluate
     from evaluation.inference import Finder, matching_classes
-    from models.heads.decode import detections
+    from models.heads.nms import detections
     from utils import runs
     from utils.redact import masked_values
     interrupt = runs.Interrupt()

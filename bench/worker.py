@@ -62,7 +62,7 @@ class Ready:
 
     def __init__(self, spec: dict) -> None:
         self.spec, began = spec, time.perf_counter()
-        from models.heads.decode import detections
+        from models.heads.nms import detections
         self._decode, imported = detections, time.perf_counter()
         self.runtime = load(spec)
         loaded = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Squeeze-excitation taken out of MBConv layers: `without_gates(net, state, gates) -> (net, state)`.
+"""Squeeze-excitation taken out of blocks: `without_se(net, state, gates) -> (net, state)`.
 
 A gate asks for the mean of a whole map before the first of its cells can be multiplied, which no runtime
-fuses with the convolutions around it. Its mean over pictures is a number a channel, which the projection's
-weights take in; what the gate told of a single picture is lost, and fine-tuning has to make it good.
+fuses with the convolutions around it. Its mean over images is a number a channel, which the convolution
+behind it takes in; what the gate told of a single image is lost, and fine-tuning has to make it good.
 """
 from __future__ import annotations
 
@@ -12,45 +12,53 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.blocks import SE
-from models.layer import Net, validate
+from models.graph import expand
+from models.layer import Net
 from models.network import from_state
+from models.nodes import Node
+from models.records import validate
 
 
-def gates_to_shut(source: Net, net: Net) -> tuple[str, ...]:
-    """The MBConv layers that have squeeze-excitation in `source` and none in `net`."""
-    there = {layer.name: layer for layer in source if layer.op == "mbconv" and layer.squeeze}
-    return tuple(layer.name for layer in net
-                 if layer.op == "mbconv" and not layer.squeeze and layer.name in there)
+def _products(net: Net) -> dict[str, Node]:
+    """Return record -> the product of its squeeze-excitation, of records whose own convolution reads it."""
+    nodes = expand(net).nodes
+    read = {(node.layer, node.inputs[0]) for node in nodes if node.type == "conv"}
+    return {node.layer: node for node in nodes if node.type == "mul" and (node.layer, node.name) in read}
+
+
+def layers_to_open(source: Net, net: Net) -> tuple[str, ...]:
+    """Return the records that have squeeze-excitation inside in `source` and none in `net`."""
+    there, ops = _products(source), {layer.name: layer.op for layer in source}
+    return tuple(layer.name for layer in net if not layer.squeeze and layer.name in there
+                 and layer.op == ops[layer.name])
 
 
 @torch.no_grad()
-def mean_gates(net: Net, state: dict[str, Tensor], images: Tensor,
-               layers: Collection[str]) -> dict[str, Tensor]:
-    """Layer name -> the mean of its gates [hidden], 0..1, over pictures [B, 3, S, S] (uint8 or 0..1)."""
+def mean_gates(net: Net, state: dict[str, Tensor], images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+    """Return record -> the mean of its gates [C], 0..1, over images [B, 3, S, S] (uint8 or 0..1)."""
     model, found = from_state(net, state), {}
+    gates = {_products(net)[name].inputs[1]: name for name in layers}
 
-    def watch(name: str) -> object:
-        def hook(gate: SE, inputs: tuple[Tensor]) -> None:
-            found[name] = gate.gate(inputs[0]).mean((0, 2, 3))
-        return hook
-    for name in layers:
-        getattr(model, name).se.register_forward_pre_hook(watch(name))
+    def watch(node: Node, value: Tensor) -> None:
+        if node.name in gates:
+            found[gates[node.name]] = value.mean((0, 2, 3))
+    model.watch = watch
     model(images)
     return found
 
 
-def without_gates(net: Net, state: dict[str, Tensor],
-                  gates: dict[str, Tensor]) -> tuple[Net, dict[str, Tensor]]:
-    """The network whose layers named in `gates` multiply each hidden channel by a constant instead.
+def without_se(net: Net, state: dict[str, Tensor], gates: dict[str, Tensor]) -> tuple[Net, dict[str, Tensor]]:
+    """Return the network whose records named in `gates` multiply each channel by a constant instead.
 
-    The constants [hidden] go into the projection's weights, so that the records simply lose their squeeze.
+    The constants [C] go into the weights behind the gate, so that the records simply lose their squeeze.
     Arguments unchanged.
     """
     new = validate(tuple(replace(layer, squeeze=0) if layer.name in gates else layer for layer in net))
-    shut = tuple(f"{name}.se." for name in gates)
-    out = {key: value for key, value in state.items() if not key.startswith(shut)}
+    products, left = _products(net), {node.name for node in expand(new).nodes}
+    out = {key: value for key, value in state.items()
+           if key.split(".")[0] not in gates or key.rsplit(".", 1)[0] in left}
     for name, gate in gates.items():
-        key = f"{name}.project.conv.weight"
+        reader = next(n for n in expand(net).nodes if n.type == "conv" and n.inputs[0] == products[name].name)
+        key = f"{reader.name}.weight"
         out[key] = state[key] * gate.to(state[key]).view(1, -1, 1, 1)
     return new, out

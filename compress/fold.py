@@ -3,28 +3,82 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from models.channels import layout
+from models.channels import channels
+from models.graph import expand
 from models.layer import Net
+from models.nodes import Node
+from utils.errors import ModelError
+
+State = dict[str, Tensor]
 
 
-def fold(net: Net, state: dict[str, Tensor]) -> tuple[Net, dict[str, Tensor]]:
-    """The network with each batch-norm's scale and shift moved into the convolution before it.
+def fold(net: Net, state: State) -> tuple[Net, State]:
+    """Return the network with each batch-norm moved into the convolution before it.
 
     gamma * (Wx - mean) / sqrt(var + eps) + beta
     = (gamma / sqrt(var + eps)) W x + (beta - gamma mean / sqrt(var + eps)), computed in fp32.
-    Inference only. Layers without batch-norm pass unchanged; the arguments are not modified.
+    Branches of one input that are added and have no convolution of their own in the folded network become its
+    one convolution. Inference only. Records without batch-norm pass unchanged; the arguments are not modified.
+    Raises ModelError for a batch-norm that follows no convolution.
     """
-    eps = {layer.name: layer.eps for layer in net}
-    new = {param.key: state[param.key] for param in layout(net) if ".bn." not in param.key}
-    for param in layout(net):
-        if not param.key.endswith(".bn.weight"):
+    folded = tuple(replace(layer, bn=False) if layer.bn else layer for layer in net)
+    nodes = {node.name: node for node in expand(net).nodes}
+    norms = {node.inputs[0]: node for node in nodes.values() if node.type == "norm"}
+    new: State = {}
+    for node in expand(folded).nodes:
+        if node.type == "norm":
+            raise ModelError(f"layer {node.layer!r}: its batch-norm follows no convolution and cannot be folded")
+        if node.type != "conv":
             continue
-        stage = param.key.removesuffix(".bn.weight")
-        gamma, beta, mean, var = (state[f"{stage}.bn.{s}"].float()
-                                  for s in ("weight", "bias", "running_mean", "running_var"))
-        scale = gamma / (var + eps[stage.split(".")[0]]).sqrt()
-        new[f"{stage}.conv.weight"] = state[f"{stage}.conv.weight"].float() * scale.view(-1, 1, 1, 1)
-        new[f"{stage}.conv.bias"] = beta - mean * scale
-    return tuple(replace(layer, bn=False) if layer.bn else layer for layer in net), new
+        if node.name in nodes:
+            weight, bias = _affine(nodes[node.name], norms.get(node.name), state)
+        else:
+            weight, bias = _merged(node, nodes, state)
+        new[f"{node.name}.weight"] = weight
+        if node.bias:
+            new[f"{node.name}.bias"] = bias
+    return folded, {param.key: new[param.key] for param in channels(folded).params}
+
+
+def _affine(conv: Node, norm: Node | None, state: State) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a convolution and the batch-norm behind it; as they are where there is none."""
+    weight, bias = state[f"{conv.name}.weight"], state.get(f"{conv.name}.bias")
+    if norm is None:
+        return weight, bias
+    scale, shift = _scale_and_shift(norm, state)
+    return weight.float() * scale.view(-1, 1, 1, 1), shift
+
+
+def _scale_and_shift(norm: Node, state: State) -> tuple[Tensor, Tensor]:
+    gamma, beta, mean, var = (state[f"{norm.name}.{leaf}"].float()
+                              for leaf in ("weight", "bias", "running_mean", "running_var"))
+    scale = gamma / (var + norm.eps).sqrt()
+    return scale, beta - mean * scale
+
+
+def _merged(target: Node, nodes: dict[str, Node], state: State) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the one convolution that is the sum of a record's branches.
+
+    A branch is a convolution with batch-norm, its kernel centred in the largest one's, or batch-norm alone: an
+    identity kernel.
+    """
+    total = next(node for node in nodes.values() if node.layer == target.layer and node.type == "add")
+    weight = bias = 0.0
+    for name in total.inputs:
+        norm = nodes[name]
+        source = nodes.get(norm.inputs[0])
+        if source is not None and source.type == "conv" and source.layer == target.layer:
+            kernel, shift = _affine(source, norm, state)
+        else:
+            scale, shift = _scale_and_shift(norm, state)
+            kernel = torch.zeros(target.channels, target.channels // target.groups, 1, 1)
+            at = torch.arange(target.channels)
+            kernel[at, at % kernel.shape[1], 0, 0] = scale.cpu()
+            kernel = kernel.to(scale.device)
+        margin = (target.kernel - kernel.shape[-1]) // 2
+        weight = weight + torch.nn.functional.pad(kernel, (margin,) * 4)
+        bias = bias + shift
+    return weight, bias

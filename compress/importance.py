@@ -1,4 +1,4 @@
-"""How much each channel of a group matters, by the rules of the pruning literature."""
+"""How much each channel of a unit matters, by the rules of the pruning literature."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -6,29 +6,30 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from models.channels import layout, widths
+from models.channels import channels
+from models.graph import expand
 from models.layer import Net
 from models.network import Network
 from utils.errors import ModelError
 
 
 def _l1(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Sum of absolute weights (Li et al. 2017, arXiv 1608.08710)."""
+    """Return the sum of absolute weights (Li et al. 2017, arXiv 1608.08710)."""
     return weight.abs().sum(1)
 
 
 def _l2(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
+    """Return the Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
     return weight.square().sum(1).sqrt()
 
 
 def _fpgm(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Sum of distances to the other filters: the middle one is replaceable (FPGM, arXiv 1811.00250)."""
+    """Return the sum of distances to the other filters: the middle one is replaceable (FPGM, arXiv 1811.00250)."""
     return torch.cdist(weight, weight).sum(1)
 
 
 def _taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
-    """Squared first-order change of the loss without it (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
+    """Return the squared first-order change of the loss without it (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
     return (weight * gradient).sum(1).square()
 
 
@@ -37,39 +38,48 @@ KERNEL_RULES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 RULES = (*KERNEL_RULES, "bn", "random")
 
 
-def channel_scores(net: Net, state: dict[str, Tensor], group: str, rule: str, *,
+def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
                    gradients: dict[str, Tensor] | None = None, seed: int = 0) -> Tensor:
-    """Importance [width] of each channel of a group, larger is more.
+    """Return the importance [width] of each channel of a unit; larger is more.
 
-    It is that of the kernels that produce the channels, summed where residual adds tie several layers into
-    the group. bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519). random: a
-    function of the seed and the group's name. taylor needs `gradients` (state key -> gradient of the loss).
-    Raises ModelError for an unknown rule, a group nothing produces, or bn where there is none.
+    It is that of the kernels that make the channels, summed where several do (tied records, a width that one
+    record uses twice). bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519). random:
+    a function of the seed and the unit's name. taylor needs `gradients` (state key -> gradient of the loss).
+    Raises ModelError for an unknown rule or unit, or bn where there is none.
     """
     if rule not in RULES:
         raise ModelError(f"unknown importance {rule!r}; known are {', '.join(RULES)}")
-    keys = [p.key for p in layout(net) if p.rows == (group,) and p.cols is not None
-            and not p.key.endswith("se.expand.weight")]
-    if not keys:
-        raise ModelError(f"no layer produces the channel group {group!r}")
+    table = channels(net)
+    if unit not in table.units:
+        raise ModelError(f"no unit {unit!r}; known are {', '.join(table.units)}")
+    width = len(table.units[unit])
     if rule == "random":
-        generator = torch.Generator().manual_seed(seed + sum(group.encode()))
-        return torch.rand(widths(net)[group], generator=generator)
-    if rule == "bn":
-        scales = [key.replace(".conv.weight", ".bn.weight") for key in keys]
-        if missing := [key for key in scales if key not in state or not key.endswith(".bn.weight")]:
-            raise ModelError(f"importance bn: {missing[0].split('.')[0]} has no batch-norm; use another rule")
-        return sum(state[key].detach().float().abs() for key in scales)
+        generator = torch.Generator().manual_seed(seed + sum(unit.encode()))
+        return torch.rand(width, generator=generator)
     if rule == "taylor" and gradients is None:
         raise ModelError("importance taylor needs the gradients of the loss")
-    return sum(KERNEL_RULES[rule](state[key].detach().float().flatten(1),
-                                  gradients[key].float().flatten(1) if gradients else None) for key in keys)
+    norms = {node.inputs[0]: node.name for node in expand(net).nodes if node.type == "norm"}
+    rows = {param.key: torch.from_numpy(param.rows) for param in table.params}
+    place = torch.full((table.count,), width)                          # number -> its index in the unit
+    place[torch.from_numpy(table.units[unit])] = torch.arange(width)
+    total = torch.zeros(width + 1)                                     # the last one takes what is no channel of it
+    for maker in table.makers[unit]:
+        key = f"{maker.name}.weight"
+        if rule == "bn":
+            if maker.name not in norms:
+                raise ModelError(f"importance bn: {unit} has no batch-norm; use another rule")
+            score = state[f"{norms[maker.name]}.weight"].detach().float().abs()
+        else:
+            score = KERNEL_RULES[rule](state[key].detach().float().flatten(1),
+                                       gradients[key].float().flatten(1) if gradients else None)
+        total.index_add_(0, place[rows[key]], score)
+    return total[:width]
 
 
 def loss_gradients(net: Net, state: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]],
                    loss: Callable, weights: dict[str, float],
                    device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """State key -> gradient of the summed loss over batches of (pictures uint8 [B, 3, S, S], targets [N, 6]).
+    """Return state key -> gradient of the summed loss over batches of (images uint8 [B, 3, S, S], targets [N, 6]).
 
     Batch-norm in eval mode: the statistics are those of the network that will be cut.
     """

@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.channels import layout
+from models.channels import channels
 from models.layer import Net
 from models.network import Network
 from models.sync_bn import synchronise
-from models.zoo.detectors import substitute
+from models.zoo.tiny import substitute
 from utils.errors import ModelError
 
 
 def with_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """The network with the kernels of some layers in another size; neither argument is changed.
+    """Return the network with the kernels of some records in another size; neither argument is changed.
 
     A smaller kernel is the centre of the old one (a view of it); a larger one is the old one in a border of
     zeros, which computes the same. kernels: layer -> side. Raises ModelError for a layer without kernels.
     """
     new = substitute(net, kernels=dict(kernels))
     out = dict(state)
-    for old, param in zip(layout(net), layout(new), strict=True):
+    for old, param in zip(channels(net).params, channels(new).params, strict=True):
         if old.tail != param.tail:
             out[param.key] = _resized(state[param.key], param.tail[-1])
     return new, out
@@ -37,7 +37,7 @@ def with_kernels(net: Net, state: Mapping[str, Tensor],
 
 def crop_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """The network with smaller kernels in some layers, each the centre of what `state` holds.
+    """Return the network with smaller kernels in some records, each the centre of what `state` holds.
 
     As `with_kernels`, but raises ModelError where a kernel would have to grow: what is not there cannot be
     cut out.
@@ -50,7 +50,7 @@ def crop_kernels(net: Net, state: Mapping[str, Tensor],
 
 
 def _resized(kernel: Tensor, side: int) -> Tensor:
-    """The kernel [..., k, k] as [..., side, side] about the same centre."""
+    """Return the kernel [..., k, k] as [..., side, side] about the same centre."""
     margin = (kernel.shape[-1] - side) // 2
     if margin < 0:
         return F.pad(kernel, (-margin,) * 4)
@@ -58,7 +58,7 @@ def _resized(kernel: Tensor, side: int) -> Tensor:
 
 
 def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: bool = False) -> list[Tensor]:
-    """Raw maps [B, A, 5 + K, G, G] of pictures [B, 3, S, S] by a network whose tensors are those of `state`.
+    """Return the head outputs of images [B, 3, S, S] by a network whose tensors are those of `state`.
 
     No module is built for it and nothing is copied, so gradients flow into the tensors of `state`. In
     training batch-norm writes its running statistics there: hand in clones where they are another network's.
@@ -69,7 +69,7 @@ def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: boo
 
 @lru_cache(maxsize=128)
 def _skeleton(net: Net, several: bool) -> nn.Module:
-    """The network's modules without any memory; batch-norm over all processes where there are several."""
+    """Return the network's modules without any memory; batch-norm over all processes where there are several."""
     with torch.device("meta"):
         model = Network(net)
     return synchronise(model) if several else model

@@ -1,63 +1,38 @@
-"""Channel pruning as a function: (net, state, kept channels) -> (smaller net, smaller state)."""
+"""Channel pruning as a pass: (net, state, kept channels) -> (smaller net, smaller state)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from models.channels import frozen_groups, layout, widths, with_widths
+from models.channels import channels, without
 from models.layer import Net
-from utils.errors import ModelError
 
 
-def prune(net: Net, state: dict[str, Tensor],
+def prune(net: Net, state: Mapping[str, Tensor],
           keep: Mapping[str, Sequence[int]]) -> tuple[Net, dict[str, Tensor]]:
-    """The network and state with only the listed channels of each group; neither argument is changed.
+    """Return the network and state with only the listed channels of each unit; neither argument is changed.
 
-    keep: channel group -> sorted indices to keep; groups not listed stay whole. Tensors that lose nothing are
-    shared with `state`. Raises ModelError for an unknown or frozen group, an empty or unsorted list, or an
-    index out of range.
+    keep: unit -> sorted indices to keep; units that are not listed stay whole. Tensors that lose nothing are
+    shared with `state`; the cut is differentiable. Raises ModelError as `channels.without` does.
     """
-    width = widths(net)
-    _check(net, width, keep)
-    kept = {g: torch.as_tensor(list(i), dtype=torch.long) for g, i in keep.items() if len(i) < width[g]}
+    small, stays = without(net, keep)
+    out, cache = dict(state), {}
 
-    def index(names: tuple[str, ...]) -> Tensor | None:
-        """Positions that stay along an axis made of the named groups, None when all do."""
-        if not any(g in kept for g in names):
+    def kept(ids: np.ndarray | None) -> Tensor | None:
+        """Return the positions that stay along an axis, None when all do."""
+        if ids is None:
             return None
-        at, out = 0, []
-        for g in names:
-            out.append(at + kept.get(g, torch.arange(width[g])))
-            at += width[g]
-        return torch.cat(out)
-    small, cache = dict(state), {}
-    for param in layout(net):
+        if (key := ids.tobytes()) not in cache:
+            stay = stays[ids]
+            cache[key] = None if stay.all() else torch.from_numpy(np.flatnonzero(stay))
+        return cache[key]
+    for param in channels(net).params:
         tensor = state[param.key]
-        for axis, names in enumerate((param.rows, param.cols)):
-            if names is None:
-                continue
-            if names not in cache:
-                cache[names] = index(names)
-            if cache[names] is not None:
-                tensor = tensor.index_select(axis, cache[names].to(tensor.device))
-        small[param.key] = tensor
-    return with_widths(net, {g: len(i) for g, i in kept.items()}), small
-
-
-def _check(net: Net, width: dict[str, int], keep: Mapping[str, Sequence[int]]) -> None:
-    frozen = frozen_groups(net)
-    for group, indices in keep.items():
-        indices = list(indices)
-        if group not in width:
-            known = ", ".join(g for g in width if g != "image")
-            raise ModelError(f"no channel group {group!r}; known are {known}")
-        if group in frozen and len(indices) < width[group]:
-            raise ModelError(f"channel group {group!r} cannot be cut: {frozen[group]}")
-        if not indices:
-            raise ModelError(f"channel group {group!r} would lose all its {width[group]} channels; "
-                             "keep at least one")
-        if indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= width[group]:
-            raise ModelError(f"keep for {group!r} must be sorted, unique indices in 0..{width[group] - 1}, "
-                             f"got {str(indices)[:60]}")
+        for axis, ids in enumerate((param.rows, param.cols)):
+            if (index := kept(ids)) is not None:
+                tensor = tensor.index_select(axis, index.to(tensor.device))
+        out[param.key] = tensor
+    return small, out

@@ -1,18 +1,18 @@
 """One network trained so that every choice of kernels inside it works: the sandwich rule.
 
 Yu and Huang 2019 (US-Net, arXiv 1903.05134), sections 3.3 and 3.4 and algorithm 1, with kernel sizes in place
-of widths: each step trains the largest network on the truths, and the smallest and a few random ones on what
-the largest answers.
+of widths: each step trains the largest network on the ground truth, and the smallest and a few random ones on
+what the largest predicts.
 """
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from compress.distill import distillation
 from compress.kernels import crop_kernels, forward
+from models.heads.loss import DetectionLoss, distillation
 from models.layer import Net
 from models.network import Network
 from utils.errors import ModelError
@@ -23,7 +23,7 @@ COUNTER = "num_batches_tracked"
 class Supernet(Network):
     """A Network that in training also runs the smallest and `count` random choices of its layers' kernels.
 
-    forward: pictures [B, 3, H, W] to the raw maps of the largest network, as a Network's; in training to a
+    forward: images [B, 3, H, W] to the head outputs of the largest network, as a Network's; in training to a
     list of such lists, the largest first. Only the largest moves batch-norm's running statistics. What is
     chosen at a step depends on the seed and on how many batches the network has seen, which is part of its
     state: a resumed training chooses the same.
@@ -50,13 +50,13 @@ class Supernet(Network):
         return maps
 
     def batches_seen(self) -> int:
-        """How many training batches have gone through the network, in this process and before."""
+        """Return how many training batches have gone through the network, in this process and before."""
         return int(next(buffer for name, buffer in self.named_buffers() if name.endswith(COUNTER)))
 
 
 def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: int,
              step: int) -> list[dict[str, int]]:
-    """The choices trained beside the largest at a step: the smallest, then `count` drawn evenly.
+    """Return the choices trained beside the largest at a step: the smallest, then `count` drawn evenly.
 
     A function of its arguments alone.
     """
@@ -66,16 +66,17 @@ def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: in
 
 
 class SandwichLoss:
-    """Callable: (maps, targets, images) -> the base loss of the first maps, and "distill" for the others.
+    """Callable: (outputs, targets, images) -> the base loss of the first outputs, and "distill" for the others.
 
-    maps: a Supernet's in training. The largest network learns from the truths, each of the others from the
-    largest's answer, from which no gradient flows back (in-place distillation); theirs are added up.
+    outputs: a Supernet's in training. The largest network learns from the ground truth, each of the others from
+    the largest's outputs, through which no gradient flows back (in-place distillation); theirs are added up.
     """
 
-    def __init__(self, base: Callable) -> None:
-        self.base = base
+    def __init__(self, base: DetectionLoss) -> None:
+        self.base, self.terms = base, (*base.terms, "distill")
 
-    def __call__(self, maps: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
-        first, *others = maps
+    def __call__(self, outputs: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
+        first, *others = outputs
+        kind = type(self.base.heads[0])
         return {**self.base(first, targets, images),
-                "distill": sum(distillation(maps, first) for maps in others)}
+                "distill": sum(distillation(other, first, kind) for other in others)}

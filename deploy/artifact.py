@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.channels import strides
-from models.layer import classes_of, from_json, heads, to_json
+from models.graph import classes_of, heads_of, outputs, strides
+from models.records import from_json, to_json
 from utils.boxes import PAD_VALUE
 from utils.errors import ModelError
 from utils.optional import needs
@@ -90,12 +90,12 @@ def _sha(path: Path) -> str:
 def make_card(checkpoint: Checkpoint, imgsz: int, precision: str, opset: int | None = None,
               source: str | Path | None = None) -> dict:
     """The card of an export: records, names, sides, strides, anchors, letterbox and where it came from."""
-    net, stride = checkpoint.net, strides(checkpoint.net)
-    ends = heads(net)
-    return {"schema": SCHEMA, "net": to_json(net), "names": list(checkpoint.names), "imgsz": imgsz,
-            "strides": {h.name: stride[h.name] for h in ends},
-            "anchors": {h.name: [list(a) for a in h.anchors] for h in ends},
-            "xy_scale": {h.name: h.xy_scale for h in ends}, "outputs": [h.name for h in ends],
+    net, stride, told = checkpoint.net, strides(checkpoint.net), {}
+    for head in heads_of(net):
+        for key, value in {"kind": head.kind, **head.metadata()}.items():
+            told.setdefault(key, {})[head.layer.name] = value
+    return {"schema": SCHEMA, "net": to_json(net), "names": list(checkpoint.names), "imgsz": imgsz, **told,
+            "strides": {name: stride[name] for name in outputs(net)}, "outputs": list(outputs(net)),
             "class_map": dict(checkpoint.class_map), "letterbox": LETTERBOX, "precision": precision,
             "opset": opset, "source_sha256": digest(source) if source else "", "parity": {}}
 
@@ -108,8 +108,8 @@ def parse_card(text: str | None, path: str | Path) -> dict:
     try:
         card = json.loads(text)
         net = from_json(card["net"])
-        good = card["schema"] == SCHEMA and len(card["names"]) == classes_of(heads(net)[0]) and \
-            card["outputs"] == [h.name for h in heads(net)] and card["imgsz"] > 0 and card["precision"]
+        good = card["schema"] == SCHEMA and len(card["names"]) == classes_of(net) and \
+            card["outputs"] == list(outputs(net)) and card["imgsz"] > 0 and card["precision"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: its card cannot be read ({str(error)[:120]}); export the checkpoint "
                          "again") from error

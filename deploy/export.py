@@ -114,7 +114,7 @@ def check_libraries(forms: Sequence[str], int8: bool) -> None:
 def read(weights: str, imgsz: int | None) -> tuple[Checkpoint, int]:
     """The checkpoint and the input side. Raises ModelError and UsageError for what cannot be exported."""
     from deploy.artifact import format_of
-    from models.channels import strides
+    from models.graph import strides
     if format_of(weights) != "torch":
         raise UsageError(f"--weights {weights} is an export already; give the checkpoint (.pt, .weights)")
     checkpoint = load(weights)

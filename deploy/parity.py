@@ -15,7 +15,7 @@ from data.coco.locate import locate
 from data.coco.read import read_coco
 from data.dataset import DetectionSet
 from deploy.runtimes.runtime import HALF_SHARE, INT8_SHARE, Runtime
-from models.heads.decode import detections
+from models.heads.nms import detections
 
 SURE, NEARLY = 0.25, 0.2               # a box above the first must be found by the other above the second
 OVERLAP = 0.9                          # from this IoU on, in the same class, two boxes are one

@@ -76,7 +76,7 @@ def make_detector(args: argparse.Namespace, weights: str, limits: dict[str, floa
     limits: its score and IoU thresholds, "conf" and "iou", which may change between calls.
     """
     from deploy.runtimes.runtime import load_runtime
-    from models.heads.decode import detections
+    from models.heads.nms import detections
     from utils.runs import pick_device
     device = pick_device(args.device)
     precision = "half" if args.half else "fp32" if args.fp32 else "auto"

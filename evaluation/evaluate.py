@@ -11,7 +11,7 @@ from data.dataset import DetectionSet, make_loader
 from deploy.runtimes.runtime import Runtime
 from evaluation.inference import Finder, collect_detections, matching_classes
 from evaluation.metrics import Metrics, evaluate_detections
-from models.heads.decode import detections
+from models.heads.nms import detections
 
 VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
 

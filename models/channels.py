@@ -137,8 +137,8 @@ def channels(net: Net) -> Channels:
 
 def _units(fields: dict, makers: dict, root: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the units and why some are frozen. A number belongs to the first field that counts it."""
-    units, frozen, owner = {}, {}, {int(root[i]): IMAGE for i in range(3)}
     why = {IMAGE: "the image's channels"}
+    units, frozen, owner = {IMAGE: root[:3]}, dict(why), dict.fromkeys(root[:3].tolist(), IMAGE)
     for (layer, field), (ids, _) in fields.items():
         name = layer if field == "out" else f"{layer}.{field}"
         why[name] = next((node.fixed for node in makers[layer, field] if node.fixed), "")
@@ -178,7 +178,7 @@ def _params(axes: list[tuple[Node, np.ndarray, np.ndarray | None]], root: np.nda
 
 def widths(net: Net) -> dict[str, int]:
     """Return unit -> how many channels can be cut from it one by one, the image's included."""
-    return {IMAGE: 3, **{name: len(ids) for name, ids in channels(net).units.items()}}
+    return {name: len(ids) for name, ids in channels(net).units.items()}
 
 
 def shapes(net: Net) -> dict[str, tuple[int, ...]]:

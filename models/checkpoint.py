@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.channels import layout, shape, widths
+from models.channels import shapes
 from models.darknet import COCO_NAMES, read_darknet
-from models.layer import Net, classes_of, from_json, heads, to_json
+from models.graph import classes_of
+from models.layer import Net
+from models.records import from_json, to_json
 from utils.errors import ModelError
 
 SCHEMA = 1
@@ -120,7 +122,7 @@ def load(path: str | Path) -> Checkpoint:
     head = _head(path)
     if path.suffix == ".weights":
         net, state, header = read_darknet(path)
-        classes = classes_of(heads(net)[0])
+        classes = classes_of(net)
         names = COCO_NAMES if classes == len(COCO_NAMES) else tuple(f"class{i}" for i in range(classes))
         return Checkpoint(net, state, names, extra={"darknet_header": list(header)})
     try:
@@ -165,16 +167,15 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if stated != checksum(content):
         raise ModelError(f"{path} is damaged: its checksum does not match its content; copy it again")
     net, state = from_json(content["net"]), content["state"]
-    width = widths(net)
-    wanted = {p.key: shape(p, width) for p in layout(net)}
+    wanted = shapes(net)
     found = {k: tuple(v.shape) for k, v in state.items() if not k.endswith(FOLLOWS)}
     if wanted != found:
         wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         raise ModelError(f"{path}: {len(wrong)} tensors do not fit its own network, first {wrong[0]}: "
                          f"needed {wanted.get(wrong[0])}, found {found.get(wrong[0])}")
-    if len(content["names"]) != classes_of(heads(net)[0]):
+    if len(content["names"]) != classes_of(net):
         raise ModelError(f"{path}: {len(content['names'])} class names for "
-                         f"{classes_of(heads(net)[0])} classes")
+                         f"{classes_of(net)} classes")
     return Checkpoint(net, state, tuple(content["names"]), content.get("imgsz", 416),
                       content.get("class_map", {}), content.get("extra", {}), content.get("training"))
 

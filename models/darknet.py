@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.channels import Param, layout, shape, widths
+from models.channels import Param, channels
 from models.count import parameters
 from models.layer import Net
-from models.zoo.detectors import yolov3_tiny
+from models.zoo.tiny import yolov3_tiny
 from utils.errors import ModelError
 
 HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"            # major, minor, revision, pictures seen (64 bit since 0.2)
@@ -80,7 +80,7 @@ def _darknet_order(net: Net) -> list[Param]:
     """
     order = {"bias": 0, "weight": 1, "running_mean": 2, "running_var": 3}
     stages: dict[str, list[Param]] = {}
-    for param in layout(net):
+    for param in channels(net).params:
         part, kind, _ = param.key.rsplit(".", 2)
         if kind not in ("conv", "bn"):
             raise ModelError(f"darknet files cannot hold {param.key} (squeeze-excitation); "
@@ -93,9 +93,9 @@ def _darknet_order(net: Net) -> list[Param]:
 
 def _fill(net: Net, numbers: np.ndarray) -> dict[str, Tensor]:
     """The state dict of a network from a file's numbers [N] in darknet's order."""
-    width, at, state = widths(net), 0, {}
+    at, state = 0, {}
     for param in _darknet_order(net):
-        size = shape(param, width)
+        size = param.shape
         state[param.key] = torch.from_numpy(numbers[at:at + prod(size)].reshape(size).copy())
         at += prod(size)
     for key in [k for k in state if k.endswith("running_var")]:

@@ -85,25 +85,30 @@ def parameters_of(node: Node) -> tuple[str, ...]:
 class Step(NamedTuple):
     """A node of a folded network as file formats see it: a convolution takes the activation behind it along.
 
-    type, inputs and the numbers are those of `Node`; `key` is the convolution's tensors' (`key.weight`),
-    `grid` the cells a side of its value. `head`: the last of a detection head, whose [B, C, G, G] becomes
-    [B, *shape, G, G]. Beside the nodes' types there is "average", of windows `stride` x `stride` side by side.
+    Numbers and type are the node's; `value` names the node that the step ends in, `key` a convolution's tensors
+    (`key.weight`). `shape`: of an output of the network, whose [B, C, G, G] becomes [B, *shape, G, G]. Beside the
+    nodes' types there is "average", of windows `stride` x `stride` side by side.
     """
 
     name: str
-    node: Node
     type: str
     inputs: tuple[str, ...]
-    out: int
+    node: Node
+    value: str
     key: str = ""
     act: str = "linear"
     stride: int = 1
     shape: tuple[int, ...] = ()
 
     @property
+    def out(self) -> int:
+        """The number of its channels."""
+        return self.node.channels
+
+    @property
     def depthwise(self) -> bool:
         """Whether each channel is filtered for itself."""
-        return self.type == "conv" and 1 < self.node.groups == self.out
+        return self.type == "conv" and not self.node.field
 
 
 def steps(net: Net) -> tuple[Step, ...]:
@@ -120,31 +125,28 @@ def steps(net: Net) -> tuple[Step, ...]:
         for name in node.inputs:
             readers.setdefault(name, []).append(node)
     ends = {value: name for name, value in graph.value.items()}
-    shapes = {graph.value[head.layer.name]: head.shape for head in heads_of(net)}
+    shapes = {head.layer.name: head.shape for head in heads_of(net)}
+    shapes = {graph.value[name]: shapes.get(name) or (1,) for name in outputs(net)}
     coarsest = max(node.reduction for node in graph.nodes)
     even = all(layer.pad < 0 and not layer.ceil for layer in net)
-    named, found, done = {IMAGE: INPUT}, [], set()
+    named, found, fused = {IMAGE: INPUT}, [], set()
     for node in graph.nodes:
-        if node.name in done:
+        if node.name in fused:
             continue
-        last, act = node, "linear"
-        after = readers.get(node.name, [])
+        last, after = node, readers.get(node.name, [])
         if node.type == "conv" and len(after) == 1 and after[0].type == "act" and node.name not in ends:
-            last, act = after[0], after[0].act
-            done.add(last.name)
-        elif node.type == "act":
-            act = node.act
+            last = after[0]
+            fused.add(last.name)
         name = ends.get(last.name) or last.name.removesuffix(".act").removesuffix(".conv")
-        inputs = tuple(named[i] for i in node.inputs)
-        if node.type == "mean" and even and 0 < _reduction(graph, node) < coarsest:
+        inputs, source = tuple(named[i] for i in node.inputs), _reduction(graph, node)
+        if node.type == "mean" and even and 0 < source < coarsest:
             # In two steps: runtimes that add up 43,264 numbers in fp32 one after another are off by enough to move
             # the outputs by 2e-3. The windows divide the side of every image that fits.
-            found.append(Step(f"{name.removesuffix('.mean')}.average", node, "average", inputs, node.channels,
-                              stride=coarsest // _reduction(graph, node)))
+            found.append(Step(name.removesuffix(".mean") + ".average", "average", inputs, node, node.name,
+                              stride=coarsest // source))
             inputs = (found[-1].name,)
-        key = node.name if node.type == "conv" else ""
-        found.append(Step(name, node, node.type, inputs, node.channels, key, act, node.stride,
-                          shapes.get(last.name, ())))
+        found.append(Step(name, node.type, inputs, node, last.name, node.name if node.type == "conv" else "",
+                          last.act or "linear", node.stride, shapes.get(last.name, ())))
         named[last.name] = name
     return tuple(found)
 

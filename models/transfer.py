@@ -3,84 +3,76 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.channels import layout, shape, widths
+from models.channels import channels
 from models.checkpoint import Checkpoint
+from models.graph import heads_of
+from models.heads import Head
 from models.layer import Layer, Net
 
 
 def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
              source: Checkpoint) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-    """A new state for `net` with the tensors of each layer from `source` where it means the same there.
+    """Return a new state for `net` with the tensors of each record from `source` where it means the same there.
 
-    A layer is taken whole or not at all: same name, same op, same shapes; a head also needs the same anchors
-    and centre reach. Of a head for other classes the rows of box, objectness and classes of the same name are
-    taken; nothing when no name is shared. The report has a row a layer: layer, taken (bool), parameters, why.
-    Arguments unchanged.
+    A record is taken whole or not at all: same name, same op, same shapes; a head must also mean the same. Of a
+    head for other classes the channels of box, objectness and classes of the same name are taken; nothing when
+    no name is shared. The report has a row a record: layer, taken (bool), parameters, why. Arguments unchanged.
     """
     there = {layer.name: layer for layer in source.net}
+    heads, other_heads = ({head.layer.name: head for head in heads_of(n)} for n in (net, source.net))
     sizes, source_sizes = _sizes(net), _sizes(source.net)
+    same = [name.lower() for name in names] == [name.lower() for name in source.names]
     out, report = dict(state), []
     for layer in net:
         if layer.name not in sizes:                       # nothing to learn
             continue
-        mine = sizes[layer.name]
-        why = _obstacle(layer, there.get(layer.name), mine, source_sizes.get(layer.name, {}),
-                        names, source.names)
-        rows = _shared_rows(layer, names, source.names) if layer.op == "head" and not why else None
+        mine, head = sizes[layer.name], heads.get(layer.name)
+        why = _obstacle(layer, there.get(layer.name), mine, source_sizes.get(layer.name, {}))
+        if head and not why:
+            why = _head_obstacle(head, other_heads[layer.name], names, source.names)
+        rows = head.rows(names, source.names) if head and not why and not same else None
         for key in mine if not why else ():
             out[key] = source.state[key].clone() if rows is None else state[key].clone()
             if rows is not None:
                 out[key][rows[0]] = source.state[key][rows[1]]
         count = sum(state[k].numel() for k in mine if not k.endswith(("running_mean", "running_var")))
         if rows is not None:
-            count, why = count * len(rows[0]) // layer.out, ""
+            count = count * len(rows[0]) // layer.out
         report.append({"layer": layer.name, "taken": not why, "parameters": count,
                        "why": why or ("classes of the same name" if rows else "same name and shapes")})
     return out, report
 
 
-def _shared_rows(head: Layer, names: tuple[str, ...],
-                 other_names: tuple[str, ...]) -> tuple[list[int], list[int]] | None:
-    """Output rows of a head here and there that mean the same; None when all do, in order."""
-    there = {name.lower(): at for at, name in enumerate(other_names)}
-    if [there.get(name.lower()) for name in names] == list(range(len(other_names))):
-        return None
-    pairs = [(i, i) for i in range(5)] + [(5 + i, 5 + there[name.lower()]) for i, name in enumerate(names)
-                                          if name.lower() in there]
-    anchors, here, width = range(len(head.anchors)), 5 + len(names), 5 + len(other_names)
-    return ([a * here + p for a in anchors for p, _ in pairs],
-            [a * width + q for a in anchors for _, q in pairs])
-
-
 def _sizes(net: Net) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Layer name -> tensor key -> shape."""
-    width, out = widths(net), {}
-    for p in layout(net):
-        out.setdefault(p.key.split(".")[0], {})[p.key] = shape(p, width)
+    """Return record -> tensor key -> shape, of a head without its first axis, which differs with the classes."""
+    out: dict[str, dict[str, tuple[int, ...]]] = {}
+    heads = {layer.name for layer in net if layer.kind}
+    for p in channels(net).params:
+        out.setdefault(p.node.layer, {})[p.key] = p.shape[1:] if p.node.layer in heads else p.shape
     return out
 
 
-def _obstacle(mine: Layer, other: Layer | None, sizes: dict, other_sizes: dict, names: tuple[str, ...],
-              other_names: tuple[str, ...]) -> str:
-    """Why a layer cannot be taken over; empty when it can."""
+def _obstacle(mine: Layer, other: Layer | None, sizes: dict, other_sizes: dict) -> str:
+    """Return why a record cannot be taken over; empty when it can."""
     if other is None:
         return "not in the checkpoint"
-    if other.op != mine.op:
-        return f"{other.op} there, {mine.op} here"
-    if mine.op == "head" and not {n.lower() for n in names} & {n.lower() for n in other_names}:
-        return f"other classes ({len(other_names)} there, {len(names)} here)"
-    if mine.op == "head" and (other.anchors, other.xy_scale) != (mine.anchors, mine.xy_scale):
-        return "other anchors or centre reach"
-    if mine.op == "head":                                  # rows differ with the classes, inputs may not
-        sizes, other_sizes = ({k: v[1:] for k, v in s.items()} for s in (sizes, other_sizes))
+    if (other.op, other.kind) != (mine.op, mine.kind):
+        return f"{other.kind or other.op} there, {mine.kind or mine.op} here"
     if sizes != other_sizes:
         key = next(k for k in (*sizes, *other_sizes) if sizes.get(k) != other_sizes.get(k))
         return f"{key} is {other_sizes.get(key)} there, {sizes.get(key)} here"
     return ""
 
 
+def _head_obstacle(mine: Head, other: Head, names: tuple[str, ...], other_names: tuple[str, ...]) -> str:
+    """Return why a head cannot be taken over; empty when it can."""
+    if not {name.lower() for name in names} & {name.lower() for name in other_names}:
+        return f"other classes ({len(other_names)} there, {len(names)} here)"
+    return mine.differs(other)
+
+
 def report_lines(report: list[dict[str, object]]) -> list[str]:
-    """Aligned sentences of a transfer report, the total first."""
+    """Return aligned sentences of a transfer report, the total first."""
     taken = [r for r in report if r["taken"]]
     share = sum(r["parameters"] for r in taken) / max(1, sum(r["parameters"] for r in report))
     head = (f"transfer: {len(taken)} of {len(report)} layers taken, "

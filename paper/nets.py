@@ -5,11 +5,13 @@ from math import prod
 
 import torch
 
-from models.channels import layout, shape, widths
+from models.channels import channels
 from models.count import loose_macs, macs, parameters
-from models.layer import Layer, Net, from_json
+from models.layer import Layer, Net
 from models.network import Network
-from models.zoo.detectors import MICRO_OPS, SEARCHED, ZOO, micro_yolo, substitute, with_heads, yolov3_tiny
+from models.records import from_json
+from models.zoo.build import ZOO, with_heads
+from models.zoo.tiny import MICRO_OPS, SEARCHED, micro_yolo, substitute, yolov3_tiny
 from paper.profiles import TABLE4
 from utils.errors import ModelError
 
@@ -57,8 +59,8 @@ def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
         for kind, op in (("Conv", "conv"), ("DSConv", "dsconv"), ("MBConv", "mbconv")):
             net = (Layer("stem", "conv", ("image",), cin, 1),
                    Layer("block", op, ("stem",), 2 * cin, 3, **inner if op == "mbconv" else {}),
-                   Layer("head", "head", ("block",), 6, 1, act="linear", anchors=((16.0, 16.0),)))
-            sizes = [shape(p, widths(net)) for p in layout(net) if p.key.startswith("block.")]
+                   Layer("head", "head", ("block",), 6, 1, kind="anchor", anchors=((16.0, 16.0),), assign="best"))
+            sizes = [p.shape for p in channels(net).params if p.node.layer == "block"]
             total, hooked = sum(prod(size) for size in sizes if len(size) == 4), hooked_weights(net, "block")
             if total != hooked:
                 raise ModelError(f"{kind} {cin} -> {2 * cin}: {total:,} weights by records, {hooked:,} by "

@@ -30,12 +30,12 @@ def main() -> None:
 
     import torch
 
-    from models.channels import frozen_groups, widths
+    from models.channels import channels, widths
     from models.network import Network, initialise
-    from models.zoo.detectors import build
+    from models.zoo.build import build
     torch.set_num_threads(args.threads)
     model = initialise(Network(build(args.cfg)), 0).eval()
-    width, frozen = widths(model.net), frozen_groups(model.net)
+    width, frozen = widths(model.net), channels(model.net).frozen
     layers = [group for group, n in width.items() if group not in frozen and "." not in group and n >= 16]
     times = {way: {layer: [] for layer in layers} for way in WAYS}
     for at in range(-1, args.rounds):                      # the first round warms up

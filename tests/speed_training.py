@@ -71,10 +71,9 @@ def measure(args: argparse.Namespace) -> float:
     from data.coco.locate import locate
     from data.coco.read import read_coco
     from data.dataset import DetectionSet, make_loader
-    from models.heads.decode import head_specs
     from models.heads.loss import DetectionLoss
     from models.network import Network, initialise
-    from models.zoo.detectors import build
+    from models.zoo.build import build
     from training import engine
     from training.optim import make_ema, make_optimizer
     from utils import runs
@@ -83,7 +82,7 @@ def measure(args: argparse.Namespace) -> float:
     dataset = DetectionSet(coco, args.imgsz, preset("default"))
     dataset.fill_cache(progress=False)
     net = build(args.cfg, 10)
-    model, loss = initialise(Network(net), 0).train(), DetectionLoss(head_specs(net))
+    model, loss = initialise(Network(net), 0).train(), DetectionLoss(net)
     real = make_loader(dataset, args.batch_size, workers=1 if args.mode == "shipped" else 0)
     batch = next(iter(real)) if args.mode != "shipped" else None
     if args.mode == "plain":

@@ -18,7 +18,7 @@ GROUND = {"utils": (), "models": ("utils",), "data": ("utils",), "compress": ("m
           "bench": ("bench.profile", "deploy", "compress.search"), "paper": ("evaluation",),
           "script": ("bench", "compress.pruning", "paper"), "tests": ("script",)}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
-TORCH_FREE = ("models.layer", "models.channels", "models.graph", "models.count", "models.zoo.detectors",
+TORCH_FREE = ("models.layer", "models.channels", "models.graph", "models.count", "models.zoo.tiny",
               "models.zoo.light", "deploy.artifact")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
           "os.system", "os.popen"}

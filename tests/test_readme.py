@@ -5,7 +5,7 @@ import re
 import pytest
 
 from models.count import loose_macs, macs, parameters
-from models.zoo.detectors import ZOO
+from models.zoo.build import ZOO
 
 PAGES = ("README.md", "README.zh-CN.md", "docs/results.md")
 LINK = re.compile(r"\]\((?:\.\./)?results/([\w.-]+\.json)\)")

@@ -14,12 +14,12 @@ from data.dataset import DetectionSet
 from data.loader import make_loader
 from deploy.runtimes.runtime import DTYPES
 from models import checkpoint as checkpoints
-from models.channels import strides
 from models.count import parameters
-from models.heads.decode import head_specs
+from models.graph import strides
 from models.heads.loss import DetectionLoss
-from models.layer import Net, to_json
+from models.layer import Net
 from models.network import Network
+from models.records import to_json
 from models.sync_bn import synchronise
 from training import engine
 from training.log import RunLog
@@ -46,7 +46,7 @@ def make_validator(args: argparse.Namespace, val_set: DetectionSet, world: ddp.W
 def make_loss(args: argparse.Namespace, net: Net, names: tuple[str, ...], device: torch.device,
               precision: str) -> Callable:
     """The loss of a network's raw maps, with the part of --teacher where one is given."""
-    loss = DetectionLoss(head_specs(net))
+    loss = DetectionLoss(net)
     if not args.teacher:
         return loss
     found = checkpoints.load(args.teacher)

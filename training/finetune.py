@@ -16,8 +16,7 @@ from data.coco.locate import locate
 from data.dataset import DetectionSet
 from deploy.artifact import digest
 from models import checkpoint as checkpoints
-from models.channels import strides
-from models.heads.decode import head_specs
+from models.graph import strides
 from models.heads.loss import DetectionLoss
 from models.layer import Net
 from models.network import Network
@@ -170,7 +169,7 @@ class Tuner:
         model.load_state_dict(state)
         data = self.train_set.for_run(seed, max(0, epochs - args.close_mosaic))
         run = assemble(args, folder, self.world, self.precision, model, data, self.validator,
-                       loss or DetectionLoss(head_specs(net)), self.interrupt)
+                       loss or DetectionLoss(net), self.interrupt)
         run.lock, run.again = held, "once more"            # search.py and prune.py know no --resume
         return run
 

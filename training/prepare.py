@@ -14,7 +14,7 @@ from typing import TextIO
 
 import torch
 
-from compress.drop_se import gates_to_shut, mean_gates, without_gates
+from compress.drop_se import layers_to_open, mean_gates, without_se
 from compress.factorize import calibrate, separate
 from data.anchors import anchor_recall, fit_anchors
 from data.augment import preset
@@ -24,12 +24,12 @@ from data.coco.read import read_coco
 from data.dataset import DetectionSet
 from deploy.runtimes.runtime import half_fault
 from models import checkpoint as checkpoints
-from models.channels import strides
 from models.count import macs, parameters
+from models.graph import strides
 from models.layer import Net, heads
 from models.network import Network, initialise
 from models.transfer import report_lines, transfer
-from models.zoo.detectors import build, with_heads
+from models.zoo.build import build, with_heads
 from training import engine
 from training.assembly import assemble, make_loss, make_validator
 from training.run import NOTES, Run
@@ -137,10 +137,10 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
     Layers that have squeeze-excitation there and none here take their mean gates in. On request, also factors
     of those it replaced.
     """
-    if shut := gates_to_shut(weights.net, model.net):
+    if shut := layers_to_open(weights.net, model.net):
         pictures = plain_pictures(train_set, CALIBRATION)
         gates = mean_gates(weights.net, weights.state, pictures, shut)
-        net, state = without_gates(weights.net, weights.state, gates)
+        net, state = without_se(weights.net, weights.state, gates)
         weights = dataclasses.replace(weights, net=net, state=state)
         say(f"squeeze-excitation of {', '.join(shut)}: mean gates of {len(pictures)} pictures, as constants")
     state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)

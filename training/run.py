@@ -26,9 +26,10 @@ from evaluation.metrics import Metrics
 from evaluation.plots import results_png
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
-from models.heads.decode import detections
-from models.layer import Net, to_json
+from models.heads.nms import detections
+from models.layer import Net
 from models.network import Network
+from models.records import to_json
 from training import engine
 from training.log import RunLog
 from training.optim import first_bad_layer

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.profile.roofline import bound, layer_bytes, measure_peak
 from bench.profile.timing import interleaved, ratio, summary, torch_threads, warm_up
 from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
 from evaluation.report import aligned
-from models.channels import groups, widths
+from models.channels import channels
 from models.count import layer_macs, macs, parameters
 from models.layer import Net
+from models.network import Network
+from models.nodes import Node
 from utils import runs
 from utils.errors import UsageError
 
@@ -144,23 +146,22 @@ def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor], rounds: 
 
 
 @contextmanager
-def _clocks(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Layer name -> ms its module took in the calls of a `with` block, by hooks that are gone afterwards."""
-    spent: dict[str, float] = {}
-    began: dict[str, float] = {}
-    handles = []
-    for name, module in model.named_children():
-        def before(_: nn.Module, inputs: object, key: str = name) -> None:
-            began[key] = time.perf_counter()
+def _clocks(model: Network) -> Iterator[dict[str, float]]:
+    """Yield record -> ms its nodes took in a call within a `with` block."""
+    spent = dict.fromkeys((layer.name for layer in model.net), 0.0)
+    last = time.perf_counter()
 
-        def after(_: nn.Module, inputs: object, outputs: object, key: str = name) -> None:
-            spent[key] = 1e3 * (time.perf_counter() - began[key])
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    def watch(node: Node, _: Tensor) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if node is not first:                              # what came before the first node is no layer's time
+            spent[node.layer] += 1e3 * (now - last)
+        last = now
+    first, model.watch = model.plan[0][0], watch
     try:
         yield spent
     finally:
-        for handle in handles:
-            handle.remove()
+        model.watch = None
 
 
 def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequence[float]],
@@ -168,12 +169,11 @@ def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequenc
     """Rows of layer_table from measured times, layer -> ms of every round."""
     size = torch.finfo(DTYPES[precision]).bits // 8
     work, moved = layer_macs(net, imgsz), layer_bytes(net, imgsz, size)
-    width, reached = widths(net), groups(net)
-    rows = []
+    out, rows = channels(net).outputs, []
     for layer in net:
         taken, n = summary(times[layer.name]), work.get(layer.name, 0)
         limit = 1e3 * max(n / peak["macs_per_s"], moved[layer.name] / peak["bytes_per_s"])
-        rows.append({"layer": layer.name, "op": layer.op, "width": sum(width[g] for g in reached[layer.name]),
+        rows.append({"layer": layer.name, "op": layer.op, "width": len(out[layer.name]),
                      "ms": taken["ms"], "spread": taken["spread"], "limit_ms": limit,
                      "macs": n, "bytes": moved[layer.name],
                      "macs_per_s": 1e3 * n / taken["ms"] if taken["ms"] else 0.0,

@@ -17,8 +17,9 @@ from torch import Tensor
 from bench.profile.latency import layer_rows
 from bench.profile.timing import summary
 from deploy.artifact import format_of, main_file, onnx_session, read_card
-from models.graph import IMAGE
-from models.layer import Net, from_json
+from models.graph import INPUT
+from models.layer import Net
+from models.records import from_json
 from utils.optional import needs
 
 WARM, ROUNDS = 5, 30
@@ -72,7 +73,7 @@ def _onnx(path: Path, precision: str, threads: int, picture: np.ndarray) -> list
         options.profile_file_prefix = str(Path(folder) / "nodes")
         session = onnx_session(path, options)
         for _ in range(WARM + ROUNDS):
-            session.run(None, {IMAGE: picture})
+            session.run(None, {INPUT: picture})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = [(event["name"], event["args"]["op_name"], event["dur"] / 1e3) for event in events
              if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]

@@ -1,15 +1,17 @@
 """What bounds a layer, multiplying or moving: bytes from records, and what this machine reaches at best."""
 from __future__ import annotations
 
-from math import prod
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
 from bench.profile.timing import best_ms, torch_threads
 from deploy.runtimes.runtime import DTYPES
-from models.channels import groups, layout, shape, strides, widths
+from models.channels import sizes
+from models.graph import expand, grids
 from models.layer import Net
+from models.nodes import IMAGE
 
 COPY = 192 << 20                   # bytes: several times the last cache of a desktop machine
 SECONDS = 0.12                     # for each measurement
@@ -17,34 +19,21 @@ MATMUL, CHANNELS, SIDE = 1024, 128, 56
 
 
 def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
-    """Layer name -> bytes it moves for one imgsz x imgsz picture, numbers of `size` bytes, batch-norm folded.
+    """Return record -> bytes it moves for one imgsz x imgsz image, numbers of `size` bytes, batch-norm folded.
 
-    The convention, a lower bound that no cache is counted in: every weight and bias is read once, every input
-    read once, the output written once. Tensors between the convolutions of a block (MBConv: expanded map,
-    depthwise output, squeezed vectors; DSConv: depthwise output) are written once and read once.
-    Squeeze-excitation reads its map twice, for the mean must be known before the product, and inside an
-    MBConv the product is written and read as well. Activations and biases are applied on the way and move
-    nothing.
+    The convention, a lower bound that no cache is counted in: every weight and bias is read once; every
+    operation reads its inputs and writes its output, those between the convolutions of a block too.
+    Activations and biases are applied on the way and move nothing.
     """
-    width, reached = widths(net), groups(net)
-    cells = {name: (imgsz // stride) ** 2 for name, stride in strides(net).items()}
-    maps = {name: sum(width[g] for g in reached[name]) * n for name, n in cells.items()}
-    where, inner = {layer.name: layer for layer in net}, {layer.name: [] for layer in net}
-    moved = {layer.name: maps[layer.name] + sum(maps[i] for i in layer.inputs) for layer in net}
-    for param in layout(net):
-        name, sizes = param.key.split(".")[0], shape(param, width)
-        if len(sizes) == 4 or param.key.endswith("bias"):      # batch-norm leaves a bias when it is folded
-            moved[name] += prod(sizes)
-        if len(sizes) == 4:
-            grid = {"input": cells[where[name].inputs[0]], "output": cells[name], "mean": 1}[param.grid]
-            inner[name].append(sizes[0] * grid)
-    for layer in net:
-        outputs = inner[layer.name]
-        moved[layer.name] += 2 * sum(outputs if layer.op == "se" else outputs[:-1])
-        if layer.op == "se":
-            moved[layer.name] += maps[layer.name]
-        elif layer.op == "mbconv" and layer.squeeze:
-            moved[layer.name] += 3 * layer.hidden * cells[layer.name]
+    folded = tuple(replace(layer, bn=False) for layer in net)
+    side, moved = grids(folded, imgsz), {layer.name: 0 for layer in net}
+    numbers = {IMAGE: 3 * imgsz ** 2}
+    for node in expand(folded).nodes:
+        numbers[node.name] = node.channels * side[node.name] ** 2
+        if node.type != "act":
+            moved[node.layer] += numbers[node.name] + sum(numbers[name] for name in node.inputs)
+    for layer, count in sizes(folded).items():
+        moved[layer] += count
     return {name: size * n for name, n in moved.items()}
 
 

@@ -21,7 +21,6 @@ from data.loader import collate
 from deploy.runtimes.runtime import DTYPES
 from evaluation.bootstrap import drop_interval
 from models.channels import widths
-from models.heads.decode import head_specs
 from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import SHOWN, Tuner, plain_pictures
@@ -42,7 +41,7 @@ class Bench:
         self.loss = None
         if plan.teach:
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
-            self.loss = DistilledLoss(DetectionLoss(head_specs(origin)), teach)
+            self.loss = DistilledLoss(DetectionLoss(origin), teach)
 
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
         """The keep-set of one step of every unit that can still take one; the same on all processes."""
@@ -107,7 +106,7 @@ class Bench:
         count = min(TAYLOR_PICTURES, len(data))
         chosen = [data.unvaried(i * len(data) // count) for i in range(count)]
         batches = [collate(chosen[at:at + args.batch_size])[:2] for at in range(0, count, args.batch_size)]
-        return loss_gradients(net, state, batches, DetectionLoss(head_specs(net)),
+        return loss_gradients(net, state, batches, DetectionLoss(net),
                               {"box": args.box, "obj": args.obj, "cls": args.cls}, self.tuner.device)
 
 

@@ -16,7 +16,8 @@ from compress.pruning.schedule import PARTS, Unit, narrowed
 from compress.pruning.tables import scan_lines, step_lines, table3_lines
 from models import checkpoint as checkpoints
 from models.channels import widths
-from models.layer import Net, to_json
+from models.layer import Net
+from models.records import to_json
 from training.finetune import Tuner
 from utils import runs
 from utils.errors import ModelError, UsageError

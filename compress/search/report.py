@@ -18,7 +18,7 @@ from compress.search.search import cut, train_supernet
 from compress.search.space import TRAINED_BY, Search, choice_of
 from compress.search.storage import alone
 from models import checkpoint as checkpoints
-from models.layer import to_json
+from models.records import to_json
 from training.finetune import RECALIBRATION
 from utils import runs
 from utils.errors import NumericError

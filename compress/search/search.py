@@ -12,7 +12,6 @@ from compress.search.rows import ranked, values_of
 from compress.search.space import Choice, Search, State, candidates, choice_of
 from compress.supernet import SandwichLoss, Supernet
 from models.count import parameters
-from models.heads.decode import head_specs
 from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import Outcome, Tuner
@@ -125,7 +124,7 @@ def train_supernet(search: Search) -> Outcome:
         tuner.say(f"supernet: {parameters(net):,} parameters, {args.random + 2} networks a step")
         start = search.start(net, args.seed)
     return tuner.tune(net, start, "supernet", args.epochs, make=make,
-                      loss=SandwichLoss(DetectionLoss(head_specs(net))))
+                      loss=SandwichLoss(DetectionLoss(net)))
 
 
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:

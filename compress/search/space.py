@@ -21,9 +21,10 @@ from compress.search.rows import ACCURACY, directions
 from compress.search.storage import alone
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
-from models.layer import Net, to_json
+from models.layer import Net
 from models.network import Network, initialise
-from models.zoo.detectors import substitute
+from models.records import to_json
+from models.zoo.tiny import substitute
 from training.assembly import data_hash
 from training.finetune import Tuner, claim, plain_pictures
 from training.prepare import choose_net, start_from

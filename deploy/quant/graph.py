@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.artifact import unreadable
-from models.graph import IMAGE
+from models.graph import INPUT
 from utils.errors import ModelError
 from utils.optional import needs
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEQUANTISED = "_DequantizeLinear_Output"                   # how ONNX Runtime's quantiser names a value's twin
 MONOTONE = ("LeakyRelu", "Relu", "Clip")                   # activations that never turn an order round
+JOINS = ("Mul", "Expand", "Concat")                        # where what a mean led to meets a map again
 SHAPES = ("Reshape", "Transpose", "Cast", "Identity")      # what may stand between a head and its output
 
 
@@ -58,7 +59,7 @@ class Graph:
         """Names of the nodes of squeeze-excitations: from each channel's mean to what multiplies the map."""
         found, values = [], set()
         for node in self.nodes:
-            if node.op_type == "GlobalAveragePool" or (node.op_type != "Mul" and values & set(node.input)):
+            if node.op_type == "GlobalAveragePool" or (node.op_type not in JOINS and values & set(node.input)):
                 found.append(node.name)
                 values |= set(node.output)
         return found
@@ -118,7 +119,7 @@ def taps(model: onnx.ModelProto, values: Iterable[str]) -> Callable[[np.ndarray]
         [constant for name, constant in graph.constants.items() if name in used])
     cut = onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
     session = session_of(cut.SerializeToString())
-    return lambda images: dict(zip(values, session.run(values, {IMAGE: images}), strict=True))
+    return lambda images: dict(zip(values, session.run(values, {INPUT: images}), strict=True))
 
 
 def session_of(model: bytes) -> ort.InferenceSession:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deploy.artifact import card_beside, unreadable
-from models.graph import IMAGE
-from models.layer import from_json, heads
+from models.graph import INPUT, heads_of
+from models.records import from_json
 from utils.optional import needs
 from utils.runs import pick_precision
 
@@ -39,7 +39,7 @@ class NcnnRunner:
         options.use_bf16_packed = options.use_bf16_storage = False
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
             raise unreadable(path, "an ncnn model", ValueError("the library refuses it"))
-        self.anchors = {h.name: len(h.anchors) for h in heads(from_json(self.card["net"]))}
+        self.shapes = {head.layer.name: head.shape for head in heads_of(from_json(self.card["net"]))}
         self.exact = None if self.precision == "fp32" else self._exact
 
     def _exact(self) -> Callable[[Tensor], list[Tensor]]:
@@ -55,7 +55,7 @@ class NcnnRunner:
     def _one(self, picture: np.ndarray) -> list[np.ndarray]:
         extractor = self.net.create_extractor()
         held = self.ncnn.Mat(picture)                      # it points into the array
-        extractor.input(IMAGE, held)
+        extractor.input(INPUT, held)
         maps = (np.array(extractor.extract(name)[1]) for name in self.card["outputs"])
-        return [m.reshape(self.anchors[name], -1, *m.shape[1:])
+        return [m.reshape(*self.shapes.get(name, (m.shape[0],)), *(m.shape[1:] or (1, 1)))
                 for name, m in zip(self.card["outputs"], maps)]

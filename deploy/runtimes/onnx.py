@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deploy.artifact import onnx_card, onnx_session, suits
-from models.graph import IMAGE
+from models.graph import INPUT
 from utils.optional import needs
 
 CUDA = "CUDAExecutionProvider"
@@ -38,5 +38,5 @@ class OnnxRunner:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Raw maps of the pictures."""
-        found = self.session.run(self.outputs, {IMAGE: images.cpu().contiguous().numpy()})
+        found = self.session.run(self.outputs, {INPUT: images.cpu().contiguous().numpy()})
         return [torch.from_numpy(value) for value in found]

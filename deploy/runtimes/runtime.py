@@ -13,11 +13,12 @@ from torch import Tensor
 from compress.fold import fold
 from deploy.artifact import format_of, main_file
 from deploy.runtimes.torchscript import DTYPES
-from models.channels import strides
 from models.checkpoint import load
-from models.heads.decode import HeadSpec, head_specs
-from models.layer import Net, from_json
+from models.graph import heads_of, strides
+from models.heads import Head
+from models.layer import Net
 from models.network import Network, from_state
+from models.records import from_json
 from utils import runs
 from utils.errors import EnvironmentFault, UsageError
 
@@ -61,7 +62,7 @@ class Runtime:
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        self.heads: tuple[HeadSpec, ...] = head_specs(self.net)
+        self.heads: tuple[Head, ...] = heads_of(self.net)
         self.note, self.stride = self.runner.note, max(strides(self.net).values())
         self._proven = self.runner.exact is None
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from models.graph import heads_of, require_heads
+from models.heads.base import Head
 from models.layer import Net
 
 
@@ -37,11 +38,10 @@ def over_ranks(count: Tensor) -> Tensor:
     return world / count.clamp(min=1)
 
 
-def distillation(student: list[Tensor], teacher: list[Tensor], net: Net) -> Tensor:
+def distillation(student: list[Tensor], teacher: list[Tensor], kind: type[Head]) -> Tensor:
     """Return a scalar, 0 where the student's outputs equal the teacher's; both lists of [B, *shape, G, G].
 
-    By the distance of the heads of `net`, over the teacher's weight in the whole (global) batch.
+    By the distance of heads of a kind, over the teacher's weight in the whole (global) batch.
     """
-    kind = heads_of(net)[0]
     pairs = [kind.distance(mine.float(), theirs.detach().float()) for mine, theirs in zip(student, teacher)]
     return sum(total for total, _ in pairs) * over_ranks(sum(weight for _, weight in pairs))

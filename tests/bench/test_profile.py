@@ -9,8 +9,9 @@ from bench.profile import latency, roofline, timing
 from compress.fold import fold
 from deploy.runtimes.runtime import torch_runtime
 from models.count import layer_macs, macs
-from models.layer import Layer, Net, validate
+from models.layer import Layer, Net
 from models.network import Network, initialise
+from models.records import validate
 from tests.helpers.nets import ANCHORS, NETS, residual_net, small_net
 from utils import runs
 from utils.errors import UsageError

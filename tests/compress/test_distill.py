@@ -8,7 +8,8 @@ from compress.recalibrate import recalibrate
 from evaluation.bootstrap import drop_interval, map50_of
 from evaluation.curves import Matches
 from models.network import Network, from_state
-from models.zoo.detectors import micro_yolo, with_heads
+from models.zoo.build import with_heads
+from models.zoo.tiny import micro_yolo
 from tests.helpers.nets import randomised, residual_net, small_net
 from utils.errors import ModelError
 

@@ -7,10 +7,10 @@ import torch
 
 from compress.fold import fold
 from compress.prune import prune
-from models.channels import frozen_groups, layout, widths
+from models.channels import channels, widths
 from models.count import macs, parameters
-from models.layer import from_json, to_json
 from models.network import Network, from_state
+from models.records import from_json, to_json
 from tests.helpers.nets import NETS, hooked_macs, random_keep, randomised, residual_net
 from utils.errors import ModelError
 
@@ -19,15 +19,12 @@ SILENT = tuple(f".{of}.{leaf}" for of in ("conv", "bn", "reduce") for leaf in ("
 
 def silenced(net, state, keep):
     """The state with every dropped channel's outputs at zero: convolutions, batch-norms, squeezes."""
-    width, out = widths(net), {k: v.clone() for k, v in state.items()}
-    for param in layout(net):
-        if not param.key.endswith(SILENT):
-            continue
-        at = 0
-        for group in param.rows:
-            kept = set(keep.get(group, range(width[group])))
-            out[param.key][[at + i for i in range(width[group]) if i not in kept]] = 0
-            at += width[group]
+    table, out = channels(net), {k: v.clone() for k, v in state.items()}
+    gone = {int(ids[i]) for unit, ids in table.units.items() if unit in keep
+            for i in range(len(ids)) if i not in set(keep[unit])}
+    for param in table.params:
+        if param.key.endswith(SILENT):
+            out[param.key][[i for i, number in enumerate(param.rows.tolist()) if number in gone]] = 0
     return out
 
 
@@ -36,7 +33,7 @@ def silenced(net, state, keep):
 def test_a_pruned_network_equals_its_masked_parent(name, seed):
     net = NETS[name]
     model = randomised(net, seed).double()
-    keep = random_keep(net, frozen_groups(net), seed)
+    keep = random_keep(net, channels(net).frozen, seed)
     state = silenced(net, model.state_dict(), keep)
     model.load_state_dict(state)
     before = {k: v.clone() for k, v in state.items()}
@@ -48,13 +45,13 @@ def test_a_pruned_network_equals_its_masked_parent(name, seed):
         for a, b in zip(model(x), small(x)):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert before.keys() == state.keys() and all(torch.equal(before[k], state[k]) for k in state)
-    assert keep == random_keep(net, frozen_groups(net), seed), "prune changed its argument"
+    assert keep == random_keep(net, channels(net).frozen, seed), "prune changed its argument"
     assert hooked_macs(small, 64) == macs(small_net, 64) < macs(net, 64)
     assert sum(p.numel() for p in small.parameters()) == parameters(small_net) < parameters(net)
     assert from_json(to_json(small_net)) == small_net
 
 
-@pytest.mark.parametrize("group", sorted(random_keep(residual_net(), frozen_groups(residual_net()), 0)))
+@pytest.mark.parametrize("group", sorted(random_keep(residual_net(), channels(residual_net()).frozen, 0)))
 def test_each_group_alone_is_cut_wherever_it_is_read(group):
     """Every op in turn: a tensor forgotten by the table is not hidden behind another group's cut."""
     net = residual_net()
@@ -76,9 +73,9 @@ def test_each_group_alone_is_cut_wherever_it_is_read(group):
 def test_two_prunings_in_a_row_equal_one(name, seed):
     net = NETS[name]
     state = randomised(net).state_dict()
-    first = random_keep(net, frozen_groups(net), seed)
+    first = random_keep(net, channels(net).frozen, seed)
     half_net, half = prune(net, state, first)
-    second = random_keep(half_net, frozen_groups(half_net), seed + 10)
+    second = random_keep(half_net, channels(half_net).frozen, seed + 10)
     once_net, once = prune(net, state, {g: [first[g][i] for i in second[g]] for g in first})
     twice_net, twice = prune(half_net, half, second)
     assert once_net == twice_net
@@ -94,7 +91,7 @@ def test_a_residual_add_ties_the_channels_it_sums():
 
 @pytest.mark.parametrize(("keep", "words"), [
     ({"conv1": []}, "lose all"), ({"conv1": [3, 1]}, "sorted"), ({"conv1": [0, 99]}, "0..7"),
-    ({"nope": [0]}, "no channel group"), ({"head13": [0]}, "cannot be cut"),
+    ({"nope": [0]}, "no unit"), ({"head13": [0]}, "cannot be cut"),
     ({"image": [0]}, "cannot be cut"), ({"conv1": [1, 1]}, "unique")])
 def test_a_keep_that_makes_no_sense_is_refused(keep, words):
     net = residual_net()
@@ -119,7 +116,7 @@ def test_torch_pruning_makes_the_same_network_of_the_same_indices(name):
     tp = pytest.importorskip("torch_pruning",
                              reason="the oracle torch-pruning is not installed (requirements-dev.txt)")
     net, rng = NETS[name], random.Random(7)
-    model, frozen, width = randomised(net).double(), frozen_groups(net), widths(net)
+    model, frozen, width = randomised(net).double(), channels(net).frozen, widths(net)
     drop = {g: sorted(rng.sample(range(n), n // 4)) for g, n in width.items() if g not in frozen and n > 3}
     small, state = prune(net, model.state_dict(), {g: sorted({*range(width[g])} - {*gone})
                                                    for g, gone in drop.items()})
@@ -152,7 +149,7 @@ def test_folding_batch_norm_changes_no_output(name):
 def test_a_folded_network_can_be_pruned_as_well(name):
     net = NETS[name]
     state = randomised(net).state_dict()
-    keep = random_keep(net, frozen_groups(net), 4)
+    keep = random_keep(net, channels(net).frozen, 4)
     a_net, a = fold(*prune(net, state, keep))
     b_net, b = prune(*fold(net, state), keep)
     assert a_net == b_net and all(torch.allclose(a[k], b[k]) for k in a)

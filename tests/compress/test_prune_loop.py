@@ -13,8 +13,8 @@ from compress.pruning.schedule import Unit, prunable
 from models.channels import widths
 from models.checkpoint import Checkpoint, load, save
 from models.count import parameters
-from models.layer import from_json, to_json
 from models.network import Network, initialise
+from models.records import from_json, to_json
 from tests.helpers.kills import KILLS, killed_often
 from tests.helpers.nets import small_net
 
@@ -30,7 +30,7 @@ class Book:
 
     def choose(self, net, state, units):
         now = widths(net)
-        return {u.group: list(range(now[u.group] - u.step)) for u in units if now[u.group] > u.step}
+        return {u.name: list(range(now[u.name] - u.step)) for u in units if now[u.name] > u.step}
 
     def tune(self, net, state, name):
         self.seen.append(name)
@@ -240,4 +240,4 @@ def test_a_parent_that_finds_nothing_is_refused(parent):
 
 def test_every_unit_of_the_small_network_is_named():
     units, reasons = prunable(small_net(10))
-    assert [u.group for u in units] == ["conv1", "mb3", "ds5"] and "head6" in reasons
+    assert [u.name for u in units] == ["conv1", "mb3", "ds5"] and "head6" in reasons

@@ -20,9 +20,9 @@ from compress.kernels import crop_kernels
 from compress.search.rows import rank_agreement
 from models.checkpoint import load
 from models.count import loose_macs, macs, parameters
-from models.layer import from_json, to_json
 from models.network import Network, initialise
-from models.zoo.detectors import substitute
+from models.records import from_json, to_json
+from models.zoo.tiny import substitute
 from tests.helpers.kills import KILLS, killed_often
 from tests.helpers.nets import small_net
 from tests.helpers.scripts import call

@@ -27,7 +27,7 @@ from data.scenes import make_scenes
 from models.checkpoint import Checkpoint, save
 from models.count import parameters
 from models.network import from_state
-from models.zoo.detectors import substitute
+from models.zoo.tiny import substitute
 from tests.helpers.nets import randomised, small_net
 from training.finetune import Outcome, Tuner, claim
 from utils.errors import DataError, NumericError, UsageError

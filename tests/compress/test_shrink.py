@@ -14,7 +14,7 @@ from compress.pruning.progressive import Bench
 from compress.pruning.schedule import Unit, narrowed, next_widths, prunable, strongest
 from models.channels import widths, with_widths
 from models.network import Network, initialise
-from models.zoo.detectors import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
+from models.zoo.tiny import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
 from tests.helpers.nets import NETS, randomised, residual_net, small_net
 from utils.errors import EnvironmentFault, ModelError
 
@@ -28,15 +28,15 @@ def walked(unit, round_to=1):
     """The widths of a unit, step by step to the end."""
     out, steps = [unit.original], 0
     while True:
-        new, steps = next_widths([unit], {unit.group: out[-1]}, steps, round_to)
+        new, steps = next_widths([unit], {unit.name: out[-1]}, steps, round_to)
         if not new:
             return out
-        out.append(new[unit.group])
+        out.append(new[unit.name])
 
 
 def test_steps_add_up_whatever_their_order():
     net = origin = micro_yolo(5)
-    units, taken = {u.group: u for u in prunable(net)[0]}, {}
+    units, taken = {u.name: u for u in prunable(net)[0]}, {}
     for group in ("conv9", "conv5", "conv9", "conv11", "conv5", "conv9"):
         new, taken[group] = next_widths([units[group]], widths(net), taken.get(group, 0))
         net = with_widths(net, narrowed(net, origin, new))
@@ -46,7 +46,7 @@ def test_steps_add_up_whatever_their_order():
 
 
 def test_a_step_takes_a_sixteenth_of_the_original_and_the_last_channels_stay():
-    units = {u.group: u for u in prunable(micro_yolo(5))[0]}
+    units = {u.name: u for u in prunable(micro_yolo(5))[0]}
     assert walked(units["conv9"]) == list(range(256, 0, -16))
     assert walked(units["conv1"]) == list(range(16, 0, -1))
 
@@ -57,10 +57,10 @@ def test_every_unit_of_every_network_can_be_cut_to_its_end_and_no_further(name, 
     net = NETS[name]
     state = randomised(net).state_dict()
     units, reasons = prunable(net, cut)
-    assert not {u.group for u in units} & set(reasons) and all(reasons.values())
+    assert not {u.name for u in units} & set(reasons) and all(reasons.values())
     for unit in units:
         assert walked(unit)[-1] >= 1 and walked(unit) == sorted(set(walked(unit)), reverse=True)
-        new = narrowed(net, net, {unit.group: max(1, unit.original - unit.step)})
+        new = narrowed(net, net, {unit.name: max(1, unit.original - unit.step)})
         keep = strongest(new, lambda g: channel_scores(net, state, g, "l1"))
         small, small_state = prune(net, state, keep)
         assert {g: widths(small)[g] for g in new} == new and all(v >= 1 for v in new.values())
@@ -68,7 +68,7 @@ def test_every_unit_of_every_network_can_be_cut_to_its_end_and_no_further(name, 
 
 
 def test_a_step_may_take_several_sixteenths():
-    one, three = ({u.group: u.step for u in prunable(micro_yolo(5), sixteenths=n)[0]} for n in (1, 3))
+    one, three = ({u.name: u.step for u in prunable(micro_yolo(5), sixteenths=n)[0]} for n in (1, 3))
     assert one["conv13"] == 64 and three["conv13"] == 192 and (one["conv1"], three["conv1"]) == (1, 3)
 
 
@@ -76,7 +76,7 @@ def test_rounded_widths_are_multiples_and_never_none():
     for unit in prunable(micro_yolo(5))[0]:
         widths_8 = walked(unit, 8)
         assert all(w % 8 == 0 and w for w in widths_8) and widths_8 == sorted(set(widths_8), reverse=True)
-    units = [u for u in prunable(micro_yolo(5), sixteenths=2.25)[0] if u.group in ("conv1", "conv5", "conv9")]
+    units = [u for u in prunable(micro_yolo(5), sixteenths=2.25)[0] if u.name in ("conv1", "conv5", "conv9")]
     new, steps = next_widths(units, widths(micro_yolo(5)), 0, 8)
     assert (new, steps) == ({"conv5": 56, "conv9": 224}, 1), "conv1's 14 are nearest to its own 16"
     net = micro_yolo(5)

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 from compress.distill import distillation
 from compress.kernels import crop_kernels, forward, with_kernels
 from compress.supernet import SandwichLoss, Supernet, sandwich
-from models.channels import layout
-from models.heads.decode import head_specs
+from models.channels import channels
 from models.heads.loss import DetectionLoss
 from models.network import Network, from_state
-from models.zoo.detectors import SEARCHED, micro_yolo, substitute
+from models.zoo.tiny import SEARCHED, micro_yolo, substitute
 from tests.helpers.nets import NETS, randomised, residual_net
 from utils.errors import ModelError
 
@@ -55,7 +54,7 @@ def test_a_cut_network_computes_what_the_large_one_does_with_zeros_around_the_ce
     sides = {layer.name: 5 for layer in net if layer.op in ("conv", "dsconv", "mbconv") and layer.kernel >= 3}
     model = randomised(substitute(net, kernels=sides))
     zeroed = {k: v.clone() for k, v in model.state_dict().items()}
-    for param in layout(model.net):
+    for param in channels(model.net).params:
         if param.tail[-1:] == (5,) and param.key.split(".")[0] in sides:
             zeroed[param.key] = F.pad(zeroed[param.key][..., 1:4, 1:4], (1, 1, 1, 1))
     small, state = crop_kernels(model.net, model.state_dict(), dict.fromkeys(sides, 3))
@@ -110,7 +109,7 @@ def test_the_largest_networks_maps_statistics_and_gradients_are_a_networks():
         torch.testing.assert_close(model.state_dict()[key], value, msg=key)
     with torch.no_grad():
         close(model.eval()(pictures()), plain.eval()(pictures()))
-    loss = DetectionLoss(head_specs(model.net))
+    loss = DetectionLoss(model.net)
     sum(loss(maps[0], TARGETS).values()).backward()
     sum(loss(plain.train()(pictures()), TARGETS).values()).backward()
     for (name, mine), theirs in zip(model.named_parameters(), plain.parameters()):
@@ -147,7 +146,7 @@ def test_the_shared_gradient_is_that_of_the_small_network_alone():
 
 def test_the_sandwich_loss_is_truths_for_the_largest_and_its_answer_for_the_others():
     model = supernet().train()
-    base = DetectionLoss(head_specs(model.net))
+    base = DetectionLoss(model.net)
     maps = model(pictures())
     terms = SandwichLoss(base)(maps, TARGETS, pictures())
     expected = base(maps[0], TARGETS)
@@ -169,7 +168,7 @@ def test_what_is_drawn_is_a_function_of_seed_and_step():
 def test_a_supernet_taken_up_from_its_state_goes_on_with_the_same_bits():
     def steps(model: Supernet, count: int) -> Supernet:
         optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
-        loss = SandwichLoss(DetectionLoss(head_specs(model.net)))
+        loss = SandwichLoss(DetectionLoss(model.net))
         for _ in range(count):
             sum(loss(model(pictures()), TARGETS, pictures()).values()).backward()
             optimizer.step()
@@ -196,5 +195,5 @@ def test_half_precision_trains_all_networks_of_a_step():
     model = supernet().train()
     with torch.autocast("cpu", torch.bfloat16):
         maps = model(pictures())
-    sum(SandwichLoss(DetectionLoss(head_specs(model.net)))(maps, TARGETS, pictures()).values()).backward()
+    sum(SandwichLoss(DetectionLoss(model.net))(maps, TARGETS, pictures()).values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -18,7 +18,7 @@ from deploy import parity
 from deploy.artifact import digest, read_card
 from deploy.onnx_file import to_onnx
 from deploy.runtimes.runtime import Runtime, load_runtime, torch_runtime
-from models.channels import frozen_groups
+from models.channels import channels
 from models.checkpoint import Checkpoint, save
 from models.count import macs, parameters
 from models.layer import Net
@@ -67,7 +67,7 @@ def run_script(monkeypatch, tmp_path, capsys):
 def test_a_pruned_network_goes_to_every_format_and_comes_back_in_a_fresh_process(run_script, tmp_path, root):
     net = residual_net()
     state = randomised(net).state_dict()
-    net, state = prune(net, state, random_keep(net, frozen_groups(net), 5))
+    net, state = prune(net, state, random_keep(net, channels(net).frozen, 5))
     save(tmp_path / "net.pt", Checkpoint(net, state, ("a", "b", "c"), SIDE))
     code, said, error = run_script(export, "--weights", tmp_path / "net.pt", "--format", "onnx", "openvino",
                                    "ncnn", "torchscript", "onnx")

@@ -11,7 +11,7 @@ from compress.prune import prune
 from deploy.artifact import digest, make_card, parse_card, read_card, size, write_card
 from deploy.runtimes import runtime
 from deploy.runtimes.runtime import load_runtime, torch_runtime
-from models.channels import frozen_groups
+from models.channels import channels
 from tests.helpers.export_cases import FORMS, SIDE, batch, checkpoint, exported
 from tests.helpers.nets import NETS, random_keep, randomised, residual_net, small_net
 from utils.errors import EnvironmentFault, ModelError, UsageError
@@ -40,7 +40,7 @@ def test_every_network_is_the_same_in_every_format(name: str, pruned: bool, tmp_
     net = NETS[name]
     state = randomised(net).state_dict()
     if pruned:
-        net, state = prune(net, state, random_keep(net, frozen_groups(net), 3))
+        net, state = prune(net, state, random_keep(net, channels(net).frozen, 3))
     expected = torch_runtime(net, state, (), SIDE).predict(batch())
     for form, path in exported(tmp_path, checkpoint(net, state)).items():
         runtime = load_runtime(path)

@@ -2,19 +2,19 @@
 import json
 from pathlib import Path
 
+import models.heads.decode
 import numpy as np
 import pytest
 import torch
 
-import models.heads.decode
 import val
 from data.coco.locate import locate
 from data.coco.read import read_coco
 from detection.outputs import save_picture
 from models.checkpoint import Checkpoint, save
-from models.heads.decode import Found
+from models.heads.nms import Found
 from models.network import Network, initialise
-from models.zoo.detectors import build
+from models.zoo.build import build
 from tests.evaluation.test_inference import in_input
 from tests.helpers.scripts import call
 from utils import runs

@@ -22,12 +22,14 @@ def made_nets(folder: Path) -> dict[str, Path]:
     import torch
 
     from models.checkpoint import Checkpoint, save
-    from models.layer import Layer, validate
+    from models.layer import Layer
+    from models.records import validate
     pools, source = [], "image"
     for k in range(1, 6):
-        pools.append(Layer(f"pool{k}", "maxpool", (source,), stride=2))
+        pools.append(Layer(f"pool{k}", "maxpool", (source,), kernel=2, stride=2))
         source = f"pool{k}"
-    net = validate((*pools, Layer("head", "head", (source,), 8, 1, act="linear", anchors=((32.0, 32.0),))))
+    net = validate((*pools, Layer("head", "head", (source,), 8, 1, act="linear", kind="anchor",
+                                   anchors=((32.0, 32.0),), assign="best")))
     weight, bias = torch.zeros(8, 3, 1, 1), torch.zeros(8)
     weight[4], bias[4] = -60, 69                           # grey, white and mixtures add up to more than 1.15
     weight[5:, :, 0, 0], bias[5:] = 20 * torch.eye(3), -10

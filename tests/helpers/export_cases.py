@@ -6,7 +6,7 @@ import torch
 
 from deploy import export
 from models.checkpoint import Checkpoint, save
-from models.layer import classes_of, heads
+from models.graph import classes_of
 from tests.helpers.nets import randomised
 
 SIDE = 64
@@ -15,7 +15,7 @@ FORMS = ("onnx", "openvino", "ncnn", "torchscript")
 
 def checkpoint(net, state=None, imgsz: int = SIDE) -> Checkpoint:
     """A checkpoint of the network with numbers far from identity."""
-    names = tuple(f"classe {i} é" for i in range(classes_of(heads(net)[0])))
+    names = tuple(f"classe {i} é" for i in range(classes_of(net)))
     return Checkpoint(net, state or randomised(net).state_dict(), names, imgsz, {"7": 0})
 
 

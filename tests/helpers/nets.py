@@ -6,9 +6,11 @@ import random
 import torch
 
 from models.channels import widths
-from models.layer import Layer, Net, validate
+from models.layer import Layer, Net, heads
 from models.network import Network, initialise
-from models.zoo.detectors import ZOO, micro_yolo, substitute, yolov3_tiny
+from models.records import validate
+from models.zoo.build import ZOO
+from models.zoo.tiny import micro_yolo, substitute, yolov3_tiny
 
 ANCHORS = ((20.0, 20.0), (40.0, 40.0))
 
@@ -21,13 +23,13 @@ def residual_net(classes: int = 3) -> Net:
     """
     return validate((
         Layer("conv1", "conv", ("image",), 8, act="relu"),
-        Layer("pool2", "maxpool", ("conv1",), stride=2),
+        Layer("pool2", "maxpool", ("conv1",), kernel=2, stride=2),
         Layer("mb3", "mbconv", ("pool2",), 12, kernel=5, hidden=20, squeeze=3, act="hardswish"),
         Layer("mb4", "mbconv", ("mb3",), 12, hidden=24, squeeze=0, act="swish"),
         Layer("add5", "add", ("mb3", "mb4")),
         Layer("ds6", "dsconv", ("add5",), 12),
         Layer("add7", "add", ("add5", "ds6")),
-        Layer("pool8", "maxpool", ("add7",), stride=1),
+        Layer("pool8", "maxpool", ("add7",), kernel=2),
         Layer("se8", "se", ("pool8",), squeeze=4),
         Layer("conv9", "conv", ("se8",), 16, stride=2),
         Layer("mb9", "mbconv", ("se8",), 6, stride=2, hidden=10, squeeze=2, act="relu6", bn=False),
@@ -36,18 +38,21 @@ def residual_net(classes: int = 3) -> Net:
         Layer("cat11", "concat", ("up10", "add7")),
         Layer("se11", "se", ("cat11",), squeeze=3),
         Layer("ds12", "dsconv", ("se11",), 14, kernel=5),
-        Layer("head13", "head", ("ds12",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS, xy_scale=2.0),
-        Layer("head14", "head", ("cat9",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS),
+        Layer("head13", "head", ("ds12",), 2 * (5 + classes), 1, act="linear", kind="anchor",
+              anchors=ANCHORS, xy_scale=2.0, assign="ratio"),
+        Layer("head14", "head", ("cat9",), 2 * (5 + classes), 1, act="linear", kind="anchor",
+              anchors=ANCHORS, assign="best"),
     ))
 
 
 def small_net(classes: int = 3) -> Net:
     """A detector that trains in seconds: stride 8, 5 k parameters, an MBConv with a 5x5 kernel."""
     return validate((
-        Layer("conv1", "conv", ("image",), 8, stride=2), Layer("pool2", "maxpool", ("conv1",), stride=2),
+        Layer("conv1", "conv", ("image",), 8, stride=2), Layer("pool2", "maxpool", ("conv1",), kernel=2, stride=2),
         Layer("mb3", "mbconv", ("pool2",), 16, kernel=5, hidden=16, squeeze=2),
-        Layer("pool4", "maxpool", ("mb3",), stride=2), Layer("ds5", "dsconv", ("pool4",), 32),
-        Layer("head6", "head", ("ds5",), 2 * (5 + classes), 1, act="linear", anchors=ANCHORS, xy_scale=2.0)))
+        Layer("pool4", "maxpool", ("mb3",), kernel=2, stride=2), Layer("ds5", "dsconv", ("pool4",), 32),
+        Layer("head6", "head", ("ds5",), 2 * (5 + classes), 1, act="linear", kind="anchor",
+              anchors=ANCHORS, xy_scale=2.0, assign="ratio")))
 
 
 MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7": "dsconv",
@@ -66,9 +71,9 @@ def randomised(net: Net, seed: int = 0) -> Network:
             for tensor, low, high in ((module.weight.data, .5, 1.5), (module.bias.data, -1, 1),
                                       (module.running_mean, -1, 1), (module.running_var, .5, 2)):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-    op = {layer.name: layer.op for layer in net}
+    ends = {layer.name for layer in heads(net)}
     for key, bias in model.named_parameters():             # without batch-norm, and squeeze-excitation's
-        if key.endswith(("conv.bias", "reduce.bias", "expand.bias")) and op[key.split(".")[0]] != "head":
+        if key.endswith(("conv.bias", "reduce.bias", "expand.bias")) and key.split(".")[0] not in ends:
             bias.data.uniform_(-1, 1, generator=generator)
     return model
 

@@ -5,12 +5,26 @@ import pytest
 import torch
 from torchvision.ops import batched_nms, complete_box_iou_loss
 
-from models.heads.decode import HeadSpec, decode_boxes, detections
-from models.heads.loss import DetectionLoss, assign, near_truth
+from models.graph import heads_of
+from models.heads.anchor import match
+from models.heads.loss import DetectionLoss
+from models.heads.nms import detections
+from models.layer import Layer, Net
 from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_pairs, letterbox_geometry, scale_back, xyxy_to_cxcywh
 
-SPECS = (HeadSpec(torch.tensor(((40., 60.), (90., 50.))), 32, 1.0),
-         HeadSpec(torch.tensor(((10., 14.), (23., 27.))), 16, 2.0))
+COARSE, FINE = ((40., 60.), (90., 50.)), ((10., 14.), (23., 27.))
+
+
+def net_of(*heads: tuple[int, tuple, float, str]) -> Net:
+    """Return a network of heads for 3 classes: stride, anchors, centre reach, rule of matching."""
+    return tuple(row for stride, anchors, reach, rule in heads for row in (
+        Layer(f"pool{stride}", "maxpool", ("image",), kernel=stride, stride=stride),
+        Layer(f"head{stride}", "head", (f"pool{stride}",), 16, 1, kind="anchor", anchors=anchors, xy_scale=reach,
+              assign=rule)))
+
+
+NET = net_of((32, COARSE, 1.0, "best"), (16, FINE, 2.0, "ratio"))
+SPECS = heads_of(NET)
 
 
 def maps(batch: int = 2, classes: int = 3, seed: int = 0) -> list[torch.Tensor]:
@@ -34,7 +48,7 @@ def slow(raw: list[torch.Tensor], conf: float, multi: bool) -> list[list[tuple]]
                     for x in range(m.shape[4]):
                         t = m[b, a, :, y, x].double().tolist()
                         sig = [1 / (1 + math.exp(-v)) for v in t]
-                        s, (aw, ah) = spec.xy_scale, spec.anchors[a].tolist()
+                        s, (aw, ah) = spec.layer.xy_scale, spec.layer.anchors[a]
                         cx, cy = ((sig[i] * s - (s - 1) / 2 + c) * spec.stride for i, c in ((0, x), (1, y)))
                         w, h = aw * math.exp(t[2]), ah * math.exp(t[3])
                         scores = [sig[4] * c for c in sig[5:]]
@@ -101,11 +115,12 @@ def test_ciou_is_torchvisions_and_finite_where_theirs_is_not():
     assert float(iou_pairs(a.detach(), empty).abs().max()) == 0
 
 
-def encode(target: torch.Tensor, assigned, spec: HeadSpec) -> torch.Tensor:
+def encode(target: torch.Tensor, assigned, spec) -> torch.Tensor:
     """Raw x, y, w, h that decode to the truth of each assigned prediction."""
     centre = target[:, :2] / spec.stride - torch.stack((assigned.x, assigned.y), 1)
-    share = (centre + (spec.xy_scale - 1) / 2) / spec.xy_scale
-    return torch.cat((torch.logit(share), torch.log(target[:, 2:] / spec.anchors[assigned.anchor])), 1)
+    reach, anchors = spec.layer.xy_scale, torch.tensor(spec.layer.anchors)
+    share = (centre + (reach - 1) / 2) / reach
+    return torch.cat((torch.logit(share), torch.log(target[:, 2:] / anchors[assigned.anchor])), 1)
 
 
 def test_every_assigned_prediction_can_reach_its_truth_and_a_perfect_answer_costs_nothing():
@@ -115,27 +130,27 @@ def test_every_assigned_prediction_can_reach_its_truth_and_a_perfect_answer_cost
     truths[:, 1] = torch.arange(40) % 3
     truths[:, 4:] = truths[:, 4:] * 0.4 + 0.05
     raw = [torch.full_like(m, -12.0) for m in maps()]
-    for m, spec, a in zip(raw, SPECS, assign(list(SPECS), [m.shape for m in raw], truths)):
+    for m, spec, a in zip(raw, SPECS, match(SPECS, [m.shape for m in raw], truths)):
         code = encode(a.boxes, a, spec)
         assert torch.isfinite(code).all(), "a cell was given a truth its centre cannot reach"
-        decoded = decode_boxes(code, torch.stack((a.x, a.y), 1), spec.anchors[a.anchor], spec)
+        decoded = spec.boxes(code, torch.stack((a.x, a.y), 1), torch.tensor(spec.layer.anchors)[a.anchor])
         torch.testing.assert_close(decoded, a.boxes, rtol=1e-3, atol=1e-2)
         m[a.image, a.anchor, :4, a.y, a.x] = code
     one = truths[:1]
     m = [torch.full_like(x, -12.0) for x in raw]
-    for x, spec, a in zip(m, SPECS, assign(list(SPECS), [x.shape for x in m], one)):
+    for x, spec, a in zip(m, SPECS, match(SPECS, [x.shape for x in m], one)):
         code = encode(a.boxes, a, spec)
         x[a.image, a.anchor, :4, a.y, a.x] = code
         x[a.image, a.anchor, 4, a.y, a.x] = 12.0
         x[a.image, a.anchor, 5 + a.classes, a.y, a.x] = 12.0
-    terms = DetectionLoss(SPECS)(m, one)
+    terms = DetectionLoss(NET)(m, one)
     assert {k for k, v in terms.items() if float(v) < 0.02} == {"box", "obj", "cls"}, terms
 
 
 def test_every_truth_is_answered_for_however_odd_its_shape():
     truths = torch.tensor([[0, 0, .5, .5, .9, .01], [0, 1, .5, .5, .004, .004], [1, 2, .99, .99, .02, .02],
                            [1, 0, 1., 1., .1, .1]])
-    found = assign(list(SPECS), [m.shape for m in maps()], truths)
+    found = match(SPECS, [m.shape for m in maps()], truths)
     answered = {(int(i), int(c)) for a in found for i, c in zip(a.image, a.classes)}
     assert answered == {(0, 0), (0, 1), (1, 2), (1, 0)}
     for a, m in zip(found, maps()):
@@ -144,16 +159,16 @@ def test_every_truth_is_answered_for_however_odd_its_shape():
 
 def test_only_the_home_cell_answers_where_centres_cannot_leave_it():
     truths = torch.tensor([[0, 0, .51, .51, .3, .45]])
-    coarse, fine = assign(list(SPECS), [m.shape for m in maps()], truths)
+    coarse, fine = match(SPECS, [m.shape for m in maps()], truths)
     assert len(set(zip(coarse.x.tolist(), coarse.y.tolist()))) == 1
     tall = torch.tensor([[0, 0, .53, .47, .12, .12]])
-    cells = assign(list(SPECS), [m.shape for m in maps()], tall)[1][2:4]
+    cells = match(SPECS, [m.shape for m in maps()], tall)[1][2:4]
     assert len(set(zip(*(v.tolist() for v in cells)))) == 3
 
 
 def test_a_batch_without_truths_has_a_finite_loss_and_gradients():
     raw = [m.requires_grad_() for m in maps()]
-    terms = DetectionLoss(SPECS)(raw, torch.zeros(0, 6))
+    terms = DetectionLoss(NET)(raw, torch.zeros(0, 6))
     sum(terms.values()).backward()
     assert all(torch.isfinite(v) for v in terms.values()) and float(terms["box"].detach()) == 0
     grads = [m.grad for m in raw]
@@ -162,9 +177,8 @@ def test_a_batch_without_truths_has_a_finite_loss_and_gradients():
 
 def test_the_loss_gradient_is_the_numerical_one():
     truths = torch.tensor([[0, 0, .53, .47, .12, .12], [1, 2, .2, .8, .5, .4]], dtype=torch.float64)
-    specs = tuple(s._replace(anchors=s.anchors.double()) for s in SPECS)
     raw = [m.double().requires_grad_() for m in maps()]
-    loss = DetectionLoss(specs)
+    loss = DetectionLoss(NET)
 
     def boxes_and_classes(*inputs):
         terms = loss([i if i.dtype == torch.float64 else i for i in inputs], truths)
@@ -172,7 +186,7 @@ def test_the_loss_gradient_is_the_numerical_one():
     # float() inside the loss rounds to fp32, so compare with differences wide enough for that
     value = boxes_and_classes(*raw)
     value.backward()
-    at = assign(list(specs), [m.shape for m in raw], truths)[0]
+    at = match(SPECS, [m.shape for m in raw], truths)[0]
     index = (int(at.image[0]), int(at.anchor[0]), 2, int(at.y[0]), int(at.x[0]))
     step = 1e-2
     sides = []
@@ -185,7 +199,7 @@ def test_the_loss_gradient_is_the_numerical_one():
 
 def test_two_truths_on_one_prediction_ask_for_the_better_overlap_not_for_both():
     raw, one = maps(1), torch.tensor([[0, 1, .5, .5, .3, .4]])
-    loss = DetectionLoss(SPECS)
+    loss = DetectionLoss(NET)
     once, twice = loss(raw, one), loss(raw, one.repeat(2, 1))  # terms are divided by the number of positives
     torch.testing.assert_close(once["obj"], 2 * twice["obj"])
     torch.testing.assert_close(once["box"], twice["box"])
@@ -193,10 +207,10 @@ def test_two_truths_on_one_prediction_ask_for_the_better_overlap_not_for_both():
 
 def test_a_head_without_reach_has_one_anchor_a_truth_the_one_of_the_best_shape():
     truths = torch.tensor([[0, 0, .3, .3, .4, .5], [1, 2, .7, .2, .1, .12], [1, 1, .2, .8, .6, .35]])
-    classic = tuple(s._replace(xy_scale=1.0) for s in SPECS)
-    found = assign(list(classic), [m.shape for m in maps()], truths)
+    classic = heads_of(net_of((32, COARSE, 1.0, "best"), (16, FINE, 1.0, "best")))
+    found = match(classic, [m.shape for m in maps()], truths)
     assert sum(len(a.image) for a in found) == len(truths)
-    anchors = torch.cat([s.anchors for s in classic])
+    anchors = torch.tensor([a for s in classic for a in s.layer.anchors])
     for row in truths:
         w, h = (row[4:] * 128).tolist()
         fits = [min(w, aw) * min(h, ah) / (w * h + aw * ah - min(w, aw) * min(h, ah))
@@ -207,20 +221,21 @@ def test_a_head_without_reach_has_one_anchor_a_truth_the_one_of_the_best_shape()
 
 
 def test_a_prediction_close_to_a_truth_it_does_not_answer_for_is_no_background():
-    spec = HeadSpec(torch.tensor(((40., 60.), (90., 50.))), 32, 1.0)
+    net = net_of((32, COARSE, 1.0, "best"))
+    spec = heads_of(net)[0]
     truth = torch.tensor([[0, 1, .5 / 4 + .25, .5 / 4 + .25, 40 / 128, 60 / 128]])
     raw = torch.full((1, 2, 8, 4, 4), -8.0)
     raw[:, :, :2] = 0.0
     raw[0, 1, 2:4, 1, 1] = torch.log(torch.tensor((40 / 90, 60 / 50)))     # the other anchor, on the same box
     raw[0, 0, 2:4, 1, 1] = 0.0
-    near = near_truth(raw, spec, truth)
+    near = spec.overlaps(raw, truth)
     assert float(near[0, 1, 1, 1]) == pytest.approx(1) and near.numel() - int((near < 0.7).sum()) == 2
-    quiet = DetectionLoss((spec,))([raw], truth)["obj"]
+    quiet = DetectionLoss(net)([raw], truth)["obj"]
     loud = raw.clone()
     loud[0, 1, 4, 1, 1] = 8.0                              # it may say "object" without being told off
-    torch.testing.assert_close(DetectionLoss((spec,))([loud], truth)["obj"], quiet)
+    torch.testing.assert_close(DetectionLoss(net)([loud], truth)["obj"], quiet)
     loud[0, 1, 4, 3, 3] = 8.0
-    assert float(DetectionLoss((spec,))([loud], truth)["obj"]) > float(quiet) + 5
+    assert float(DetectionLoss(net)([loud], truth)["obj"]) > float(quiet) + 5
 
 
 def test_the_overlap_with_the_nearest_truth_is_torchvisions():
@@ -228,9 +243,9 @@ def test_the_overlap_with_the_nearest_truth_is_torchvisions():
     truths = torch.rand(7, 6, generator=torch.Generator().manual_seed(5)) * 0.4 + 0.2
     truths[:, 0] = torch.tensor([0, 0, 0, 2, 2, 2, 2])
     raw, spec = maps(3)[0], SPECS[0]
-    near = near_truth(raw, spec, truths)
+    near = spec.overlaps(raw, truths)
     for b, a, y, x in ((0, 0, 0, 0), (0, 1, 2, 3), (2, 0, 3, 1), (1, 1, 1, 1)):
-        box = decode_boxes(raw[b, a, :, y, x][None], torch.tensor([[x, y]]), spec.anchors[a][None], spec)
+        box = spec.boxes(raw[b, a, :, y, x][None], torch.tensor([[x, y]]), torch.tensor([COARSE[a]]))
         mine = cxcywh_to_xyxy(truths[truths[:, 0] == b, 2:6] * 128)
         want = box_iou(cxcywh_to_xyxy(box), mine).max() if len(mine) else torch.tensor(0.0)
         torch.testing.assert_close(near[b, a, y, x], want, rtol=1e-4, atol=1e-5)

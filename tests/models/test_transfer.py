@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from compress.drop_se import gates_to_shut, mean_gates, without_gates
+from compress.drop_se import layers_to_open, mean_gates, without_se
 from compress.factorize import calibrate, separate
-from models.channels import layout
+from models.channels import channels
 from models.checkpoint import Checkpoint
 from models.darknet import COCO_NAMES
 from models.network import Network, from_state, initialise
 from models.transfer import report_lines, transfer
-from models.zoo.detectors import micro_yolo, substitute, yolo_lite, yolov3_tiny
+from models.zoo.light import yolo_lite
+from models.zoo.tiny import micro_yolo, substitute, yolov3_tiny
 from tests.helpers.nets import NETS, randomised
 from training.prepare import start_from
 
@@ -54,7 +55,7 @@ def test_full_rank_factors_reproduce_the_convolution_they_came_from():
 
     With leaky slope 1 in effect the block is the convolution.
     """
-    from models.zoo.detectors import substitute
+    from models.zoo.tiny import substitute
     base = yolov3_tiny(2, act="linear")
     net = substitute(base, {"conv5": "mbconv"}, expansion=9, se=False)
     net = tuple(replace(layer, act="linear") if layer.name == "conv5" else layer for layer in net)
@@ -81,7 +82,7 @@ def test_a_network_takes_every_tensor_of_its_own_checkpoint(name):
     source = Checkpoint(net, randomised(net, 1).state_dict(), names)
     new, report = transfer(net, randomised(net, 2).state_dict(), names, source)
     assert all(r["taken"] for r in report)
-    assert all(torch.equal(new[p.key], source.state[p.key]) for p in layout(net))
+    assert all(torch.equal(new[p.key], source.state[p.key]) for p in channels(net).params)
 
 
 def test_convolutions_without_batch_norm_are_not_factorised():
@@ -104,7 +105,7 @@ def test_a_layer_that_lost_its_squeeze_is_named_not_a_crash():
 def test_a_block_too_narrow_for_its_input_is_left_as_it_is():
     base = yolov3_tiny(2)
     from models.channels import with_widths
-    from models.zoo.detectors import substitute
+    from models.zoo.tiny import substitute
     net = with_widths(substitute(base, {"conv5": "mbconv"}), {"conv5.hidden": 20})
     state = initialise(Network(net), 0).state_dict()
     new, kept = separate(base, randomised(base).state_dict(), net, state)
@@ -134,9 +135,9 @@ def test_gates_that_are_constant_are_taken_out_without_a_trace():
              for key, value in randomised(net, 3).state_dict().items()}
     before = {key: value.clone() for key, value in state.items()}
     pictures = torch.rand(2, 3, 64, 64)
-    shut = gates_to_shut(net, NETS["no squeeze"])
+    shut = layers_to_open(net, NETS["no squeeze"])
     assert len(shut) == 7
-    small, smaller = without_gates(net, state, mean_gates(net, state, pictures, shut))
+    small, smaller = without_se(net, state, mean_gates(net, state, pictures, shut))
     assert small == NETS["no squeeze"] and set(from_state(small, smaller).state_dict()) == set(smaller)
     for exact, shrunk in zip(from_state(net, state)(pictures), from_state(small, smaller)(pictures)):
         torch.testing.assert_close(shrunk, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
@@ -149,8 +150,8 @@ def test_a_mean_gate_is_what_the_gates_of_the_pictures_come_to():
     state, pictures = randomised(net, 4).state_dict(), torch.rand(2, 3, 64, 64)
     pictures[1] *= 0.1                                     # a dark one, whose gates are others
     plain = tuple(replace(layer, squeeze=0) if layer.name == "mb3" else layer for layer in net)
-    assert gates_to_shut(net, plain) == ("mb3",)
-    small, smaller = without_gates(net, state, mean_gates(net, state, pictures[:1], ("mb3",)))
+    assert layers_to_open(net, plain) == ("mb3",)
+    small, smaller = without_se(net, state, mean_gates(net, state, pictures[:1], ("mb3",)))
     whole, shut = from_state(net, state)(pictures), from_state(small, smaller)(pictures)
     for exact, shrunk in zip(whole, shut):
         near, far = ((shrunk - exact)[i].abs().max() for i in range(2))
@@ -174,8 +175,8 @@ def test_a_network_without_squeeze_excitation_starts_from_one_that_has_it():
     model = Network(plain)
     start_from(model, source, pictures, False, said.append)
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    gates = mean_gates(net, source.state, stacked, gates_to_shut(net, plain))
-    _, expected = without_gates(net, source.state, gates)
+    gates = mean_gates(net, source.state, stacked, layers_to_open(net, plain))
+    _, expected = without_se(net, source.state, gates)
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     assert any("mean gates of 3 pictures" in line for line in said) and "13 of 13 layers" in "".join(said)
 

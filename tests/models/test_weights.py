@@ -11,7 +11,8 @@ from models.checkpoint import Checkpoint, load, load_or_previous, previous, save
 from models.count import parameters
 from models.darknet import COCO_NAMES, read_darknet, write_darknet
 from models.network import Network, from_state
-from models.zoo.detectors import yolo_lite, yolo_nano, yolov3_tiny
+from models.zoo.light import yolo_lite, yolo_nano
+from models.zoo.tiny import yolov3_tiny
 from tests.helpers.nets import randomised, residual_net, small_net
 from utils.errors import ModelError
 

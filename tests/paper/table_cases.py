@@ -4,8 +4,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.layer import to_json
-from models.zoo.detectors import micro_yolo_pruned
+from models.records import to_json
+from models.zoo.tiny import micro_yolo_pruned
 
 # Writes what a training leaves; cut short on its first run where `cut` exists. Every call is noted.
 FAKE_TRAIN = '''

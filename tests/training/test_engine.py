@@ -6,10 +6,9 @@ import sys
 import pytest
 import torch
 
-from models.heads.decode import head_specs
 from models.heads.loss import DetectionLoss
-from models.layer import to_json
 from models.network import Network, initialise
+from models.records import to_json
 from tests.helpers.nets import small_net
 from training import engine
 from training.optim import first_bad_layer, learning_rate, make_ema, make_optimizer
@@ -61,7 +60,7 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
     save(state, False)
     hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False,
                          lambda: 0, lambda b: replays.append(b) or "replay.pt", main=False)
-    engine.fit(state, settings, Batches(count, poison), DetectionLoss(head_specs(net)), hooks)
+    engine.fit(state, settings, Batches(count, poison), DetectionLoss(net), hooks)
     return state, replays, saved
 
 

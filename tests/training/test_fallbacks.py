@@ -10,9 +10,9 @@ import torch
 from deploy.runtimes.runtime import half_fault
 from models.checkpoint import Checkpoint, load, save
 from models.count import parameters
-from models.layer import to_json
 from models.network import Network
-from models.zoo.detectors import micro_yolo
+from models.records import to_json
+from models.zoo.tiny import micro_yolo
 from tests.helpers.nets import small_net
 from training import engine
 from training.assembly import check_disk

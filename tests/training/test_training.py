@@ -12,10 +12,9 @@ import torch
 from torch import distributed as dist
 
 from models.checkpoint import load
-from models.heads.decode import head_specs
 from models.heads.loss import DetectionLoss
-from models.layer import to_json
 from models.network import Network, initialise
+from models.records import to_json
 from models.sync_bn import synchronise
 from tests.helpers.nets import small_net
 from training.optim import make_optimizer
@@ -147,7 +146,7 @@ def few_steps(rank: int, world: int) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     net = small_net(3)
     model = initialise(Network(net), 0)
-    loss = DetectionLoss(head_specs(net))
+    loss = DetectionLoss(net)
     if world > 1:
         model = torch.nn.parallel.DistributedDataParallel(synchronise(model), broadcast_buffers=False)
     optimizer = make_optimizer(model, "sgd", 0.01, 0.9, 5e-4)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint, save
-from models.layer import Layer, to_json
+from models.layer import Layer
+from models.records import to_json
 from tests.helpers.nets import randomised, small_net
 from utils import cli
 from utils.errors import EnvironmentFault

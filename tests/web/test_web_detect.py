@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from data.augment import letterbox
-from models.heads.decode import HeadSpec, detections
+from models.heads.anchor import AnchorHead
+from models.heads.nms import detections
+from models.layer import Layer
 from utils.boxes import letterbox_geometry, scale_back
 
 PLACE = ("scale", "left", "top", "width", "height")
 SHAPES = [(375, 500), (500, 333), (720, 1280), (1000, 777), (416, 416), (208, 208), (100, 60), (415, 417),
           (832, 832), (1, 3000), (417, 416), (400, 300)]
-HEADS = (HeadSpec(torch.tensor(((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))), 16, 2.0),
-         HeadSpec(torch.tensor(((81.0, 82.0), (135.0, 169.0), (344.0, 319.0))), 32, 1.0))
+HEADS = tuple(AnchorHead(Layer("head", "head", ("x",), 24, kind="anchor", anchors=anchors, xy_scale=reach), stride)
+              for anchors, stride, reach in (
+                  (((10.0, 14.0), (23.0, 27.0), (37.0, 58.0)), 16, 2.0),
+                  (((81.0, 82.0), (135.0, 169.0), (344.0, 319.0)), 32, 1.0)))
 LIMITS = [(0.25, 0.45, 300), (0.001, 0.6, 100), (0.6, 0.0, 300), (0.3, 1.0, 7), (0.0, 0.5, 300),
           (1.0, 0.5, 300)]
 SIZES = [(w, h, s) for w in (1, 2, 3, 333, 640, 1919) for h in (1, 5, 479, 1080) for s in (32, 320, 416)]
@@ -61,7 +65,7 @@ def both(tmp_path_factory) -> tuple[dict, dict, Path]:
         rgba.tofile(folder / f"picture{k}")
         height, width = image.shape[:2]
         cases["letterboxes"].append({"file": f"picture{k}", "width": width, "height": height, "size": 416})
-    heads = [{"stride": h.stride, "anchors": h.anchors.tolist(), "xy_scale": h.xy_scale} for h in HEADS]
+    heads = [{"stride": h.stride, **h.metadata()} for h in HEADS]
     for k, (conf, iou, most) in enumerate(LIMITS):
         files = []
         for m in random_maps(k, 4):
