@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.fold import fold
 from models.channels import channels, shapes, without
 from models.graph import expand, grids
 from models.layer import Net
@@ -14,10 +15,11 @@ from models.network import Network
 
 State = dict[str, Tensor]
 Keep = dict[str, list[int]]
+COUNTER = "num_batches_tracked"
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return the same model in eval mode, with batch-norms as training leaves them and biases that are not zero."""
+    """Return the same model in eval mode, its batch-norms as training leaves them, no bias zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
@@ -37,7 +39,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def state_of(model: nn.Module) -> State:
     """Return the tensors of a model without batch-norm's counters, in the order of its modules."""
-    return {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    return {key: value for key, value in model.state_dict().items() if not key.endswith(COUNTER)}
 
 
 def hooked(model: nn.Module, imgsz: int) -> int:
@@ -63,7 +65,7 @@ def check_graph(net: Net, imgsz: int) -> None:
     model.watch = lambda node, value: seen.update({node.name: tuple(value.shape)})
     with torch.no_grad():
         model(torch.rand(2, 3, imgsz, imgsz))
-    assert seen == {node.name: (2, node.channels, side[node.name], side[node.name]) for node in expand(net).nodes}
+    assert seen == {node.name: (2, node.channels, *(side[node.name],) * 2) for node in expand(net).nodes}
 
 
 def random_keep(net: Net, rng: random.Random) -> Keep:
@@ -94,20 +96,22 @@ def masked(net: Net, state: State, keep: Keep) -> State:
     for param in channels(net).params:
         if param.trained and not stays[param.rows].all():
             lost = ~torch.from_numpy(stays[param.rows])
-            out[param.key] = state[param.key].masked_fill(lost.view(-1, *[1] * (state[param.key].dim() - 1)), 0)
+            value = state[param.key]
+            out[param.key] = value.masked_fill(lost.view(-1, *[1] * (value.dim() - 1)), 0)
     return out
 
 
 def loaded(net: Net, state: State) -> Network:
-    """Return a network in eval mode that holds these very tensors; building it on `meta` costs no random numbers."""
+    """Return a network in eval mode that holds these tensors; on `meta` it draws none of its own."""
     with torch.device("meta"):
         model = Network(net)
-    counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith(COUNTER)}
     model.load_state_dict({**state, **counters}, assign=True)
     return model.eval()
 
 
-def check_pruned_is_masked(net: Net, imgsz: int, keeps: int = 20, dtype: torch.dtype = torch.float32) -> float:
+def check_pruned_is_masked(net: Net, imgsz: int, keeps: int = 20,
+                           dtype: torch.dtype = torch.float32) -> float:
     """Return the largest relative difference between a network pruned at random and its parent masked.
 
     Fails above 1e-5.
@@ -128,5 +132,18 @@ def check_pruned_is_masked(net: Net, imgsz: int, keeps: int = 20, dtype: torch.d
         for a, b in zip(theirs, ours):
             worst = max(worst, float((a - b).abs().max() / a.abs().max()))
             assert worst <= 1e-5, f"{worst:.1e} with the keep of seed {seed}"
-    assert moved or not any(name not in channels(net).frozen for name in channels(net).units), "nothing was cut"
+    assert moved or set(channels(net).units) == set(channels(net).frozen), "nothing was cut"
     return worst
+
+
+def check_folded_is_same(net: Net, imgsz: int, tolerance: float = 1e-5) -> None:
+    """Fail where folding batch-norms moves the outputs of a network, or leaves one."""
+    model = randomise(Network(net).double())
+    small, state = fold(net, state_of(model))
+    assert not any(node.type == "norm" for node in expand(small).nodes)
+    image = torch.rand(2, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        expected = model(image)
+        found = loaded(small, {key: value.double() for key, value in state.items()})(image)
+    for a, b in zip(expected, found):
+        assert (a - b).abs().max() <= tolerance * a.abs().max()

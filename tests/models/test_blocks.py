@@ -13,47 +13,55 @@ from models.count import macs, parameters
 from models.layer import Layer, Net
 from models.network import Network
 from models.records import from_json, to_json, validate
-from tests.helpers.cuts import check_graph, check_pruned_is_masked, hooked, randomise, state_of
+from tests.helpers.cuts import (
+    check_folded_is_same,
+    check_graph,
+    check_pruned_is_masked,
+    hooked,
+    randomise,
+    state_of,
+)
 from utils.errors import ModelError
 
 IMGSZ = 32
 TWO = ("stem", "stem")                                     # the second is added where a block takes one
+X = ("stem",)
 # op -> samples of it: its inputs, its fields.
 SAMPLES: dict[str, list[tuple[tuple[str, ...], dict]]] = {
-    "conv": [(("stem",), {"out": 6}), (("stem",), {"out": 12, "groups": 4, "dilation": 2, "stride": 2, "bn": False}),
-             (("stem",), {"out": 6, "kernel": 2, "stride": 2}), (("stem",), {"out": 5, "kernel": 5, "pad": 0})],
-    "dsconv": [(("stem",), {"out": 12, "kernel": 5}), (("stem",), {"out": 6, "stride": 2, "bn": False})],
-    "sepconv": [(("stem",), {"out": 12}), (("stem",), {"out": 6, "stride": 2})],
+    "conv": [(X, {"out": 6}), (X, {"out": 12, "groups": 4, "dilation": 2, "stride": 2, "bn": False}),
+             (X, {"out": 6, "kernel": 2, "stride": 2}), (X, {"out": 5, "kernel": 5, "pad": 0})],
+    "dsconv": [(X, {"out": 12, "kernel": 5}), (X, {"out": 6, "stride": 2, "bn": False})],
+    "sepconv": [(X, {"out": 12}), (X, {"out": 6, "stride": 2})],
     "mbconv": [(TWO, {"out": 8, "hidden": 20, "squeeze": 3, "gate": "hardsigmoid", "act": "hardswish"}),
-               (("stem",), {"out": 6, "kernel": 5, "stride": 2}), (("stem",), {"out": 6, "hidden": 9, "bn": False})],
-    "sandglass": [(TWO, {"out": 8, "hidden": 4}), (("stem",), {"out": 12, "hidden": 3, "stride": 2, "full": True}),
-                  (("stem",), {"out": 12, "hidden": 3, "stride": 2}), (("stem",), {"out": 12, "hidden": 3})],
-    "bottleneck": [(TWO, {"out": 8, "hidden": 12, "groups": 3}), (("stem",), {"out": 6, "hidden": 4, "dilation": 2})],
-    "ghost": [(TWO, {"out": 8, "hidden": 12, "squeeze": 3}), (("stem",), {"out": 12, "hidden": 6, "stride": 2})],
-    "ghostconv": [(("stem",), {"out": 12}), (("stem",), {"out": 6, "stride": 2})],
-    "shortcut": [(("stem",), {"out": 6, "stride": 2})],
-    "shufflev1": [(("stem",), {"out": 8, "hidden": 8, "groups": 2}), (("stem",), {"out": 8, "hidden": 4, "groups": 4}),
-                  (("stem",), {"out": 10, "hidden": 12, "groups": 2, "stride": 2, "full": True})],
-    "shufflev2": [(("stem",), {"out": 8, "hidden": 5}), (("stem",), {"out": 12, "hidden": 6, "stride": 2})],
-    "fire": [(("stem",), {"out": 12, "squeeze": 4}), (("stem",), {"out": 6, "squeeze": 3, "bn": False})],
-    "repconv": [(("stem",), {"out": 8}), (("stem",), {"out": 6, "stride": 2}), (("stem",), {"out": 8, "bn": False}),
-                (("stem",), {"out": 8, "groups": 2})],
-    "sppf": [(("stem",), {"out": 12, "hidden": 4, "kernel": 5})],
-    "aspp": [(("stem",), {"out": 6, "hidden": 4}), (("stem",), {"out": 6, "hidden": 4, "rates": (2, 3)})],
-    "se": [(("stem",), {"squeeze": 3, "gate": "hardsigmoid"})],
-    "maxpool": [(("stem",), {"kernel": 2}), (("stem",), {"stride": 2}),
-                (("stem",), {"stride": 2, "pad": 0, "ceil": True})],
-    "avgpool": [(("stem",), {"stride": 2}), (("stem",), {"kernel": 4, "stride": 4})],
-    "upsample": [(("stem",), {"stride": 2})],
+               (X, {"out": 6, "kernel": 5, "stride": 2}), (X, {"out": 6, "hidden": 9, "bn": False})],
+    "sandglass": [(TWO, {"out": 8, "hidden": 4}), (X, {"out": 12, "hidden": 3}),
+                  (X, {"out": 12, "hidden": 3, "stride": 2}),
+                  (X, {"out": 12, "hidden": 3, "stride": 2, "full": True})],
+    "bottleneck": [(TWO, {"out": 8, "hidden": 12, "groups": 3}), (X, {"out": 6, "hidden": 4, "dilation": 2})],
+    "ghost": [(TWO, {"out": 8, "hidden": 12, "squeeze": 3}), (X, {"out": 12, "hidden": 6, "stride": 2})],
+    "ghostconv": [(X, {"out": 12}), (X, {"out": 6, "stride": 2})],
+    "shortcut": [(X, {"out": 6, "stride": 2})],
+    "shufflev1": [(X, {"out": 8, "hidden": 8, "groups": 2}), (X, {"out": 8, "hidden": 4, "groups": 4}),
+                  (X, {"out": 10, "hidden": 12, "groups": 2, "stride": 2, "full": True})],
+    "shufflev2": [(X, {"out": 8, "hidden": 5}), (X, {"out": 12, "hidden": 6, "stride": 2})],
+    "fire": [(X, {"out": 12, "squeeze": 4}), (X, {"out": 6, "squeeze": 3, "bn": False})],
+    "repconv": [(X, {"out": 8}), (X, {"out": 6, "stride": 2}), (X, {"out": 8, "bn": False}),
+                (X, {"out": 8, "groups": 2})],
+    "sppf": [(X, {"out": 12, "hidden": 4, "kernel": 5})],
+    "aspp": [(X, {"out": 6, "hidden": 4}), (X, {"out": 6, "hidden": 4, "rates": (2, 3)})],
+    "se": [(X, {"squeeze": 3, "gate": "hardsigmoid"})],
+    "maxpool": [(X, {"kernel": 2}), (X, {"stride": 2}), (X, {"stride": 2, "pad": 0, "ceil": True})],
+    "avgpool": [(X, {"stride": 2}), (X, {"kernel": 4, "stride": 4})],
+    "upsample": [(X, {"stride": 2})],
     "concat": [(("stem", "side"), {}), (("side", "stem", "side"), {})],
     "add": [(("stem", "side"), {}), (("stem", "side", "stem"), {})],
-    "act": [(("stem",), {"act": act}) for act in ("hardswish", "swish", "relu6", "leaky")],
-    "split": [(("stem",), {"groups": 2, "part": 1}), (("stem",), {"groups": 4, "part": 0})],
-    "shuffle": [(("stem",), {"groups": 4})],
-    "classify": [(("stem",), {"out": 5}), (("stem",), {"out": 5, "hidden": 7, "act": "hardswish", "bias": False}),
-                 (("stem",), {"out": 5, "full": True})],
-    "head": [(("stem",), {"out": 12, "kernel": 1, "act": "linear", "kind": "anchor", "assign": "ratio",
-                          "anchors": ((9.0, 9.0), (20.0, 20.0))})]}
+    "act": [(X, {"act": act}) for act in ("hardswish", "swish", "relu6", "leaky")],
+    "split": [(X, {"groups": 2, "part": 1}), (X, {"groups": 4, "part": 0})],
+    "shuffle": [(X, {"groups": 4})],
+    "classify": [(X, {"out": 5}), (X, {"out": 5, "hidden": 7, "act": "hardswish", "bias": False}),
+                 (X, {"out": 5, "full": True})],
+    "head": [(X, {"out": 12, "kernel": 1, "act": "linear", "kind": "anchor", "assign": "ratio",
+                  "anchors": ((9.0, 9.0), (20.0, 20.0))})]}
 CASES = [(op, at) for op, cases in SAMPLES.items() for at in range(len(cases))]
 
 
@@ -61,7 +69,8 @@ def sample(op: str, at: int) -> Net:
     """A network around a sample: channels made before it, and read after it."""
     inputs, fields = SAMPLES[op][at]
     rows = [Layer("stem", "conv", ("image",), 8, stride=2, act="relu"),
-            Layer("side", "conv", ("image",), 8, 1, stride=2, act="relu"), Layer("x", op, inputs, **{"act": "relu"} | fields)]
+            Layer("side", "conv", ("image",), 8, 1, stride=2, act="relu"),
+            Layer("x", op, inputs, **{"act": "relu"} | fields)]
     if op not in ("classify", "head"):
         rows += [Layer("after", "conv", ("x",), 6, 1), Layer("end", "classify", ("after",), 3)]
     return validate(tuple(rows))
@@ -90,6 +99,11 @@ def test_tables_and_counts_are_those_of_the_module(op, at):
 @pytest.mark.parametrize(("op", "at"), CASES)
 def test_pruned_is_masked(op, at):
     assert check_pruned_is_masked(sample(op, at), IMGSZ, dtype=torch.float64) < 1e-10
+
+
+@pytest.mark.parametrize(("op", "at"), CASES)
+def test_folded_is_the_same(op, at):
+    check_folded_is_same(sample(op, at), IMGSZ)
 
 
 def without_ties(numbers, *_):
