@@ -42,6 +42,7 @@ def crop_kernels(net: Net, state: Mapping[str, Tensor],
     As `with_kernels`, but raises ModelError where a kernel would have to grow: what is not there cannot be
     cut out.
     """
+    substitute(net, kernels=dict(kernels))                 # that the layers are there
     larger = [f"{layer.name} has {layer.kernel}x{layer.kernel}, {kernels[layer.name]} is wanted"
               for layer in net if kernels.get(layer.name, 0) > layer.kernel]
     if larger:

@@ -114,8 +114,8 @@ class Step(NamedTuple):
 def steps(net: Net) -> tuple[Step, ...]:
     """Return the operations of a folded network in the order they run, named after its records.
 
-    A record's value carries the record's name, what is inside it that of its part ("conv9.expand"). Raises
-    ValueError where a batch-norm is left.
+    A convolution alone and an output carry the record's name, what is inside a block that of its part
+    ("conv9.expand"). Raises ValueError where a batch-norm is left.
     """
     graph = expand(net)
     if any(node.type == "norm" for node in graph.nodes):
@@ -137,7 +137,7 @@ def steps(net: Net) -> tuple[Step, ...]:
         if node.type == "conv" and len(after) == 1 and after[0].type == "act" and node.name not in ends:
             last = after[0]
             fused.add(last.name)
-        name = ends.get(last.name) or last.name.removesuffix(".act").removesuffix(".conv")
+        name = node.layer if last.name in shapes else node.name.removesuffix(".act").removesuffix(".conv")
         inputs, source = tuple(named[i] for i in node.inputs), _reduction(graph, node)
         if node.type == "mean" and even and 0 < source < coarsest:
             # In two steps: runtimes that add up 43,264 numbers in fp32 one after another are off by enough to move

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,11 @@ from models.layer import Net
 from models.nodes import IMAGE, Node
 
 MOMENTUM = 0.03                                # follows the statistics of small batches without their noise
+START = Node(IMAGE, IMAGE, (), 3, 1, "")
 IN_PLACE = ("leaky", "relu", "relu6")          # activations whose gradient is told from their output
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "leaky": lambda x, inplace: F.leaky_relu(x, 0.1, inplace), "relu": lambda x, inplace: F.relu(x, inplace),
-    "relu6": lambda x, inplace: F.relu6(x, inplace), "hardswish": lambda x, _: F.hardswish(x),
-    "swish": lambda x, _: F.silu(x), "sigmoid": lambda x, _: x.sigmoid(),
-    "hardsigmoid": lambda x, _: F.hardsigmoid(x)}
+    "leaky": partial(F.leaky_relu, negative_slope=0.1), "relu": F.relu, "relu6": F.relu6,
+    "hardswish": F.hardswish, "swish": F.silu, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
 class Network(nn.Module):
@@ -35,7 +35,7 @@ class Network(nn.Module):
         super().__init__()
         self.net, graph = net, expand(net)
         self.stride = max(node.reduction for node in graph.nodes)
-        self.watch: Callable[[Node, Tensor], None] | None = None       # called with every node's value
+        self.watch: Callable[[Node, Tensor], None] | None = None       # called with every value, the image first
         shapes = {head.layer.name: head.shape for head in heads_of(net)}
         self.ends = tuple((graph.value[name], shapes.get(name, ())) for name in ends or outputs(net))
         readers: dict[str, list[int]] = {}
@@ -72,6 +72,8 @@ class Network(nn.Module):
         if image.dtype == torch.uint8:
             image = image.to(next(self.parameters()).dtype) / 255
         values = {IMAGE: image}
+        if self.watch is not None:
+            self.watch(START, image)
         for node, run, inputs, done in self.plan:
             value = values[node.name] = run(*[values[i] for i in inputs])
             if self.watch is not None:
@@ -97,21 +99,20 @@ def _module(node: Node, cin: int) -> nn.Module | None:
 def _function(node: Node, alone: bool) -> Callable[..., Tensor]:
     """Return what a node without tensors computes. alone: its input may be overwritten."""
     if node.type == "act":
-        inplace, activation = alone and node.act in IN_PLACE, ACTIVATIONS[node.act]
-        return lambda x: activation(x, inplace)
+        inplace = {"inplace": True} if alone and node.act in IN_PLACE else {}
+        return partial(ACTIVATIONS[node.act], **inplace)
     if node.type == "slice":
-        size = node.channels
-        return lambda x: x[:, node.part * size:(node.part + 1) * size]
+        return partial(torch.narrow, dim=1, start=node.part * node.channels, length=node.channels)
     if node.type == "shuffle":
-        return lambda x: F.channel_shuffle(x, node.groups)
+        return partial(F.channel_shuffle, groups=node.groups)
     if node.type == "maxpool":
-        return lambda x: _maxpool(x, node)
+        return partial(_maxpool, node=node)
     if node.type == "avgpool":
-        return lambda x: F.avg_pool2d(x, node.kernel, node.stride, node.pad, node.ceil)
-    return {"add": _add, "mul": torch.mul, "concat": lambda *xs: torch.cat(xs, 1),
-            "mean": lambda x: x.mean((2, 3), keepdim=True),
-            "upsample": lambda x: F.interpolate(x, scale_factor=float(node.stride), mode="nearest"),
-            "spread": lambda x, like: x.expand(-1, -1, *like.shape[2:])}[node.type]
+        return partial(F.avg_pool2d, kernel_size=node.kernel, stride=node.stride, padding=node.pad,
+                       ceil_mode=node.ceil)
+    if node.type == "upsample":
+        return partial(F.interpolate, scale_factor=float(node.stride), mode="nearest")
+    return {"add": _add, "mul": torch.mul, "concat": _concat, "mean": _mean, "spread": _spread}[node.type]
 
 
 def _add(first: Tensor, *rest: Tensor) -> Tensor:
@@ -119,6 +120,18 @@ def _add(first: Tensor, *rest: Tensor) -> Tensor:
     for x in rest:
         first = first + x
     return first
+
+
+def _concat(*xs: Tensor) -> Tensor:
+    return torch.cat(xs, 1)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
+def _spread(x: Tensor, like: Tensor) -> Tensor:
+    return x.expand(-1, -1, *like.shape[2:])
 
 
 def _maxpool(x: Tensor, node: Node) -> Tensor:

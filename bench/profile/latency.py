@@ -154,10 +154,10 @@ def _clocks(model: Network) -> Iterator[dict[str, float]]:
     def watch(node: Node, _: Tensor) -> None:
         nonlocal last
         now = time.perf_counter()
-        if node is not first:                              # what came before the first node is no layer's time
+        if node.layer:                                     # what comes before the first one is no record's time
             spent[node.layer] += 1e3 * (now - last)
         last = now
-    first, model.watch = model.plan[0][0], watch
+    model.watch = watch
     try:
         yield spent
     finally:

@@ -69,13 +69,13 @@ class Log:
 
     def name(self, group: list[Unit]) -> str:
         """The next step's folder."""
-        return f"{len(self.rows) + 1:03}-{group[0].group if len(group) == 1 else 'network'}"
+        return f"{len(self.rows) + 1:03}-{group[0].name if len(group) == 1 else 'network'}"
 
     def step(self, group: list[Unit], net: Net, reached: Measured, lost: Drop, good: bool, why: str,
              seconds: float) -> None:
         """Writes and prints one step."""
-        plan, label = self.plan, group[0].group if len(group) == 1 else "all layers"
-        width, original = sum(widths(net)[u.group] for u in group), sum(u.original for u in group)
+        plan, label = self.plan, group[0].name if len(group) == 1 else "all layers"
+        width, original = sum(widths(net)[u.name] for u in group), sum(u.original for u in group)
         taken = round(PARTS * (original - width) / original, 2)
         self.rows.append({
             "step": len(self.rows) + 1, "layer": label, "sixteenths": taken, "width": width,
@@ -93,7 +93,7 @@ class Log:
 
     def stop(self, group: list[Unit], why: str) -> None:
         """Leaves the units alone from now on."""
-        self.stopped |= {unit.group: why for unit in group}
+        self.stopped |= {unit.name: why for unit in group}
 
     def end(self, why: str) -> None:
         """Ends the whole pruning."""

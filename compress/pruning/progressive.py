@@ -45,8 +45,8 @@ class Bench:
 
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
         """The keep-set of one step of every unit that can still take one; the same on all processes."""
-        taken = self.taken.get(units[0].group, 0)
-        new, self.taken[units[0].group] = next_widths(units, widths(net), taken, self.plan.round_to)
+        taken = self.taken.get(units[0].name, 0)
+        new, self.taken[units[0].name] = next_widths(units, widths(net), taken, self.plan.round_to)
         if not new:
             return {}
         keep = self.best_channels(net, state, narrowed(net, self.origin, new, self.plan.round_to))

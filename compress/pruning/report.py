@@ -27,14 +27,14 @@ SCANNED = tuple(range(1, 9))                               # sixteenths a scan t
 
 def chosen_units(units: list[Unit], reasons: dict[str, str], names: list[str] | None) -> list[Unit]:
     """The units of --layers, all without it. Raises UsageError for a group that cannot be cut."""
-    known = {unit.group: unit for unit in units}
+    known = {unit.name: unit for unit in units}
     for name in names or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             why = reasons.get(name) or f"no such channel group{hint}"
             raise UsageError(f"--layers {name}: {why}. These can be cut: {', '.join(known)}")
-    return [unit for unit in units if not names or unit.group in names]
+    return [unit for unit in units if not names or unit.name in names]
 
 
 def heading(plan: Plan, units: list[Unit], reasons: dict[str, str], folder: Path) -> list[str]:
@@ -48,7 +48,7 @@ def heading(plan: Plan, units: list[Unit], reasons: dict[str, str], folder: Path
             f"cut: {plan.cut} by {plan.importance}, {plan.order} first, widths in multiples of "
             f"{plan.round_to}; teacher: {'the unpruned network' if plan.teach else 'none'}; budget {limit}; "
             f"until {target}",
-            f"layers: {', '.join(f'{u.group} {u.original}' for u in units)}",
+            f"layers: {', '.join(f'{u.name} {u.original}' for u in units)}",
             *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
 
 
@@ -90,32 +90,32 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
     known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     for unit in units:
         for part in SCANNED:
-            name, width = f"{unit.group} {part}", max(1, unit.original - part * unit.original // PARTS)
+            name, width = f"{unit.name} {part}", max(1, unit.original - part * unit.original // PARTS)
             if name in known or (width == unit.original):
                 continue
-            keep = bench.best_channels(net, state, narrowed(net, net, {unit.group: width}))
+            keep = bench.best_channels(net, state, narrowed(net, net, {unit.name: width}))
             small, small_state = prune(net, state, keep)
             reached = bench.measure(small, tuner.recalibrate(small, small_state))
             known[name] = bench.drop(before, reached).points
             tuner.interrupt.stop("interrupted; what was measured is kept: run the same command to go on")
             if tuner.world.main:
                 runs.write_json(path, known)
-                tuner.say(f"scan  {unit.group:14} {part}/{PARTS}  {known[name]:+6.2f} points lost")
-    drops = [[known.get(f"{u.group} {part}", float("nan")) for part in SCANNED] for u in units]
+                tuner.say(f"scan  {unit.name:14} {part}/{PARTS}  {known[name]:+6.2f} points lost")
+    drops = [[known.get(f"{u.name} {part}", float("nan")) for part in SCANNED] for u in units]
     if tuner.world.main:
-        tuner.say("\n".join(scan_lines([u.group for u in units], SCANNED, drops)))
-        scan_png([u.group for u in units], SCANNED, drops, tuner.folder / "scan.png")
-    quarter = {unit.group: row[3] for unit, row in zip(units, drops)}
-    return sorted(units, key=lambda unit: quarter[unit.group])
+        tuner.say("\n".join(scan_lines([u.name for u in units], SCANNED, drops)))
+        scan_png([u.name for u in units], SCANNED, drops, tuner.folder / "scan.png")
+    quarter = {unit.name: row[3] for unit, row in zip(units, drops)}
+    return sorted(units, key=lambda unit: quarter[unit.name])
 
 
 def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dict]:
     """Table 3: what each layer lost, in sixteenths of its original channels, and why it stopped there."""
     before, after = widths(parent), widths(child)
     ended = log.ended or "not reached"
-    return [{"layer": u.group, "original": before[u.group], "width": after[u.group],
-             "sixteenths": round(PARTS * (before[u.group] - after[u.group]) / before[u.group], 2),
-             "stopped": log.stopped.get(u.group, ended)} for u in units]
+    return [{"layer": u.name, "original": before[u.name], "width": after[u.name],
+             "sixteenths": round(PARTS * (before[u.name] - after[u.name]) / before[u.name], 2),
+             "stopped": log.stopped.get(u.name, ended)} for u in units]
 
 
 def write_answer(args: argparse.Namespace, bench: Bench, log: Log,

@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from compress.distill import DistilledLoss, check_teacher, distillation, teacher
+from compress.distill import DistilledLoss, check_teacher, teacher
 from compress.recalibrate import recalibrate
 from evaluation.bootstrap import drop_interval, map50_of
 from evaluation.curves import Matches
+from models.heads.anchor import AnchorHead
+from models.heads.loss import DetectionLoss, distillation
 from models.network import Network, from_state
 from models.zoo.build import with_heads
 from models.zoo.tiny import micro_yolo
@@ -20,7 +22,7 @@ def two_maps(seed=0):
 
 def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn():
     maps = [m.requires_grad_() for m in two_maps()]
-    loss = distillation(maps, [m.detach().clone() for m in maps])
+    loss = distillation(maps, [m.detach().clone() for m in maps], AnchorHead)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert all(float(m.grad.abs().max()) < 1e-6 for m in maps)
@@ -41,7 +43,7 @@ def test_distillation_is_the_sum_written_out_over_every_prediction():
             classes = bernoulli(theirs[5:].sigmoid(), mine[5:].sigmoid()).sum()
             total += seen * (box + classes) + bernoulli(theirs[4].sigmoid(), mine[4].sigmoid())
             mass += seen
-    assert float(distillation(student, master)) == pytest.approx(float(total / mass), rel=1e-4)
+    assert float(distillation(student, master, AnchorHead)) == pytest.approx(float(total / mass), rel=1e-4)
 
 
 def test_the_teacher_joins_the_loss_by_name_and_gets_no_gradient():
@@ -52,8 +54,8 @@ def test_the_teacher_joins_the_loss_by_name_and_gets_no_gradient():
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)     # folded
     other = randomised(net, 1).train()
     maps = other(images)
-    terms = DistilledLoss(lambda m, t, i: {"box": m[0].sum() * 0}, teach)(maps, torch.zeros(0, 6), images)
-    assert set(terms) == {"box", "distill"} and float(terms["distill"].detach()) > 0
+    terms = DistilledLoss(DetectionLoss(net), teach)(maps, torch.zeros(0, 6), images)
+    assert set(terms) == {"box", "obj", "cls", "distill"} and float(terms["distill"].detach()) > 0
     terms["distill"].backward()
     assert all(p.grad is not None for p in other.parameters())
 

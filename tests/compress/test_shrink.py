@@ -117,7 +117,7 @@ def test_batch_norm_and_random_importance_and_their_refusals():
     one, other = (channel_scores(net, state, "conv9", "random", seed=s) for s in (0, 1))
     assert torch.equal(one, channel_scores(net, state, "conv9", "random")) and not torch.equal(one, other)
     for words, asked in (("unknown importance", ("conv9", "magnitude")),
-                         ("no layer produces", ("conv99", "l1")),
+                         ("no unit", ("conv99", "l1")),
                          ("needs the gradients", ("conv9", "taylor")),
                          ("has no batch-norm", ("mb3.squeeze", "bn"))):
         with pytest.raises(ModelError, match=words):

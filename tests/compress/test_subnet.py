@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compress.distill import distillation
 from compress.kernels import crop_kernels, forward, with_kernels
 from compress.supernet import SandwichLoss, Supernet, sandwich
 from models.channels import channels
-from models.heads.loss import DetectionLoss
+from models.heads.anchor import AnchorHead
+from models.heads.loss import DetectionLoss, distillation
 from models.network import Network, from_state
 from models.zoo.tiny import SEARCHED, micro_yolo, substitute
 from tests.helpers.nets import NETS, randomised, residual_net
@@ -119,7 +119,7 @@ def test_the_largest_networks_maps_statistics_and_gradients_are_a_networks():
 def test_the_small_networks_teach_the_centres_they_share_and_no_more():
     model = supernet(count=0).train()
     maps = model(pictures())
-    distillation(maps[1], maps[0]).backward()      # the smallest network's loss alone
+    distillation(maps[1], maps[0], AnchorHead).backward()      # the smallest network's loss alone
     for name in ("mb3.depthwise.conv.weight", "ds6.depthwise.conv.weight", "conv9.conv.weight"):
         gradient = model.get_parameter(name).grad
         assert (gradient[..., 1:4, 1:4] != 0).all(), name
@@ -135,8 +135,8 @@ def test_the_shared_gradient_is_that_of_the_small_network_alone():
     net, state = crop_kernels(model.net, wide().state_dict(), dict.fromkeys(LAYERS, 3))
     alone = Network(net).train()
     alone.load_state_dict(state)
-    distillation(maps[1], maps[0]).backward()
-    distillation(alone(pictures()), maps[0]).backward()
+    distillation(maps[1], maps[0], AnchorHead).backward()
+    distillation(alone(pictures()), maps[0], AnchorHead).backward()
     for name, parameter in alone.named_parameters():
         mine = model.get_parameter(name).grad
         if mine.shape != parameter.shape:
@@ -151,7 +151,7 @@ def test_the_sandwich_loss_is_truths_for_the_largest_and_its_answer_for_the_othe
     terms = SandwichLoss(base)(maps, TARGETS, pictures())
     expected = base(maps[0], TARGETS)
     assert all(torch.equal(terms[name], expected[name]) for name in expected)
-    torch.testing.assert_close(terms["distill"], sum(distillation(m, maps[0]) for m in maps[1:]))
+    torch.testing.assert_close(terms["distill"], sum(distillation(m, maps[0], AnchorHead) for m in maps[1:]))
     head = torch.autograd.grad(terms["distill"], maps[0], retain_graph=True, allow_unused=True)
     assert head == (None,) * len(maps[0]), "the teacher must not move towards its students"
 

@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from models.channels import widths
+from models.channels import channels, widths
 from models.layer import Layer, Net, heads
 from models.network import Network, initialise
 from models.records import validate
@@ -97,3 +97,14 @@ def hooked_macs(model: Network, side: int) -> int:
     for handle in handles:
         handle.remove()
     return sum(seen)
+
+
+def silenced(net: Net, state: dict[str, torch.Tensor], keep: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """The state with the outputs of every dropped channel at zero: convolutions and batch-norms."""
+    table, out = channels(net), {k: v.clone() for k, v in state.items()}
+    gone = {int(ids[i]) for unit, ids in table.units.items() if unit in keep
+            for i in range(len(ids)) if i not in set(keep[unit])}
+    for param in table.params:
+        if param.trained:
+            out[param.key][[i for i, number in enumerate(param.rows.tolist()) if number in gone]] = 0
+    return out

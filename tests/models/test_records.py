@@ -133,7 +133,8 @@ def broken(**change) -> str:
     ({"out": "32"}, ["ds5", "out must be int"]), ({"act": "mish"}, ["ds5", "unknown activation"]),
     ({"name": "conv1"}, ["conv1", "used twice"]), ({"hiden": 3}, ["ds5", "did you mean 'hidden'"]),
     ({"stride": 99}, ["ds5", "stride is 99"]), ({"out": 10 ** 9}, ["ds5", "1 to 65536"]),
-    ({"op": "se"}, ["ds5", "squeeze is 0", "1 to 65536"]), ({"op": "mbconv"}, ["ds5", "hidden is 0"]),
+    ({"op": "se"}, ["ds5", "squeeze is 0", "1 to 65536"]), ({"op": "sandglass"}, ["ds5", "hidden is 0"]), ({"op": "aspp", "hidden": 4, "rates": [0]}, ["ds5", "rates"]),
+    ({"op": "conv", "groups": 5}, ["ds5", "groups=5"]), ({"kind": "anchor"}, ["ds5", "only a head"]),
     ({"op": "se", "squeeze": 4, "stride": 2}, ["ds5", "stride is 2", "only 1"])])
 def test_a_record_that_cannot_be_built_is_named(change, words):
     with pytest.raises(ModelError) as caught:

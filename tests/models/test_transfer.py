@@ -67,8 +67,8 @@ def test_full_rank_factors_reproduce_the_convolution_they_came_from():
     assert kept == {"conv5": pytest.approx(1.0, abs=1e-5)}
     model = calibrate(from_state(net, state), x, kept)
     outputs = {}
-    for name, module in (("there", source.conv5), ("here", model.conv5)):
-        module.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o))
+    for name, network in (("there", source), ("here", model)):
+        network.watch = lambda node, value, name=name: node.layer == "conv5" and outputs.update({name: value})
     with torch.no_grad():
         source(x), model(x)
     there, here = (outputs[n].transpose(0, 1).flatten(1) for n in ("there", "here"))
