@@ -15,7 +15,7 @@ from models.nodes import Builder
 
 
 class Block(NamedTuple):
-    """A block: how it is written, the fields that it needs, how many inputs it may have, whether it may stride."""
+    """A block: how it is written, the fields it needs, how many inputs it may have, whether it may stride."""
 
     write: Callable[..., str]
     needs: tuple[str, ...]
@@ -39,7 +39,7 @@ def block(*needs: str, inputs: tuple[int, int] = (1, 1), strided: bool = False) 
 
 
 MANY = (2, 10000)                                          # inputs of what joins
-ALSO = (1, 2)                                              # inputs of what adds a second one where it is named
+ALSO = (1, 2)                                              # inputs of what adds a second where it is named
 
 
 def _added(b: Builder, y: str, residual: tuple[str, ...]) -> str:
@@ -50,7 +50,8 @@ def _added(b: Builder, y: str, residual: tuple[str, ...]) -> str:
 @block("out", strided=True)
 def conv(b: Builder, x: str) -> str:
     """kxk convolution, batch-norm, activation; grouped and dilated where the record says so."""
-    return b.conv(x, "", "out", b.layer.kernel, b.layer.stride, groups=b.layer.groups, dilation=b.layer.dilation)
+    return b.conv(x, "", "out", b.layer.kernel, b.layer.stride, groups=b.layer.groups,
+                  dilation=b.layer.dilation)
 
 
 @block("out", strided=True)
@@ -95,7 +96,7 @@ def sandglass(b: Builder, x: str, *residual: str) -> str:
 
 @block("out", "hidden", inputs=ALSO, strided=True)
 def bottleneck(b: Builder, x: str, *residual: str) -> str:
-    """Reduce 1x1, (grouped) kxk, linear 1x1, sum, activation (ResNet, RegNet: arXiv 1512.03385, 2003.13678)."""
+    """1x1, (grouped) kxk, linear 1x1, sum, activation (ResNet, RegNet; arXiv 1512.03385, 2003.13678)."""
     y = b.conv(x, "reduce", "hidden")
     y = b.conv(y, "spatial", "hidden", b.layer.kernel, b.layer.stride, groups=b.layer.groups,
                dilation=b.layer.dilation)
@@ -110,7 +111,7 @@ def _ghost(b: Builder, x: str, part: str, field: str, act: str) -> str:
 
 @block("out", "hidden", inputs=ALSO, strided=True)
 def ghost(b: Builder, x: str, *residual: str) -> str:
-    """Ghost bottleneck (arXiv 1911.11907): two Ghost modules, depthwise and squeeze-excitation between them."""
+    """Two Ghost modules, a strided depthwise kxk and squeeze-excitation between them (arXiv 1911.11907)."""
     y = _ghost(b, x, "ghost1", "hidden", b.layer.act)
     if b.layer.stride > 1:
         y = b.depthwise(y, "depthwise", b.layer.kernel, b.layer.stride, act="linear")
@@ -120,7 +121,7 @@ def ghost(b: Builder, x: str, *residual: str) -> str:
 
 @block("out", strided=True)
 def ghostconv(b: Builder, x: str) -> str:
-    """A Ghost module alone, as a convolution: kxk to half the channels, and a cheap 5x5 depthwise copy of them."""
+    """A Ghost module as a convolution: kxk to half the channels, and a cheap 5x5 depthwise copy of them."""
     y = b.conv(x, "primary", "out", b.layer.kernel, b.layer.stride, parts=2)
     return b.concat(y, b.depthwise(y, "cheap", 5))
 
@@ -128,7 +129,8 @@ def ghostconv(b: Builder, x: str) -> str:
 @block("out", strided=True)
 def shortcut(b: Builder, x: str) -> str:
     """Depthwise kxk, then 1x1, both linear: the side branch of a strided Ghost bottleneck."""
-    return b.conv(b.depthwise(x, "depthwise", b.layer.kernel, b.layer.stride, act="linear"), "pointwise", act="linear")
+    y = b.depthwise(x, "depthwise", b.layer.kernel, b.layer.stride, act="linear")
+    return b.conv(y, "pointwise", act="linear")
 
 
 @block("out", "hidden", strided=True)
@@ -148,7 +150,7 @@ def shufflev1(b: Builder, x: str) -> str:
 
 @block("out", "hidden", strided=True)
 def shufflev2(b: Builder, x: str) -> str:
-    """ShuffleNet V2 unit (arXiv 1807.11164): half the channels pass, half are worked on; strided, both are."""
+    """ShuffleNet V2 unit (arXiv 1807.11164): half the channels pass, half are worked on; strided, all are."""
     size, stride = b.layer.kernel, b.layer.stride
     left, right = x, x
     if stride == 1:
@@ -164,12 +166,13 @@ def shufflev2(b: Builder, x: str) -> str:
 def fire(b: Builder, x: str) -> str:
     """SqueezeNet's module (arXiv 1602.07360): a 1x1 waist, then 1x1 and 3x3 side by side."""
     waist = b.conv(x, "squeeze", "squeeze")
-    return b.concat(b.conv(waist, "expand1", parts=2), b.conv(waist, "expand3", "out", b.layer.kernel, parts=2))
+    small = b.conv(waist, "expand1", parts=2)
+    return b.concat(small, b.conv(waist, "expand3", "out", b.layer.kernel, parts=2))
 
 
 @block("out", strided=True)
 def repconv(b: Builder, x: str) -> str:
-    """A 3x3 that trains as 3x3 + 1x1 + identity (RepVGG, arXiv 2101.03697); without batch-norm it is fused."""
+    """A 3x3 that trains as 3x3 + 1x1 + identity (RepVGG, arXiv 2101.03697); fused without batch-norm."""
     kernel, stride, groups = b.layer.kernel, b.layer.stride, b.layer.groups
     if not b.layer.bn:
         return b.conv(x, "", "out", kernel, stride, groups=groups)
@@ -182,7 +185,7 @@ def repconv(b: Builder, x: str) -> str:
 
 @block("out", "hidden")
 def sppf(b: Builder, x: str) -> str:
-    """Spatial pyramid of three max-poolings one after another, side by side with their input (arXiv 1406.4729)."""
+    """Spatial pyramid: three max-poolings one after another beside their input (arXiv 1406.4729)."""
     levels = [b.conv(x, "reduce", "hidden")]
     for at in range(3):
         levels.append(b.pool("maxpool", levels[-1], b.layer.kernel, 1, f"pool{at}"))
@@ -191,7 +194,7 @@ def sppf(b: Builder, x: str) -> str:
 
 @block("out", "hidden")
 def aspp(b: Builder, x: str) -> str:
-    """Atrous pyramid (arXiv 1706.05587): 1x1, a dilated 3x3 a rate, the image's mean; side by side, projected."""
+    """Atrous pyramid (arXiv 1706.05587): 1x1, a dilated 3x3 per rate, the mean; side by side, projected."""
     levels = [b.conv(x, "rate1", "hidden")]
     levels += [b.conv(x, f"rate{rate}", "hidden", 3, dilation=rate) for rate in b.layer.rates or (6, 12, 18)]
     mean = b.conv(b.mean(x, "global"), "global", "hidden", bn=False)
@@ -260,15 +263,24 @@ def head(b: Builder, x: str) -> str:
 
 @block("out")
 def classify(b: Builder, x: str) -> str:
-    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1]."""
+    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1].
+
+    `full`: the scores of every cell with their activation, then the mean (SqueezeNet).
+    """
+    why = "a classifier's outputs are its classes"
+    if b.layer.full:
+        return b.mean(b.conv(x, "fc", bn=False, fixed=why), "")
     y = b.mean(x, "")
     y = b.conv(y, "fc1", "hidden", bn=False) if b.layer.hidden else y
-    return b.conv(y, "fc", bn=False, act="linear", fixed="a classifier's outputs are its classes")
+    return b.conv(y, "fc", bn=False, act="linear", bias=b.layer.bias, fixed=why)
 
 
 def of_schema_1(layer: Layer) -> Layer:
-    """Return a record of schema 1 as it was meant there: poolings were 2x2, heads had one kind, and centres that stay
-    in their cell came with YOLOv3's rule of one anchor a box."""
+    """Return a record of schema 1 as it was meant there.
+
+    Poolings were 2x2, heads had one kind, and centres that stay in their cell came with YOLOv3's rule of one
+    anchor a box.
+    """
     if layer.op == "head":
         return replace(layer, kind="anchor", assign="best" if layer.xy_scale == 1 else "ratio")
     return replace(layer, kernel=2) if layer.op == "maxpool" else layer

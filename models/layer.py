@@ -32,6 +32,7 @@ class Layer:
     act: str = "leaky"
     gate: str = "sigmoid"                              # what squeeze-excitation ends in
     bn: bool = True                                    # False: a bias in place of batch-norm (folded nets)
+    bias: bool = True                                  # of a classifier's scores
     eps: float = 1e-5                                  # batch-norm's epsilon
     kind: str = ""                                     # a head's: one of `models.heads.HEADS`
     anchors: tuple[tuple[float, float], ...] = ()      # width, height in px of the network input

@@ -25,7 +25,7 @@ class Node(NamedTuple):
     type: str
     inputs: tuple[str, ...]
     channels: int
-    reduction: int                     # px of the network's input that a cell of the value spans; 0: one cell in all
+    reduction: int                     # px of the network's input that a cell spans; 0: one cell in all
     layer: str
     field: str = ""
     parts: int = 1
@@ -58,8 +58,9 @@ class Builder:
         """Return the error of the current record."""
         return ModelError(f"layer {self.layer.name!r} ({self.layer.op}): {problem}")
 
-    def node(self, type_: str, name: str, *inputs: str, channels: int = 0, reduction: int = -1, **more: object) -> str:
-        """Append a node; as many channels, and on the same grid, as its first input where nothing else is said."""
+    def node(self, type_: str, name: str, *inputs: str, channels: int = 0, reduction: int = -1,
+             **more: object) -> str:
+        """Append a node, of its first input's channels and grid where nothing else is said."""
         channels = channels or self.width[inputs[0]]
         reduction = self.reduction[inputs[0]] if reduction < 0 else reduction
         self.nodes.append(Node(name, type_, inputs, channels, reduction, self.layer.name, **more))
@@ -70,47 +71,48 @@ class Builder:
         """Return the name of a part of the current record."""
         return f"{self.layer.name}.{part}" if part else self.layer.name
 
-    def conv(self, x: str, part: str = "", out: str = "out", kernel: int = 1, stride: int = 1, *, parts: int = 1,
-             groups: int = 1, dilation: int = 1, act: str = "", bn: bool | None = None, bias: bool = True,
-             leaf: str = "conv", fixed: str = "") -> str:
+    def conv(self, x: str, part: str = "", out: str = "out", kernel: int = 1, stride: int = 1, *,
+             parts: int = 1, groups: int = 1, dilation: int = 1, act: str = "", bn: bool | None = None,
+             bias: bool = True, fixed: str = "") -> str:
         """Append convolution, batch-norm, activation.
 
-        out: the field of the record that counts the outputs, "" for a depthwise convolution. act: the record's
-        where nothing else is said. bias: whether a convolution without batch-norm has one.
+        out: the field of the record that counts the outputs, "" for a depthwise convolution. act: the
+        record's where nothing else is said. bias: whether a convolution without batch-norm has one.
         """
         layer, normed = self.layer, self.layer.bn if bn is None else bn
         wanted = getattr(layer, out) if out else self.width[x]
         groups = groups if out else self.width[x]
         if wanted % parts or wanted // parts % groups or self.width[x] % groups:
-            raise self.fail(f"{self.width[x]} channels in and {out or 'out'}={wanted} in {parts} part(s) do not "
-                            f"divide into groups={groups}")
-        value = self.raw_conv(x, self.name(part) + f".{leaf}", wanted // parts, out, kernel, stride, parts=parts,
+            raise self.fail(f"{self.width[x]} channels in and {out or 'out'}={wanted} in {parts} part(s) do "
+                            f"not divide into groups={groups}")
+        value = self.raw_conv(x, f"{self.name(part)}.conv", wanted // parts, out, kernel, stride, parts=parts,
                               groups=groups, dilation=dilation, bias=bias and not normed, fixed=fixed)
         value = self.norm(value, part) if normed else value
         return self.act(value, part, act or layer.act)
 
     def _pad(self, kernel: int, stride: int, dilation: int = 1) -> int:
-        """Return the padding: the record's `pad`, or what makes the grid the input's divided by the stride."""
+        """Return the padding: the record's `pad`, or what makes the grid the input's / stride."""
         if self.layer.pad >= 0:
             return self.layer.pad
         if kernel % 2 == 0 and stride % 2:
-            raise self.fail(f"a kernel of {kernel} at stride {stride} has no middle; give `pad`, or an odd kernel")
+            raise self.fail(f"a kernel of {kernel} at stride {stride} has no middle; give `pad`, or an odd "
+                            "kernel")
         return (kernel - stride) // 2 if kernel % 2 == 0 else dilation * (kernel // 2)
 
     def raw_conv(self, x: str, name: str, channels: int, field: str, kernel: int = 1, stride: int = 1,
                  **more: object) -> str:
         """Append a convolution alone."""
         pad = self._pad(kernel, stride, more.get("dilation", 1)) if kernel > 1 else 0
-        return self.node("conv", name, x, channels=channels, reduction=self.reduction[x] * stride, field=field,
-                         kernel=kernel, stride=stride, pad=pad, **more)
+        return self.node("conv", name, x, channels=channels, reduction=self.reduction[x] * stride,
+                         field=field, kernel=kernel, stride=stride, pad=pad, **more)
 
     def depthwise(self, x: str, part: str, kernel: int, stride: int = 1, **more: object) -> str:
         """Append a depthwise convolution, batch-norm, activation."""
         return self.conv(x, part, "", kernel, stride, **more)
 
-    def norm(self, x: str, part: str = "", leaf: str = "bn") -> str:
+    def norm(self, x: str, part: str = "") -> str:
         """Append a batch-norm."""
-        return self.node("norm", self.name(part) + f".{leaf}", x, eps=self.layer.eps)
+        return self.node("norm", f"{self.name(part)}.bn", x, eps=self.layer.eps)
 
     def act(self, x: str, part: str = "", act: str = "", leaf: str = "act") -> str:
         """Append an activation, the record's where nothing else is said; none where it is linear."""
@@ -118,11 +120,12 @@ class Builder:
         return x if act == "linear" else self.node("act", self.name(part) + f".{leaf}", x, act=act)
 
     def se(self, x: str, part: str = "se") -> str:
-        """Append squeeze-excitation (arXiv 1709.01507): each channel times a gate from its mean over the grid."""
-        squeezed = self.raw_conv(self.mean(x, part), self.name(part) + ".reduce", self.layer.squeeze, "squeeze", bias=True)
+        """Append squeeze-excitation (arXiv 1709.01507): each channel times a gate from the means of all."""
+        name, mean = self.name(part), self.mean(x, part)
+        squeezed = self.raw_conv(mean, f"{name}.reduce", self.layer.squeeze, "squeeze", bias=True)
         squeezed = self.act(squeezed, part, "relu", "relu")
-        gate = self.raw_conv(squeezed, self.name(part) + ".expand", self.width[x], "~", bias=True)
-        return self.node("mul", self.name(part), x, self.act(gate, part, self.layer.gate, "gate"))
+        gate = self.raw_conv(squeezed, f"{name}.expand", self.width[x], "~", bias=True)
+        return self.node("mul", name, x, self.act(gate, part, self.layer.gate, "gate"))
 
     def mean(self, x: str, part: str) -> str:
         """Append the mean of each channel over the grid: [B, C, 1, 1]."""
@@ -144,8 +147,8 @@ class Builder:
         """Append the `part`-th of `parts` equal pieces."""
         if self.width[x] % parts or not 0 <= part < parts:
             raise self.fail(f"{self.width[x]} channels have no part {part} of {parts} equal ones")
-        return self.node("slice", self.name(name or f"piece{part}"), x, channels=self.width[x] // parts, part=part,
-                         parts=parts)
+        return self.node("slice", self.name(name or f"piece{part}"), x, channels=self.width[x] // parts,
+                         part=part, parts=parts)
 
     def shuffle(self, x: str, groups: int, part: str = "shuffle") -> str:
         """Append the channels of `groups` interleaved."""
@@ -156,8 +159,9 @@ class Builder:
     def pool(self, type_: str, x: str, kernel: int, stride: int, part: str = "") -> str:
         """Append "maxpool" or "avgpool"."""
         after = int(type_ == "maxpool" and (kernel, stride, self.layer.pad) == (2, 1, -1))
-        return self.node(type_, self.name(part), x, reduction=self.reduction[x] * stride, kernel=kernel, stride=stride,
-                         pad=0 if after else self._pad(kernel, stride), after=after, ceil=self.layer.ceil)
+        return self.node(type_, self.name(part), x, reduction=self.reduction[x] * stride, kernel=kernel,
+                         stride=stride, pad=0 if after else self._pad(kernel, stride), after=after,
+                         ceil=self.layer.ceil)
 
     def upsample(self, x: str, factor: int, part: str = "") -> str:
         """Append nearest-neighbour upsampling."""
@@ -171,5 +175,5 @@ class Builder:
 
     def _same_grid(self, xs: tuple[str, ...]) -> None:
         if len({self.reduction[x] for x in xs}) > 1:
-            raise self.fail(f"its inputs have strides {sorted({self.reduction[x] for x in xs})}; they must agree "
-                            "(an upsample or a pooling is missing)")
+            raise self.fail(f"its inputs have strides {sorted({self.reduction[x] for x in xs})}; they must "
+                            "agree (an upsample or a pooling is missing)")

@@ -1,13 +1,15 @@
-"""Networks by name: the zoo's, and net.json files; their heads for other classes and anchors."""
+"""Networks by name, the zoo's and net.json files; for other classes and anchors, and cut off as backbones."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from models.graph import heads_of, require_heads
-from models.layer import Net
+from models.graph import heads_of, outputs, require_heads, strides
+from models.layer import Layer, Net, heads
 from models.records import from_json, validate
+from models.zoo.classifiers import CLASSIFIERS
 from models.zoo.light import yolo_lite, yolo_nano
 from models.zoo.tiny import Anchors, micro_yolo, micro_yolo_fast, micro_yolo_pruned, yolov3_tiny
 from utils.errors import ModelError
@@ -15,7 +17,7 @@ from utils.errors import ModelError
 DETECTORS: dict[str, Callable[..., Net]] = {
     "yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
     "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
-ZOO = DETECTORS
+ZOO = {**DETECTORS, **CLASSIFIERS}
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
@@ -33,8 +35,15 @@ def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = Non
     return validate(tuple(new.get(layer.name, layer) for layer in net))
 
 
+def with_classes(net: Net, classes: int) -> Net:
+    """Return the network, detector or classifier, for another number of classes."""
+    if heads(net):
+        return with_heads(net, classes)
+    return validate(tuple(replace(row, out=classes) if row.name in outputs(net) else row for row in net))
+
+
 def build(name: str, classes: int | None = None) -> Net:
-    """Return the network of a zoo name or a net.json path, its heads for `classes` where given.
+    """Return the network of a zoo name or a net.json path, for `classes` classes where given.
 
     Raises ModelError for an unknown name (with the nearest known one) or a description that cannot be built.
     """
@@ -49,4 +58,32 @@ def build(name: str, classes: int | None = None) -> Net:
         net = from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 text: {error}") from error
-    return with_heads(net, classes) if classes else net
+    return with_classes(net, classes) if classes else net
+
+
+def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tuple[str, ...]]:
+    """Return a classifier cut off as a backbone, and the record that each level ends in.
+
+    reductions: px of the image that a cell of each level spans. A level ends in the last record there
+    through which all that follows goes. The classifier's end, its widening "last" and what no level needs are
+    dropped; stems are padded, so that every grid is the image's divided by its reduction; a network that ends
+    too fine is followed by max-poolings. Raises ModelError for a detector, or a reduction that it skips.
+    """
+    if heads(net):
+        raise ModelError("the network is a detector; features are those of a classifier")
+    rows = [replace(row, pad=-1, ceil=False) for row in net if row.name not in ("last", *outputs(net))]
+    while (end := strides(tuple(rows))[rows[-1].name]) < max(reductions):
+        rows.append(Layer(f"down{2 * end}", "maxpool", (rows[-1].name,), stride=2))
+    stride, at = strides(tuple(rows)), {row.name: number for number, row in enumerate(rows)}
+    levels, earliest = {}, len(rows)
+    for number, row in reversed(list(enumerate(rows))):
+        if number <= earliest:                             # no later record reads past this one
+            levels.setdefault(stride[row.name], row.name)
+        earliest = min(earliest, *(at.get(name, -1) for name in row.inputs))
+    if missing := [wanted for wanted in reductions if wanted not in levels]:
+        raise ModelError(f"no level at reduction {missing[0]}; the network has {sorted(levels)}")
+    names = tuple(levels[wanted] for wanted in reductions)
+    needed = set(names)
+    for row in reversed(rows):
+        needed |= set(row.inputs) if row.name in needed else set()
+    return tuple(row for row in rows if row.name in needed), names
