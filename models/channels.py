@@ -151,6 +151,8 @@ def _units(fields: dict, makers: dict, root: np.ndarray) -> tuple[dict[str, np.n
                 frozen[tied] = f"tied to {name}: {why[name]}"
             elif why[tied] and tied != name:
                 frozen[name] = f"tied to {tied}: {why[tied]}"
+        if len(fresh) == 1 < len(ids):                     # nothing could be cut without cutting all of it
+            why[name] = why[name] or f"shuffles and equal parts tie its {len(ids)} channels into one"
         if why[name] and fresh:
             frozen[name] = why[name]
     return units, {name: reason for name, reason in frozen.items() if name in units}

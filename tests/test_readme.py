@@ -5,7 +5,7 @@ import re
 import pytest
 
 from models.count import loose_macs, macs, parameters
-from models.zoo.build import ZOO
+from models.zoo.build import DETECTORS
 
 PAGES = ("README.md", "README.zh-CN.md", "docs/results.md")
 LINK = re.compile(r"\]\((?:\.\./)?results/([\w.-]+\.json)\)")
@@ -50,7 +50,7 @@ def test_results_say_where_they_come_from(root):
 def test_the_readme_counts_what_the_records_count(root):
     for page in PAGES[:2]:
         text = (root / page).read_text(encoding="utf-8")
-        for name, net in ZOO.items():
+        for name, net in DETECTORS.items():
             line = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
             for number in (f"{parameters(net()):,}", f"{macs(net(), 416) / 1e9:.3f} G",
                            f"{loose_macs(net(), 416) / 1e9:.3f} G"):

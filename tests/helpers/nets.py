@@ -9,7 +9,7 @@ from models.channels import channels, widths
 from models.layer import Layer, Net, heads
 from models.network import Network, initialise
 from models.records import validate
-from models.zoo.build import ZOO
+from models.zoo.build import DETECTORS
 from models.zoo.tiny import micro_yolo, substitute, yolov3_tiny
 
 ANCHORS = ((20.0, 20.0), (40.0, 40.0))
@@ -59,7 +59,7 @@ def small_net(classes: int = 3) -> Net:
 MIXED = substitute(yolov3_tiny(2), {"conv3": "mbconv", "conv5": "mbconv", "conv7": "dsconv",
                                     "conv13": "dsconv", "conv22": "dsconv"},
                    {"conv5": 5, "conv9": 7, "conv22": 5})
-NETS = {**{name: make(4) for name, make in ZOO.items()}, "mixed": MIXED,
+NETS = {**{name: make(4) for name, make in DETECTORS.items()}, "mixed": MIXED,
         "no squeeze": micro_yolo(4, se=False), "residual": residual_net()}
 
 

@@ -10,7 +10,7 @@ from models.heads.loss import DetectionLoss
 from models.layer import Layer, heads
 from models.network import Network, initialise
 from models.records import from_json, to_json
-from models.zoo.build import ZOO, build, with_heads
+from models.zoo.build import DETECTORS, build, with_heads
 from models.zoo.light import yolo_lite, yolo_nano
 from models.zoo.tiny import micro_yolo, micro_yolo_pruned, substitute, yolov3_tiny
 from tests.helpers.nets import NETS, hooked_macs, residual_net, small_net
@@ -64,7 +64,7 @@ def test_a_squeeze_excitation_is_counted_by_the_rules_of_the_loose_count():
 @pytest.mark.parametrize("name", ["micro-yolo", "yolo-lite", "yolo-nano"])
 def test_macs_are_half_of_torchs_flops(name):
     from torch.utils.flop_counter import FlopCounterMode
-    net, side = ZOO[name](80), 224 if name == "yolo-lite" else 416
+    net, side = DETECTORS[name](80), 224 if name == "yolo-lite" else 416
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         Network(net).eval()(torch.rand(1, 3, side, side))
     assert counter.get_total_flops() == 2 * macs(net, side)
@@ -73,13 +73,13 @@ def test_macs_are_half_of_torchs_flops(name):
 WIDE = {f"{name}.se.{part}.weight" for name in ("fca1", "se8") for part in ("reduce", "expand")}
 
 
-@pytest.mark.parametrize("name", [*ZOO, "residual"])
+@pytest.mark.parametrize("name", [*DETECTORS, "residual"])
 def test_every_network_learns_one_batch(name):
     """Every tensor gets a finite gradient that is not all zero somewhere along the way, and the loss falls.
 
     Squeezes inside blocks may be one channel wide, and a ReLU of one channel can be silent.
     """
-    net = NETS["residual"] if name == "residual" else ZOO[name](3)
+    net = NETS["residual"] if name == "residual" else DETECTORS[name](3)
     model, loss = initialise(Network(net), 0).train(), DetectionLoss(net)
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(2, 3, 96, 96, generator=generator)
