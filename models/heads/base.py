@@ -32,7 +32,7 @@ class Head(ABC):
     """
 
     kind: str                                              # what the record's `kind` says
-    terms: Mapping[str, float]                             # loss term -> its weight where nothing else is said
+    terms: Mapping[str, float]                             # loss term -> its weight by default
     why_frozen: str                                        # why its outputs cannot be pruned
 
     def __init__(self, layer: Layer, stride: int) -> None:

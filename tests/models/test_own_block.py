@@ -46,7 +46,7 @@ def net():
         Layer("own3", "dilated", ("pool2", "pool2"), 12, hidden=6, dilation=2, act="relu"),
         Layer("conv4", "conv", ("own3",), 16, stride=2),
         Layer("own5", "dilated", ("conv4", "conv4"), 16, hidden=5),
-        Layer("head6", "head", ("own5",), 14, 1, kind="anchor", anchors=ANCHORS, xy_scale=2.0, assign="ratio")))
+        Layer("head6", "head", ("own5",), 14, kind="anchor", anchors=ANCHORS, xy_scale=2.0, assign="ratio")))
 
 
 def test_it_is_built_counted_and_written_as_json(net):
