@@ -1,0 +1,71 @@
+"""Every block of the vocabulary in every file format: what runs it computes what torch computes."""
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from deploy.ncnn_file import to_ncnn
+from deploy.onnx_file import to_onnx
+from deploy.runtimes.torchscript import to_torchscript
+from models.graph import outputs
+from models.network import Network
+from tests.helpers.cuts import randomise
+from tests.models.test_blocks import CASES, IMGSZ, sample
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{op}{at}" for op, at in CASES])
+def case(request):
+    """A network around a block, its state, two images, and what torch makes of them."""
+    net = sample(*request.param)
+    model = randomise(Network(net)).eval()
+    images = torch.randint(0, 256, (2, 3, IMGSZ, IMGSZ), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return net, model.state_dict(), images, model(images)[0].numpy()
+
+
+def same(found: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether two results agree to what fp32 in another order of sums leaves."""
+    limit = 1e-4 * float(np.abs(wanted).max())
+    return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= limit
+
+
+def test_onnx_runtime(case):
+    ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements-export.txt)")
+    net, state, images, wanted = case
+    session = ort.InferenceSession(to_onnx(net, state, IMGSZ), providers=["CPUExecutionProvider"])
+    for count in (2, 1):
+        assert same(session.run(None, {"images": images[:count].numpy()})[0], wanted[:count])
+
+
+def test_openvino(case):
+    pytest.importorskip("openvino", reason="needs openvino (requirements-export.txt)")
+    from deploy.runtimes.openvino import core
+    net, state, images, wanted = case
+    model = core().read_model(io.BytesIO(to_onnx(net, state, IMGSZ)))
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert same(compiled([images.numpy()])[0], wanted)
+
+
+def test_ncnn(case, tmp_path):
+    ncnn = pytest.importorskip("ncnn", reason="needs ncnn (requirements-export.txt)")
+    net, state, images, wanted = case
+    text, numbers = to_ncnn(net, state)
+    (tmp_path / "a.param").write_text(text)
+    (tmp_path / "a.bin").write_bytes(numbers)
+    runner = ncnn.Net()
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage"):
+        setattr(runner.opt, f"use_{option}", False)
+    assert not runner.load_param(str(tmp_path / "a.param")) and not runner.load_model(str(tmp_path / "a.bin"))
+    held = np.ascontiguousarray(images[0].numpy() / np.float32(255))
+    extractor, given = runner.create_extractor(), ncnn.Mat(held)       # which points into the array
+    extractor.input("images", given)
+    found = np.array(extractor.extract(outputs(net)[0])[1])
+    assert same(found.reshape(wanted.shape[1:]), wanted[0])
+
+
+def test_torchscript(case):
+    net, state, images, wanted = case
+    module = torch.jit.load(io.BytesIO(to_torchscript(net, state, IMGSZ)))
+    assert same(module(images)[0].numpy(), wanted)
