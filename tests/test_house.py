@@ -234,6 +234,41 @@ def test_the_network_as_data_never_loads_torch():
     assert out.stdout.strip() == "False", "importing the records loads torch"
 
 
+WORDS = {"split", "head", "se"}                            # ops whose names are words of other things too
+
+
+def _op_faults(path: str, text: str) -> list[str]:
+    """Where a file knows a block by name: its name as a constant, or a record's op compared with one."""
+    from models import nodes
+    from models.blocks import BLOCKS
+    types = set(re.findall(r'"(\w+)"', (ROOT / nodes.__file__).read_text(encoding="utf-8")))
+    faults = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and node.value in set(BLOCKS) - types - WORDS:
+            faults.append(f"{path}:{node.lineno}: names the op {node.value!r}")
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(side, ast.Attribute) and side.attr == "op" for side in sides) and \
+                    any(isinstance(side, ast.Constant | ast.Tuple) for side in sides):
+                faults.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    return faults
+
+
+def test_no_file_names_an_op_but_its_definition_the_zoo_and_tests():
+    faults = []
+    for path in FILES:
+        place = path.relative_to(ROOT).as_posix()
+        if not place.startswith(("tests/", "models/zoo/")) and place != "models/blocks.py":
+            faults += _op_faults(place, path.read_text(encoding="utf-8"))
+    assert not faults, "\n" + "\n".join(faults)
+
+
+def test_a_file_that_names_an_op_is_found():
+    assert _op_faults("a.py", 'x = 1 if layer.op == "conv" else 2\n')
+    assert _op_faults("a.py", 'KERNELS = ("mbconv", 3)\n')
+    assert not _op_faults("a.py", 'if node.type == "conv" and there.op == here.op:\n    pass\n')
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_answers_without_loading_torch(script: str):
     code = (f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
