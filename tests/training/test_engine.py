@@ -2,6 +2,7 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from models.layer import to_json
 from models.network import Network, initialise
 from tests.helpers.nets import small_net
 from training import engine
-from training.optim import first_bad_layer, learning_rate, make_ema, make_optimizer
+from training.config import TrainConfig
+from training.optim import MovingAverage, first_bad_layer, learning_rate, make_optimizer
 from utils.errors import NumericError
 
 
@@ -27,7 +29,7 @@ def tiny_set(tmp_path_factory):
 
 
 class Batches:
-    """A loader of fixed batches; picture values beyond reach where `poison` says so."""
+    """A loader of fixed batches; image values beyond reach where `poison` says so."""
 
     def __init__(self, count: int, poison: set[int]):
         self.count, self.poison, self.epoch, self.start = count, poison, 0, 0
@@ -47,21 +49,25 @@ class Batches:
             yield Batch(images, torch.tensor([[0, 1, .4, .5, .3, .3]]), [0, 1])
 
 
-def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
+def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int = 1, **flags):
     """State, replays written, and the state dict each save got, of a run with poisoned batches."""
+    flags = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "batch_size": 2, "nominal_batch": 2, "box": 1.0,
+             "warmup_epochs": 0.1, **flags}
+    config = TrainConfig(epochs=epochs, **flags)
     net = small_net(3)
     model = initialise(Network(net), 0)
-    state = engine.State(model, make_ema(model, 0.99, 10), make_optimizer(model, "sgd", 0.01, 0.9, 5e-4),
+    state = engine.State(model, MovingAverage(model, 0.99, 10), make_optimizer(model, config),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
-    settings = engine.Settings(epochs, 0.01, weights={"box": 1., "obj": 1., "cls": 1.}, warmup_epochs=0.1)
     saved, replays = [], []
 
     def save(state, best):
         saved.append(copy.deepcopy(state.as_dict()))
     save(state, False)
-    hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False,
-                         lambda: 0, lambda b: replays.append(b) or "replay.pt", main=False)
-    engine.fit(state, settings, Batches(count, poison), DetectionLoss(head_specs(net)), hooks)
+    engine.fit(state, engine.Task(
+        config, Batches(count, poison), DetectionLoss(head_specs(net)), validate=lambda m: {"map50": 0.1},
+        save=save, restore=lambda: saved[-1], log=lambda row: None,
+        replay=lambda b: replays.append(b) or "replay.pt", main=False, read_steps=read_steps,
+        signals=SimpleNamespace(poll=lambda: False, code=0)))
     return state, replays, saved
 
 
@@ -105,7 +111,7 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
 
 def test_weight_decay_spares_batch_norm_and_biases():
     model = Network(small_net(3))
-    groups = make_optimizer(model, "adamw", 0.001, 0.9, 0.1).param_groups
+    groups = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
     spared = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
     for name, p in model.named_parameters():
         assert (id(p) in spared) == (".bn." in name or name.endswith("bias")), name
