@@ -12,22 +12,22 @@ from compress.search.rows import ranked, values_of
 from compress.search.space import Choice, Search, State, candidates, choice_of
 from compress.supernet import SandwichLoss, Supernet
 from models.count import parameters
-from models.heads.decode import head_specs
-from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import Outcome, Tuner
+from training.run import detection_loss
 from utils import ddp, runs
 from utils.errors import Interrupted, NumericError
 
 
 def brute_force(search: Search) -> tuple[list[dict], list[dict]]:
-    """The rows of all trials, and those that failed: every choice trained, the best again with more seeds."""
-    args, space = search.args, search.space()
-    queue = search.queue("", space, args.trials or 0) if search.tuner.world.main else None
-    rows, failed = trained(search, queue, lambda point: (search.choice(point), args.seed))
-    if args.seeds > 1 and rows:
-        best = {rows[i]["label"]: choice_of(rows[i]) for i in ranked(rows, search.score)[:args.repeat_best]}
-        space = {"label": list(best), "seed": list(range(args.seed + 1, args.seed + args.seeds))}
+    """Return all rows and those that failed: every choice trained, the best again with more seeds."""
+    config, space = search.config, search.space()
+    queue = search.queue("", space, config.trials or 0) if search.tuner.world.main else None
+    rows, failed = trained(search, queue, lambda point: (search.choice(point), config.seed))
+    if config.seeds > 1 and rows:
+        order = ranked(rows, config.score)[:config.repeat_best]
+        best = {rows[i]["label"]: choice_of(rows[i]) for i in order}
+        space = {"label": list(best), "seed": list(range(config.seed + 1, config.seed + config.seeds))}
         queue = search.queue("-seeds", space) if search.tuner.world.main else None
         more = trained(search, queue, lambda point: (best[point["label"]], point["seed"]))
         rows, failed = rows + more[0], failed + more[1]
@@ -36,11 +36,11 @@ def brute_force(search: Search) -> tuple[list[dict], list[dict]]:
 
 def trained(search: Search, queue: Queue | None,
             meaning: Callable[[Point], tuple[Choice, int]]) -> tuple[list[dict], list[dict]]:
-    """The rows of a queue's points and those that failed, trained by this worker and by others; closes it.
+    """Return the rows of a queue's points and those that failed, trained here or by others; close it.
 
     queue: the first process's; the others follow it. meaning: point -> choice and seed.
     """
-    tuner, args, wait = search.tuner, search.args, waiting(search.tuner)
+    tuner, wait = search.tuner, waiting(search.tuner)
     try:
         while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
             choice, seed = meaning(point)
@@ -52,7 +52,7 @@ def trained(search: Search, queue: Queue | None,
                     queue.drop({**row, "error": str(error)})
                 continue
             if queue:
-                queue.finish(values_of(row, args.objectives), row)
+                queue.finish(values_of(row, search.config.objectives), row)
         records = tuner.share(queue.records() if queue else None)
     except BaseException:
         if queue:
@@ -65,21 +65,21 @@ def trained(search: Search, queue: Queue | None,
 
 
 def trial(search: Search, choice: Choice, seed: int) -> dict:
-    """The row of a choice, trained here, or read where that is done already."""
+    """Return the row of a choice, trained here, or read where that is done already."""
     tuner, name, net = search.tuner, f"trials/k{choice.label}-s{seed}", search.net(choice)
     tuner.say(f"{choice.label}  seed {seed}  {parameters(net):,} parameters")
     start = {} if tuner.done(name) else search.start(net, seed)
-    found = tuner.tune(net, start, name, search.args.epochs, seed=seed)
+    found = tuner.tune(net, start, name, search.config.epochs, seed=seed)
     return search.row(choice, net, found.state, found.metrics, seed, found.epochs, found.seconds)
 
 
 def waiting(tuner: Tuner) -> Callable[[int], None]:
-    """A function that says how many trials others work on, once each; it raises Interrupted on a signal."""
+    """Return a function that says how many trials others work on, once each; it raises Interrupted."""
     said: set[int] = set()
 
     def wait(running: int) -> None:
         if tuner.interrupt.poll():
-            raise Interrupted("stopped by a signal; the same command goes on", tuner.interrupt.code)
+            raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)
         if running not in said:
             said.add(running)
             tuner.say(f"waiting: other workers have {running} to finish")
@@ -87,15 +87,15 @@ def waiting(tuner: Tuner) -> Callable[[int], None]:
 
 
 def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
-    """The rows of all choices, cut out of one supernet, and none that failed.
+    """Return the rows of all choices, cut out of one supernet, and none that failed.
 
     The network with the largest kernels is trained by the sandwich rule; each choice is then the centres of
     its kernels, with batch-norm statistics of its own.
     """
-    tuner, args = search.tuner, search.args
+    tuner, config = search.tuner, search.config
     supernet = train_supernet(search)
     rows = []
-    for point in candidates(search.space(), args.trials, args.seed):
+    for point in candidates(search.space(), config.trials, config.seed):
         choice = search.choice(point)
         file = tuner.folder / "candidates" / f"k{choice.label}.json"
         row = tuner.share(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
@@ -103,32 +103,32 @@ def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
             began = time.monotonic()
             net, state = cut(search, supernet, choice)
             metrics = tuner.measure(net, state)
-            row = search.row(choice, net, state, metrics, args.seed, 0, time.monotonic() - began)
+            row = search.row(choice, net, state, metrics, config.seed, 0, time.monotonic() - began)
             if tuner.world.main:
                 file.parent.mkdir(exist_ok=True)
                 runs.write_json(file, row)
             tuner.say(f"{choice.label}  AP50 {row['map50']:.4f}")
         rows.append(row)
         if ddp.any_rank(tuner.interrupt.poll(), tuner.device):
-            raise Interrupted("stopped by a signal; the same command goes on", tuner.interrupt.code)
+            raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)
     return rows, []
 
 
 def train_supernet(search: Search) -> Outcome:
-    """The trained network with the largest kernels, in which all choices are contained."""
-    args, tuner = search.args, search.tuner
-    layers, kernels = args.layers, sorted(args.kernels)
+    """Return the trained network with the largest kernels, in which all choices are contained."""
+    config, tuner = search.config, search.tuner
+    layers, kernels = config.layers, sorted(config.kernels)
     net = search.net(search.choice({f"{name}.kernel": kernels[-1] for name in layers}))
-    make = partial(Supernet, layers=layers, kernels=kernels, count=args.random, seed=args.seed)
+    make = partial(Supernet, layers=layers, kernels=kernels, count=config.random, seed=config.seed)
     start = {}
     if not tuner.done("supernet"):
-        tuner.say(f"supernet: {parameters(net):,} parameters, {args.random + 2} networks a step")
-        start = search.start(net, args.seed)
-    return tuner.tune(net, start, "supernet", args.epochs, make=make,
-                      loss=SandwichLoss(DetectionLoss(head_specs(net))))
+        tuner.say(f"supernet: {parameters(net):,} parameters, {config.random + 2} networks a step")
+        start = search.start(net, config.seed)
+    return tuner.tune(net, start, "supernet", config.epochs, make=make,
+                      loss=SandwichLoss(detection_loss(net)))
 
 
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:
-    """A choice's network out of the supernet, with batch-norm statistics of its own."""
+    """Return a choice's network out of the supernet, with batch-norm statistics of its own."""
     net, state = crop_kernels(supernet.net, supernet.state, choice.kernels)
     return net, search.tuner.recalibrate(net, {key: value.contiguous() for key, value in state.items()})
