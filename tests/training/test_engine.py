@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.heads.decode import head_specs
 from models.heads.loss import DetectionLoss
@@ -49,7 +50,7 @@ class Batches:
             yield Batch(images, torch.tensor([[0, 1, .4, .5, .3, .3]]), [0, 1])
 
 
-def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int = 1, **flags):
+def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int = 1, loss=None, **flags):
     """State, replays written, and the state dict each save got, of a run with poisoned batches."""
     flags = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "batch_size": 2, "nominal_batch": 2, "box": 1.0,
              "warmup_epochs": 0.1, **flags}
@@ -64,8 +65,8 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int 
         saved.append(copy.deepcopy(state.as_dict()))
     save(state, False)
     engine.fit(state, engine.Task(
-        config, Batches(count, poison), DetectionLoss(head_specs(net)), validate=lambda m: {"map50": 0.1},
-        save=save, restore=lambda: saved[-1], log=lambda row: None,
+        config, Batches(count, poison), loss or DetectionLoss(head_specs(net)),
+        validate=lambda m: {"map50": 0.1}, save=save, restore=lambda: saved[-1], log=lambda row: None,
         replay=lambda b: replays.append(b) or "replay.pt", main=False, read_steps=read_steps,
         signals=SimpleNamespace(poll=lambda: False, code=0)))
     return state, replays, saved
@@ -86,6 +87,51 @@ def test_three_bad_steps_in_a_row_bring_the_last_good_state_back_at_half_the_rat
     state, replays, saved = fit_with({7, 8, 9})
     assert finite(state) and state.retries == 1 and state.lr_scale == 0.5 and len(replays) == 1
     assert torch.isnan(replays[0]["images"]).any()
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host takes out of tensors; for each it would wait for an accelerator."""
+
+    ASKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in self.ASKING
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_between_two_looks_at_the_losses_no_number_is_read(optimizer):
+    def loss(outputs, targets, images):
+        return {"box": outputs[0].float().square().mean(), "obj": outputs[0].float().mean().square()}
+    with Reads() as reads:
+        torch.ones(()).item()
+        assert reads.count == 1, "the counter sees none"
+        state, _, _ = fit_with({2}, loss=loss, read_steps=6, optimizer=optimizer, nominal_batch=4)
+    assert reads.count == 1 and state.skipped == 1 and finite(state)
+
+
+@pytest.mark.parametrize("poison", [set(), {0}, {2, 8}, {0, 1, 7}])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_looking_seldom_gives_the_bits_of_looking_at_every_step(poison, optimizer):
+    often, seldom = (fit_with(poison, read_steps=n, optimizer=optimizer)[0] for n in (1, 4))
+    assert finite(often) and often.skipped == seldom.skipped == len(poison)
+    for mine, other in zip((often.model, often.ema), (seldom.model, seldom.ema)):
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in mine.state_dict().items())
+    assert often.sums == seldom.sums and often.as_dict().keys() == seldom.as_dict().keys()
+
+
+def test_a_skipped_first_step_leaves_no_trace_in_the_moments():
+    """Fused SGD would leave its buffers uninitialised there."""
+    state, _, _ = fit_with({0}, epochs=1, count=1)
+    moments = [s["momentum_buffer"] for s in state.optimizer.state.values()]
+    assert moments and not any(m.any() for m in moments)
+
+
+def test_what_follows_three_bad_steps_before_the_next_look_is_undone():
+    state, replays, _ = fit_with({6, 7, 8}, read_steps=6)
+    assert finite(state) and (state.retries, state.lr_scale, state.step) == (1, 0.5, 12)
+    assert torch.isnan(replays[0]["images"]).any() and int(state.ema.n_averaged) == 6
 
 
 def test_numbers_that_stay_bad_end_the_run_with_a_replay():

@@ -35,7 +35,7 @@ def run(script, words, tmp_path, monkeypatch, capsys):
     (["--cfg", "micro-yolo", "--data", "x", "--imgsz", "100"], 2, "--imgsz 100: needs a multiple of 32"),
     (["--cfg", "micro-yolo", "--data", "x", "--epochs", "0"], 2, "--epochs 0: needs 1 or more"),
     (["--cfg", "micro-yolo", "--data", "x", "--lr", "nan"], 2, "--lr nan: needs more than 0"),
-    (["--cfg", "micro-yolo", "--data", "x", "--momentum", "1.5"], 2, "--momentum 1.5: needs 0 or more, below 1"),
+    (["--cfg", "micro-yolo", "--data", "x", "--momentum", "2"], 2, "--momentum 2.0: needs 0 or more, below"),
     (["--cfg", "micro-yolo", "--data", "x", "--optimizer", "adam"], 2, "invalid choice"),
     (["--cfg", "micro-yolo", "--data", "x", "--resume", "nowhere"], 2, "no run with an args.json"),
     (["--cfg", "micro-yolo", "--data", "nowhere/at/all"], 3, "nowhere/at/all"),
