@@ -21,8 +21,7 @@ def main() -> None:
     """Open the data, search, write and print what was found."""
     config = parse()
     from compress.search.report import read_search, write_answer
-    from compress.search.search import brute_force, one_shot
-    from compress.search.space import Search
+    from compress.search.search import Search, brute_force, one_shot
     against = read_search(config.against) if config.against else None
     search = Search.open(config)
     try:

@@ -117,7 +117,7 @@ class Queue:
         self.storage.engine.dispose()
 
     def _sampler(self, known: int) -> BaseSampler:
-        """Return what proposes a point when `known` have been taken: the grid, or TPE seeded by their number."""
+        """Return what proposes a point when `known` were taken: the grid, or TPE seeded by their number."""
         import optuna
         if not self.trials:
             return optuna.samplers.GridSampler(self.space, seed=0)
@@ -125,7 +125,7 @@ class Queue:
                                           constant_liar=True)
 
     def _trials(self, *states: str) -> list[FrozenTrial]:
-        """Return trials in the given states; without any, all that count: those given up do not."""
+        """Return trials in the given states; without any, all that count."""
         return [t for t in self.study.get_trials(deepcopy=False)
                 if (t.state.name in states if states else t.state.name != "FAIL")]
 

@@ -15,8 +15,7 @@ from compress.search.rows import (
     table_lines,
     trials_csv,
 )
-from compress.search.search import cut, train_supernet
-from compress.search.space import Search, choice_of
+from compress.search.search import Search, choice_of, cut, train_supernet
 from compress.search.storage import alone
 from models import checkpoint as checkpoints
 from models.layer import to_json

@@ -1,22 +1,198 @@
-"""Kernel search: every choice of kernels and block types trained and measured, or cut out of one supernet."""
+"""Kernel search: the choices, what they start from, and how they are tried.
+
+Every choice of kernels and block types is trained and measured, or cut out of one supernet.
+"""
 from __future__ import annotations
 
 import json
+import random
 import time
+import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
 
-from compress.kernels import crop_kernels
+import torch
+from torch import Tensor
+
+from bench.profile.latency import latency
+from compress.kernels import crop_kernels, with_kernels
+from compress.search.config import FREE, SAME, TRAINED_BY, SearchConfig
 from compress.search.queue import Point, Queue
-from compress.search.rows import ranked, values_of
-from compress.search.space import Choice, Search, State, candidates, choice_of
+from compress.search.rows import directions, ranked, values_of
+from compress.search.storage import alone
 from compress.supernet import SandwichLoss, Supernet
-from models.count import parameters
-from models.layer import Net
-from training.finetune import Outcome, Tuner
-from training.run import detection_loss
+from models import checkpoint as checkpoints
+from models.count import loose_macs, macs, parameters
+from models.layer import Net, to_json
+from models.network import Network, initialise
+from models.zoo.detectors import substitute
+from training.finetune import Outcome, Tuner, claim
+from training.prepare import choose_net, plain_images, start_from
+from training.run import data_hash, detection_loss
 from utils import ddp, runs
-from utils.errors import Interrupted, NumericError
+from utils.errors import Interrupted, NumericError, UsageError
+
+TIMED, TIMED_IMAGES = 50, 16                       # rounds of a latency, and images they take in turn
+State = dict[str, Tensor]
+
+
+class Choice(NamedTuple):
+    """A point of the space: a kernel and a block type for each layer that is searched.
+
+    label: the kernels in the layers' order, as 35353; where block types are searched, as m3m5d3.
+    """
+
+    label: str
+    kernels: dict[str, int]
+    ops: dict[str, str]
+
+
+def choice_of(row: dict) -> Choice:
+    """Return the choice that a trial's row is about."""
+    return Choice(row["label"], row["kernels"], row["ops"])
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search stands on: the tuner, its config, the network it varies, the weights all start from.
+
+    known: (label, seed) -> row of an earlier search of the same things.
+    """
+
+    tuner: Tuner
+    config: SearchConfig
+    base: Net
+    weights: checkpoints.Checkpoint | None
+    known: dict[tuple[str, int], dict] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: SearchConfig) -> Search:
+        """Return a search: the run folder claimed, data read, network built.
+
+        Workers of one search share the folder and come in one after the other. Raises as Tuner.open does, and
+        ModelError for layers that are not there or hold no kernels.
+        """
+        known = known_trials(config)
+        Path(config.project).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            def own() -> Path:
+                with alone(Path(config.project) / ".claim.lock"):
+                    folder = claim(config, FREE)
+                held.enter_context(alone(folder / ".open.lock"))
+                return folder
+            tuner = Tuner.open(config, own, alone=config.one_shot)
+        base, weights = choose_net(config, tuner.train_set, tuner.say)
+        substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))      # is any not there?
+        return cls(tuner, config, base, weights, known)
+
+    def space(self) -> dict[str, list]:
+        """Return parameter -> candidates: kernels of a layer, and block types where several are given."""
+        config = self.config
+        kernels = {f"{name}.kernel": sorted(config.kernels) for name in config.layers}
+        several = len(config.ops or ()) > 1
+        return kernels | {f"{name}.op": list(config.ops) for name in config.layers if several}
+
+    def choice(self, point: Point) -> Choice:
+        """Return what a point of the space means."""
+        now, names = {layer.name: layer.op for layer in self.base}, self.config.layers
+        fixed = (self.config.ops or (None,))[0]
+        kernels = {name: point[f"{name}.kernel"] for name in names}
+        ops = {name: point.get(f"{name}.op", fixed or now[name]) for name in names}
+        return Choice("".join(f"{point.get(f'{n}.op', '')[:1]}{kernels[n]}" for n in names), kernels, ops)
+
+    def net(self, choice: Choice) -> Net:
+        """Return the network of a choice."""
+        return substitute(self.base, choice.ops, choice.kernels)
+
+    def start(self, net: Net, seed: int) -> State:
+        """Return the state a network is trained from: what --weights holds, the rest fresh.
+
+        A layer whose kernels have another size there takes their centres, or them in a border of zeros, so
+        that all choices start from the same weights.
+        """
+        model = initialise(Network(net), seed)
+        if self.weights is not None:
+            there = {layer.name: layer for layer in self.weights.net}
+            sides = {layer.name: layer.kernel for layer in net if layer.name in self.config.layers
+                     and layer.name in there and there[layer.name].op == layer.op}
+            resized, state = with_kernels(self.weights.net, self.weights.state, sides)
+            source = replace(self.weights, net=resized, state=state)
+            start_from(model, source, self.tuner.train_set, self.config.separate,
+                       lambda text: self.tuner.say(f"  {text.splitlines()[0]}"))
+        return model.state_dict()
+
+    def row(self, choice: Choice, net: Net, state: State, metrics: dict[str, float], seed: int, epochs: int,
+            seconds: float) -> dict[str, object]:
+        """Return a trial as the reports show it."""
+        size = self.config.imgsz
+        row = {"label": choice.label, "kernels": choice.kernels, "ops": choice.ops, "seed": seed, **metrics,
+               "parameters": parameters(net), "macs": macs(net, size), "loose_macs": loose_macs(net, size),
+               "epochs": epochs, "seconds": round(seconds, 1)}
+        if "latency" in self.config.objectives:
+            ms = None
+            if self.tuner.world.main:
+                threads = self.config.latency_threads or torch.get_num_threads()
+                ms = latency(net, state, size, plain_images(self.tuner.val_set, TIMED_IMAGES), threads,
+                             TIMED, self.tuner.device)
+            row["latency_ms"] = self.tuner.share(ms)
+        return row
+
+    def queue(self, name: str, space: dict[str, list], trials: int = 0) -> Queue:
+        """Return the queue of a space in this search's study; see compress.search.queue."""
+        config, folder = self.config, self.tuner.folder
+        settings = {key: value for key, value in sorted(asdict(config).items())
+                    if key not in (*FREE, "data", "weights", "cfg", "seeds", "repeat_best")}
+        settings |= {"net": zlib.crc32(to_json(self.base).encode()), "space": space,
+                     "start": self.weights and checkpoints.checksum(self.weights.state),
+                     "pictures": data_hash(self.tuner.train_set.coco)}
+        study = config.study or f"search-{zlib.crc32(json.dumps(settings, default=str).encode()):08x}"
+        # The storage fills in its schema's version where a URL has braces.
+        own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
+        return Queue(config.storage or own, study + name, space, directions(config.objectives), settings,
+                     folder / "workers", trials, config.seed)
+
+
+def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
+    """Return (label, seed) -> row of the records that --known names; of rows told twice, the last.
+
+    Raises DataError for a file that is no record of a search, UsageError for one of another search. Paths are
+    compared by their last part: the record may come from another machine.
+    """
+    mine, found = asdict(config) | {"kernels": sorted(config.kernels)}, {}
+
+    def plain(values: dict, key: str) -> object:
+        value = values.get(key)
+        value = list(value) if isinstance(value, tuple) else value         # as JSON has it
+        return Path(value).name if value and key in ("cfg", "weights", "data") else value
+    for path in config.known:
+        record = runs.read_record("--known", path, "search")
+        record |= record.get("training", {})       # older records do not tell how they trained
+        told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
+        if other := [key for key in told if plain(record, key) != plain(mine, key)]:
+            raise UsageError(f"--known {path}: a search with " + ", ".join(
+                f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))
+        found |= {(row["label"], row["seed"]): row for row in record["trials"]}
+    return found
+
+
+def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Point]:
+    """Return all points of a space in order, or `trials` of them, drawn evenly."""
+    size = prod(len(values) for values in space.values())
+    chosen = range(size) if not trials or trials >= size else sorted(
+        random.Random(seed).sample(range(size), trials))
+
+    def point(at: int) -> Point:
+        out = {}
+        for key, values in reversed(space.items()):
+            at, place = divmod(at, len(values))
+            out[key] = values[place]
+        return {key: out[key] for key in space}
+    return [point(at) for at in chosen]
 
 
 def brute_force(search: Search) -> tuple[list[dict], list[dict]]:

@@ -237,7 +237,7 @@ def test_a_record_that_is_none_and_a_layer_that_is_not_there_are_named(tiny, mon
 
 
 def test_a_trials_latency_is_that_of_the_validation_images_on_the_threads_asked_for(monkeypatch):
-    from compress.search import space
+    from compress.search import search as space
     images, seen = [np.full((64, 64, 3), value, np.uint8) for value in (7, 9)], []
     two = type("Two", (), {"plain": lambda self, at: images[at], "__len__": lambda self: 2})()
     tuner = SimpleNamespace(world=SimpleNamespace(main=True), device=torch.device("cpu"), share=lambda v: v,

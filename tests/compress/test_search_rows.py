@@ -24,8 +24,7 @@ from compress.search.rows import (
     table_lines,
     trials_csv,
 )
-from compress.search.search import trained
-from compress.search.space import Search, candidates, known_trials
+from compress.search.search import Search, candidates, known_trials, trained
 from data.scenes import make_scenes
 from models.checkpoint import Checkpoint, save
 from models.count import parameters
