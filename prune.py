@@ -38,8 +38,8 @@ def main() -> None:
         if arrived(targets, cost):
             raise UsageError("--until: nothing to do, the unpruned network has "
                              + target_words(targets, cost))
-        tuner.say("\n".join(heading(config, targets, units, reasons, tuner.folder)))
         bench = Bench(tuner, config, targets, parent.net, parent.state)
+        tuner.say("\n".join(heading(bench, units, reasons)))
         before = measure_parent(bench, parent)
         if config.scan or config.order == "sensitivity":
             units = scan(bench, parent, before, units)

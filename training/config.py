@@ -77,15 +77,21 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TrainConfig(Recipe):
-    """One training, as the flags of train.py name it."""
+class NetRecipe(Recipe):
+    """A recipe for a network that is built, or started from a checkpoint's weights."""
 
     cfg: str | None = None
     epochs: int = 100
-    exist_ok: bool = False
     separate: bool = option(False, "start DSConv and MBConv layers as factors (SVD) of the checkpoint's "
-                                   "convolutions of the same name")
+                                   "convolutions of the same name; larger kernels hold the same factors")
     fit_anchors: bool = option(False, "fit the heads' anchors to the training boxes by k-means")
+
+
+@dataclass(frozen=True)
+class TrainConfig(NetRecipe):
+    """One training, as the flags of train.py name it."""
+
+    exist_ok: bool = False
     teacher: str | None = option(None, "checkpoint with the same heads and classes whose predictions are "
                                        "learned as well")
     metric: str = option("map50", "what the best network is best at", choices=("map50", "map50_95"))

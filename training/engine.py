@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,20 +21,12 @@ from training.log import Progress
 from training.optim import MovingAverage, heal_statistics, learning_rate
 from utils import ddp
 from utils.errors import Interrupted, NumericError
+from utils.runs import Interrupt
 
 IN_A_ROW = 3                                       # non-finite steps before the last good state comes back
 RETRIES = 3                                        # times it may come back, each at half the learning rate
 READ_STEPS = 10                                    # on accelerators, see Task.read_steps
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Signals(Protocol):
-    """What the loop asks about signals: whether one has arrived, and the exit code that tells of it."""
-
-    code: int
-
-    def poll(self) -> bool:
-        """Return whether a signal has arrived."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Task:
     restore: Callable[[], dict]                        # State.as_dict() of the last checkpoint
     log: Callable[[dict], None]                        # one epoch's row
     replay: Callable[[dict], str]                      # keeps a bad batch; a sentence saying where
-    signals: Signals
+    signals: Interrupt
     precision: str = "fp32"
     sides: tuple[int, ...] = ()                        # input sides of multi-scale training, px
     main: bool = True                                  # whether this process shows and validates
@@ -115,11 +107,8 @@ class Window(NamedTuple):
     good: Tensor                                           # bool: whether the step counts as a good one
 
 
-def fit(state: State, task: Task) -> State:
-    """Return the state after the last epoch.
-
-    Each epoch: train, validate, log, save; a signal saves and raises Interrupted.
-    """
+def fit(state: State, task: Task) -> None:
+    """Train, validate, log and save to the last epoch; a signal saves and raises Interrupted."""
     config = task.config
     while state.epoch < config.epochs:
         train_one_epoch(state, task)
@@ -140,7 +129,6 @@ def fit(state: State, task: Task) -> State:
         ddp.wait()
         if state.epoch < config.epochs and ddp.any_rank(task.signals.poll(), state.device):
             _stop(state, task)
-    return state
 
 
 def train_one_epoch(state: State, task: Task) -> None:
@@ -185,10 +173,7 @@ def set_learning_rate(state: State, config: TrainConfig, steps: int) -> None:
 
 
 def gradients(state: State, task: Task, batch: tuple, at: int, last: int) -> dict[str, Tensor]:
-    """Add a batch's gradients, times its share of the window that ends at batch `last`.
-
-    Returns "loss" and its terms as scalars on the device.
-    """
+    """Add a batch's gradients, times its share of the window to `last`; return "loss" and its terms."""
     images = batch.images.to(state.device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     if task.sides:
@@ -239,10 +224,7 @@ def step(state: State, clip: float, terms: list[dict[str, Tensor]]) -> Tensor:
 
 
 def read(state: State, task: Task, unread: list[Window]) -> None:
-    """Read what has come of the windows, and count it.
-
-    After IN_A_ROW bad steps the last good weights come back; after RETRIES of these NumericError is raised.
-    """
+    """Read what has come of the windows, and count it; restart after IN_A_ROW bad steps."""
     losses = torch.stack([torch.stack([*terms.values()]) for window in unread for terms in window.terms])
     values, good = iter(losses.tolist()), torch.stack([window.good for window in unread]).tolist()
     for window, fine in zip(unread, good):
@@ -260,7 +242,10 @@ def read(state: State, task: Task, unread: list[Window]) -> None:
 
 
 def restart(state: State, task: Task, batch: tuple) -> None:
-    """Bring the last good weights back at half the learning rate; batch: one that led to bad numbers."""
+    """Bring the last good weights back at half the learning rate; raise NumericError after RETRIES times.
+
+    batch: one that led to bad numbers.
+    """
     where = task.replay({"images": batch.images, "targets": batch.targets,
                          "epoch": state.epoch, "batch": state.batch})
     if state.retries >= RETRIES:

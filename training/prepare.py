@@ -27,7 +27,7 @@ from models.network import Network, initialise
 from models.transfer import report_lines, transfer
 from models.zoo.detectors import build, with_heads
 from training import engine
-from training.config import Recipe, TrainConfig
+from training.config import NetRecipe, Recipe, TrainConfig
 from training.run import NOTES, Run, Session, Validator, detection_loss
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
@@ -74,10 +74,7 @@ def prepare(config: TrainConfig) -> Run:
 
 
 def enter(config: Recipe) -> Session:
-    """Return what this process trains with: torchrun's processes joined, CPU and seed set.
-
-    Raises UsageError for a batch that does not divide, and as pick_device does.
-    """
+    """Return what this process trains with, torchrun's processes joined; UsageError for an odd batch."""
     device = own_device(config.device)
     world = ddp.join(device)
     runs.tune_cpu(config.threads)
@@ -118,10 +115,7 @@ def clear(folder: Path) -> None:
 
 
 def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[DetectionSet, DetectionSet]:
-    """Return the training and validation sets, with the classes of the first; faults are printed.
-
-    Raises DataError as read_coco does, and for a training set without one box.
-    """
+    """Return training and validation set, with the classes of the first; DataError where none has a box."""
     if session.world.main:
         locate(config.data)                                # one process makes the embedded set
     ddp.wait()
@@ -146,12 +140,9 @@ def check_side(net: Net, imgsz: int) -> None:
         raise UsageError(f"--imgsz {imgsz}: this network needs a multiple of {stride}")
 
 
-def choose_net(config: TrainConfig, train_set: DetectionSet,
+def choose_net(config: NetRecipe, train_set: DetectionSet,
                say: Callable) -> tuple[Net, checkpoints.Checkpoint | None]:
-    """Return the records to train and the checkpoint whose layers they may take.
-
-    config: anything with the fields cfg, weights, fit_anchors and seed of a TrainConfig.
-    """
+    """Return the records to train and the checkpoint whose layers they may take."""
     weights = checkpoints.load(config.weights) if config.weights else None
     classes = len(train_set.coco.names)
     net = build(config.cfg, classes) if config.cfg else with_heads(weights.net, classes)
@@ -208,7 +199,7 @@ def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
     copy of the network predicts a few training images as in a training step, in both precisions.
     """
     device, memory = session.device, torch.channels_last
-    copied = copy.deepcopy(model).to(device).to(memory_format=memory).train()
+    copied = copy.deepcopy(model).to(device, memory_format=memory).train()
     images = (plain_images(train_set, CHECKED).to(device).float() / 255).contiguous(memory_format=memory)
     with torch.no_grad():
         exact = copied(images)

@@ -298,9 +298,7 @@ class Run:
 def check_disk(folder: Path, numbers: int, optimizer: str) -> None:
     """Raise DiskError where the checkpoints of a network of so many numbers would not fit.
 
-    A checkpoint for resuming holds the averaged weights, the weights, and the optimizer's one or two numbers
-    a weight, in fp32; the last one, the one before and the one being written are there at a time,
-    and the best weights.
+    Three for resuming are there at a time (average, weights, the optimizer's numbers), and the best weights.
     """
     copies = 3 * (2 + {"sgd": 1, "adamw": 2}[optimizer]) + 1
     need, free = 4 * numbers * copies, shutil.disk_usage(folder).free

@@ -46,6 +46,12 @@ class Measured:
     first: float                                           # AP50 of the first seed
     seeds: tuple[float, ...] = ()                          # the metric that decides, seed by seed
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return metrics and counts under the names of records."""
+        names = {"parameters": "params", "stored": "stored", "macs": "macs", "loose_macs": "loose-macs"}
+        return {**self.metrics, **{name: self.counts[count] for name, count in names.items()}}
+
 
 class Drop(NamedTuple):
     """Points lost (of 100), and their 95 % interval over resampled images where the metric has one."""
@@ -72,22 +78,16 @@ class Log:
         several = config.seeds > 1
         row = {"step": len(self.rows) + 1, "layer": label,
                "sixteenths": round(PARTS * (original - width) / original, 2), "width": width,
-               **reached.metrics, **({"seeds": reached.seeds} if several else {}),
+               **reached.figures, **({"seeds": reached.seeds} if several else {}),
                "drop": round(lost.points, 3),
                "interval": lost.interval and [round(v, 3) for v in lost.interval], "accepted": accepted,
-               "why": why, "epochs": config.epochs_per_step * config.seeds, "seconds": round(seconds, 1),
-               "parameters": reached.counts["params"], "macs": reached.counts["macs"],
-               "loose_macs": reached.counts["loose-macs"]}
+               "why": why, "epochs": config.epochs_per_step * config.seeds, "seconds": round(seconds, 1)}
         self.rows.append(row)
         self.say(f"step {row['step']:3}  {label:12} {row['sixteenths']:g}/16  "
                  f"{config.metric} {row[config.metric]:.4f}  "
                  f"{row['parameters'] / 1e6:.3f} M  {row['macs'] / 1e9:.3f} GMACs  "
                  f"{'accepted' if accepted else 'rejected'}: {why}  ({seconds:.0f} s)"
                  + (f"  seeds {', '.join(f'{v:.4f}' for v in reached.seeds)}" if several else ""))
-
-    def stop(self, units: list[Unit], why: str) -> None:
-        """Note why these units are cut no further."""
-        self.stopped |= {unit.group: why for unit in units}
 
 
 class Bench:
@@ -188,9 +188,8 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
         if config.reference == "layer":
             reference = current
         while not log.ended:
-            keep = bench.choose(net, state, turn)
-            if not keep:
-                log.stop(turn, "nothing is left to take")
+            if not (keep := bench.choose(net, state, turn)):
+                log.stopped |= {unit.group: "nothing is left to take" for unit in turn}
                 break
             name = f"{len(log.rows) + 1:03}-{turn[0].group if len(turn) == 1 else 'network'}"
             child, child_state, reached, seconds = bench.tune(*prune(net, state, keep), name)
@@ -198,7 +197,7 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
             accepted, why = accepts(config, lost, bench.drop(original, reached).points)
             log.step(turn, child, reached, lost, accepted, why, seconds)
             if not accepted:
-                log.stop(turn, why)
+                log.stopped |= {unit.group: why for unit in turn}
                 break
             net, state, current = child, child_state, reached
             if config.reference == "previous":

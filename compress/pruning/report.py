@@ -7,11 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 from bench.profile.latency import compare_speed, speed_lines
 from compress.prune import prune
-from compress.pruning.config import REFERENCES, PruneConfig
+from compress.pruning.config import REFERENCES
 from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
 from compress.pruning.progressive import (
     Bench,
@@ -50,19 +49,10 @@ def chosen_units(units: list[Unit], reasons: dict[str, str], names: Sequence[str
     return [unit for unit in units if not names or unit.group in names]
 
 
-def heading(config: PruneConfig, targets: dict[str, float], units: list[Unit], reasons: dict[str, str],
-            folder: Path) -> list[str]:
+def heading(bench: Bench, units: list[Unit], reasons: dict[str, str]) -> list[str]:
     """Return the choices of this pruning as lines, and what cannot be cut."""
-    target = ", ".join(f"{name} {value:,.6g}" for name, value in targets.items()) or "none"
-    limit = "none" if config.budget is None else f"{config.budget:g} points"
-    return [f"{folder}",
-            f"a step: {config.sixteenths:g}/{PARTS} of {'one' if config.scope == 'layer' else 'every'} "
-            f"layer, {config.epochs_per_step} epochs x {config.seeds} seed(s), at most {config.tolerance:g} "
-            f"points of {config.metric} below {REFERENCES[config.reference]} "
-            f"(decided by the {config.decide})",
-            f"cut: {config.cut} by {config.importance}, {config.order} first, widths in multiples of "
-            f"{config.round_to}; teacher: {config.teacher}; budget {limit}; "
-            f"until {target}",
+    return [str(bench.tuner.folder), ", ".join(f"{name} {value}" for name, value in choices(bench).items()),
+            f"a step's loss is counted against {REFERENCES[bench.config.reference]}",
             f"layers: {', '.join(f'{u.group} {u.original}' for u in units)}",
             *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
 
@@ -89,12 +79,6 @@ def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
     return found
 
 
-def row_of(metrics: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
-    """Return a record's figures of one network."""
-    return {**metrics, "parameters": counts["params"], "stored": counts["stored"], "macs": counts["macs"],
-            "loose_macs": counts["loose-macs"]}
-
-
 def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: list[Unit]) -> list[Unit]:
     """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated.
 
@@ -112,7 +96,7 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
             small, small_state = prune(net, state, keep)
             reached = bench.measure(small, tuner.recalibrate(small, small_state))
             known[name] = bench.drop(before, reached).points
-            tuner.interrupt.stop("interrupted; what was measured is kept: run the same command to go on")
+            tuner.interrupt.stop("interrupted; what was measured is kept: run the same command to continue")
             if tuner.world.main:
                 runs.write_json(path, known)
                 tuner.say(f"scan  {unit.group:14} {part}/{PARTS}  {known[name]:+6.2f} points lost")
@@ -140,7 +124,7 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
     parent and child: the checkpoint and what it reaches.
     """
     config, tuner, folder = bench.config, bench.tuner, bench.tuner.folder
-    (old, before), (new, after) = ((c, row_of(m.metrics, m.counts)) for c, m in (parent, child))
+    (old, before), (new, after) = ((c, m.figures) for c, m in (parent, child))
     (folder / "weights").mkdir(exist_ok=True)
     best = folder / "weights" / "best.pt"
     checkpoints.save(best, replace(new, extra={"pruned_from": str(config.weights), **child[1].metrics}))
@@ -162,8 +146,7 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
         runs.save_record(config.save_json, record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
     print("\n".join(("", *step_lines(log.rows, metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
-                     *last_words(metric, before, after, record["epochs"]),
-                     *cautions(bench, child[1]), str(best))))
+                     *last_words(bench, before, after, record["epochs"], child[1]), str(best))))
 
 
 def choices(bench: Bench) -> dict:
@@ -173,17 +156,13 @@ def choices(bench: Bench) -> dict:
             "until": bench.targets, "teach": teach, "distill": config.distill if teach else None}
 
 
-def last_words(metric: str, before: dict, after: dict, epochs: int) -> list[str]:
-    """Return parent and child in a few lines."""
+def last_words(bench: Bench, before: dict, after: dict, epochs: int, child: Measured) -> list[str]:
+    """Return parent and child in a few lines, and what the figures would not tell."""
+    metric, seeds = bench.config.metric, bench.config.seeds
     lost = 100 * (before[metric] - after[metric])
-    return [f"{metric} {before[metric]:.4f} -> {after[metric]:.4f} ({lost:+.2f} lost), {epochs} epochs",
-            *(f"{name:12} {before[name]:>15,} -> {after[name]:>15,}  ({after[name] / before[name] - 1:+.1%})"
-              for name in ("parameters", "stored", "macs", "loose_macs"))]
-
-
-def cautions(bench: Bench, child: Measured) -> list[str]:
-    """Return what the figures would not tell: a missed target, weights that are those of one seed."""
-    out, seeds = [], bench.config.seeds
+    out = [f"{metric} {before[metric]:.4f} -> {after[metric]:.4f} ({lost:+.2f} lost), {epochs} epochs",
+           *(f"{name:12} {before[name]:>15,} -> {after[name]:>15,}  ({after[name] / before[name] - 1:+.1%})"
+             for name in ("parameters", "stored", "macs", "loose_macs"))]
     if bench.targets and not arrived(bench.targets, child.counts):
         out.append(f"the target was NOT reached: {target_words(bench.targets, child.counts)}")
     if seeds > 1:
@@ -212,7 +191,7 @@ def step_lines(steps: Sequence[dict], metric: str = "map50") -> list[str]:
     """
     digits = len(str(len(steps)))
     rows = [[f"{row['step']:{digits}} {row['layer']}", f"{row['sixteenths']:g}/16", row["width"],
-             f"{row[metric]:.4f}", _signed(row["drop"]), _interval(row["interval"]),
+             f"{row[metric]:.4f}", _signed(row["drop"]), " to ".join(map(_signed, row["interval"] or ())),
              f"{row['parameters'] / 1e6:.3f}", f"{row['macs'] / 1e9:.4f}", row["epochs"],
              str(timedelta(seconds=round(row["seconds"])))] for row in steps]
     columns = ("step", "taken", "width", LABELS[metric], "lost", "95 %", "M params", "GMACs", "epochs",
@@ -236,10 +215,6 @@ def _told(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str,
     """Return an aligned table whose last column holds words, set left."""
     head, *lines = aligned(columns, rows).split("\n")
     return [f"{line}  {word}".rstrip() for line, word in zip((head, *lines), (title, *words), strict=True)]
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else " to ".join(map(_signed, interval))
 
 
 def _signed(value: float, digits: int = 2) -> str:

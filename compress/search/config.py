@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.zoo.detectors import SEARCHED
-from training.config import Recipe
+from training.config import NetRecipe
 from utils.cli import NOT_NEGATIVE, ONE_OR_MORE, option
 from utils.errors import UsageError
 
@@ -21,11 +21,10 @@ TRAINED_BY = ("fit_anchors", "batch_size", "optimizer", "lr", "final_lr", "momen
 
 
 @dataclass(frozen=True)
-class SearchConfig(Recipe):
+class SearchConfig(NetRecipe):
     """A search, as the flags of search.py name it; without `trials` every choice is tried."""
 
     project: str = "runs/search"
-    cfg: str | None = None
     epochs: int = 20
     layers: tuple[str, ...] = option(SEARCHED, "layers whose kernels are searched", nargs="+")
     kernels: tuple[int, ...] = option((3, 5), "candidates for each layer", nargs="+", type=int,
@@ -33,9 +32,6 @@ class SearchConfig(Recipe):
     ops: tuple[str, ...] | None = option(
         None, "block types for each layer: several are searched, one is set (default: as in --cfg)",
         nargs="+", choices=("conv", "dsconv", "mbconv"))
-    separate: bool = option(False, "start DSConv and MBConv layers as factors (SVD) of the checkpoint's "
-                                   "convolutions of the same name; larger kernels hold the same factors")
-    fit_anchors: bool = option(False, "fit the heads' anchors to the training boxes by k-means")
     sampler: str | None = option(
         None, f"every choice, or those that TPE proposes (default: grid up to {LARGEST_GRID} choices)",
         choices=("grid", "tpe"))

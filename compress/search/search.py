@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,11 +135,9 @@ class Search:
                "parameters": parameters(net), "macs": macs(net, size), "loose_macs": loose_macs(net, size),
                "epochs": epochs, "seconds": round(seconds, 1)}
         if "latency" in self.config.objectives:
-            ms = None
-            if self.tuner.world.main:
-                threads = self.config.latency_threads or torch.get_num_threads()
-                ms = latency(net, state, size, plain_images(self.tuner.val_set, TIMED_IMAGES), threads,
-                             TIMED, self.tuner.device)
+            threads, images = self.config.latency_threads, plain_images(self.tuner.val_set, TIMED_IMAGES)
+            ms = latency(net, state, size, images, threads or torch.get_num_threads(), TIMED,
+                         self.tuner.device) if self.tuner.world.main else None
             row["latency_ms"] = self.tuner.share(ms)
         return row
 
@@ -182,17 +181,12 @@ def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
 
 def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Point]:
     """Return all points of a space in order, or `trials` of them, drawn evenly."""
-    size = prod(len(values) for values in space.values())
+    shape = [len(values) for values in space.values()]
+    size = prod(shape)
     chosen = range(size) if not trials or trials >= size else sorted(
         random.Random(seed).sample(range(size), trials))
-
-    def point(at: int) -> Point:
-        out = {}
-        for key, values in reversed(space.items()):
-            at, place = divmod(at, len(values))
-            out[key] = values[place]
-        return {key: out[key] for key in space}
-    return [point(at) for at in chosen]
+    return [{key: values[place] for (key, values), place in zip(space.items(), np.unravel_index(at, shape))}
+            for at in chosen]
 
 
 def brute_force(search: Search) -> tuple[list[dict], list[dict]]:
