@@ -1,13 +1,13 @@
 """What a run shows: a progress bar or lines, and one row an epoch as JSONL, CSV and TensorBoard events."""
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
 import time
 from pathlib import Path
+
+from utils import runs
 
 LINE_SECONDS = 30                                  # between two lines where there is no terminal
 
@@ -45,15 +45,10 @@ class RunLog:
 
     def _rewrite(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        table = io.StringIO()
-        writer = csv.DictWriter(table, columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        for path, text in ((self.path, lines), (self.folder / "results.csv", table.getvalue())):
-            part = path.with_suffix(path.suffix + ".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+        table = [columns, *([row.get(key, "") for key in columns] for row in self.rows)]
+        runs.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        runs.write_text(self.folder / "results.csv",       # names and numbers: nothing to quote
+                        "".join(",".join(map(str, cells)) + "\n" for cells in table))
 
 
 class Progress:

@@ -74,9 +74,14 @@ def run_folder(project: str | Path, name: str, exist_ok: bool, begun: Callable[[
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all; numbers that JSON does not have (infinite, not a number) as null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+               + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     part = path.with_suffix(path.suffix + ".part")
-    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

@@ -37,10 +37,9 @@ def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
     for y, row in enumerate(layers):
         changed = row["width"] != row["original"]
         text = f"{row['original']} → {row['width']}" if changed else f"{row['original']}"
-        wide.annotate(text, (row["original"], y), (5, 0), textcoords="offset points", va="center", fontsize=9,
-                      color=INK)
-        lost.annotate(f"{row['sixteenths']:g}/16", (row["sixteenths"], y), (5, 0), textcoords="offset points",
-                      va="center", fontsize=9, color=INK)
+        for ax, words, x in ((wide, text, row["original"]),
+                             (lost, f"{row['sixteenths']:g}/16", row["sixteenths"])):
+            ax.annotate(words, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     lost.barh(at, [row["sixteenths"] for row in layers], 0.72, color=COLOURS[1])
     plots.dress(wide, "Channels before and after", "channels", "")
     plots.dress(lost, "Taken away", "sixteenths of the original width", "")

@@ -50,9 +50,8 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
         (folder / "best").mkdir(exist_ok=True)
         if found is not None:
             checkpoints.save(folder / "best" / "best.pt", found)
-        for name, text in (("best/net.json", to_json(search.net(choice_of(best)))),
-                           ("trials.csv", trials_csv(rows))):
-            checkpoints.write_atomic(folder / name, text.encode())
+        runs.write_text(folder / "best" / "net.json", to_json(search.net(choice_of(best))))
+        runs.write_text(folder / "trials.csv", trials_csv(rows))
         runs.write_json(folder / "trials.json", rows)
         figure4_png(rows, record["best"], front(rows, FIGURE), folder / "figure4.png")
         if search.config.save_json:

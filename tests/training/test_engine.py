@@ -50,7 +50,8 @@ class Batches:
             yield Batch(images, torch.tensor([[0, 1, .4, .5, .3, .3]]), [0, 1])
 
 
-def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int = 1, loss=None, **flags):
+def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int = 1, loss=None,
+             scale: float = 0, **flags):
     """State, replays written, and the state dict each save got, of a run with poisoned batches."""
     flags = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "batch_size": 2, "nominal_batch": 2, "box": 1.0,
              "warmup_epochs": 0.1, **flags}
@@ -58,7 +59,7 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int 
     net = small_net(3)
     model = initialise(Network(net), 0)
     state = engine.State(model, MovingAverage(model, 0.99, 10), make_optimizer(model, config),
-                         torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
+                         torch.amp.GradScaler("cpu", scale, enabled=bool(scale)), torch.device("cpu"))
     saved, replays = [], []
 
     def save(state, best):
@@ -119,6 +120,15 @@ def test_looking_seldom_gives_the_bits_of_looking_at_every_step(poison, optimize
     for mine, other in zip((often.model, often.ema), (seldom.model, seldom.ema)):
         assert all(torch.equal(v, other.state_dict()[k]) for k, v in mine.state_dict().items())
     assert often.sums == seldom.sums and often.as_dict().keys() == seldom.as_dict().keys()
+
+
+def test_an_overflow_of_scaled_gradients_lowers_the_scale_and_is_no_bad_step():
+    def loss(outputs, targets, images):
+        return {"box": 1e15 * outputs[0].float().square().mean()}
+    state, _, _ = fit_with({9}, loss=loss, scale=2.0 ** 80, read_steps=3, clip=1e-3, count=20, epochs=1)
+    good = int(state.ema.n_averaged)
+    assert 1 <= state.scaler.get_scale() < 2.0 ** 80 and 0 < good < 19 and finite(state)
+    assert state.skipped == 1, "the poisoned batch alone"
 
 
 def test_a_skipped_first_step_leaves_no_trace_in_the_moments():
