@@ -6,7 +6,7 @@ continues.
 from __future__ import annotations
 
 from compress.search.config import SearchConfig
-from utils import cli
+from utils import cli, runs
 
 
 def parse() -> SearchConfig:
@@ -20,9 +20,9 @@ def parse() -> SearchConfig:
 def main() -> None:
     """Open the data, search, write and print what was found."""
     config = parse()
-    from compress.search.report import read_search, write_answer
+    from compress.search.report import write_answer
     from compress.search.search import Search, brute_force, one_shot
-    against = read_search(config.against) if config.against else None
+    against = runs.read_record("--against", config.against, "search") if config.against else None
     search = Search.open(config)
     try:
         rows, failed = (one_shot if config.one_shot else brute_force)(search)

@@ -150,11 +150,12 @@ def train_one_epoch(state: State, task: Task) -> None:
                 continue
             unread.append(Window(batches, terms, step(state, task.config.clip, terms)))
             state.batch, batches, terms = at + 1, [], []
+            # Until the next look the host only hands out work; it waits for no number.
             if state.batch % (window * task.read_steps) and state.batch < total:
                 continue
             read(state, task, unread)
-            done = [batch for window in unread for batch in window.batches]
-            bar.step(_means(state.sums), len(done), sum(len(batch.images) for batch in done))
+            done = [len(b.images) for w in unread for b in w.batches]
+            bar.step(_means(state.sums), len(done), sum(done))
             unread = []
             if ddp.any_rank(task.signals.poll(), state.device):
                 _stop(state, task)

@@ -40,7 +40,10 @@ def prepare(config: TrainConfig) -> Run:
     """Return a run ready to train: data read, network built or loaded, state resumed."""
     session = enter(config)
     world, say = session.world, session.say
-    folder = Path(ddp.from_main(str(run_folder(config)) if world.main else ""))
+    folder = config.resume
+    if world.main and folder is None:
+        folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
+    folder = Path(ddp.from_main(str(folder)))
     lock = runs.lock(folder) if world.main else None
     train_set, val_set = read_sets(config, session, folder)
     found = saved_run(folder, train_set.coco.names, say) if config.resume is not None else None
@@ -75,7 +78,12 @@ def prepare(config: TrainConfig) -> Run:
 
 def enter(config: Recipe) -> Session:
     """Return what this process trains with, torchrun's processes joined; UsageError for an odd batch."""
-    device = own_device(config.device)
+    device = runs.pick_device(config.device)
+    if device.type == "cuda":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:     # of several processes, each takes its own
+            device = runs.pick_device(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(device)                      # collectives without a tensor use the current one
+        torch.backends.cudnn.deterministic = True
     world = ddp.join(device)
     runs.tune_cpu(config.threads)
     torch.manual_seed(config.seed)
@@ -87,24 +95,6 @@ def enter(config: Recipe) -> Session:
         raise UsageError(f"--batch-size {config.batch_size} does not divide among {world.size} "
                          f"processes; give a multiple of {world.size}")
     return Session(device, world, precision, say)
-
-
-def own_device(name: str) -> torch.device:
-    """Return this process's device: of several processes on CUDA, each takes that of its local rank."""
-    device = runs.pick_device(name)
-    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        device = runs.pick_device(os.environ["LOCAL_RANK"])
-    if device.type == "cuda":
-        torch.cuda.set_device(device)              # collectives without a tensor use the current one
-        torch.backends.cudnn.deterministic = True
-    return device
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """Return the run folder: that of --resume, else a new one."""
-    if config.resume is not None:
-        return Path(config.resume)
-    return runs.make_run_folder(config.project, config.name, config.exist_ok)
 
 
 def clear(folder: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple, TextIO
@@ -147,8 +148,9 @@ class Run:
         """Fit to the end, from wherever the state is; show the best weights in report.html."""
         if not self.last.exists():
             self.save(self.state, False)           # from the first second there is a state to come back to
+        poll = partial(self.interrupt.stop, f"interrupted: run the same command {self.again} to continue")
         for dataset in (self.train_set, self.validator.dataset):
-            dataset.fill_cache(progress=self.session.world.main, poll=self.interrupt.stop)
+            dataset.fill_cache(progress=self.session.world.main, poll=poll)
         while True:
             try:
                 engine.fit(self.state, self.task())

@@ -248,10 +248,6 @@ def remembered_latency(tuner: Tuner, net: Net, state: State, name: str) -> float
     path = tuner.folder / "latency" / f"{name}.json"
     if tuner.world.main and not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, sample_images(tuner))})
+        images = plain_images(tuner.val_set, TIMED_IMAGES)
+        runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, images)})
     return float(tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0))
-
-
-def sample_images(tuner: Tuner) -> Tensor:
-    """Return validation images uint8 [N, 3, S, S], evenly chosen, for timing."""
-    return plain_images(tuner.val_set, TIMED_IMAGES)

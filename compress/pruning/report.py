@@ -13,13 +13,13 @@ from compress.prune import prune
 from compress.pruning.config import REFERENCES
 from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
 from compress.pruning.progressive import (
+    TIMED_IMAGES,
     Bench,
     Log,
     Measured,
     arrived,
     cost,
     remembered_latency,
-    sample_images,
     target_words,
 )
 from compress.pruning.schedule import PARTS, Unit, narrowed
@@ -28,6 +28,7 @@ from models import checkpoint as checkpoints
 from models.channels import widths
 from models.layer import Net, to_json
 from training.finetune import Tuner
+from training.prepare import plain_images
 from utils import runs
 from utils.errors import ModelError, UsageError
 
@@ -130,7 +131,7 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
     checkpoints.save(best, replace(new, extra={"pruned_from": str(config.weights), **child[1].metrics}))
     (folder / "net.json").write_text(to_json(new.net), encoding="utf-8")
     both = {"parent": (old.net, old.state), "child": (new.net, new.state)}
-    speed = compare_speed(both, config.imgsz, sample_images(tuner))
+    speed = compare_speed(both, config.imgsz, plain_images(tuner.val_set, TIMED_IMAGES))
     rows, metric = layer_rows(old.net, new.net, units, log), bench.config.metric
     record = {"kind": "prune", "data": str(config.data), "imgsz": config.imgsz,
               "parent": {"weights": str(config.weights), **before},

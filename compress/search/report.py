@@ -1,8 +1,6 @@
 """What a search leaves: the best network, all trials as CSV and JSON, Figure 4, its record and last words."""
 from __future__ import annotations
 
-from pathlib import Path
-
 from compress.search.config import TRAINED_BY
 from compress.search.plots import figure4_png
 from compress.search.rows import (
@@ -26,11 +24,6 @@ from utils.errors import NumericError
 TOLD = ("method", "layers", "ops", "epochs", "imgsz", "data", "seed", "weights", "cfg", "separate",
         "objectives")
 FIGURE = ("map50", "params")                       # Figure 4's axes
-
-
-def read_search(path: Path) -> dict:
-    """Return the record of a finished search. Raises DataError where the file is none."""
-    return runs.read_record("--against", path, "search")
 
 
 def write_answer(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> None:
