@@ -7,55 +7,32 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from training import flags
+from training.config import TrainConfig
 from utils import cli
 
-SHARED = ("cfg", "weights", "data", "imgsz", "batch-size", "epochs", "device", "workers", "threads", "cache",
-          "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok", "seed")
 # Flags of the moment, never taken from the run that is resumed; and flags that may differ from it: they
 # change where and how it runs, not what it computes.
 NOW = ("resume", "accept", "exist_ok", "project", "name")
 FREE = ("device", "workers", "threads", "cache", "val_interval", "no_report", "save_minutes")
 
 
-def parse() -> argparse.Namespace:
-    """The checked command line; with --resume, the flags the run was started with."""
-    parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={
-        "imgsz": 416, "batch-size": 16, "epochs": 100, "project": "runs/train"})
-    flags.add_training_flags(parser.add_argument)
-    add_own_flags(parser.add_argument)
+def parse() -> TrainConfig:
+    """Return the checked command line; with --resume, the flags the run was started with."""
+    parser = cli.config_parser(__doc__.splitlines()[0], TrainConfig)
     args = parser.parse_args()
     if args.resume is not None:
         args = resumed(parser, args)
-    flags.check_ranges(parser, args)
     if not args.cfg and not args.weights:
-        parser.error("--cfg or --weights is missing: a network to build, or one to go on from")
+        parser.error("--cfg or --weights is missing: a network to build, or one to start from")
     if args.separate and not args.weights:
         parser.error("--separate needs --weights, whose convolutions it factorises")
-    return cli.check(parser, args, "data")
-
-
-def add_own_flags(add: Callable) -> None:
-    """Declares the flags that this script alone has; add is a parser's add_argument."""
-    add("--separate", action="store_true",
-        help="start DSConv and MBConv layers as factors (SVD) of the checkpoint's convolutions "
-             "of the same name")
-    add("--fit-anchors", action="store_true", help="fit the heads' anchors to the training boxes by k-means")
-    add("--teacher", help="checkpoint with the same heads and classes whose answers are learned as well")
-    add("--metric", choices=("map50", "map50_95"), default="map50", help="what the best network is best at")
-    add("--val-interval", type=int, default=1,
-        help="epochs between validations; the last one always validates")
-    add("--no-report", action="store_true", help="no plots and no report.html at the end")
-    add("--resume", nargs="?", const="", default=None, metavar="RUN",
-        help="go on with a run folder (default: the newest)")
-    add("--accept", action="store_true", help="resume although the continuation will not be bit-exact")
+    return cli.to_config(parser, args, TrainConfig, "data")
 
 
 def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments of the run that --resume names; what is typed now may differ only where it is free to."""
+    """Return the flags of the run that --resume names; only those that are free may be typed otherwise."""
     folder = Path(args.resume) if args.resume else newest(Path(args.project), args.name)
     if folder is not None and folder.suffix == ".pt":
         folder = folder.parent.parent
@@ -74,13 +51,13 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
         elif key not in FREE and typed[key] != value and (key == "optimizer" or not args.accept):
             flag, way = key.replace("_", "-"), "" if key == "optimizer" else ", or add --accept to change it"
             parser.error(f"--resume: the run was started with --{flag} {value}, now {typed[key]}; "
-                         f"leave it out to go on exactly{way}")
+                         f"leave it out to continue exactly{way}")
     args.resume = str(folder)
     return args
 
 
 def newest(project: Path, name: str) -> Path | None:
-    """The run folder project/name* whose last checkpoint is the youngest."""
+    """Return the run folder project/name* whose last checkpoint is the youngest."""
     saves = [p for p in project.glob(f"{name}*/weights/last*.pt")
              if p.parts[-3] == name or p.parts[-3].removeprefix(name).isdigit()]
     latest = max(saves, key=lambda p: p.stat().st_mtime, default=None)
@@ -88,11 +65,11 @@ def newest(project: Path, name: str) -> Path | None:
 
 
 def main() -> None:
-    """Parses, then trains; nothing heavy is imported before the flags are known to be good."""
-    args = parse()
+    """Parse, then train; nothing heavy is imported before the flags are known to be good."""
+    config = parse()
     from training.prepare import prepare
     from utils import ddp
-    run = prepare(args)
+    run = prepare(config)
     try:
         run.train()
     finally:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 MODES = ("plain", "memory", "shipped")
 WARM = 4                                                   # steps before the clock starts
@@ -75,7 +76,8 @@ def measure(args: argparse.Namespace) -> float:
     from models.network import Network, initialise
     from models.zoo.build import build
     from training import engine
-    from training.optim import make_ema, make_optimizer
+    from training.config import TrainConfig
+    from training.optim import MovingAverage, make_optimizer
     from utils import runs
     torch.set_num_threads(args.threads)
     coco = read_coco(*locate("scenes").train)
@@ -89,13 +91,14 @@ def measure(args: argparse.Namespace) -> float:
         return plain(args, model, loss, batch)
     runs.tune_cpu(args.threads)
     model = model.to(memory_format=torch.channels_last)
-    state = engine.State(model, make_ema(model, 0.9998, 1000), make_optimizer(model, "sgd", 1e-3, 0.9, 5e-4),
+    config = TrainConfig(epochs=1, optimizer="sgd", lr=1e-3, momentum=0.9, nominal_batch=1)
+    state = engine.State(model, MovingAverage(model, 0.9998, 1000), make_optimizer(model, config),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
     precision = runs.pick_precision(torch.device("cpu"))[0]
-    settings = engine.Settings(1, 1e-3, weights={"box": 5., "obj": 1., "cls": 1.}, precision=precision)
     loader = Timed(real if batch is None else [batch] * 999, args.steps)
-    hooks = engine.Hooks(*[lambda *_: None] * 4, lambda: False, lambda: 0, lambda _: "", main=False)
-    engine.train_one_epoch(state, settings, loader, loss, hooks)
+    engine.train_one_epoch(state, engine.Task(
+        config, loader, loss, *[lambda *_: None] * 5, signals=SimpleNamespace(poll=lambda: False, code=0),
+        precision=precision, main=False))
     return args.batch_size * (args.steps - WARM) / loader.seconds()
 
 

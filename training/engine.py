@@ -1,62 +1,56 @@
-"""The training loop. Model, loss, loader and what happens around a step come as arguments.
+"""The training loop. Model, loss, loader and what happens around a step are given: a `State` and a `Task`.
 
 It imports no models and no data.
 """
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from training.multiscale import resized
-from training.optim import heal_statistics, learning_rate
-from training.progress import Progress
+from training.config import TrainConfig
+from training.log import Progress
+from training.optim import MovingAverage, heal_statistics, learning_rate
 from utils import ddp
 from utils.errors import Interrupted, NumericError
+from utils.runs import Interrupt
 
 IN_A_ROW = 3                                       # non-finite steps before the last good state comes back
 RETRIES = 3                                        # times it may come back, each at half the learning rate
-AGAIN = "with --resume"
+READ_STEPS = 10                                    # on accelerators, see Task.read_steps
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What does not change during a run. lr is per optimizer step; sizes are multi-scale sides in px."""
+class Task:
+    """What the loop is given and does not know.
 
-    epochs: int
-    lr: float
-    final_lr: float = 0.01                                 # share of lr at the end of the cosine
-    warmup_epochs: float = 3.0
-    accumulate: int = 1
-    clip: float = 10.0
-    weights: dict[str, float] = field(default_factory=dict)
-    sizes: tuple[int, ...] = ()
-    precision: str = "fp32"
-    seed: int = 0
-    val_interval: int = 1
-    metric: str = "map50"
-    save_minutes: float = 5.0
+    read_steps: optimizer steps between two reads of losses and flags. A read makes the host wait until an
+    accelerator has done all that it was asked for, so there it is READ_STEPS; on a CPU it costs nothing.
+    """
 
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the loop calls and does not know."""
-
+    config: TrainConfig
+    loader: Iterable
+    loss: Callable                                     # (head outputs, targets, images) -> {term: scalar}
     validate: Callable[[nn.Module], dict]              # EMA module -> {"map50": ..., ...}
-    save: Callable[["State", bool], bool]          # (state, best so far) -> whether it was written
+    save: Callable[["State", bool], bool]              # (state, best so far) -> whether it was written
     restore: Callable[[], dict]                        # State.as_dict() of the last checkpoint
     log: Callable[[dict], None]                        # one epoch's row
-    poll: Callable[[], bool]                           # whether a signal has arrived
-    code: Callable[[], int]                            # the exit code that tells of it
     replay: Callable[[dict], str]                      # keeps a bad batch; a sentence saying where
+    signals: Interrupt
+    precision: str = "fp32"
+    sides: tuple[int, ...] = ()                        # input sides of multi-scale training, px
     main: bool = True                                  # whether this process shows and validates
-    again: str = AGAIN                                 # how the same command goes on after a signal
+    again: str = "with --resume"                       # how the same command continues after a signal
+    read_steps: int = 1
 
 
 @dataclass
@@ -67,7 +61,7 @@ class State:
     """
 
     model: nn.Module
-    ema: AveragedModel
+    ema: MovingAverage
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -84,13 +78,13 @@ class State:
     COUNTERS = ("epoch", "batch", "step", "best", "lr_scale", "bad", "skipped", "retries", "sums")
 
     def as_dict(self) -> dict:
-        """Everything as tensors and plain values, for a checkpoint."""
+        """Return everything as tensors and plain values, for a checkpoint."""
         return {"model": unwrap(self.model).state_dict(), "ema": self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 **{name: getattr(self, name) for name in self.COUNTERS}}
 
     def load(self, saved: dict, weights_only: bool = False) -> None:
-        """Takes over what `as_dict` gave; weights_only leaves the counters where they are."""
+        """Take over what `as_dict` gave; weights_only leaves the counters where they are."""
         unwrap(self.model).load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         mine = [{k: v for k, v in group.items() if k not in ("params", "lr")}
@@ -105,145 +99,180 @@ class State:
                 setattr(self, name, dict(saved[name]) if name == "sums" else saved[name])
 
 
-def fit(state: State, settings: Settings, loader: Iterable, loss: Callable, hooks: Hooks) -> State:
-    """The state after the last epoch.
+class Window(NamedTuple):
+    """The batches of an optimizer step and what came of them, not read from the device yet."""
 
-    Each epoch: train, validate, log, save; a signal saves and raises Interrupted.
-    """
-    while state.epoch < settings.epochs:
-        train_one_epoch(state, settings, loader, loss, hooks)
+    batches: list
+    terms: list[dict[str, Tensor]]                         # of each batch: "loss" and its parts, scalars
+    good: Tensor                                           # bool: whether the step counts as a good one
+
+
+def fit(state: State, task: Task) -> None:
+    """Train, validate, log and save to the last epoch; a signal saves and raises Interrupted."""
+    config = task.config
+    while state.epoch < config.epochs:
+        train_one_epoch(state, task)
         row = {"epoch": state.epoch, **_means(ddp.mean_over_ranks(state.sums, state.device)),
                "lr": state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
-        due = state.epoch + 1 == settings.epochs or (state.epoch + 1) % settings.val_interval == 0
-        if due and hooks.main:
+        due = state.epoch + 1 == config.epochs or (state.epoch + 1) % config.val_interval == 0
+        if due and task.main:
             try:
-                row |= hooks.validate(state.ema.module)
+                row |= task.validate(state.ema.module)
             except Interrupted:
-                _stop(state, hooks)
-        reached = row.get(settings.metric, -1.0)
-        before, best = state.best, reached > state.best
+                _stop(state, task)
+        before, reached = state.best, row.get(config.metric, -1.0)
         state.best = max(before, reached)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
-        hooks.log(row)
-        if not hooks.save(state, best):
+        task.log(row)
+        if not task.save(state, reached > before):
             state.best = before                            # unwritten: the next good epoch is the best again
         ddp.wait()
-        if state.epoch < settings.epochs and ddp.any_rank(hooks.poll(), state.device):
-            _stop(state, hooks)
-    return state
+        if state.epoch < config.epochs and ddp.any_rank(task.signals.poll(), state.device):
+            _stop(state, task)
 
 
-def train_one_epoch(state: State, settings: Settings, loader: Iterable, loss: Callable, hooks: Hooks) -> None:
-    """Trains from state.batch to the epoch's end; a step ends every window of `accumulate` batches."""
+def train_one_epoch(state: State, task: Task) -> None:
+    """Train from state.batch to the epoch's end; a step ends every window of `accumulate` batches."""
     state.model.train()
-    loader.set_epoch(state.epoch, state.batch)
-    total, window = len(loader), settings.accumulate
-    per_epoch = math.ceil(total / window)
-    title = f"epoch {state.epoch + 1}/{settings.epochs}"
-    with Progress(title, total, state.batch, show=hooks.main, every=settings.save_minutes * 60) as bar:
-        for at, batch in enumerate(loader, state.batch):
+    task.loader.set_epoch(state.epoch, state.batch)
+    total, window = len(task.loader), task.config.accumulate
+    saved, unread, batches, terms = time.monotonic(), [], [], []
+    title = f"epoch {state.epoch + 1}/{task.config.epochs}"
+    with Progress(title, total, state.batch, show=task.main) as bar:
+        for at, batch in enumerate(task.loader, state.batch):
             first = at - at % window
             last = min(first + window, total) - 1
             if at == first:
-                rate = learning_rate(
-                    state.step, settings.epochs * per_epoch, settings.warmup_epochs * per_epoch,
-                    settings.lr, settings.final_lr) * state.lr_scale
-                for group in state.optimizer.param_groups:
-                    group["lr"] = rate
-                good, suspect = True, None
-            if good and not _gradients(state, settings, batch, loss, at, last):
-                good, suspect = False, batch
-            if at == last:
-                _account(state, good and _step(state, settings), suspect or batch, hooks)
-                state.batch = at + 1
-                if ddp.any_rank(hooks.poll(), state.device):
-                    _stop(state, hooks)
-                if bar.due() and at + 1 < total:
-                    hooks.save(state, False)
-            bar.step(_means(state.sums), len(batch.images))
+                set_learning_rate(state, task.config, math.ceil(total / window))
+            batches.append(batch)
+            terms.append(gradients(state, task, batch, at, last))
+            if at < last:
+                continue
+            unread.append(Window(batches, terms, step(state, task.config.clip, terms)))
+            state.batch, batches, terms = at + 1, [], []
+            # Until the next look the host only hands out work; it waits for no number.
+            if state.batch % (window * task.read_steps) and state.batch < total:
+                continue
+            read(state, task, unread)
+            done = [len(b.images) for w in unread for b in w.batches]
+            bar.step(_means(state.sums), len(done), sum(done))
+            unread = []
+            if ddp.any_rank(task.signals.poll(), state.device):
+                _stop(state, task)
+            if time.monotonic() - saved >= 60 * task.config.save_minutes and state.batch < total:
+                task.save(state, False)
+                saved = time.monotonic()
     state.batch = total
 
 
-def _stop(state: State, hooks: Hooks) -> None:
-    """Saves and ends the run: a signal has arrived."""
-    state.sums = ddp.mean_over_ranks(state.sums, state.device)
-    hooks.save(state, False)
-    raise Interrupted(f"stopped by a signal after epoch {state.epoch + 1}, batch {state.batch}; "
-                      f"saved: run the same command {hooks.again} to go on", hooks.code())
+def set_learning_rate(state: State, config: TrainConfig, steps: int) -> None:
+    """Set the optimizer's learning rate for the next step; steps: of an epoch."""
+    rate = learning_rate(state.step, config.epochs * steps, config.warmup * steps, config.peak_lr,
+                         config.final_lr)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * state.lr_scale
 
 
-def _gradients(state: State, settings: Settings, batch: tuple, loss: Callable, at: int, last: int) -> bool:
-    """Whether a batch's loss was finite.
-
-    If so, its gradients, times its share of the window, and its terms are added; else all are gone.
-    """
+def gradients(state: State, task: Task, batch: tuple, at: int, last: int) -> dict[str, Tensor]:
+    """Add a batch's gradients, times its share of the window to `last`; return "loss" and its terms."""
     images = batch.images.to(state.device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-    if settings.sizes:
-        images = resized(images, settings.sizes, (settings.seed, state.epoch, at))
-    share = 1 / (last - (at - at % settings.accumulate) + 1)
+    if task.sides:
+        images = resized(images, task.sides, (task.config.seed, state.epoch, at))
+    share = 1 / (last - (at - at % task.config.accumulate) + 1)
     waits = hasattr(state.model, "no_sync") and at < last   # ranks exchange gradients once, at a window's end
-    quiet = state.model.no_sync() if waits else nullcontext()
-    with quiet:
-        half = HALF.get(settings.precision)
+    half = HALF.get(task.precision)
+    with state.model.no_sync() if waits else nullcontext():
         with torch.autocast(state.device.type, half, enabled=half is not None):
-            maps = state.model(images)
-        terms = loss(maps, batch.targets.to(state.device, non_blocking=True), images)
-        total = sum(settings.weights[name] * value for name, value in terms.items())
-        if ddp.any_rank(not bool(torch.isfinite(total)), state.device):
-            state.optimizer.zero_grad()
-            return False
+            outputs = state.model(images)
+        terms = task.loss(outputs, batch.targets.to(state.device, non_blocking=True), images)
+        weights = task.config.loss_weights(task.loss.terms)
+        total = sum(weights[name] * value for name, value in terms.items())
         state.scaler.scale(total * share).backward()
-    for name, value in {"loss": total, **terms, "count": torch.ones(())}.items():
-        state.sums[name] = state.sums.get(name, 0.0) + float(value.detach())
-    return True
+    return {"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}}
 
 
-def _step(state: State, settings: Settings) -> bool:
-    """Whether the step was good: clipped, with finite gradients; only then do weights and EMA move."""
+def resized(images: Tensor, sides: tuple[int, ...], key: tuple[int, ...]) -> Tensor:
+    """Return images [B, 3, S, S] at one of the sides (px), chosen by `key` (seed, epoch, batch) alone."""
+    side = sides[int(np.random.default_rng(key).integers(len(sides)))]
+    if side == images.shape[-1]:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=side < images.shape[-1])
+
+
+def step(state: State, clip: float, terms: list[dict[str, Tensor]]) -> Tensor:
+    """Move weights and average by the gradients, unless a number is not finite; return whether all is well.
+
+    The host does not know whether it is: it has not read a loss since the last look. So the decision is made
+    on the device, by the flag with which a GradScaler makes fused optimizers leave weights and moments as
+    they were. The average moves by nothing, and statistics that a bad forward pass spoilt are replaced.
+    """
     state.scaler.unscale_(state.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
-    good = bool(torch.isfinite(norm))
-    if good:
-        state.scaler.step(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+    # All ranks have the same gradients, but each has losses of its own.
+    finite = ddp.on_all_ranks(torch.stack([batch["loss"] for batch in terms]).isfinite().all())
+    good = finite & norm.isfinite()
+    state.optimizer.grad_scale, state.optimizer.found_inf = None, (~good).float()
+    state.optimizer.step()
     state.scaler.update()                                  # after an overflow it lowers its scale
     state.optimizer.zero_grad()
-    if good:
-        state.ema.update_parameters(unwrap(state.model))
-    # A lowered scale now and then is how fp16 works; one that has fallen below 1 is not.
-    return good or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1)
-
-
-def _account(state: State, good: bool, batch: tuple, hooks: Hooks) -> None:
-    """Counts the step.
-
-    After IN_A_ROW bad ones it brings the last good weights back, after RETRIES of these it gives up.
-    """
+    heal_statistics(unwrap(state.model), state.ema.module)
+    state.ema.update(unwrap(state.model), good)
     state.step += 1
-    if good:
-        state.bad = 0
-        return
-    state.bad, state.skipped = state.bad + 1, state.skipped + 1
-    if state.bad < IN_A_ROW:
-        heal_statistics(unwrap(state.model), state.ema.module)
-        return
-    where = hooks.replay({"images": batch.images, "targets": batch.targets,
-                          "epoch": state.epoch, "batch": state.batch})
+    if not state.scaler.is_enabled():
+        return good
+    # A lowered scale now and then is how fp16 works; one that has fallen below 1 is not.
+    return good | (finite & (state.scaler.scale(torch.ones((), device=state.device)) >= 1))
+
+
+def read(state: State, task: Task, unread: list[Window]) -> None:
+    """Read what has come of the windows, and count it; restart after IN_A_ROW bad steps."""
+    losses = torch.stack([torch.stack([*terms.values()]) for window in unread for terms in window.terms])
+    values, good = iter(losses.tolist()), torch.stack([window.good for window in unread]).tolist()
+    for window, fine in zip(unread, good):
+        suspect = None
+        for batch, terms in zip(window.batches, window.terms):
+            named = dict(zip(terms, next(values)))
+            if math.isfinite(named["loss"]):
+                for name, value in {**named, "count": 1.0}.items():
+                    state.sums[name] = state.sums.get(name, 0.0) + value
+            else:
+                suspect = suspect or batch
+        state.bad, state.skipped = (0, state.skipped) if fine else (state.bad + 1, state.skipped + 1)
+        if state.bad == IN_A_ROW:                          # what came after is undone with it
+            return restart(state, task, suspect or window.batches[-1])
+
+
+def restart(state: State, task: Task, batch: tuple) -> None:
+    """Bring the last good weights back at half the learning rate; raise NumericError after RETRIES times.
+
+    batch: one that led to bad numbers.
+    """
+    where = task.replay({"images": batch.images, "targets": batch.targets,
+                         "epoch": state.epoch, "batch": state.batch})
     if state.retries >= RETRIES:
         raise NumericError(f"{IN_A_ROW} steps in a row were not finite, after {RETRIES} restarts from the "
                            f"last good state at half the learning rate each; {where}")
-    state.load(hooks.restore(), weights_only=True)
+    state.load(task.restore(), weights_only=True)
     state.bad, state.retries, state.lr_scale = 0, state.retries + 1, state.lr_scale / 2
     print(f"{IN_A_ROW} steps in a row were not finite ({where}); "
           "the last good state is back, learning rate halved")
 
 
+def _stop(state: State, task: Task) -> None:
+    """Save and end the run: a signal has arrived."""
+    state.sums = ddp.mean_over_ranks(state.sums, state.device)
+    task.save(state, False)
+    raise Interrupted(f"stopped by a signal after epoch {state.epoch + 1}, batch {state.batch}; "
+                      f"saved: run the same command {task.again} to continue", task.signals.code)
+
+
 def _means(sums: dict[str, float]) -> dict[str, float]:
-    """Mean loss terms of an epoch so far."""
+    """Return the mean loss terms of an epoch so far."""
     count = sums.get("count", 0.0)
     return {name: value / count for name, value in sums.items() if name != "count"} if count else {}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a DDP wrapper."""
+    """Return the module inside a DDP wrapper."""
     return getattr(model, "module", model)

@@ -1,32 +1,34 @@
-"""A run's rows: one an epoch, as JSONL, CSV and TensorBoard events."""
+"""What a run shows: a progress bar or lines, and one row an epoch as JSONL, CSV and TensorBoard events."""
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
+import sys
+import time
 from pathlib import Path
+
+from utils import runs
+
+LINE_SECONDS = 30                                  # between two lines where there is no terminal
 
 
 class RunLog:
     """Rows of a run in log.jsonl, results.csv and TensorBoard events."""
 
-    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
-        self.folder, self.path, self.tensorboard = folder, folder / "log.jsonl", tensorboard
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "log.jsonl"
         text = self.path.read_text() if self.path.is_file() else ""
         self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
 
     def keep_before(self, epoch: int) -> None:
-        """Drops rows of `epoch` and later: they are about to be written again by a resumed run."""
+        """Drop rows of `epoch` and later: they are about to be written again by a resumed run."""
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
         self._rewrite()
 
     def add(self, row: dict[str, float]) -> None:
-        """Appends one epoch's row everywhere."""
+        """Append one epoch's row everywhere."""
         self.rows.append(row)
         self._rewrite()
-        if not self.tensorboard:
-            return
         if self.writer is None:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             from torch.utils.tensorboard import SummaryWriter
@@ -37,18 +39,54 @@ class RunLog:
         self.writer.flush()
 
     def close(self) -> None:
-        """Closes the TensorBoard file."""
+        """Close the TensorBoard file."""
         if self.writer is not None:
             self.writer.close()
 
     def _rewrite(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        table = io.StringIO()
-        writer = csv.DictWriter(table, columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        for path, text in ((self.path, lines), (self.folder / "results.csv", table.getvalue())):
-            part = path.with_suffix(path.suffix + ".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+        table = [columns, *([row.get(key, "") for key in columns] for row in self.rows)]
+        runs.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        runs.write_text(self.folder / "results.csv",       # names and numbers: nothing to quote
+                        "".join(",".join(map(str, cells)) + "\n" for cells in table))
+
+
+class Progress:
+    """A bar on a terminal, a line now and then elsewhere, over `total` batches from `start`."""
+
+    def __init__(self, title: str, total: int, start: int, show: bool) -> None:
+        self.title, self.total, self.start, self.at, self.show = title, total, start, start, show
+        self.began = self.last_line = time.monotonic()
+        self.images, self.bar, self.values = 0, None, {}
+
+    def __enter__(self) -> Progress:
+        if self.show and sys.stderr.isatty():
+            from tqdm import tqdm
+            self.bar = tqdm(total=self.total, initial=self.at, desc=self.title, unit="batch",
+                            dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif self.show and self.images:
+            self._line()
+
+    def step(self, values: dict[str, float], batches: int, images: int) -> None:
+        """Count batches that are done, with their images; values are shown beside the bar."""
+        self.at, self.images, self.values = self.at + batches, self.images + images, values
+        rate = self.images / max(1e-9, time.monotonic() - self.began)
+        if self.bar is not None:
+            shown = {name: f"{value:.3f}" for name, value in values.items()}
+            self.bar.set_postfix(shown | {"img/s": f"{rate:.1f}"}, refresh=False)
+            self.bar.update(batches)
+        elif self.show and time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self._line()
+
+    def _line(self) -> None:
+        spent = max(1e-9, time.monotonic() - self.began)
+        left = spent / max(1, self.at - self.start) * (self.total - self.at)
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+        print(f"{self.title}  {self.at}/{self.total}  {terms}  {self.images / spent:.1f} img/s  {spent:.0f}s"
+              + (f", {left:.0f}s left" if self.at < self.total else ""), flush=True)

@@ -1,63 +1,81 @@
-"""Optimizer, learning rate and moving average of a training run."""
+"""Optimizer, learning rate, moving average, and what brings batch-norm back from bad numbers."""
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+
+from training.config import Recipe
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float,
-                   decay: float) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; weight decay on kernels only, not on batch-norm and biases."""
+def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
+    """Return fused AdamW or Nesterov SGD; weight decay is on kernels only, not on batch-norm and biases."""
     kernels = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    groups = [{"params": kernels, "weight_decay": config.weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.momentum, 0.999), fused=True)
+    sgd = torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=config.momentum > 0,
+                          fused=True)
+    # Its first step would leave these uninitialised where that step is masked because it is not finite.
+    sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()
+                      if config.momentum > 0})
+    return sgd
 
 
-def make_ema(model: nn.Module, decay: float, ramp: float) -> AveragedModel:
-    """Moving average of weights and batch-norm statistics.
+class MovingAverage(nn.Module):
+    """Moving average of a model's weights and batch-norm statistics, kept and counted on its device.
 
-    Its decay grows to `decay` over about `ramp` steps.
+    Its decay grows to `decay` over about `ramp` steps. The state dict has the keys of torch's AveragedModel,
+    which would read its count from the device at every step.
     """
+
+    def __init__(self, model: nn.Module, decay: float, ramp: float) -> None:
+        super().__init__()
+        self.module, self.decay, self.ramp = copy.deepcopy(model), decay, ramp
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long,
+                                                       device=next(model.parameters()).device))
+
     @torch.no_grad()
-    def update(average: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, new, 1 - decay * (1 - math.exp(-float(count) / ramp)))
-        else:
-            for a, n in zip(average, new):
-                a.copy_(n)
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    def update(self, model: nn.Module, good: Tensor) -> None:
+        """Move towards the model; where `good` (bool, on the device) is false, by nothing."""
+        share = 1 - self.decay * (1 - torch.exp(-self.n_averaged.double() / self.ramp))
+        pairs = list(zip([*self.module.parameters(), *self.module.buffers()],
+                         [*model.parameters(), *model.buffers()]))
+        mine, new = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
+        torch._foreach_lerp_(mine, new, [(share * good).float()] * len(mine))
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_(*zip(*counts))
+        self.n_averaged += good
 
 
 def learning_rate(step: float, total: int, warm: float, lr: float, final: float) -> float:
-    """The learning rate of an optimizer step.
-
-    Linear warm-up over `warm` steps, then a cosine to final * lr at `total`.
-    """
+    """Return an optimizer step's learning rate: linear over `warm` steps, then a cosine to final * lr."""
     if step < warm:
         return lr * (step + 1) / (warm + 1)
     along = min(1.0, (step - warm) / max(1.0, total - warm))
     return lr * (final + (1 - final) * (1 + math.cos(math.pi * along)) / 2)
 
 
+@torch.no_grad()
 def heal_statistics(model: nn.Module, average: nn.Module) -> None:
-    """Takes batch-norm statistics that a bad forward pass spoilt from the average.
+    """Take batch-norm statistics that a bad forward pass spoilt from the average, which no bad step reaches.
 
-    No bad step ever reaches that.
+    On the device: what is to be healed is not looked at. All statistics are joined, for few launches.
     """
-    for mine, good in zip(model.buffers(), average.buffers()):
-        if mine.is_floating_point() and not mine.isfinite().all():
-            mine.copy_(good)
+    pairs = [pair for pair in zip(model.buffers(), average.buffers()) if pair[0].is_floating_point()]
+    if pairs:
+        mine, good = (torch.cat([buffer.flatten() for buffer in side]) for side in zip(*pairs))
+        healed = torch.where(mine.isfinite(), mine, good).split([buffer.numel() for buffer, _ in pairs])
+        torch._foreach_copy_([buffer.flatten() for buffer, _ in pairs], healed)
 
 
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """The name of the first leaf module whose output for pictures [B, 3, H, W] is not finite.
+    """Return the name of the first leaf module whose output for images [B, 3, H, W] is not finite.
 
     "the loss" if none is.
     """
@@ -68,8 +86,8 @@ def first_bad_layer(model: nn.Module, images: Tensor) -> str:
             if not found and not torch.isfinite(out).all():
                 found.append(name)
         return hook
-    leaves = [(name, m) for name, m in model.named_modules() if not list(m.children())]
-    handles = [m.register_forward_hook(watch(name)) for name, m in leaves]
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()
+               if not list(module.children())]
     with torch.no_grad():
         model(images)
     for handle in handles:

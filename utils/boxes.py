@@ -1,9 +1,7 @@
-"""Box geometry: formats, IoU, letterbox and the way back to the photo.
-
-Imports torch only where tensors are made.
-"""
+"""Box geometry: formats, IoU, letterbox and the way back. Imports torch only where tensors are made."""
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,7 +11,7 @@ PAD_VALUE = 114                    # grey of the letterbox border, the value YOL
 
 
 class Geometry(NamedTuple):
-    """How a photo sits in the network input: resized by `scale` to width x height, corner at (left, top)."""
+    """How an image sits in the network input: resized by `scale` to width x height, corner at (left, top)."""
 
     scale: float
     left: int
@@ -23,23 +21,20 @@ class Geometry(NamedTuple):
 
 
 def letterbox_geometry(height: int, width: int, size: int | tuple[int, int]) -> Geometry:
-    """Where a photo of height x width px lies in an input of `size` px (int, or (h, w)).
-
-    It is centred and undistorted.
-    """
+    """Return where an image of height x width px lies, centred, in an input of `size` px (int or (h, w))."""
     out_h, out_w = (size, size) if isinstance(size, int) else size
     if min(height, width, out_h, out_w) < 1:
-        raise ValueError(f"letterbox needs positive sizes, got photo {width}x{height} "
+        raise ValueError(f"letterbox needs positive sizes, got image {width}x{height} "
                          f"and input {out_w}x{out_h}")
     scale = min(out_h / height, out_w / width)
     new_w, new_h = max(1, round(width * scale)), max(1, round(height * scale))
     return Geometry(scale, (out_w - new_w) // 2, (out_h - new_h) // 2, new_w, new_h)
 
 
-def scale_back(boxes: "Tensor", geometry: Geometry, height: int, width: int) -> "Tensor":
-    """Boxes [N, >=4] (xyxy px of the letterboxed input first) in px of the height x width photo, clipped.
+def scale_back(boxes: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
+    """Return boxes [N, >=4] (xyxy px of the input first) in px of the height x width image, clipped.
 
-    Works on torch tensors and numpy arrays; further columns are copied. The argument is not changed.
+    For torch tensors and numpy arrays; further columns are copied. The argument is not changed.
     """
     out = boxes.clone() if hasattr(boxes, "clone") else boxes.copy()
     # The rounded sizes, not the ideal scale.
@@ -49,43 +44,41 @@ def scale_back(boxes: "Tensor", geometry: Geometry, height: int, width: int) -> 
     return out
 
 
-def cxcywh_to_xyxy(boxes: "Tensor") -> "Tensor":
-    """Corner boxes [..., 4] (xyxy) of centre boxes [..., 4] (cxcywh), same unit."""
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Return corner boxes [..., 4] (xyxy) of centre boxes [..., 4] (cxcywh), same unit."""
     import torch
     centre, half = boxes[..., :2], boxes[..., 2:4] / 2
     return torch.cat((centre - half, centre + half), -1)
 
 
-def xyxy_to_cxcywh(boxes: "Tensor") -> "Tensor":
-    """Centre boxes [..., 4] (cxcywh) of corner boxes [..., 4] (xyxy), same unit."""
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Return centre boxes [..., 4] (cxcywh) of corner boxes [..., 4] (xyxy), same unit."""
     import torch
     low, high = boxes[..., :2], boxes[..., 2:4]
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
-def iou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> "Tensor":
-    """IoU [N] of boxes a [N, 4] with b [N, 4], row by row (both cxcywh, same unit); 0 for empty boxes."""
+def iou_pairs(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+    """Return IoU [N] of boxes a and b [N, 4], row by row (both cxcywh, same unit); 0 for empty boxes."""
     return _overlap(a, b, eps)[0]
 
 
-def iou_rows(boxes: "Tensor", truths: "Tensor", eps: float = 1e-7) -> "Tensor":
-    """IoU [N, P] of boxes [N, P, 4] with truths [N, 4], each row's boxes with its truth (xyxy, same unit)."""
+def iou_rows(boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
+    """Return IoU [N, P] of boxes [N, P, 4] with their row of targets [N, 4] (xyxy, same unit)."""
     import torch
-    low = torch.maximum(boxes[..., :2], truths[:, None, :2])
-    high = torch.minimum(boxes[..., 2:4], truths[:, None, 2:4])
+    low = torch.maximum(boxes[..., :2], targets[:, None, :2])
+    high = torch.minimum(boxes[..., 2:4], targets[:, None, 2:4])
     inner = (high - low).clamp(min=0).prod(2)
-    areas = (boxes[..., 2:4] - boxes[..., :2]).prod(2) + (truths[:, 2:4] - truths[:, :2]).prod(1)[:, None]
+    areas = (boxes[..., 2:4] - boxes[..., :2]).prod(2) + (targets[:, 2:4] - targets[:, :2]).prod(1)[:, None]
     return inner / (areas - inner + eps)
 
 
-def ciou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> tuple["Tensor", "Tensor"]:
-    """CIoU [N] and IoU [N] of boxes a [N, 4] with b [N, 4], row by row (cxcywh, same unit).
+def ciou_pairs(a: Tensor, b: Tensor, eps: float = 1e-7) -> tuple[Tensor, Tensor]:
+    """Return CIoU [N] and IoU [N] of boxes a [N, 4] with b [N, 4], row by row (cxcywh, same unit).
 
     Complete IoU (Zheng et al. 2020, arXiv 1911.08287, eq. 9-11). Finite, with finite gradients, for zero-area
     boxes, where torchvision's complete_box_iou_loss is NaN.
     """
-    import math
-
     import torch
     iou, hull = _overlap(a, b, eps)
     distance = (a[:, :2] - b[:, :2]).square().sum(1) / (hull.square().sum(1) + eps)
@@ -96,8 +89,8 @@ def ciou_pairs(a: "Tensor", b: "Tensor", eps: float = 1e-7) -> tuple["Tensor", "
     return iou - distance - alpha * v, iou
 
 
-def _overlap(a: "Tensor", b: "Tensor", eps: float) -> tuple["Tensor", "Tensor"]:
-    """IoU [N] and the width and height [N, 2] of the smallest box around both, for cxcywh pairs."""
+def _overlap(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return IoU [N] and the width and height [N, 2] of the smallest box around both, for cxcywh pairs."""
     import torch
     a_low, a_high = a[:, :2] - a[:, 2:4] / 2, a[:, :2] + a[:, 2:4] / 2
     b_low, b_high = b[:, :2] - b[:, 2:4] / 2, b[:, :2] + b[:, 2:4] / 2

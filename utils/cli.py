@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import Field, field, fields
+from typing import TypeVar
 
+Config = TypeVar("Config")
+Rule = tuple[Callable[[object], bool], str]        # what makes a value good, and the words for it
 LEFT_BEHIND = "reader of "         # beginning of the names of threads that may hang where none can end them
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "weights": (("--weights",), {
@@ -18,18 +23,18 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "cfg": (("--cfg",), {
         "help": "network: a zoo name such as micro-yolo (the README lists them) or a net.json"}),
     "data": (("--data",), {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"}),
-    "source": (("--source",), {"help": "picture, folder, glob, list file or video; of detect.py also "
+    "source": (("--source",), {"help": "image, folder, glob, list file or video; of detect.py also "
                                       "a camera (0) or an address (rtsp://, http://)"}),
     "imgsz": (("--imgsz", "--img", "--img-size"), {
         "type": int, "help": "network input side in px, a multiple of 32"}),
-    "batch-size": (("--batch-size", "--batch"), {"type": int, "help": "pictures a step, over all processes"}),
+    "batch-size": (("--batch-size", "--batch"), {"type": int, "help": "images per step, over all processes"}),
     "epochs": (("--epochs",), {"type": int, "help": "passes over the training set"}),
     "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, or a CUDA index such as 0"}),
     "workers": (("--workers",), {"type": int, "default": 1,
                                  "help": "loader processes (0: load in the main process)"}),
     "conf-thres": (("--conf-thres", "--conf"), {"type": float, "help": "lowest score kept, 0..1"}),
     "iou-thres": (("--iou-thres", "--iou"), {"type": float, "help": "NMS IoU threshold, 0..1"}),
-    "max-det": (("--max-det",), {"type": int, "help": "most boxes a picture"}),
+    "max-det": (("--max-det",), {"type": int, "help": "most boxes per image"}),
     "classes": (("--classes",), {"nargs": "+", "help": "keep only these classes (names or numbers)"}),
     "half": (("--half",), {"action": "store_true",
                            "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support; of "
@@ -41,70 +46,103 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "threads": (("--threads",), {"type": int, "default": 0,
                                  "help": "CPU threads of the network (0: all cores)"}),
     "cache": (("--cache",), {"choices": ("auto", "ram", "off"), "default": "auto",
-                             "help": "letterboxed pictures as uint8 in RAM: auto keeps them when they fit"}),
+                             "help": "letterboxed images as uint8 in RAM: auto keeps them when they fit"}),
     "max-pixels": (("--max-pixels",), {"type": int, "default": 100_000_000,
-                                       "help": "refuse pictures that claim more pixels than this"}),
+                                       "help": "refuse images that claim more pixels than this"}),
     "drop-unknown": (("--drop-unknown",), {
-        "action": "store_true", "help": "drop boxes whose category is not in `categories` and go on"}),
+        "action": "store_true", "help": "drop boxes whose category is not in `categories` and continue"}),
     "trust": (("--trust",), {"choices": ("image", "json"), "default": None,
-                             "help": "when a picture's size differs from the JSON: rescale boxes to the "
-                                     "picture, or keep them as they are (default: refuse)"}),
+                             "help": "when an image's size differs from the JSON: rescale boxes to the "
+                                     "image, or keep them as they are (default: refuse)"}),
 }
-
-
-def parser(description: str, *names: str, defaults: dict | None = None) -> argparse.ArgumentParser:
-    """A parser with the named shared flags; `defaults` maps flag names to this script's default values."""
-    out = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name in names:
-        options, keywords = FLAGS[name]
-        keywords = dict(keywords)
-        if defaults and name in defaults:
-            keywords["default"] = defaults[name]
-        out.add_argument(*options, **keywords)
-    unknown = set(defaults or ()) - set(names)
-    if unknown:
-        raise ValueError(f"defaults for flags this script does not take: {', '.join(sorted(unknown))}")
-    return out
-
-
-RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+POSITIVE: Rule = (lambda v: v > 0, "more than 0")
+NOT_NEGATIVE: Rule = (lambda v: v >= 0, "0 or more")
+ONE_OR_MORE: Rule = (lambda v: v >= 1, "1 or more")
+SHARE: Rule = (lambda v: 0 <= v <= 1, "between 0 and 1")
+BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "0 or more, below 1")
+RULES: dict[str, Rule] = {
     "imgsz": (lambda v: 32 <= v <= 4096 and v % 32 == 0, "a multiple of 32 between 32 and 4096"),
-    "batch_size": (lambda v: v >= 1, "1 or more"),
-    "batch_sizes": (lambda v: v >= 1, "1 or more"),
-    "epochs": (lambda v: v >= 1, "1 or more"),
-    "workers": (lambda v: v >= 0, "0 or more"),
-    "conf_thres": (lambda v: 0 <= v <= 1, "between 0 and 1"),
-    "iou_thres": (lambda v: 0 <= v <= 1, "between 0 and 1"),
-    "max_det": (lambda v: v >= 1, "1 or more"),
+    "batch_size": ONE_OR_MORE,
+    "batch_sizes": ONE_OR_MORE,
+    "epochs": ONE_OR_MORE,
+    "workers": NOT_NEGATIVE,
+    "conf_thres": SHARE,
+    "iou_thres": SHARE,
+    "max_det": ONE_OR_MORE,
     "seed": (lambda v: 0 <= v < 2 ** 31, "between 0 and 2147483647"),
     "threads": (lambda v: v >= 0, "0 (all cores) or more"),
-    "max_pixels": (lambda v: v >= 1, "1 or more"),
+    "max_pixels": ONE_OR_MORE,
     "port": (lambda v: 0 <= v <= 65535, "between 0 and 65535"),
 }
 
 
-def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str) -> argparse.Namespace:
-    """The same arguments, or exit 2 with what was given, what is needed and the flag's name."""
+def parser(description: str, *names: str, defaults: dict | None = None) -> argparse.ArgumentParser:
+    """Return a parser with the named shared flags; `defaults` maps names to this script's default values."""
+    out = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    if unknown := set(defaults or ()) - set(names):
+        raise ValueError(f"defaults for flags this script does not take: {', '.join(sorted(unknown))}")
+    for name in names:
+        options, keywords = FLAGS[name]
+        out.add_argument(*options, **keywords)
+    out.set_defaults(**{name.replace("-", "_"): value for name, value in (defaults or {}).items()})
+    return out
+
+
+def option(default: object, help: str, needs: Rule | None = None, **keywords: object) -> Field:
+    """Return a field of a frozen config that is a flag too; `keywords` are add_argument's."""
+    return field(default=default, metadata={"help": help, "needs": needs, **keywords})
+
+
+def config_parser(description: str, config: type) -> argparse.ArgumentParser:
+    """Return a parser with a flag for each `option` of a config class and each field named as in FLAGS."""
+    out = parser(description)
+    for item in fields(config):
+        flag = item.name.replace("_", "-")
+        options, keywords = FLAGS.get(flag, ((f"--{flag}",), {}))
+        keywords = {**keywords, **item.metadata, "default": item.default}
+        if "help" not in keywords:                 # a field that no flag sets
+            continue
+        keywords.pop("needs", None)
+        if isinstance(item.default, bool):
+            keywords["action"] = "store_true"
+        elif isinstance(item.default, int | float):
+            keywords.setdefault("type", type(item.default))
+        out.add_argument(*options, **keywords)
+    return out
+
+
+def to_config(out: argparse.ArgumentParser, args: argparse.Namespace, config: type[Config],
+              *required: str) -> Config:
+    """Return the checked arguments as a record, lists as tuples, or exit 2 as `check` does."""
+    rules = {item.name: item.metadata["needs"] for item in fields(config) if item.metadata.get("needs")}
+    args = check(out, args, *required, rules={**RULES, **rules})
+    return config(**{name: tuple(value) if isinstance(value, list) else value
+                     for name, value in vars(args).items()})
+
+
+def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str,
+          rules: dict[str, Rule] = RULES) -> argparse.Namespace:
+    """Return the same arguments, or exit 2 with what was given, what is needed and the flag's name."""
     for name in required:
         if getattr(args, name.replace("-", "_")) is None:
             out.error(f"--{name} is missing: {FLAGS[name][1]['help']}")
-    for name, (good, needed) in RULES.items():
+    for name, (good, needed) in rules.items():
         given = getattr(args, name, None)
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and not good(value):
+            if value is not None and not (good(value) and math.isfinite(value)):
                 out.error(f"--{name.replace('_', '-')} {value}: needs {needed}")
     return args
 
 
 def typed(out: argparse.ArgumentParser, flags: Sequence[str]) -> list[str]:
-    """Those of the flags that are on the command line, under any of their names, whatever their values."""
+    """Return those of the flags that are on the command line, under any of their names."""
     given = {word.split("=")[0] for word in sys.argv[1:]}
     return [flag for flag in flags if given & set(out._option_string_actions[flag].option_strings)]
 
 
 def run(main: Callable[[], object]) -> None:
-    """Ends the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
+    """End the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
     # OpenMP threads that spin while they wait turn 10 ms into 40 or more when loader processes or neighbours
     # want the same cores; it must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -118,7 +156,7 @@ def run(main: Callable[[], object]) -> None:
 
 
 def _outcome(main: Callable[[], object]) -> int:
-    """The exit code of `main()`, once its error was said; errors that are no user's are raised."""
+    """Return the exit code of `main()`, its error printed; errors that are no user's are raised."""
     try:
         main()
         return 0

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 
@@ -17,15 +18,12 @@ class World(NamedTuple):
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Return whether this is the process that writes."""
         return self.rank == 0
 
 
 def join(device: torch.device) -> World:
-    """The world torchrun's environment describes; joins it when there is more than one process.
-
-    By nccl on CUDA, gloo on CPU.
-    """
+    """Return the world torchrun's environment describes, joined by nccl on CUDA, gloo on CPU."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     world = World(int(os.environ.get("RANK", "0")), size)
     if size > 1 and not dist.is_initialized():
@@ -35,22 +33,29 @@ def join(device: torch.device) -> World:
 
 
 def leave() -> None:
-    """Leaves the world, if one was joined."""
+    """Leave the world, if one was joined."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any rank: the same answer on all of them."""
+def on_all_ranks(flag: Tensor) -> Tensor:
+    """Return whether the flag (bool scalar) is up on every rank; it stays on the device."""
     if not dist.is_initialized():
         return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+    value = flag.float()
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return value.bool()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is up on any rank: the same answer on all of them."""
+    if not dist.is_initialized():
+        return flag
+    return not on_all_ranks(torch.tensor(not flag, device=device))
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The values averaged over ranks: the same on all of them."""
+    """Return the values averaged over ranks: the same on all of them."""
     if not dist.is_initialized() or not values:
         return values
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
@@ -59,7 +64,7 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 
 def from_main(value: object) -> object:
-    """The value that rank 0 holds: the same on all ranks."""
+    """Return the value that rank 0 holds."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -68,15 +73,15 @@ def from_main(value: object) -> object:
 
 
 def same_on_all(value: int) -> bool:
-    """Whether every rank holds the same number."""
-    if not dist.is_initialized():
-        return True
-    found: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
+    """Return whether every rank holds the same number."""
+    found: list[object] = [value]
+    if dist.is_initialized():
+        found *= dist.get_world_size()
+        dist.all_gather_object(found, value)
     return len(set(found)) == 1
 
 
 def wait() -> None:
-    """Returns when every rank has come here."""
+    """Return when every rank has come here."""
     if dist.is_initialized():
         dist.barrier()

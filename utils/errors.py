@@ -8,7 +8,7 @@ class UsageError(ValueError):
 
 
 class DataError(ValueError):
-    """An annotation file, a picture or a data set that cannot be used."""
+    """An annotation file, an image or a data set that cannot be used."""
 
     exit_code = 3
 

@@ -10,13 +10,13 @@ from utils.errors import EnvironmentFault
 
 
 def report_nothing() -> None:
-    """Keeps openvino and nncf, imported later, from telling their makers over the network what they did."""
+    """Keep openvino and nncf, imported later, from telling their makers over the network what they did."""
     sys.modules.setdefault("openvino_telemetry", None)
     os.environ.setdefault("NNCF_CI", "1")
 
 
 def needs(name: str, what_for: str) -> ModuleType:
-    """The imported library. Raises EnvironmentFault with the pip line where it is missing or broken.
+    """Return the imported library. Raises EnvironmentFault with the pip line where it is missing or broken.
 
     what_for: the end of the sentence, such as "to write ONNX files".
     """

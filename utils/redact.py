@@ -10,7 +10,7 @@ ADDRESS = re.compile(r"(?is)^(.*?(?:\b(?:rtsps?|https?):/+|://))(.*)$")
 
 
 def masked(text: str) -> str:
-    """The same text with the secrets of the address in it replaced by stars, fit for messages and files.
+    """Return the text with the secrets of the address in it replaced by stars.
 
     Secrets are the user's name and password, and all that follows the first "?", "=", ";" or "#" of an
     address: cameras take passwords there as well. In a text that is no address, what stands before an "@"
@@ -24,7 +24,7 @@ def masked(text: str) -> str:
 
 
 def masked_values(values: Mapping[str, object]) -> dict[str, object]:
-    """The same flags, every address in a text or in a list of texts masked: what may go into args.json."""
+    """Return the same flags, every address in a text or a list of texts masked."""
     def shown(value: object) -> object:
         if isinstance(value, (list, tuple)):
             return [shown(item) for item in value]
@@ -33,7 +33,7 @@ def masked_values(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def without_secrets(text: str, address: str) -> str:
-    """What another program says about an address, without the address and the parts of its password."""
+    """Return what a program says about an address, without it and the parts of its password."""
     login, _, place = (address.partition("://")[2] or address).rpartition("@")
     words = [*login.partition(":")[2].split("@"), *re.split("[?=;#&]", place)[1:]]
     text = text.replace(address, masked(address))

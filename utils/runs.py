@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:
-    """A new folder project/name, name2, name3, ... (or project/name itself with exist_ok), created."""
+    """Make and return folder project/name, name2, name3, ... (or project/name itself with exist_ok)."""
     base = Path(project)
     for at in range(1, 100_000):
         folder = base / (name if at == 1 else f"{name}{at}")
@@ -44,10 +44,7 @@ def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> P
 
 
 def lock(folder: Path) -> io.TextIOBase:
-    """An open lock file in the run folder, held until the process ends.
-
-    Raises EnvironmentFault when another holds it.
-    """
+    """Return an open lock file in the folder; raise EnvironmentFault where another process holds it."""
     file = open(folder / ".lock", "a+")
     try:
         import fcntl
@@ -63,8 +60,7 @@ def lock(folder: Path) -> io.TextIOBase:
 
 @contextmanager
 def run_folder(project: str | Path, name: str, exist_ok: bool, begun: Callable[[], bool]) -> Iterator[Path]:
-    """make_run_folder's folder, locked. It goes away again, unless it was there before, when the block raises
-    before `begun()` is true: it holds no result then."""
+    """Give make_run_folder's folder, locked; remove a new one where the block raises before `begun()`."""
     before = exist_ok and (Path(project) / name).exists()
     folder = make_run_folder(project, name, exist_ok)
     with lock(folder):
@@ -77,15 +73,20 @@ def run_folder(project: str | Path, name: str, exist_ok: bool, begun: Callable[[
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON whole or not at all; numbers that JSON does not have (infinite, not a number) as null."""
+    """Write JSON whole or not at all; numbers that JSON does not have (infinite, not a number) as null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+               + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     part = path.with_suffix(path.suffix + ".part")
-    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
 def save_record(name: str, record: dict) -> Path:
-    """Writes results/NAME.json, which pages and tables are filled from; the file."""
+    """Write results/NAME.json, which pages and tables are filled from; return its path."""
     path = Path("results") / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, record)
@@ -101,7 +102,7 @@ def _finite(value: object) -> object:
 
 
 def read_record(flag: str, path: Path, kind: str) -> dict:
-    """The record of that kind, {"kind": ...}, which `flag` named. Raises DataError where the file is none."""
+    """Return the record {"kind": kind, ...} that `flag` named. Raises DataError where the file is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -112,10 +113,7 @@ def read_record(flag: str, path: Path, kind: str) -> dict:
 
 
 class Interrupt:
-    """Remembers SIGINT, SIGTERM and SIGUSR1, so that work stops at a step's end.
-
-    A second signal ends at once.
-    """
+    """Remembers SIGINT, SIGTERM and SIGUSR1, so that work stops at a step's end; a second ends at once."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -129,24 +127,21 @@ class Interrupt:
 
     @property
     def code(self) -> int:
-        """The exit code that tells of the signal: 130 or 143."""
+        """Return the exit code that tells of the signal: 130 or 143."""
         return 130 if self.signal == signal.SIGINT else 143
 
     def poll(self) -> bool:
-        """Whether a signal has arrived."""
+        """Return whether a signal has arrived."""
         return bool(self.signal)
 
     def stop(self, what: str = "interrupted") -> None:
-        """Raises Interrupted when a signal has arrived; for work that has nothing to save."""
+        """Raise Interrupted when a signal has arrived; for work that has nothing to save."""
         if self.signal:
             raise Interrupted(what, self.code)
 
 
-def pick_device(name: str) -> "torch.device":
-    """The torch device of --device: auto, cpu, cuda, cuda:1 or 1.
-
-    Raises EnvironmentFault when it is not there.
-    """
+def pick_device(name: str) -> torch.device:
+    """Return the device of auto, cpu, cuda, cuda:1 or 1; raise EnvironmentFault where it is not there."""
     import torch
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,37 +159,30 @@ def pick_device(name: str) -> "torch.device":
 
 
 def native_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX or Arm's BF16 extension)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    lines = (line.split() for line in text.splitlines() if line.startswith(("flags", "Features")))
-    flags = set(next(lines, ()))
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX or Arm's BF16 extension)."""
+    flags = next((line.split() for line in _cpuinfo() if line.startswith(("flags", "Features"))), ())
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
-def pick_precision(device: "torch.device", asked: str = "auto") -> tuple[str, str]:
-    """The precision to run in (fp32, bf16, fp16) and a sentence when it is not what was asked for.
+def pick_precision(device: torch.device, asked: str = "auto") -> tuple[str, str]:
+    """Return the precision to run in (fp32, bf16, fp16) and a sentence when it is not what was asked for.
 
-    auto and half: fp16 on CUDA, bf16 on CPUs with native support, else fp32. fp16 on a CPU works
-    and is slower than fp32, so it is never chosen.
+    auto and half: fp16 on CUDA, bf16 on CPUs with native support, else fp32.
     """
     half = "fp16" if device.type == "cuda" else "bf16" if native_bf16() else "fp32"
     if asked in ("auto", "half"):
-        note = "this CPU has no native bf16: half precision would be slower, going on in fp32"
+        note = "this CPU has no native bf16: half precision would be slower, continuing in fp32"
         return half, note if asked == "half" and half == "fp32" else ""
     if asked == "fp16" and device.type == "cpu":
-        return half, f"fp16 on a CPU is slower than fp32; going on in {half}"
+        return half, f"fp16 on a CPU is slower than fp32; continuing in {half}"
     return asked, ""
 
 
 def tune_cpu(threads: int = 0) -> None:
-    """Sets the network's CPU threads, and keeps freed memory in the process.
+    """Set the network's CPU threads, and keep freed memory in the process.
 
-    By default glibc returns every large block to the system and faults it in again at the next step: a
-    training step of yolov3-tiny ran at 21 pictures/s so, and at 32 with the memory kept (2 cores, batch 16 at
-    416, bf16).
+    glibc returns every large block to the system and faults it in again at the next step: yolov3-tiny trained
+    at 21 images/s so, and at 32 with the memory kept (2 cores, batch 16 at 416, bf16).
     """
     import torch
     if threads:
@@ -209,7 +197,7 @@ def tune_cpu(threads: int = 0) -> None:
 
 
 def environment() -> dict[str, object]:
-    """Command, commit, machine, versions and date, for every JSON of figures."""
+    """Return command, commit, machine, versions and date, for every JSON of figures."""
     import torch
     root = Path(__file__).resolve().parent.parent
 

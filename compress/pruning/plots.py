@@ -1,4 +1,4 @@
-"""Pictures of a pruning: widths before and after, accuracy step by step, what each layer would lose.
+"""Plots of a pruning: widths before and after, accuracy step by step, what each layer would lose.
 
 Figures are made and saved as those of evaluation.plots; the functions load matplotlib.
 """
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.pruning.tables import LABELS
 from evaluation import plots
 from evaluation.plots import BEST, COLOURS, GREY, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LABELS = {"map50": "mAP@0.5", "map50_95": "mAP@0.5:0.95"}
 BLUE = COLOURS[0]
 BAND, EMPTY = "#f3f5f8", "#d5dae1"         # behind every other layer; a cell that was not measured
 LONGEST = 18                               # characters of a layer's name
@@ -25,7 +25,7 @@ SCALE = (0, 0.5, 1, 2, 5, 10, 20, 30, 50, 75, 100)         # points marked on a 
 
 
 def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
-    """The written picture of each layer's width before and after, and of the sixteenths it lost.
+    """Write the plot of each layer's width before and after, and of the sixteenths it lost.
 
     A row of `layers` has layer, original, width and sixteenths; they are drawn top down.
     """
@@ -37,10 +37,9 @@ def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
     for y, row in enumerate(layers):
         changed = row["width"] != row["original"]
         text = f"{row['original']} → {row['width']}" if changed else f"{row['original']}"
-        wide.annotate(text, (row["original"], y), (5, 0), textcoords="offset points", va="center", fontsize=9,
-                      color=INK)
-        lost.annotate(f"{row['sixteenths']:g}/16", (row["sixteenths"], y), (5, 0), textcoords="offset points",
-                      va="center", fontsize=9, color=INK)
+        for ax, words, x in ((wide, text, row["original"]),
+                             (lost, f"{row['sixteenths']:g}/16", row["sixteenths"])):
+            ax.annotate(words, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     lost.barh(at, [row["sixteenths"] for row in layers], 0.72, color=COLOURS[1])
     plots.dress(wide, "Channels before and after", "channels", "")
     plots.dress(lost, "Taken away", "sixteenths of the original width", "")
@@ -61,7 +60,7 @@ def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
 
 
 def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric: str = "map50") -> Path:
-    """The written picture of the metric and the parameters after every step, refused ones marked.
+    """Write the plot of the metric and the parameters after every step, rejected ones marked.
 
     A step has step, layer, the metric (0..1), drop (its points lost against a reference), interval (of the
     drop, or None), accepted and parameters. A tick stands at each step's reference less the tolerance in
@@ -100,7 +99,7 @@ def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric:
 
 def scan_png(units: Sequence[str], sixteenths: Sequence[int], drops: Sequence[Sequence[float]],
              path: Path | str) -> Path:
-    """The written heat map of points lost: a row a layer, a column a number of sixteenths taken away.
+    """Write the heat map of points lost: a row per layer, a column per number of sixteenths taken away.
 
     drops: [units][sixteenths] in points, negative where it gained; NaN cells were not measured and are grey.
     """
@@ -130,7 +129,7 @@ def scan_png(units: Sequence[str], sixteenths: Sequence[int], drops: Sequence[Se
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="share of the layer's channels taken away")
-    plots._title(ax, "Points lost without training (grey: not measured)")
+    ax.set_title("Points lost without training (grey: not measured)", fontsize=11, color=INK, loc="left")
     return plots.save(fig, path)
 
 
@@ -139,17 +138,17 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 def _runs(steps: Sequence[dict]) -> list[list[dict]]:
-    """The steps in runs of one layer each."""
+    """Return the steps in runs of one layer each."""
     return [list(rows) for _, rows in groupby(steps, key=lambda row: row["layer"])]
 
 
 def _upright(steps: Sequence[dict]) -> bool:
-    """Whether a layer's name is wider than the band of its steps."""
+    """Return whether a layer's name is wider than the band of its steps."""
     return any(len(_short([rows[0]["layer"]])[0]) > 3.2 * len(rows) for rows in _runs(steps))
 
 
 def _bands(ax: Axes, steps: Sequence[dict], named: bool) -> None:
-    """A band behind the steps of every other layer; its name above, upright where bands are narrow."""
+    """Draw a band behind the steps of every other layer; its name above, upright where bands are narrow."""
     for at, rows in enumerate(_runs(steps)):
         left, right = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
         if at % 2 == 0:
@@ -161,8 +160,8 @@ def _bands(ax: Axes, steps: Sequence[dict], named: bool) -> None:
 
 
 def _verdicts(ax: Axes, steps: Sequence[dict], values: Sequence[float]) -> None:
-    """A line through the accepted steps, dots on them, crosses on the refused ones."""
-    for wanted, marker, colour, label in ((True, "o-", BLUE, "accepted"), (False, "X", BEST, "refused")):
+    """Draw a line through the accepted steps, dots on them, crosses on the rejected ones."""
+    for wanted, marker, colour, label in ((True, "o-", BLUE, "accepted"), (False, "X", BEST, "rejected")):
         points = [(row["step"], v) for row, v in zip(steps, values, strict=True)
                   if bool(row["accepted"]) is wanted]
         if points:

@@ -1,12 +1,14 @@
-"""The paper's progressive pruning: choose, cut, fine-tune, measure, accept or restore.
+"""The paper's progressive pruning: choose, cut, fine-tune, measure, accept or reject.
 
-What the paper leaves open is a field of `prune_plan.Plan`, and every report prints it.
+What the paper leaves open is a field of `PruneConfig`, and every report prints it.
 """
 from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,144 +17,238 @@ from bench.profile.latency import latency
 from compress.distill import DistilledLoss, teacher
 from compress.importance import channel_scores, loss_gradients
 from compress.prune import prune
-from compress.pruning.plan import Drop, Log, Measured, Plan, accepts, arrived, cost, target_words
-from compress.pruning.schedule import Unit, narrowed, next_widths, strongest
+from compress.pruning.config import REFERENCES, PruneConfig
+from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths, strongest
 from data.loader import collate
 from deploy.runtimes.runtime import DTYPES
 from evaluation.bootstrap import drop_interval
+from evaluation.curves import Matches
 from models.channels import widths
-from models.heads.loss import DetectionLoss
+from models.count import loose_macs, macs, parameters
 from models.layer import Net
-from training.finetune import SHOWN, Tuner, plain_pictures
+from training.finetune import Tuner
+from training.prepare import plain_images
+from training.run import SHOWN, detection_loss
 from utils import ddp, runs
 from utils.errors import EnvironmentFault
 
-TAYLOR_PICTURES, TIMED_PICTURES = 64, 16
+TAYLOR_IMAGES, TIMED_IMAGES = 64, 16
 State = dict[str, Tensor]
 
 
-class Bench:
-    """Fine-tunes and measures candidates of one parent; every finished step is remembered on disk."""
+@dataclass(frozen=True)
+class Measured:
+    """What a network reaches: its metrics over seeds (fractions 0..1) and its counts at the input size."""
 
-    def __init__(self, tuner: Tuner, plan: Plan, origin: Net, parent: State) -> None:
-        self.tuner, self.plan, self.origin = tuner, plan, origin
+    metrics: dict[str, float]
+    counts: dict[str, float]
+    matches: Matches                                       # of the first seed
+    first: float                                           # AP50 of the first seed
+    seeds: tuple[float, ...] = ()                          # the metric that decides, seed by seed
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return metrics and counts under the names of records."""
+        names = {"parameters": "params", "stored": "stored", "macs": "macs", "loose_macs": "loose-macs"}
+        return {**self.metrics, **{name: self.counts[count] for name, count in names.items()}}
+
+
+class Drop(NamedTuple):
+    """Points lost (of 100), and their 95 % interval over resampled images where the metric has one."""
+
+    points: float
+    interval: tuple[float, float] | None
+
+
+@dataclass
+class Log:
+    """What a progressive pruning did: a row a step, why each unit stopped, and why the whole ended."""
+
+    config: PruneConfig
+    say: Callable[[str], None]
+    rows: list[dict] = field(default_factory=list)
+    stopped: dict[str, str] = field(default_factory=dict)
+    ended: str = ""
+
+    def step(self, units: list[Unit], net: Net, reached: Measured, lost: Drop, accepted: bool, why: str,
+             seconds: float) -> None:
+        """Write and print one step."""
+        config, label = self.config, units[0].name if len(units) == 1 else "all layers"
+        width, original = sum(widths(net)[u.name] for u in units), sum(u.original for u in units)
+        several = config.seeds > 1
+        row = {"step": len(self.rows) + 1, "layer": label,
+               "sixteenths": round(PARTS * (original - width) / original, 2), "width": width,
+               **reached.figures, **({"seeds": reached.seeds} if several else {}),
+               "drop": round(lost.points, 3),
+               "interval": lost.interval and [round(v, 3) for v in lost.interval], "accepted": accepted,
+               "why": why, "epochs": config.epochs_per_step * config.seeds, "seconds": round(seconds, 1)}
+        self.rows.append(row)
+        self.say(f"step {row['step']:3}  {label:12} {row['sixteenths']:g}/16  "
+                 f"{config.metric} {row[config.metric]:.4f}  "
+                 f"{row['parameters'] / 1e6:.3f} M  {row['macs'] / 1e9:.3f} GMACs  "
+                 f"{'accepted' if accepted else 'rejected'}: {why}  ({seconds:.0f} s)"
+                 + (f"  seeds {', '.join(f'{v:.4f}' for v in reached.seeds)}" if several else ""))
+
+
+class Bench:
+    """Fine-tunes and measures candidates of one parent; every finished step is remembered on disk.
+
+    targets: measure -> largest value wanted.
+    """
+
+    def __init__(self, tuner: Tuner, config: PruneConfig, targets: dict[str, float], origin: Net,
+                 parent: State) -> None:
+        self.tuner, self.config, self.targets, self.origin = tuner, config, targets, origin
         self.taken: dict[str, int] = {}                    # steps that a round of units has had
         self.gradients: tuple[State, State] | None = None  # the weights last asked for, and theirs
         self.loss = None
-        if plan.teach:
+        if config.teacher == "parent":
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
-            self.loss = DistilledLoss(DetectionLoss(origin), teach)
+            self.loss = DistilledLoss(detection_loss(origin), teach)
 
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
-        """The keep-set of one step of every unit that can still take one; the same on all processes."""
+        """Return the kept indices of one step of all units that can still take one, the same on all ranks."""
         taken = self.taken.get(units[0].name, 0)
-        new, self.taken[units[0].name] = next_widths(units, widths(net), taken, self.plan.round_to)
+        new, self.taken[units[0].name] = next_widths(units, widths(net), taken, self.config.round_to)
         if not new:
             return {}
-        keep = self.best_channels(net, state, narrowed(net, self.origin, new, self.plan.round_to))
+        keep = self.best_channels(net, state, narrowed(net, self.origin, new, self.config.round_to))
         if not ddp.same_on_all(zlib.crc32(json.dumps(keep).encode())):
             raise EnvironmentFault("the processes would cut different channels; nothing was cut. "
                                    "Are all of them the same machine type and versions?")
         return keep
 
     def best_channels(self, net: Net, state: State, width: dict[str, int]) -> dict[str, list[int]]:
-        """The keep-set that leaves the groups of `width` as many channels, the best by --importance."""
-        rule, gradients = self.plan.importance, None
+        """Return kept indices, the best by --importance, that leave the units as many channels as `width`."""
+        rule, gradients = self.config.importance, None
         if rule == "taylor":
             if self.gradients is None or self.gradients[0] is not state:
                 self.gradients = state, self._gradients(net, state)
             gradients = self.gradients[1]
         return strongest(width, lambda group: channel_scores(net, state, group, rule, gradients=gradients,
-                                                             seed=self.tuner.args.seed))
+                                                             seed=self.config.seed))
 
     def tune(self, net: Net, state: State, name: str) -> tuple[Net, State, Measured, float]:
-        """The network fine-tuned (first seed), what it reaches over all seeds, and the seconds spent."""
-        names = [f"steps/{name}-s{s}" for s in range(self.plan.seeds)]
-        if not all(self.tuner.done(n) for n in names):
-            state = self.tuner.recalibrate(net, state)
-        seed = self.tuner.args.seed
-        tries = [self.tuner.tune(net, state, n, self.plan.epochs, seed=seed + s, loss=self.loss)
+        """Return the network fine-tuned (first seed), what it reaches over all seeds, and the seconds."""
+        config, tuner = self.config, self.tuner
+        names = [f"steps/{name}-s{s}" for s in range(config.seeds)]
+        if not all(tuner.done(n) for n in names):
+            state = tuner.recalibrate(net, state)
+        tries = [tuner.tune(net, state, n, config.epochs_per_step, seed=config.seed + s, loss=self.loss)
                  for s, n in enumerate(names)]
         mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in SHOWN}
         first = tries[0]
-        reached = replace(self.measure(first.net, first.state, mean),
-                          seeds=tuple(t.metrics[self.plan.metric] for t in tries))
-        if "latency" in dict(self.plan.until):
-            ms = remembered_latency(self.tuner, first.net, first.state, name)
+        reached = self.measure(first.net, first.state, mean)
+        if "latency" in self.targets:
+            ms = remembered_latency(tuner, first.net, first.state, name)
             reached = replace(reached, counts={**reached.counts, "latency": ms})
-        return first.net, first.state, reached, sum(t.seconds for t in tries)
+        seeds = tuple(t.metrics[config.metric] for t in tries)
+        return first.net, first.state, replace(reached, seeds=seeds), sum(t.seconds for t in tries)
 
     def measure(self, net: Net, state: State, metrics: dict[str, float] | None = None) -> Measured:
-        """A network's metrics, counts and matches on the validation set."""
+        """Return a network's metrics, counts and matches on the validation set."""
         found = None
         if self.tuner.world.main:
             full, _, _ = self.tuner.validator(net, state)
             found = {key: getattr(full, key) or 0.0 for key in SHOWN}, full.matches
         own, matches = self.tuner.share(found)
-        return Measured(metrics or own, cost(net, self.tuner.args.imgsz), matches, own["map50"])
+        return Measured(metrics or own, cost(net, self.config.imgsz), matches, own["map50"])
 
     def drop(self, reference: Measured, reached: Measured) -> Drop:
-        """What was lost against the reference."""
-        lost = 100 * (reference.metrics[self.plan.metric] - reached.metrics[self.plan.metric])
-        if self.plan.metric != "map50":
+        """Return what was lost against the reference."""
+        metric = self.config.metric
+        lost = 100 * (reference.metrics[metric] - reached.metrics[metric])
+        if metric != "map50":
             return Drop(lost, None)
-        low, high = drop_interval(reference.matches, reached.matches, seed=self.tuner.args.seed)
-        # The pictures' chance is that of the first seed; the mean of several seeds moves it, not its width.
+        low, high = drop_interval(reference.matches, reached.matches, seed=self.config.seed)
+        # The chance of the images is that of the first seed; the mean of several moves it, not its width.
         first = 100 * (reference.first - reached.first)
         return Drop(lost, (100 * low + lost - first, 100 * high + lost - first))
 
     def _gradients(self, net: Net, state: State) -> State:
-        args, data = self.tuner.args, self.tuner.train_set
-        count = min(TAYLOR_PICTURES, len(data))
+        size, data, loss = self.config.batch_size, self.tuner.train_set, detection_loss(net)
+        count = min(TAYLOR_IMAGES, len(data))
         chosen = [data.unvaried(i * len(data) // count) for i in range(count)]
-        batches = [collate(chosen[at:at + args.batch_size])[:2] for at in range(0, count, args.batch_size)]
-        return loss_gradients(net, state, batches, DetectionLoss(net),
-                              {"box": args.box, "obj": args.obj, "cls": args.cls}, self.tuner.device)
+        batches = [collate(chosen[at:at + size])[:2] for at in range(0, count, size)]
+        weights = self.config.loss_weights(loss.terms)
+        return loss_gradients(net, state, batches, loss, weights, self.tuner.device)
 
 
 def progressive(net: Net, state: State, original: Measured, units: list[Unit], bench: Bench,
                 log: Log) -> tuple[Net, State, Measured]:
-    """Algorithm 1 of the paper: the network that is left when no layer can lose another sixteenth.
+    """Return the network that is left when no layer can lose another sixteenth: Algorithm 1 of the paper.
 
     original: what the unpruned network reaches; also returned is what the pruned one does.
 
-    Each step takes 1/16 of a unit's original channels away, fine-tunes, measures; it stands while the drop
-    stays within the tolerance, else the network before it comes back and the unit is left alone.
+    Each step takes 1/16 of a unit's original channels away, fine-tunes, measures; it is accepted while the
+    drop stays within the tolerance, else the network before it comes back and the unit is cut no further.
     """
-    plan = bench.plan
+    config = bench.config
     current = reference = original
-    for group in [[unit] for unit in units] if plan.scope == "layer" else [units]:
-        if plan.reference == "layer":
+    for turn in [[unit] for unit in units] if config.scope == "layer" else [units]:
+        if config.reference == "layer":
             reference = current
         while not log.ended:
-            keep = bench.choose(net, state, group)
-            if not keep:
-                log.stop(group, "nothing is left to take")
+            if not (keep := bench.choose(net, state, turn)):
+                log.stopped |= {unit.name: "nothing is left to take" for unit in turn}
                 break
-            child, child_state, reached, seconds = bench.tune(*prune(net, state, keep), log.name(group))
+            name = f"{len(log.rows) + 1:03}-{turn[0].name if len(turn) == 1 else 'network'}"
+            child, child_state, reached, seconds = bench.tune(*prune(net, state, keep), name)
             lost = bench.drop(reference, reached)
-            good, why = accepts(plan, lost, bench.drop(original, reached).points)
-            log.step(group, child, reached, lost, good, why, seconds)
-            if not good:
-                log.stop(group, why)
+            accepted, why = accepts(config, lost, bench.drop(original, reached).points)
+            log.step(turn, child, reached, lost, accepted, why, seconds)
+            if not accepted:
+                log.stopped |= {unit.name: why for unit in turn}
                 break
             net, state, current = child, child_state, reached
-            if plan.reference == "previous":
+            if config.reference == "previous":
                 reference = current
-            if arrived(plan, reached.counts):
-                log.end(f"the target is reached: {target_words(plan, reached.counts)}")
+            if arrived(bench.targets, reached.counts):
+                log.ended = f"the target is reached: {target_words(bench.targets, reached.counts)}"
+                log.say(log.ended)
     return net, state, current
 
 
+def accepts(config: PruneConfig, lost: Drop, total: float) -> tuple[bool, str]:
+    """Return whether a step that lost this much is accepted, and the sentence that says why.
+
+    total: points lost against the unpruned parent.
+    """
+    words = f"lost {lost.points:+.2f} points against {REFERENCES[config.reference]}"
+    value = lost.points
+    if lost.interval is not None:
+        low, high = lost.interval
+        value = {"mean": value, "lower": low, "upper": high}[config.decide]
+        kind = "a real drop" if low > 0 else "a real gain" if high < 0 else "within the noise of the images"
+        words += f" (95 %: {low:+.1f} to {high:+.1f}, {kind})"
+    if config.budget is not None and total > config.budget:
+        return False, f"{words}; {total:.2f} in all, over the budget of {config.budget:g}"
+    if value > config.tolerance:
+        return False, f"{words}; over the tolerance of {config.tolerance:g}"
+    return True, words
+
+
+def arrived(targets: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """Return whether every measure of --until is at its wanted value or below."""
+    return bool(targets) and all(now[name] <= value for name, value in targets.items())
+
+
+def target_words(targets: Mapping[str, float], now: Mapping[str, float]) -> str:
+    """Return the measures of --until as they are and as they were wanted."""
+    return ", ".join(f"{name} {now[name]:,.6g} of {value:,.6g}" for name, value in targets.items())
+
+
+def cost(net: Net, imgsz: int) -> dict[str, float]:
+    """Return what --until can ask for without a clock: parameters (trainable, stored), MACs (both counts)."""
+    return {"params": parameters(net), "stored": parameters(net, statistics=True),
+            "macs": macs(net, imgsz), "loose-macs": loose_macs(net, imgsz)}
+
+
 def remembered_latency(tuner: Tuner, net: Net, state: State, name: str) -> float:
-    """Median ms a picture on one thread, bf16 where native; measured once, a second run reads it."""
+    """Return median ms per image on one thread, bf16 where native; measured once, a second run reads it."""
     path = tuner.folder / "latency" / f"{name}.json"
     if tuner.world.main and not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        runs.write_json(path, {"ms": latency(net, state, tuner.args.imgsz, sample_pictures(tuner))})
+        images = plain_images(tuner.val_set, TIMED_IMAGES)
+        runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, images)})
     return float(tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0))
-
-
-def sample_pictures(tuner: Tuner) -> Tensor:
-    """Validation pictures uint8 [N, 3, S, S], evenly chosen, for timing."""
-    return plain_pictures(tuner.val_set, TIMED_PICTURES)

@@ -1,71 +1,78 @@
-"""What prune.py says before, between and after: choices, sensitivity scan, the child and its record."""
+"""What prune.py says: choices, sensitivity scan, tables, the child and its record."""
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
-from dataclasses import asdict, replace
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 
 from bench.profile.latency import compare_speed, speed_lines
 from compress.prune import prune
-from compress.pruning.plan import REFERENCES, Log, Measured, Plan, arrived, cost, target_words
-from compress.pruning.plots import scan_png, steps_png, widths_png
-from compress.pruning.progressive import Bench, remembered_latency, sample_pictures
+from compress.pruning.config import REFERENCES
+from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
+from compress.pruning.progressive import (
+    TIMED_IMAGES,
+    Bench,
+    Log,
+    Measured,
+    arrived,
+    cost,
+    remembered_latency,
+    target_words,
+)
 from compress.pruning.schedule import PARTS, Unit, narrowed
-from compress.pruning.tables import scan_lines, step_lines, table3_lines
+from evaluation.report import aligned
 from models import checkpoint as checkpoints
 from models.channels import widths
 from models.layer import Net
 from models.records import to_json
 from training.finetune import Tuner
+from training.prepare import plain_images
 from utils import runs
 from utils.errors import ModelError, UsageError
 
 SCANNED = tuple(range(1, 9))                               # sixteenths a scan takes away
+# What a record tells of the choices: where the paper leaves one open, and how steps were fine-tuned.
+CHOICES = ("tolerance", "reference", "scope", "sixteenths", "metric", "cut", "importance", "order", "decide",
+           "seeds", "round_to", "budget", "optimizer", "lr", "augment", "batch_size", "seed", "layers")
 
 
-def chosen_units(units: list[Unit], reasons: dict[str, str], names: list[str] | None) -> list[Unit]:
-    """The units of --layers, all without it. Raises UsageError for a group that cannot be cut."""
+def chosen_units(units: list[Unit], reasons: dict[str, str], names: Sequence[str] | None) -> list[Unit]:
+    """Return the units of --layers, all without it. Raises UsageError for one that cannot be cut."""
     known = {unit.name: unit for unit in units}
     for name in names or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            why = reasons.get(name) or f"no such channel group{hint}"
+            why = reasons.get(name) or f"no such unit{hint}"
             raise UsageError(f"--layers {name}: {why}. These can be cut: {', '.join(known)}")
     return [unit for unit in units if not names or unit.name in names]
 
 
-def heading(plan: Plan, units: list[Unit], reasons: dict[str, str], folder: Path) -> list[str]:
-    """The choices of this pruning, those that the paper leaves open among them, and what cannot be cut."""
-    target = ", ".join(f"{name} {value:,.6g}" for name, value in plan.until) or "none"
-    limit = "none" if plan.budget is None else f"{plan.budget:g} points"
-    return [f"{folder}",
-            f"a step: {plan.sixteenths:g}/{PARTS} of {'one' if plan.scope == 'layer' else 'every'} layer, "
-            f"{plan.epochs} epochs x {plan.seeds} seed(s), at most {plan.tolerance:g} points of "
-            f"{plan.metric} below {REFERENCES[plan.reference]} (decided by the {plan.decide})",
-            f"cut: {plan.cut} by {plan.importance}, {plan.order} first, widths in multiples of "
-            f"{plan.round_to}; teacher: {'the unpruned network' if plan.teach else 'none'}; budget {limit}; "
-            f"until {target}",
+def heading(bench: Bench, units: list[Unit], reasons: dict[str, str]) -> list[str]:
+    """Return the choices of this pruning as lines, and what cannot be cut."""
+    return [str(bench.tuner.folder), ", ".join(f"{name} {value}" for name, value in choices(bench).items()),
+            f"a step's loss is counted against {REFERENCES[bench.config.reference]}",
             f"layers: {', '.join(f'{u.name} {u.original}' for u in units)}",
             *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
 
 
-def parent_cost(tuner: Tuner, parent: checkpoints.Checkpoint, until: list) -> dict[str, float]:
-    """The unpruned network's value of every measure; its latency only where that is asked for."""
-    found = cost(parent.net, tuner.args.imgsz)
-    if "latency" in dict(until):
+def parent_cost(tuner: Tuner, parent: checkpoints.Checkpoint) -> dict[str, float]:
+    """Return the unpruned network's value of every measure; its latency only where that is asked for."""
+    found = cost(parent.net, tuner.config.imgsz)
+    if "latency" in dict(tuner.config.until):
         found["latency"] = remembered_latency(tuner, parent.net, parent.state, "parent")
     return found
 
 
 def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
-    """What the unpruned network reaches. Raises ModelError where it finds nothing or knows other classes."""
+    """Return what the unpruned network reaches. Raises ModelError for one of no use or other classes."""
     if tuple(parent.names) != tuple(bench.tuner.names):
         raise ModelError(f"the network knows the classes {', '.join(parent.names)}, the data has "
                          f"{', '.join(bench.tuner.names)}; fine-tune it on this data first: train.py")
-    found, metric = bench.measure(parent.net, parent.state), bench.plan.metric
+    found, metric = bench.measure(parent.net, parent.state), bench.config.metric
     if not found.metrics[metric] > 0:
         raise ModelError(f"the network's {metric} on this data is 0: nothing could be kept while pruning; "
                          "train it first")
@@ -74,14 +81,8 @@ def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
     return found
 
 
-def row_of(metrics: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
-    """A record's figures of one network."""
-    return {**metrics, "parameters": counts["params"], "stored": counts["stored"], "macs": counts["macs"],
-            "loose_macs": counts["loose-macs"]}
-
-
 def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: list[Unit]) -> list[Unit]:
-    """The units, least sensitive first: by the points lost at 4/16 without training, statistics anew.
+    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated.
 
     Every measurement is kept in scan.json as it is made; table and heat map are written at the end.
     """
@@ -97,7 +98,7 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
             small, small_state = prune(net, state, keep)
             reached = bench.measure(small, tuner.recalibrate(small, small_state))
             known[name] = bench.drop(before, reached).points
-            tuner.interrupt.stop("interrupted; what was measured is kept: run the same command to go on")
+            tuner.interrupt.stop("interrupted; what was measured is kept: run the same command to continue")
             if tuner.world.main:
                 runs.write_json(path, known)
                 tuner.say(f"scan  {unit.name:14} {part}/{PARTS}  {known[name]:+6.2f} points lost")
@@ -110,7 +111,7 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
 
 
 def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dict]:
-    """Table 3: what each layer lost, in sixteenths of its original channels, and why it stopped there."""
+    """Return Table 3: what each layer lost, in sixteenths of its original channels, and why no more."""
     before, after = widths(parent), widths(child)
     ended = log.ended or "not reached"
     return [{"layer": u.name, "original": before[u.name], "width": after[u.name],
@@ -118,61 +119,107 @@ def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dic
              "stopped": log.stopped.get(u.name, ended)} for u in units]
 
 
-def write_answer(args: argparse.Namespace, bench: Bench, log: Log,
-                 parent: tuple[checkpoints.Checkpoint, Measured],
+def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, Measured],
                  child: tuple[checkpoints.Checkpoint, Measured], units: list[Unit]) -> None:
-    """Writes the child, its records, tables and plots into the run folder, and prints them.
+    """Write the child, its records, tables and plots into the run folder, and print them.
 
     parent and child: the checkpoint and what it reaches.
     """
-    tuner, folder = bench.tuner, bench.tuner.folder
-    (old, before), (new, after) = ((c, row_of(m.metrics, m.counts)) for c, m in (parent, child))
+    config, tuner, folder = bench.config, bench.tuner, bench.tuner.folder
+    (old, before), (new, after) = ((c, m.figures) for c, m in (parent, child))
     (folder / "weights").mkdir(exist_ok=True)
     best = folder / "weights" / "best.pt"
-    checkpoints.save(best, replace(new, extra={"pruned_from": str(args.weights), **child[1].metrics}))
+    checkpoints.save(best, replace(new, extra={"pruned_from": str(config.weights), **child[1].metrics}))
     (folder / "net.json").write_text(to_json(new.net), encoding="utf-8")
     both = {"parent": (old.net, old.state), "child": (new.net, new.state)}
-    speed = compare_speed(both, args.imgsz, sample_pictures(tuner))
-    rows, metric = layer_rows(old.net, new.net, units, log), bench.plan.metric
-    record = {"kind": "prune", "data": str(args.data), "imgsz": args.imgsz,
-              "parent": {"weights": str(args.weights), **before},
+    speed = compare_speed(both, config.imgsz, plain_images(tuner.val_set, TIMED_IMAGES))
+    rows, metric = layer_rows(old.net, new.net, units, log), bench.config.metric
+    record = {"kind": "prune", "data": str(config.data), "imgsz": config.imgsz,
+              "parent": {"weights": str(config.weights), **before},
               "child": {"weights": f"{folder.name}/weights/{best.name}", **after},
               "net": to_json(new.net),
-              "choices": choices(bench.plan, args), "layers": rows, "steps": log.rows,
+              "choices": choices(bench), "layers": rows, "steps": log.rows,
               "ended": log.ended or "no layer is left", "epochs": sum(row["epochs"] for row in log.rows),
               "speed": speed, "environment": runs.environment()}
     widths_png(rows, folder / "widths.png")
     if log.rows:
-        steps_png(log.rows, bench.plan.tolerance, folder / "steps.png", metric)
-    if args.save_json:
-        runs.save_record(args.save_json, record)
+        steps_png(log.rows, config.tolerance, folder / "steps.png", metric)
+    if config.save_json:
+        runs.save_record(config.save_json, record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
     print("\n".join(("", *step_lines(log.rows, metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
-                     *last_words(metric, before, after, record["epochs"]),
-                     *cautions(bench.plan, child[1]), str(best))))
+                     *last_words(bench, before, after, record["epochs"], child[1]), str(best))))
 
 
-def choices(plan: Plan, args: argparse.Namespace) -> dict:
-    """Every choice of the pruning and of its fine-tunings, for the record."""
-    return {**asdict(plan), "until": dict(plan.until), "optimizer": args.optimizer, "lr": args.lr,
-            "augment": args.augment, "batch_size": args.batch_size, "seed": args.seed,
-            "distill": args.distill if plan.teach else None, "layers": args.layers}
+def choices(bench: Bench) -> dict:
+    """Return every choice of the pruning and of its fine-tunings, for the record."""
+    config, teach = bench.config, bench.config.teacher == "parent"
+    return {**{name: getattr(config, name) for name in CHOICES}, "epochs": config.epochs_per_step,
+            "until": bench.targets, "teach": teach, "distill": config.distill if teach else None}
 
 
-def last_words(metric: str, before: dict, after: dict, epochs: int) -> list[str]:
-    """Parent and child in a sentence or two."""
+def last_words(bench: Bench, before: dict, after: dict, epochs: int, child: Measured) -> list[str]:
+    """Return parent and child in a few lines, and what the figures would not tell."""
+    metric, seeds = bench.config.metric, bench.config.seeds
     lost = 100 * (before[metric] - after[metric])
-    return [f"{metric} {before[metric]:.4f} -> {after[metric]:.4f} ({lost:+.2f} lost), {epochs} epochs",
-            *(f"{name:12} {before[name]:>15,} -> {after[name]:>15,}  ({after[name] / before[name] - 1:+.1%})"
-              for name in ("parameters", "stored", "macs", "loose_macs"))]
-
-
-def cautions(plan: Plan, child: Measured) -> list[str]:
-    """What the figures alone would not tell: a target that was missed, weights that are those of one seed."""
-    out = []
-    if plan.until and not arrived(plan, child.counts):
-        out.append(f"the target was NOT reached: {target_words(plan, child.counts)}")
-    if plan.seeds > 1:
-        out.append(f"figures are the mean of {plan.seeds} seeds; the weights are those of the first, whose "
+    out = [f"{metric} {before[metric]:.4f} -> {after[metric]:.4f} ({lost:+.2f} lost), {epochs} epochs",
+           *(f"{name:12} {before[name]:>15,} -> {after[name]:>15,}  ({after[name] / before[name] - 1:+.1%})"
+             for name in ("parameters", "stored", "macs", "loose_macs"))]
+    if bench.targets and not arrived(bench.targets, child.counts):
+        out.append(f"the target was NOT reached: {target_words(bench.targets, child.counts)}")
+    if seeds > 1:
+        out.append(f"figures are the mean of {seeds} seeds; the weights are those of the first, whose "
                    f"AP50 is {child.first:.4f}")
     return out
+
+
+def table3_lines(layers: Sequence[dict]) -> list[str]:
+    """Return a line per layer: width before and after, sixteenths taken away, why no more; and the sums.
+
+    The paper's Table 3. A row of `layers` has layer, original, width, sixteenths and stopped.
+    """
+    rows = [[row["layer"], row["original"], row["width"], f"{row['sixteenths']:g}/16"] for row in layers]
+    before, after = (sum(row[key] for row in layers) for key in ("original", "width"))
+    lost = 16 * (before - after) / before if before else 0.0
+    total = ["all", before, after, f"{lost:.2g}/16"]
+    return _told(("layer", "original", "width", "taken away"), [*rows, total],
+                 "stopped because", [*(row["stopped"] for row in layers), ""])
+
+
+def step_lines(steps: Sequence[dict], metric: str = "map50") -> list[str]:
+    """Return a line per step: what was cut, what it reached and lost, its size and cost, the verdict.
+
+    A step is a row of the run's record; its drop and interval are in points of the metric.
+    """
+    digits = len(str(len(steps)))
+    rows = [[f"{row['step']:{digits}} {row['layer']}", f"{row['sixteenths']:g}/16", row["width"],
+             f"{row[metric]:.4f}", _signed(row["drop"]), " to ".join(map(_signed, row["interval"] or ())),
+             f"{row['parameters'] / 1e6:.3f}", f"{row['macs'] / 1e9:.4f}", row["epochs"],
+             str(timedelta(seconds=round(row["seconds"])))] for row in steps]
+    columns = ("step", "taken", "width", LABELS[metric], "lost", "95 %", "M params", "GMACs", "epochs",
+               "time")
+    return _told(columns, rows, "", ["accepted" if row["accepted"] else "rejected" for row in steps])
+
+
+def scan_lines(units: Sequence[str], sixteenths: Sequence[int],
+               drops: Sequence[Sequence[float]]) -> list[str]:
+    """Return a line per layer: the points lost by each number of sixteenths; "-" where nothing was measured.
+
+    drops: [units][sixteenths], NaN where nothing was measured.
+    """
+    rows = [[unit, *("-" if math.isnan(value) else _signed(value, 1) for value in row)]
+            for unit, row in zip(units, drops, strict=True)]
+    return aligned(["points lost by", *(f"{n:g}/16" for n in sixteenths)], rows).split("\n")
+
+
+def _told(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str,
+          words: Sequence[str]) -> list[str]:
+    """Return an aligned table whose last column holds words, set left."""
+    head, *lines = aligned(columns, rows).split("\n")
+    return [f"{line}  {word}".rstrip() for line, word in zip((head, *lines), (title, *words), strict=True)]
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    """Return the value with its sign, which a zero has not."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluation.plots import BEST, COLOURS, GREY, INK, dress, figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, GREY, POINT, BEST, LINE = "#1f2933", "#8a94a3", "#2563eb", "#c2410c", "#059669"
+POINT, LINE = COLOURS[0], COLOURS[2]
 MANY = 120                                         # more networks than this: only the front's are labelled
 RINGS = (9, 15, 22, 30, 40, 52, 66)                # px between a point and its label
 COMPASS = (90, 270, 45, 135, 315, 225, 0, 180, 65, 115, 295, 245)
@@ -17,14 +19,13 @@ Box = tuple[float, float, float, float]            # x0, y0, x1, y1 px
 
 
 def figure4_png(rows: Sequence[Mapping], best: int, front: Sequence[int], path: Path | str) -> Path:
-    """The written picture of map50 (in %) over parameters.
+    """Write the plot of map50 (in %) over parameters.
 
     rows: label, parameters, map50 (a fraction). best: position of the row that is marked; front: those on the
     Pareto front, joined by a line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(11, 6.6), dpi=110, layout="constrained", facecolor="white")
+    fig = figure(11, 6.6)
     FigureCanvasAgg(fig)
     ax = fig.subplots()
     scale, unit = (1e6, "M") if max(row["parameters"] for row in rows) >= 1e6 else (1e3, "k")
@@ -34,12 +35,7 @@ def figure4_png(rows: Sequence[Mapping], best: int, front: Sequence[int], path: 
     ax.scatter(*zip(*points), s=22, color=POINT, zorder=3, label=f"{len(rows)} networks")
     ax.scatter(*points[best], s=130, marker="*", color=BEST, zorder=4,
                label=f"best: {rows[best]['label']}, {points[best][1]:.1f} %")
-    ax.set_xlabel(f"parameters ({unit})")
-    ax.set_ylabel("mAP@0.5 (%)")
-    ax.set_title("Accuracy and parameters of the kernels tried", fontsize=11, color=INK, loc="left")
-    ax.grid(color="#e5e9ef", lw=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    dress(ax, "Accuracy and parameters of the kernels tried", f"parameters ({unit})", "mAP@0.5 (%)")
     ax.margins(0.05, 0.12)
     ax.ticklabel_format(useOffset=False)
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.09), ncols=3)
@@ -50,8 +46,8 @@ def figure4_png(rows: Sequence[Mapping], best: int, front: Sequence[int], path: 
 
 
 def label_points(ax: Axes, wanted: Sequence[tuple[tuple[float, float], str, bool]],
-           points: Sequence[tuple[float, float]]) -> None:
-    """Writes a label beside each point, away from points and from the labels before it."""
+                 points: Sequence[tuple[float, float]]) -> None:
+    """Write a label beside each point, away from points and from the labels before it."""
     from matplotlib.patheffects import withStroke
     fig = ax.figure
     fig.canvas.draw()                              # only now it is known where the points come to lie
@@ -76,7 +72,7 @@ def label_points(ax: Axes, wanted: Sequence[tuple[tuple[float, float], str, bool
 
 def _place(x: float, y: float, width: float, height: float, taken: Sequence[Box],
            frame: Sequence[float]) -> tuple[float, float, float]:
-    """The middle of a label for the point (x, y), all in px, and its ring: the nearest free place.
+    """Return the middle of a label for the point (x, y), all in px, and its ring: the nearest free place.
 
     Where no place is free, that which covers least.
     """
@@ -96,5 +92,5 @@ def _place(x: float, y: float, width: float, height: float, taken: Sequence[Box]
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Area that two boxes share, in px."""
+    """Return the area that two boxes (xyxy px) share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -23,16 +23,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.search.storage import (
-    GRACE,
-    HEARTBEAT,
-    agree,
-    alone,
-    is_held,
-    lock_file,
-    open_storage,
-    put_again,
-)
+from compress.search import storage as storages
+from compress.search.storage import alone
 from utils import runs
 
 if TYPE_CHECKING:
@@ -61,12 +53,12 @@ class Queue:
         self.choices = {k: optuna.distributions.CategoricalDistribution(v) for k, v in self.space.items()}
         size = prod(len(v) for v in self.space.values())
         self.wanted = min(trials, size) if trials else size
-        self.file = lock_file(url)
+        self.file = storages.lock_file(url)
         with alone(self.file):
-            self.storage = open_storage(url)
+            self.storage = storages.open_storage(url)
             self.study = optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True,
                                              directions=list(directions), sampler=self._sampler(0))
-            agree(self.study, settings)
+            storages.agree(self.study, settings)
         token = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder = (home / token).resolve()
         folder.mkdir(parents=True)
@@ -76,7 +68,7 @@ class Queue:
         self.quiet = threading.Event()
 
     def take(self, wait: Callable[[int], object] = lambda running: None) -> Point | None:
-        """A point that nobody else has or had; None when all are done.
+        """Return a point that nobody else has or had; None when all are done.
 
         While others work on the last ones, and may die, it waits and calls `wait` with their number.
         """
@@ -94,30 +86,30 @@ class Queue:
             time.sleep(PAUSE)
 
     def finish(self, values: Sequence[float], record: Mapping[str, object]) -> bool:
-        """Ends the point that was taken; False when it was taken away meanwhile: none counts twice."""
+        """End the point that was taken; False when it was taken away meanwhile: none counts twice."""
         with alone(self.file):
             return self._end(self.current.number, "COMPLETE", values, record)
 
     def drop(self, record: Mapping[str, object]) -> bool:
-        """Ends the point that was taken without a value: it failed and would fail again."""
+        """End the point that was taken without a value: it failed and would fail again."""
         with alone(self.file):
             return self._end(self.current.number, "PRUNED", None, record)
 
     def give_back(self) -> None:
-        """Puts the point that was taken back, for another worker or a later start."""
+        """Put the point that was taken back, for another worker or a later start."""
         if self.current is not None:
             with alone(self.file):
                 self._put_back(self.current.number)
 
     def records(self) -> list[dict]:
-        """What `finish` or `drop` was given of every ended point, in the order of the space."""
+        """Return what `finish` or `drop` was given of every ended point, in the order of the space."""
         rank = {key: {value: at for at, value in enumerate(values)} for key, values in self.space.items()}
         ended = sorted(self._trials("COMPLETE", "PRUNED"),
                        key=lambda trial: [rank[key][trial.params[key]] for key in self.space])
         return [trial.user_attrs["record"] for trial in ended]
 
     def close(self) -> None:
-        """Lets go of the storage and of this worker's sign of life."""
+        """Let go of the storage and of this worker's sign of life."""
         self.quiet.set()
         self.held.close()
         shutil.rmtree(self.worker["folder"], ignore_errors=True)
@@ -125,22 +117,20 @@ class Queue:
         self.storage.engine.dispose()
 
     def _sampler(self, known: int) -> BaseSampler:
-        """What proposes a point when `known` have been taken: the grid, or TPE seeded by their number."""
+        """Return what proposes a point when `known` were taken: the grid, or TPE seeded by their number."""
         import optuna
         if not self.trials:
             return optuna.samplers.GridSampler(self.space, seed=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=_number(self.seed, known), multivariate=True,
-                                              constant_liar=True)
+        return optuna.samplers.TPESampler(seed=_number(self.seed, known), multivariate=True,
+                                          constant_liar=True)
 
     def _trials(self, *states: str) -> list[FrozenTrial]:
-        """Trials in the given states; without any, all that count: those that were given up do not."""
+        """Return trials in the given states; without any, all that count."""
         return [t for t in self.study.get_trials(deepcopy=False)
                 if (t.state.name in states if states else t.state.name != "FAIL")]
 
     def _take_back(self) -> None:
-        """Puts dead workers' points back; of a grid, also those that got lost and, at first, all."""
+        """Put dead workers' points back; of a grid, also those that got lost and, at first, all."""
         import optuna
         for trial in self._trials("RUNNING"):
             dead = self._dead(trial)
@@ -148,9 +138,7 @@ class Queue:
                 self._put_back(trial.number)
             elif dead is False:                    # seen to live, however long ago its heart could beat
                 self.storage.record_heartbeat(self._id(trial.number))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)
+        optuna.storages.fail_stale_trials(self.study)
         if not self.trials:
             known = self._known()
             for values in product(*self.space.values()):
@@ -158,7 +146,7 @@ class Queue:
                     self._add(dict(zip(self.space, values)))
 
     def _claim(self) -> Trial | None:
-        """A trial of this worker's own, running; None when none is left to take."""
+        """Return a trial of this worker's own, running; None when none is left to take."""
         import optuna
         while True:
             known = self._trials()
@@ -181,7 +169,7 @@ class Queue:
                     self._add(self._untried())
 
     def _untried(self) -> Point:
-        """A point nobody has tried, drawn evenly."""
+        """Return a point nobody has tried, drawn evenly."""
         known = self._known()
         draw = random.Random(_number(self.seed, len(known)))
         while self._key(point := {key: draw.choice(values) for key, values in self.space.items()}) in known:
@@ -192,21 +180,21 @@ class Queue:
         return tuple(params.get(key) for key in self.space)
 
     def _known(self, before: float = float("inf")) -> set[tuple]:
-        """The points of all trials that count and have a number below `before`."""
+        """Return the points of all trials that count and have a number below `before`."""
         return {self._key(t.params) for t in self._trials() if t.number < before}
 
     def _dead(self, trial: FrozenTrial) -> bool | None:
-        """Whether the worker of a running trial is dead; None where only its heartbeat can tell."""
+        """Return whether the worker of a running trial is dead; None where only its heartbeat can tell."""
         worker = trial.user_attrs.get("worker")
         if worker is None:                         # it died before it could sign, or is about to
-            still = datetime.now() - trial.datetime_start > timedelta(seconds=GRACE)
+            still = datetime.now() - trial.datetime_start > timedelta(seconds=storages.GRACE)
             return True if still or self.file is not None else None
-        held = is_held(Path(worker["folder"])) if worker["host"] == self.worker["host"] else None
+        held = storages.is_held(Path(worker["folder"])) if worker["host"] == self.worker["host"] else None
         return None if held is None or worker == self.worker else not held
 
     def _put_back(self, number: int) -> None:
         if self._end(number, "FAIL"):
-            put_again(self.study, next(t for t in self.study.get_trials() if t.number == number))
+            storages.put_again(self.study, next(t for t in self.study.get_trials() if t.number == number))
 
     def _add(self, point: Point) -> None:
         import optuna
@@ -215,7 +203,7 @@ class Queue:
 
     def _end(self, number: int, state: str, values: Sequence[float] | None = None,
              record: Mapping | None = None) -> bool:
-        """Whether this call ended the trial: not when it had ended before."""
+        """Return whether this call ended the trial: not when it had ended before."""
         import optuna
         if self.current is not None and number == self.current.number:
             self.quiet.set()
@@ -235,12 +223,12 @@ class Queue:
         return self.storage.get_trial_id_from_study_id_trial_number(study, number)
 
     def _keep_alive(self, number: int) -> None:
-        """Beats the trial's heart from a thread until it is ended."""
+        """Beat the trial's heart from a thread until it is ended."""
         import optuna
         self.quiet, trial = threading.Event(), self._id(number)
 
         def beat(quiet: threading.Event) -> None:
-            while not quiet.wait(HEARTBEAT):
+            while not quiet.wait(storages.HEARTBEAT):
                 with suppress(optuna.exceptions.StorageInternalError):     # the next one may get through
                     self.storage.record_heartbeat(trial)
             self.storage.remove_session()
@@ -248,5 +236,5 @@ class Queue:
 
 
 def _number(*parts: object) -> int:
-    """A seed that is a function of its parts alone, on every machine."""
+    """Return a seed that is a function of its parts alone, on every machine."""
     return zlib.crc32(" ".join(map(str, parts)).encode())

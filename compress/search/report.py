@@ -1,8 +1,7 @@
 """What a search leaves: the best network, all trials as CSV and JSON, Figure 4, its record and last words."""
 from __future__ import annotations
 
-from pathlib import Path
-
+from compress.search.config import TRAINED_BY
 from compress.search.plots import figure4_png
 from compress.search.rows import (
     best_of,
@@ -14,8 +13,7 @@ from compress.search.rows import (
     table_lines,
     trials_csv,
 )
-from compress.search.search import cut, train_supernet
-from compress.search.space import TRAINED_BY, Search, choice_of
+from compress.search.search import Search, choice_of, cut, train_supernet
 from compress.search.storage import alone
 from models import checkpoint as checkpoints
 from models.records import to_json
@@ -23,98 +21,79 @@ from training.finetune import RECALIBRATION
 from utils import runs
 from utils.errors import NumericError
 
+TOLD = ("method", "layers", "ops", "epochs", "imgsz", "data", "seed", "weights", "cfg", "separate",
+        "objectives")
 FIGURE = ("map50", "params")                       # Figure 4's axes
 
 
-def read_search(path: Path) -> dict:
-    """The record of a finished search. Raises DataError where the file is none."""
-    return runs.read_record("--against", path, "search")
+def write_answer(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> None:
+    """Write the record of the search and all that belongs to it; the first process prints it.
 
-
-def write_answer(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> dict:
-    """The record of the search, written with all that belongs to it and printed by the first process.
-
-    Workers that end together write one after the other, the same.
+    Workers that end together write one after the other, the same. Raises NumericError where all failed.
     """
-    folder, args = search.tuner.folder, search.args
+    folder = search.tuner.folder
     if not rows:
         raise NumericError("all trials failed: " + "; ".join(f"{r['label']}: {r['error']}" for r in failed))
     record = make_record(search, rows, failed, against)
     best = rows[record["best"]]
     found = best_network(search, best)
     if not search.tuner.world.main:
-        return record
+        return
     with alone(folder / ".answer.lock"):
         (folder / "best").mkdir(exist_ok=True)
         if found is not None:
             checkpoints.save(folder / "best" / "best.pt", found)
-        write_text(folder / "best" / "net.json", to_json(search.net(choice_of(best))))
-        write_text(folder / "trials.csv", trials_csv(rows))
+        runs.write_text(folder / "best" / "net.json", to_json(search.net(choice_of(best))))
+        runs.write_text(folder / "trials.csv", trials_csv(rows))
         runs.write_json(folder / "trials.json", rows)
         figure4_png(rows, record["best"], front(rows, FIGURE), folder / "figure4.png")
-        if args.save_json:
-            runs.save_record(args.save_json, record)
+        if search.config.save_json:
+            runs.save_record(search.config.save_json, record)
         runs.write_json(folder / "result.json", record)    # last: it says that the search is finished
     print("\n".join(lines(search, record)))
-    return record
 
 
 def make_record(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> dict:
-    """The search as JSON: how it was done, all trials, the best, the front, what it cost."""
-    args = search.args
-    method = "one-shot" if args.one_shot else "tpe" if args.trials else "grid"
+    """Return the search as JSON: how it was done, all trials, the best, the front, what it cost."""
+    config = search.config
+    score, networks = config.score, config.random + 2
+    # A step of the supernet is as many forward and backward passes as it trains networks, and counts as such.
+    cost = config.epochs * networks if config.one_shot else sum(row["epochs"] for row in rows)
     record = {
-        "kind": "search", "method": method, "layers": args.layers, "kernels": sorted(args.kernels),
-        "ops": args.ops, "epochs": args.epochs, "imgsz": args.imgsz, "data": args.data, "seed": args.seed,
-        "weights": args.weights, "cfg": args.cfg, "separate": args.separate,
-        "training": {key: getattr(args, key) for key in TRAINED_BY},
-        "objectives": args.objectives, "trials": rows, "failed": failed,
-        "best": best_of(rows, search.score), "front": front(rows, args.objectives),
-        "repeats": spread(rows, search.score), "between_seeds": between_seeds(rows, search.score),
-        "cost_epochs": cost_epochs(search, rows)}
-    if args.one_shot:
-        record |= {"networks_a_step": args.random + 2, "recalibration_pictures":
+        "kind": "search", **{name: getattr(config, name) for name in TOLD}, "kernels": sorted(config.kernels),
+        "training": {key: getattr(config, key) for key in TRAINED_BY}, "trials": rows, "failed": failed,
+        "best": best_of(rows, score), "front": front(rows, config.objectives), "repeats": spread(rows, score),
+        "between_seeds": between_seeds(rows, score), "cost_epochs": cost}
+    if config.one_shot:
+        record |= {"networks_a_step": networks, "recalibration_pictures":
                    len(rows) * min(RECALIBRATION, len(search.tuner.train_set))}
     if against is not None:
-        record["rank"] = {**rank_agreement(rows, against["trials"]), "against": str(args.against),
-                          "cost_epochs": record["cost_epochs"], "against_cost_epochs": against["cost_epochs"]}
+        record["rank"] = {**rank_agreement(rows, against["trials"]), "against": str(config.against),
+                          "cost_epochs": cost, "against_cost_epochs": against["cost_epochs"]}
     return {**record, "environment": runs.environment()}
 
 
-def cost_epochs(search: Search, rows: list[dict]) -> int:
-    """Passes over the training set that the search took, each by one network.
-
-    A step of the supernet is as many forward and backward passes as it trains networks, and is counted so.
-    """
-    args = search.args
-    return args.epochs * (args.random + 2) if args.one_shot else sum(row["epochs"] for row in rows)
-
-
 def best_network(search: Search, row: dict) -> checkpoints.Checkpoint | None:
-    """The checkpoint of a row, None where another machine holds it."""
+    """Return the checkpoint of a row, None where another machine holds it."""
     tuner, choice = search.tuner, choice_of(row)
     extra = {"map50": row["map50"], "map50_95": row["map50_95"], "search": choice.label}
-    if search.args.one_shot:
+    if search.config.one_shot:
         net, state = cut(search, train_supernet(search), choice)
-        return checkpoints.Checkpoint(net, state, tuner.names, search.args.imgsz,
+        return checkpoints.Checkpoint(net, state, tuner.names, search.config.imgsz,
                                       tuner.train_set.coco.class_map, extra)
     file = tuner.folder / "trials" / f"k{choice.label}-s{row['seed']}" / "weights" / "best.pt"
     return checkpoints.load(file) if file.is_file() else None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    checkpoints.write_atomic(path, text.encode())
-
-
 def lines(search: Search, record: dict) -> list[str]:
-    """What a search prints at its end."""
-    rows, folder, args = record["trials"], search.tuner.folder, search.args
+    """Return what a search prints at its end."""
+    rows, folder, config = record["trials"], search.tuner.folder, search.config
+    score = config.score
     best, several = rows[record["best"]], len(record["objectives"]) > 1
     marked = record["front"] if several else ()
-    out = ["", *table_lines(rows, search.score, record["best"], marked), ""]
+    out = ["", *table_lines(rows, score, record["best"], marked), ""]
     out += [f"failed: {row['label']} seed {row['seed']}: {row['error']}" for row in record["failed"]]
-    out += spread_lines(record["repeats"], search.score)
+    out += spread_lines(record["repeats"], score)
     if found := record["between_seeds"]:
         out.append(f"between two seeds of {found['n']} choices: Spearman rho {number(found['spearman'])}; "
                    f"{100 * found['explained']:.0f} % of what the choices differ by is theirs, the rest is "
@@ -124,9 +103,9 @@ def lines(search: Search, record: dict) -> list[str]:
         out.append(f"{len(marked)} on the front of {', '.join(record['objectives'])}: "
                    + ", ".join(rows[i]["label"] for i in marked))
     cost = f"{record['cost_epochs']} epochs"
-    if args.one_shot:
-        cost += f" ({args.epochs} of the supernet x {args.random + 2} networks a step)"
-    out.append(f"best: {best['label']}  {search.score} {best[search.score]:.4f}  "
+    if config.one_shot:
+        cost += f" ({config.epochs} of the supernet x {config.random + 2} networks a step)"
+    out.append(f"best: {best['label']}  {score} {best[score]:.4f}  "
                f"{best['parameters']:,} parameters; cost: {cost}")
     if "rank" in record:
         rank = record["rank"]
@@ -141,5 +120,5 @@ def lines(search: Search, record: dict) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """A correlation as text."""
+    """Return a correlation as text."""
     return "undefined" if value is None else f"{value:.3f}"

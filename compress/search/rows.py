@@ -10,34 +10,34 @@ import io
 import statistics
 from collections.abc import Sequence
 
+from evaluation.report import aligned
 from utils.errors import DataError
 
 Row = dict[str, object]
 OBJECTIVES = {"map50": ("map50", "maximize"), "map50_95": ("map50_95", "maximize"),
               "params": ("parameters", "minimize"), "macs": ("macs", "minimize"),
               "latency": ("latency_ms", "minimize")}
-ACCURACY = ("map50", "map50_95")
 COLUMNS = ("label", "seed", "map50", "map50_95", "parameters", "macs", "loose_macs", "latency_ms", "epochs",
            "seconds")
 
 
 def values_of(row: Row, objectives: Sequence[str]) -> list[float]:
-    """The row's values of the objectives, in their order."""
+    """Return the row's values of the objectives, in their order."""
     return [float(row[OBJECTIVES[name][0]]) for name in objectives]
 
 
 def directions(objectives: Sequence[str]) -> list[str]:
-    """Whether each objective is to "maximize" or to "minimize"."""
+    """Return whether each objective is to "maximize" or to "minimize"."""
     return [OBJECTIVES[name][1] for name in objectives]
 
 
 def ranked(rows: Sequence[Row], score: str) -> list[int]:
-    """Positions of the rows, the best score first; of equal scores, the smaller network."""
+    """Return positions of the rows, the best score first; of equal scores, the smaller network."""
     return sorted(range(len(rows)), key=lambda i: (-rows[i][score], rows[i]["parameters"], rows[i]["label"]))
 
 
 def front(rows: Sequence[Row], objectives: Sequence[str]) -> list[int]:
-    """Positions of the rows that no other row equals or beats in every objective and beats in one."""
+    """Return positions of the rows that no other row equals or beats in every objective and beats in one."""
     signs = [-1 if way == "maximize" else 1 for way in directions(objectives)]
     costs = [[s * v for s, v in zip(signs, values_of(row, objectives))] for row in rows]
 
@@ -47,27 +47,22 @@ def front(rows: Sequence[Row], objectives: Sequence[str]) -> list[int]:
 
 
 def spread(rows: Sequence[Row], score: str) -> list[dict[str, object]]:
-    """Choices trained with several seeds, the best mean first: label, seeds, values, mean, std (n - 1)."""
-    by_label: dict[str, list[Row]] = {}
-    for row in rows:
-        by_label.setdefault(row["label"], []).append(row)
-    out = [{"label": label, "seeds": [r["seed"] for r in same], "values": [r[score] for r in same],
-            "mean": statistics.fmean(r[score] for r in same), "std": statistics.stdev(r[score] for r in same)}
-           for label, same in by_label.items() if len(same) > 1]
+    """Return choices with several seeds, the best mean first: label, seeds, values, mean, std (n - 1)."""
+    out = [{"label": label, "seeds": [r["seed"] for r in same], "values": values,
+            "mean": statistics.fmean(values), "std": statistics.stdev(values)}
+           for label, same in _by_choice(rows).items()
+           if len(values := [r[score] for r in same]) > 1]
     return sorted(out, key=lambda entry: -entry["mean"])
 
 
 def best_of(rows: Sequence[Row], score: str) -> int:
-    """Position of the best row: of choices trained with several seeds, where there are, that of best mean."""
-    repeated = spread(rows, score)
-    order = ranked(rows, score)
-    if not repeated:
-        return order[0]
-    return next(i for i in order if rows[i]["label"] == repeated[0]["label"])
+    """Return the position of the best row: of choices with several seeds, if any, that of the best mean."""
+    repeated, order = spread(rows, score), ranked(rows, score)
+    return next(i for i in order if not repeated or rows[i]["label"] == repeated[0]["label"])
 
 
 def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map50") -> dict[str, object]:
-    """How alike two searches rank the choices both have: Kendall's tau-b, Spearman's rho and their number n.
+    """Return how alike two searches rank the choices both have: Kendall's tau-b, Spearman's rho, number n.
 
     1 is the same order, 0 none, -1 the reverse; None where one of them ranks all alike. A choice's value is
     its mean over seeds. Raises DataError for fewer than three choices in common.
@@ -85,7 +80,7 @@ def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map
 
 
 def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | None] | None:
-    """The noise ceiling of a ranking: how far one seed's ranks can be told from chance; None without repeats.
+    """Return the noise ceiling of a ranking: what of one seed's ranks is not chance; None without repeats.
 
     n: choices with several seeds. spearman: of their first two seeds, None for fewer than three choices.
     seed_std: spread of one choice over seeds, pooled. choice_std: spread of all choices at one seed, pooled
@@ -95,15 +90,13 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
     seed_std look larger than it is.
     """
     from scipy.stats import spearmanr
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        values.setdefault(row["label"], []).append(row[score])
-    repeated = [found for found in values.values() if len(found) > 1]
+    values = [[row[score] for row in same] for same in _by_choice(rows).values()]
+    repeated = [found for found in values if len(found) > 1]
     if not repeated:
         return None
     freedom = sum(len(found) - 1 for found in repeated)
     within = sum(statistics.variance(found) * (len(found) - 1) for found in repeated) / freedom
-    columns = zip(*values.values())                        # ends with the seeds that all have
+    columns = zip(*values)                                 # ends with the seeds that all have
     total = statistics.fmean(map(statistics.variance, columns)) if len(values) > 1 else 0.0
     pairs = [found[0] for found in repeated], [found[1] for found in repeated]
     constant = any(len(set(side)) == 1 for side in pairs)
@@ -112,17 +105,22 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
             "explained": max(0.0, 1 - within / total) if total else 0.0}
 
 
-def _means(rows: Sequence[Row], score: str) -> dict[tuple, float]:
-    """(Kernels, block types) -> mean score over seeds."""
-    found: dict[tuple, list[float]] = {}
+def _by_choice(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return label -> rows."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
-        key = (*sorted(row["kernels"].items()), *sorted((row.get("ops") or {}).items()))
-        found.setdefault(key, []).append(row[score])
-    return {key: statistics.fmean(values) for key, values in found.items()}
+        found.setdefault(row["label"], []).append(row)
+    return found
+
+
+def _means(rows: Sequence[Row], score: str) -> dict[tuple, float]:
+    """Return (kernels, block types) -> mean score over seeds; labels of another search may be others."""
+    return {(*sorted(same[0]["kernels"].items()), *sorted((same[0].get("ops") or {}).items())):
+            statistics.fmean(row[score] for row in same) for same in _by_choice(rows).values()}
 
 
 def trials_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV text: a column a figure, then a kernel and a block type a layer."""
+    """Return the rows as CSV text: a column per figure, then kernel and block type per layer."""
     layers = list(dict.fromkeys(layer for row in rows for layer in row["kernels"]))
     extra = [f"{layer}.{what}" for layer in layers for what in ("kernel", "op")]
     text = io.StringIO()
@@ -135,23 +133,17 @@ def trials_csv(rows: Sequence[Row]) -> str:
 
 
 def table_lines(rows: Sequence[Row], score: str, best: int, marked: Sequence[int] = ()) -> list[str]:
-    """Aligned lines of the rows, the best score first; "best" and, for `marked` ones, "front" at the end."""
+    """Return aligned lines of the rows, the best score first, with "best" and, for `marked`, "front"."""
     timed = any("latency_ms" in row for row in rows)
     head = ["choice", "seed", "AP50", "AP", "parameters", "MMACs", *(["ms"] if timed else []), "seconds", ""]
-    body = [[row["label"], str(row["seed"]), f"{row['map50']:.4f}", f"{row['map50_95']:.4f}",
-             f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f}",
-             *([f"{row['latency_ms']:.2f}"] if timed else []), f"{row['seconds']:.0f}",
-             " ".join(["best"] * (i == best) + ["front"] * (i in marked))]
+    body = [[row["label"], row["seed"], f"{row['map50']:.4f}", f"{row['map50_95']:.4f}", row["parameters"],
+             f"{row['macs'] / 1e6:.1f}", *([f"{row['latency_ms']:.2f}"] if timed else []),
+             f"{row['seconds']:.0f}", " ".join(["best"] * (i == best) + ["front"] * (i in marked))]
             for i, row in ((i, rows[i]) for i in ranked(rows, score))]
-    sizes = [max(map(len, column)) for column in zip(head, *body)]
-
-    def aligned(line: list[str]) -> str:
-        numbers = (cell.rjust(size) for cell, size in zip(line[1:-1], sizes[1:]))
-        return "  ".join([line[0].ljust(sizes[0]), *numbers, line[-1]]).rstrip()
-    return [aligned(line) for line in (head, *body)]
+    return [line.rstrip() for line in aligned(head, body).split("\n")]
 
 
 def spread_lines(repeated: Sequence[dict[str, object]], score: str) -> list[str]:
-    """One sentence a choice trained with several seeds."""
+    """Return one sentence per choice trained with several seeds."""
     return [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
             + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in repeated]

@@ -1,32 +1,204 @@
-"""Kernel search: every choice of kernels and block types trained and measured, or cut out of one supernet."""
+"""Kernel search: the choices, what they start from, and how they are tried.
+
+Every choice of kernels and block types is trained and measured, or cut out of one supernet.
+"""
 from __future__ import annotations
 
 import json
+import random
 import time
+import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
 
-from compress.kernels import crop_kernels
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.profile.latency import latency
+from compress.kernels import crop_kernels, with_kernels
+from compress.search.config import FREE, SAME, TRAINED_BY, SearchConfig
 from compress.search.queue import Point, Queue
-from compress.search.rows import ranked, values_of
-from compress.search.space import Choice, Search, State, candidates, choice_of
+from compress.search.rows import directions, ranked, values_of
+from compress.search.storage import alone
 from compress.supernet import SandwichLoss, Supernet
-from models.count import parameters
-from models.heads.loss import DetectionLoss
+from models import checkpoint as checkpoints
+from models.count import loose_macs, macs, parameters
 from models.layer import Net
-from training.finetune import Outcome, Tuner
+from models.network import Network, initialise
+from models.records import to_json
+from models.zoo.tiny import substitute
+from training.finetune import Outcome, Tuner, claim
+from training.prepare import choose_net, plain_images, start_from
+from training.run import data_hash, detection_loss
 from utils import ddp, runs
-from utils.errors import Interrupted, NumericError
+from utils.errors import Interrupted, NumericError, UsageError
+
+TIMED, TIMED_IMAGES = 50, 16                       # rounds of a latency, and images they take in turn
+State = dict[str, Tensor]
+
+
+class Choice(NamedTuple):
+    """A point of the space: a kernel and a block type for each layer that is searched.
+
+    label: the kernels in the layers' order, as 35353; where block types are searched, as m3m5d3.
+    """
+
+    label: str
+    kernels: dict[str, int]
+    ops: dict[str, str]
+
+
+def choice_of(row: dict) -> Choice:
+    """Return the choice that a trial's row is about."""
+    return Choice(row["label"], row["kernels"], row["ops"])
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search stands on: the tuner, its config, the network it varies, the weights all start from.
+
+    known: (label, seed) -> row of an earlier search of the same things.
+    """
+
+    tuner: Tuner
+    config: SearchConfig
+    base: Net
+    weights: checkpoints.Checkpoint | None
+    known: dict[tuple[str, int], dict] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: SearchConfig) -> Search:
+        """Return a search: the run folder claimed, data read, network built.
+
+        Workers of one search share the folder and come in one after the other. Raises as Tuner.open does, and
+        ModelError for layers that are not there or hold no kernels.
+        """
+        known = known_trials(config)
+        Path(config.project).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            def own() -> Path:
+                with alone(Path(config.project) / ".claim.lock"):
+                    folder = claim(config, FREE)
+                held.enter_context(alone(folder / ".open.lock"))
+                return folder
+            tuner = Tuner.open(config, own, alone=config.one_shot)
+        base, weights = choose_net(config, tuner.train_set, tuner.say)
+        substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))      # is any not there?
+        return cls(tuner, config, base, weights, known)
+
+    def space(self) -> dict[str, list]:
+        """Return parameter -> candidates: kernels of a layer, and block types where several are given."""
+        config = self.config
+        kernels = {f"{name}.kernel": sorted(config.kernels) for name in config.layers}
+        several = len(config.ops or ()) > 1
+        return kernels | {f"{name}.op": list(config.ops) for name in config.layers if several}
+
+    def choice(self, point: Point) -> Choice:
+        """Return what a point of the space means."""
+        now, names = {layer.name: layer.op for layer in self.base}, self.config.layers
+        fixed = (self.config.ops or (None,))[0]
+        kernels = {name: point[f"{name}.kernel"] for name in names}
+        ops = {name: point.get(f"{name}.op", fixed or now[name]) for name in names}
+        return Choice("".join(f"{point.get(f'{n}.op', '')[:1]}{kernels[n]}" for n in names), kernels, ops)
+
+    def net(self, choice: Choice) -> Net:
+        """Return the network of a choice."""
+        return substitute(self.base, choice.ops, choice.kernels)
+
+    def start(self, net: Net, seed: int) -> State:
+        """Return the state a network is trained from: what --weights holds, the rest fresh.
+
+        A layer whose kernels have another size there takes their centres, or them in a border of zeros, so
+        that all choices start from the same weights.
+        """
+        model = initialise(Network(net), seed)
+        if self.weights is not None:
+            there = {layer.name: layer for layer in self.weights.net}
+            sides = {layer.name: layer.kernel for layer in net if layer.name in self.config.layers
+                     and layer.name in there and there[layer.name].op == layer.op}
+            resized, state = with_kernels(self.weights.net, self.weights.state, sides)
+            source = replace(self.weights, net=resized, state=state)
+            start_from(model, source, self.tuner.train_set, self.config.separate,
+                       lambda text: self.tuner.say(f"  {text.splitlines()[0]}"))
+        return model.state_dict()
+
+    def row(self, choice: Choice, net: Net, state: State, metrics: dict[str, float], seed: int, epochs: int,
+            seconds: float) -> dict[str, object]:
+        """Return a trial as the reports show it."""
+        size = self.config.imgsz
+        row = {"label": choice.label, "kernels": choice.kernels, "ops": choice.ops, "seed": seed, **metrics,
+               "parameters": parameters(net), "macs": macs(net, size), "loose_macs": loose_macs(net, size),
+               "epochs": epochs, "seconds": round(seconds, 1)}
+        if "latency" in self.config.objectives:
+            threads, images = self.config.latency_threads, plain_images(self.tuner.val_set, TIMED_IMAGES)
+            ms = latency(net, state, size, images, threads or torch.get_num_threads(), TIMED,
+                         self.tuner.device) if self.tuner.world.main else None
+            row["latency_ms"] = self.tuner.share(ms)
+        return row
+
+    def queue(self, name: str, space: dict[str, list], trials: int = 0) -> Queue:
+        """Return the queue of a space in this search's study; see compress.search.queue."""
+        config, folder = self.config, self.tuner.folder
+        settings = {key: value for key, value in sorted(asdict(config).items())
+                    if key not in (*FREE, "data", "weights", "cfg", "seeds", "repeat_best")}
+        settings |= {"net": zlib.crc32(to_json(self.base).encode()), "space": space,
+                     "start": self.weights and checkpoints.checksum(self.weights.state),
+                     "pictures": data_hash(self.tuner.train_set.coco)}
+        study = config.study or f"search-{zlib.crc32(json.dumps(settings, default=str).encode()):08x}"
+        # The storage fills in its schema's version where a URL has braces.
+        own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
+        return Queue(config.storage or own, study + name, space, directions(config.objectives), settings,
+                     folder / "workers", trials, config.seed)
+
+
+def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
+    """Return (label, seed) -> row of the records that --known names; of rows told twice, the last.
+
+    Raises DataError for a file that is no record of a search, UsageError for one of another search. Paths are
+    compared by their last part: the record may come from another machine.
+    """
+    mine, found = asdict(config) | {"kernels": sorted(config.kernels)}, {}
+
+    def plain(values: dict, key: str) -> object:
+        value = values.get(key)
+        value = list(value) if isinstance(value, tuple) else value         # as JSON has it
+        return Path(value).name if value and key in ("cfg", "weights", "data") else value
+    for path in config.known:
+        record = runs.read_record("--known", path, "search")
+        record |= record.get("training", {})       # older records do not tell how they trained
+        told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
+        if other := [key for key in told if plain(record, key) != plain(mine, key)]:
+            raise UsageError(f"--known {path}: a search with " + ", ".join(
+                f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))
+        found |= {(row["label"], row["seed"]): row for row in record["trials"]}
+    return found
+
+
+def candidates(space: dict[str, list], trials: int | None, seed: int) -> list[Point]:
+    """Return all points of a space in order, or `trials` of them, drawn evenly."""
+    shape = [len(values) for values in space.values()]
+    size = prod(shape)
+    chosen = range(size) if not trials or trials >= size else sorted(
+        random.Random(seed).sample(range(size), trials))
+    return [{key: values[place] for (key, values), place in zip(space.items(), np.unravel_index(at, shape))}
+            for at in chosen]
 
 
 def brute_force(search: Search) -> tuple[list[dict], list[dict]]:
-    """The rows of all trials, and those that failed: every choice trained, the best again with more seeds."""
-    args, space = search.args, search.space()
-    queue = search.queue("", space, args.trials or 0) if search.tuner.world.main else None
-    rows, failed = trained(search, queue, lambda point: (search.choice(point), args.seed))
-    if args.seeds > 1 and rows:
-        best = {rows[i]["label"]: choice_of(rows[i]) for i in ranked(rows, search.score)[:args.repeat_best]}
-        space = {"label": list(best), "seed": list(range(args.seed + 1, args.seed + args.seeds))}
+    """Return all rows and those that failed: every choice trained, the best again with more seeds."""
+    config, space = search.config, search.space()
+    queue = search.queue("", space, config.trials or 0) if search.tuner.world.main else None
+    rows, failed = trained(search, queue, lambda point: (search.choice(point), config.seed))
+    if config.seeds > 1 and rows:
+        order = ranked(rows, config.score)[:config.repeat_best]
+        best = {rows[i]["label"]: choice_of(rows[i]) for i in order}
+        space = {"label": list(best), "seed": list(range(config.seed + 1, config.seed + config.seeds))}
         queue = search.queue("-seeds", space) if search.tuner.world.main else None
         more = trained(search, queue, lambda point: (best[point["label"]], point["seed"]))
         rows, failed = rows + more[0], failed + more[1]
@@ -35,11 +207,11 @@ def brute_force(search: Search) -> tuple[list[dict], list[dict]]:
 
 def trained(search: Search, queue: Queue | None,
             meaning: Callable[[Point], tuple[Choice, int]]) -> tuple[list[dict], list[dict]]:
-    """The rows of a queue's points and those that failed, trained by this worker and by others; closes it.
+    """Return the rows of a queue's points and those that failed, trained here or by others; close it.
 
     queue: the first process's; the others follow it. meaning: point -> choice and seed.
     """
-    tuner, args, wait = search.tuner, search.args, waiting(search.tuner)
+    tuner, wait = search.tuner, waiting(search.tuner)
     try:
         while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
             choice, seed = meaning(point)
@@ -51,7 +223,7 @@ def trained(search: Search, queue: Queue | None,
                     queue.drop({**row, "error": str(error)})
                 continue
             if queue:
-                queue.finish(values_of(row, args.objectives), row)
+                queue.finish(values_of(row, search.config.objectives), row)
         records = tuner.share(queue.records() if queue else None)
     except BaseException:
         if queue:
@@ -64,21 +236,21 @@ def trained(search: Search, queue: Queue | None,
 
 
 def trial(search: Search, choice: Choice, seed: int) -> dict:
-    """The row of a choice, trained here, or read where that is done already."""
+    """Return the row of a choice, trained here, or read where that is done already."""
     tuner, name, net = search.tuner, f"trials/k{choice.label}-s{seed}", search.net(choice)
     tuner.say(f"{choice.label}  seed {seed}  {parameters(net):,} parameters")
     start = {} if tuner.done(name) else search.start(net, seed)
-    found = tuner.tune(net, start, name, search.args.epochs, seed=seed)
+    found = tuner.tune(net, start, name, search.config.epochs, seed=seed)
     return search.row(choice, net, found.state, found.metrics, seed, found.epochs, found.seconds)
 
 
 def waiting(tuner: Tuner) -> Callable[[int], None]:
-    """A function that says how many trials others work on, once each; it raises Interrupted on a signal."""
+    """Return a function that says how many trials others work on, once each; it raises Interrupted."""
     said: set[int] = set()
 
     def wait(running: int) -> None:
         if tuner.interrupt.poll():
-            raise Interrupted("stopped by a signal; the same command goes on", tuner.interrupt.code)
+            raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)
         if running not in said:
             said.add(running)
             tuner.say(f"waiting: other workers have {running} to finish")
@@ -86,15 +258,15 @@ def waiting(tuner: Tuner) -> Callable[[int], None]:
 
 
 def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
-    """The rows of all choices, cut out of one supernet, and none that failed.
+    """Return the rows of all choices, cut out of one supernet, and none that failed.
 
     The network with the largest kernels is trained by the sandwich rule; each choice is then the centres of
     its kernels, with batch-norm statistics of its own.
     """
-    tuner, args = search.tuner, search.args
+    tuner, config = search.tuner, search.config
     supernet = train_supernet(search)
     rows = []
-    for point in candidates(search.space(), args.trials, args.seed):
+    for point in candidates(search.space(), config.trials, config.seed):
         choice = search.choice(point)
         file = tuner.folder / "candidates" / f"k{choice.label}.json"
         row = tuner.share(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
@@ -102,32 +274,32 @@ def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
             began = time.monotonic()
             net, state = cut(search, supernet, choice)
             metrics = tuner.measure(net, state)
-            row = search.row(choice, net, state, metrics, args.seed, 0, time.monotonic() - began)
+            row = search.row(choice, net, state, metrics, config.seed, 0, time.monotonic() - began)
             if tuner.world.main:
                 file.parent.mkdir(exist_ok=True)
                 runs.write_json(file, row)
             tuner.say(f"{choice.label}  AP50 {row['map50']:.4f}")
         rows.append(row)
         if ddp.any_rank(tuner.interrupt.poll(), tuner.device):
-            raise Interrupted("stopped by a signal; the same command goes on", tuner.interrupt.code)
+            raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)
     return rows, []
 
 
 def train_supernet(search: Search) -> Outcome:
-    """The trained network with the largest kernels, in which all choices are contained."""
-    args, tuner = search.args, search.tuner
-    layers, kernels = args.layers, sorted(args.kernels)
+    """Return the trained network with the largest kernels, in which all choices are contained."""
+    config, tuner = search.config, search.tuner
+    layers, kernels = config.layers, sorted(config.kernels)
     net = search.net(search.choice({f"{name}.kernel": kernels[-1] for name in layers}))
-    make = partial(Supernet, layers=layers, kernels=kernels, count=args.random, seed=args.seed)
+    make = partial(Supernet, layers=layers, kernels=kernels, count=config.random, seed=config.seed)
     start = {}
     if not tuner.done("supernet"):
-        tuner.say(f"supernet: {parameters(net):,} parameters, {args.random + 2} networks a step")
-        start = search.start(net, args.seed)
-    return tuner.tune(net, start, "supernet", args.epochs, make=make,
-                      loss=SandwichLoss(DetectionLoss(net)))
+        tuner.say(f"supernet: {parameters(net):,} parameters, {config.random + 2} networks a step")
+        start = search.start(net, config.seed)
+    return tuner.tune(net, start, "supernet", config.epochs, make=make,
+                      loss=SandwichLoss(detection_loss(net)))
 
 
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:
-    """A choice's network out of the supernet, with batch-norm statistics of its own."""
+    """Return a choice's network out of the supernet, with batch-norm statistics of its own."""
     net, state = crop_kernels(supernet.net, supernet.state, choice.kernels)
     return net, search.tuner.recalibrate(net, {key: value.contiguous() for key, value in state.items()})

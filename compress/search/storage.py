@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 import warnings
@@ -38,35 +39,31 @@ class _Connection(sqlite3.Connection):
 
 @contextmanager
 def alone(file: Path | None) -> Iterator[None]:
-    """Lets one process at a time into the `with` block; None, or a system without such locks: all of them."""
-    try:
-        import fcntl
-    except ImportError:                            # not POSIX
-        file = None
-    if file is None:
+    """Let one process at a time into the `with` block; None, or a system without such locks: all of them."""
+    if file is None or os.name != "posix":
         yield
         return
+    import fcntl
     with open(file, "a+") as held:
         fcntl.lockf(held, fcntl.LOCK_EX)
         yield
 
 
 def is_held(folder: Path) -> bool | None:
-    """Whether a living process holds the lock in a folder (runs.lock); None where that cannot be seen."""
+    """Return whether a living process holds the lock in a folder (runs.lock); None where nobody can tell."""
+    if os.name != "posix" or not (folder / ".lock").is_file():
+        return None
     try:
-        import fcntl  # noqa: F401
-        if not (folder / ".lock").is_file():
-            return None
         runs.lock(folder).close()
         return False
     except EnvironmentFault:
         return True
-    except (ImportError, OSError):                 # not POSIX, or another user's
+    except OSError:                                # another user's
         return None
 
 
 def lock_file(url: str) -> Path | None:
-    """The file whose lock the workers on a storage take for each step; None where the database has row locks.
+    """Return the file that workers on a storage lock for each step; None where the database has row locks.
 
     SQLite has none, and without them two workers pop the same waiting trial. Raises UsageError for a URL that
     is none, or of a database in memory, which no other process could see.
@@ -89,43 +86,39 @@ def lock_file(url: str) -> Path | None:
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The storage behind an RDB URL, its tables made where they are missing.
+    """Return the storage behind an RDB URL, its tables made where they are missing.
 
     Raises EnvironmentFault where the database or its driver cannot be used.
     """
     import optuna
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     shown = f"--storage {masked(url)}"
     own = {"connect_args": {"factory": _Connection, "timeout": 60}} if url.startswith("sqlite") else {}
-    for last in (*(False,) * (TRIES - 1), True):
+    for left in reversed(range(TRIES)):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return optuna.storages.RDBStorage(url, own, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                                                  heartbeat_stale_trial_callback=put_again)
+            return optuna.storages.RDBStorage(url, own, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+                                              heartbeat_stale_trial_callback=put_again)
         except (ImportError, NoSuchModuleError) as error:
             raise EnvironmentFault(f"{shown}: the database's driver is missing "
                                    f"({without_secrets(str(error), url)}); install it") from error
         except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-            if last:                               # before that, another worker may be making the same tables
+            if not left:                           # before that, another worker may be making the same tables
                 said = without_secrets(str(error), url).splitlines()[0]
                 raise EnvironmentFault(f"{shown} cannot be used: {said}; is the database there, and open to "
                                        "you?") from error
             time.sleep(0.3)
-    raise EnvironmentFault(f"{shown} cannot be used")
 
 
 def put_again(study: Study, trial: FrozenTrial) -> None:
-    """Queues a trial that was given up once more, with its parameters and without its worker's name."""
+    """Queue a trial that was given up once more, with its parameters and without its worker's name."""
     import optuna
     trial.user_attrs = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
+    optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def agree(study: Study, settings: Mapping[str, object]) -> None:
-    """Notes in a new study what its values depend on. Raises UsageError where an old one says otherwise."""
+    """Note in a new study what its values depend on. Raises UsageError where an old one says otherwise."""
     mine = json.loads(json.dumps(dict(settings), default=str))
     there = study.user_attrs.get("settings")
     if there is None:

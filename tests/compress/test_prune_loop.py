@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from compress.pruning.plan import Drop, Log, Measured, Plan, accepts, cost
-from compress.pruning.progressive import progressive
+from compress.pruning.config import PruneConfig
+from compress.pruning.progressive import Drop, Log, Measured, accepts, cost, progressive
 from compress.pruning.schedule import Unit, prunable
 from models.channels import widths
 from models.checkpoint import Checkpoint, load, save
@@ -25,8 +25,8 @@ QUICK = ("--imgsz", "96", "--batch-size", "10", "--epochs-per-step", "1", "--wor
 class Book:
     """A bench that trains nothing: the metric of a network is looked up from its widths."""
 
-    def __init__(self, plan, net, value):
-        self.plan, self.origin, self.value, self.seen = plan, net, value, []
+    def __init__(self, config, targets, net, value):
+        self.config, self.targets, self.origin, self.value, self.seen = config, targets, net, value, []
 
     def choose(self, net, state, units):
         now = widths(net)
@@ -44,14 +44,14 @@ class Book:
         return Drop(100 * (reference.metrics["map50"] - reached.metrics["map50"]), None)
 
 
-def walk(value, **choices):
+def walk(value, targets=None, **choices):
     """The widths and the log of a pruning of conv1 (8 channels) and mb3 (16) under a made-up accuracy."""
     net = small_net()
-    plan = Plan(**choices)
-    log = Log(plan, lambda _: None)
+    config = PruneConfig(**choices)
+    log = Log(config, lambda _: None)
     units = [Unit("conv1", 8, 1), Unit("mb3", 16, 1)]
     weights = initialise(Network(net), 0).state_dict()
-    book = Book(plan, net, value)
+    book = Book(config, targets or {}, net, value)
     net, state, reached = progressive(net, weights, book.measure(net, weights), units, book, log)
     assert reached.metrics["map50"] == value(widths(net))
     assert {k: tuple(v.shape) for k, v in Network(net).state_dict().items()} == \
@@ -66,7 +66,7 @@ def slope(points_conv1, points_mb3):
 
 def test_a_layer_loses_channels_while_its_own_drop_is_within_the_tolerance():
     width, log = walk(slope(0.2, 0.3), reference="layer")
-    assert (width["conv1"], width["mb3"]) == (6, 15)       # 0.4 stands, 0.6 does not; 0.3 stands, 0.6 not
+    assert (width["conv1"], width["mb3"]) == (6, 15)       # 0.4 is accepted, 0.6 is not; 0.3 is, 0.6 is not
     assert [r["accepted"] for r in log.rows] == [True, True, False, True, False]
     assert "over the tolerance of 0.5" in log.stopped["mb3"]
 
@@ -76,7 +76,7 @@ def test_against_the_original_network_the_losses_of_all_layers_add_up():
     assert (width["conv1"], width["mb3"]) == (6, 16)
 
 
-def test_against_the_previous_network_small_steps_go_on_until_the_budget_is_spent():
+def test_against_the_previous_network_small_steps_continue_until_the_budget_is_spent():
     width, log = walk(slope(0.2, 0.3), reference="previous")
     assert (width["conv1"], width["mb3"]) == (1, 1) and log.stopped["conv1"] == "nothing is left to take"
     width, log = walk(slope(0.2, 0.3), reference="previous", budget=1.1)
@@ -85,17 +85,17 @@ def test_against_the_previous_network_small_steps_go_on_until_the_budget_is_spen
 
 def test_the_whole_network_is_cut_in_one_step_and_stops_at_its_target():
     net = small_net()
-    plan_until = (("params", 0.75 * parameters(net)),)
-    width, log = walk(slope(0, 0), scope="network", until=plan_until)
-    assert log.rows[-1]["parameters"] <= plan_until[0][1] < log.rows[-2]["parameters"]
+    wanted = 0.75 * parameters(net)
+    width, log = walk(slope(0, 0), {"params": wanted}, scope="network")
+    assert log.rows[-1]["parameters"] <= wanted < log.rows[-2]["parameters"]
     assert 8 - width["conv1"] == 16 - width["mb3"] == len(log.rows) and "target is reached" in log.ended
 
 
-@pytest.mark.parametrize("decide, stands", [("mean", False), ("lower", True), ("upper", False)])
-def test_whether_a_drop_is_real_decides_where_that_was_asked_for(decide, stands):
-    good, why = accepts(Plan(decide=decide), Drop(0.8, (-0.4, 2.0)), 0.8)
-    assert good is stands and "within the noise" in why
-    assert "a real drop" in accepts(Plan(decide=decide), Drop(0.8, (0.1, 1.5)), 0.8)[1]
+@pytest.mark.parametrize("decide, accepted", [("mean", False), ("lower", True), ("upper", False)])
+def test_whether_a_drop_is_real_decides_where_that_was_asked_for(decide, accepted):
+    good, why = accepts(PruneConfig(decide=decide), Drop(0.8, (-0.4, 2.0)), 0.8)
+    assert good is accepted and "within the noise" in why
+    assert "a real drop" in accepts(PruneConfig(decide=decide), Drop(0.8, (0.1, 1.5)), 0.8)[1]
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,8 @@ def test_the_child_is_a_checkpoint_that_every_script_takes(parent, reference):
     twice = run("prune.py", "--weights", best, *common, *QUICK, "--layers", "ds5", "--until", "params=95%",
                 "--name", "twice")
     assert twice.returncode == 0, twice.stderr
-    picture = sorted((parent / "set" / "images").iterdir())[0]
-    seen = run("detect.py", "--weights", best, "--source", str(picture), "--project", runs, "--name", "d")
+    image = sorted((parent / "set" / "images").iterdir())[0]
+    seen = run("detect.py", "--weights", best, "--source", str(image), "--project", runs, "--name", "d")
     assert seen.returncode == 0, seen.stderr
 
 
@@ -177,7 +177,7 @@ def test_killed_at_random_moments_and_started_again_it_comes_to_the_same_answer(
         (mine, child), (theirs, other) = answer(parent, name), answer(parent, "calm")
         assert mine == theirs and child.net == other.net
         assert all(torch.equal(child.state[k], other.state[k]) for k in child.state)
-        assert not (parent / "runs" / f"{name}2").exists(), "the same command began anew instead of going on"
+        assert not (parent / "runs" / f"{name}2").exists(), "the same command began again"
 
     killed_often(lambda name: command(parent, name, *saved), parent / "runs", check, KILLS or 4, root,
                  (4.0, 9.0))
@@ -217,7 +217,7 @@ def test_a_scan_measures_every_layer_and_orders_them(parent):
 
 
 @pytest.mark.parametrize("words, code, says", [
-    (("--layers", "conv9"), 2, "no such channel group"), (("--layers", "head6"), 2, "anchors and classes"),
+    (("--layers", "conv9"), 2, "no such unit"), (("--layers", "head6"), 2, "anchors and classes"),
     (("--until", "latency=ms"), 2, "needs MEASURE=VALUE"), (("--until", "params=1G"), 2, "nothing to do"),
     (("--until", "size=3"), 2, "needs MEASURE=VALUE"), (("--until", "params=-1"), 2, "needs MEASURE=VALUE"),
     (("--tolerance", "-1"), 2, "needs 0 or more"),

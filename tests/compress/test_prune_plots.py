@@ -1,4 +1,4 @@
-"""Pictures and tables of a pruning: what is drawn and written is what the record says."""
+"""Plots and tables of a pruning: what is drawn and written is what the record says."""
 import subprocess
 import sys
 import warnings
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compress.pruning import plots as prune_plots
-from compress.pruning.tables import scan_lines, step_lines, table3_lines
+from compress.pruning.report import scan_lines, step_lines, table3_lines
 from evaluation import plots
 
 LAYERS = [{"layer": "conv1", "original": 16, "width": 15, "sixteenths": 1, "stopped": "over the tolerance"},
@@ -43,14 +43,14 @@ def figures(monkeypatch) -> list:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """The picture [H, W, 3] of a file that is a PNG."""
+    """The image [H, W, 3] of a file that is a PNG."""
     import cv2
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     return cv2.imread(str(path))
 
 
 def drawn(path: Path) -> bool:
-    """Whether the written picture is of a screen's size and holds something, though mostly background."""
+    """Whether the written plot is of a screen's size and holds something, though mostly background."""
     image = pixels(path)
     return min(image.shape[:2]) >= 180 and 0.002 < (image < 200).any(2).mean() < 0.9
 
@@ -95,14 +95,14 @@ def test_steps_show_accuracy_interval_tolerance_verdict_and_size(tmp_path, figur
     top, bottom = figures[0].axes
     seen = lines(top)
     assert seen["accepted"] == ([1, 2, 4], pytest.approx([47.0, 47.5, 47.4]))
-    assert seen["refused"] == ([3], [46.0])
+    assert seen["rejected"] == ([3], [46.0])
     assert seen["reference less 0.5 points"] == ([1, 2, 3, 4], pytest.approx([46.8, 46.8, 47.0, 46.901]))
     bars = {line.get_xdata()[0]: list(line.get_ydata()) for line in top.get_lines()
             if line.get_label().startswith("_")}
     assert bars == {1: pytest.approx([46.2, 47.8]), 3: pytest.approx([44.9, 47.1]),
                     4: pytest.approx([46.501, 48.301])}
     assert lines(bottom)["accepted"] == ([1, 2, 4], [2.5, 2.4, 2.35])
-    assert lines(bottom)["refused"] == ([3], [2.3])
+    assert lines(bottom)["rejected"] == ([3], [2.3])
     assert texts(top) == ["conv3", "conv5"] and len(figures[0].legends[0].get_texts()) == 3
 
 
@@ -110,7 +110,7 @@ def test_steps_of_another_metric_show_that_one(tmp_path, figures):
     rows = [{**row, "interval": None} for row in STEPS]
     prune_plots.steps_png(rows, 0.5, tmp_path / "steps.png", metric="map50_95")
     top = figures[0].axes[0]
-    assert lines(top)["refused"] == ([3], [23.0]) and "0.5:0.95" in top.get_ylabel()
+    assert lines(top)["rejected"] == ([3], [23.0]) and "0.5:0.95" in top.get_ylabel()
     assert "interval" not in top.get_title(loc="left")
 
 
@@ -195,12 +195,12 @@ def test_table_3_is_aligned_and_adds_up():
 def test_steps_are_written_with_interval_size_cost_and_verdict():
     text = step_lines(STEPS)
     verdicts = [line.split()[-1] for line in text[1:]]
-    assert verdicts == ["accepted", "accepted", "refused", "accepted"]
+    assert verdicts == ["accepted", "accepted", "rejected", "accepted"]
     assert {line.index(word) for line, word in zip(text[1:], verdicts)} == {len(text[0]) + 2}, "aligned"
     assert text[1].split() == ("1 conv3 1/16 30 0.4700 +0.30 -0.50 to +1.10 2.500 1.0000 20 1:02:05 "
                                "accepted").split()
     assert text[2].split() == "2 conv3 2/16 28 0.4750 -0.20 2.400 0.9600 20 2:04:11 accepted".split()
-    assert text[3].endswith("3:06:16  refused") and " 0.00 " in text[4]
+    assert text[3].endswith("3:06:16  rejected") and " 0.00 " in text[4]
     other = step_lines(STEPS, "map50_95")
     assert "0.2300" in other[3] and "mAP@0.5:0.95" in other[0]
     many = step_lines([{**STEPS[0], "step": k} for k in (9, 10)] * 5)

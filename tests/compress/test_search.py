@@ -17,6 +17,7 @@ import torch
 import search
 import train
 from compress.kernels import crop_kernels
+from compress.search.config import SearchConfig
 from compress.search.rows import rank_agreement
 from models.checkpoint import load
 from models.count import loose_macs, macs, parameters
@@ -110,7 +111,7 @@ def test_two_workers_share_a_search_and_train_each_point_once(shared_search, tin
     assert not list((tiny / "runs").glob("both2")), "both found the same run folder"
 
 
-def test_the_answer_is_written_as_network_weights_tables_and_picture(shared_search, tiny):
+def test_the_answer_is_written_as_network_weights_tables_and_plot(shared_search, tiny):
     folder, said = shared_search
     found = record(folder)
     best = found["trials"][found["best"]]
@@ -130,7 +131,7 @@ def test_the_answer_is_written_as_network_weights_tables_and_picture(shared_sear
     assert found["repeats"][0]["seeds"] == [0, 1] and f"best: {best['label']}" in said
 
 
-def test_a_search_killed_at_random_moments_goes_on_to_the_same_answer(root, tiny, shared_search, monkeypatch):
+def test_a_search_killed_at_any_moment_continues_to_the_same_answer(root, tiny, shared_search, monkeypatch):
     command = words(tiny, tiny / "runs", "--name", "killed", "--seeds", 2, "--repeat-best", 1)
     folder = tiny / "runs" / "killed"
     for seen, number, code in (("k33-s0", signal.SIGTERM, 143), ("k53-s0", signal.SIGKILL, -9)):
@@ -164,7 +165,7 @@ def test_a_search_takes_the_trials_of_its_record(root, tiny, shared_search, monk
 
 def compare(folder: Path, other: Path) -> None:
     assert essence(record(folder)) == essence(record(other))
-    assert not list(folder.parent.glob(f"{folder.name}2")), "the same command began anew instead of going on"
+    assert not list(folder.parent.glob(f"{folder.name}2")), "the same command began again"
 
 
 def test_one_shot_ranks_all_choices_from_one_training(root, tiny, shared_search, monkeypatch):
@@ -235,16 +236,16 @@ def test_a_record_that_is_none_and_a_layer_that_is_not_there_are_named(tiny, mon
     assert "cannot substitute pool4" in capsys.readouterr().err
 
 
-def test_a_trials_latency_is_that_of_the_validation_pictures_on_the_threads_asked_for(monkeypatch):
-    from compress.search import space
-    pictures, seen = [np.full((64, 64, 3), value, np.uint8) for value in (7, 9)], []
-    two = type("Two", (), {"plain": lambda self, at: pictures[at], "__len__": lambda self: 2})()
+def test_a_trials_latency_is_that_of_the_validation_images_on_the_threads_asked_for(monkeypatch):
+    from compress.search import search as space
+    images, seen = [np.full((64, 64, 3), value, np.uint8) for value in (7, 9)], []
+    two = type("Two", (), {"plain": lambda self, at: images[at], "__len__": lambda self: 2})()
     tuner = SimpleNamespace(world=SimpleNamespace(main=True), device=torch.device("cpu"), share=lambda v: v,
                             val_set=two)
     monkeypatch.setattr(space, "TIMED", 1)
     monkeypatch.setattr("deploy.runtimes.runtime.Runtime.predict", lambda self, images: seen.append(
         (int(images.min()), torch.get_num_threads())))
-    net, args = small_net(), SimpleNamespace(imgsz=64, objectives=["latency"], latency_threads=3)
-    row = space.Search(tuner, args, net, None).row(
+    net, config = small_net(), SearchConfig(imgsz=64, objectives=("latency",), latency_threads=3)
+    row = space.Search(tuner, config, net, None).row(
         space.Choice("33", {}, {}), net, initialise(Network(net), 0).state_dict(), {}, 0, 1, 1.0)
     assert row["latency_ms"] >= 0 and set(seen) == {(7, 3), (9, 3)}

@@ -2,6 +2,8 @@
 import csv
 import json
 import random
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from compress.kernels import with_kernels
+from compress.search.config import SAME, SearchConfig
 from compress.search.plots import figure4_png
 from compress.search.queue import Queue
 from compress.search.rows import (
@@ -21,15 +24,16 @@ from compress.search.rows import (
     table_lines,
     trials_csv,
 )
-from compress.search.search import trained
-from compress.search.space import SAME, Search, candidates, known_trials
+from compress.search.search import Search, candidates, known_trials, trained
 from data.scenes import make_scenes
 from models.checkpoint import Checkpoint, save
 from models.count import parameters
 from models.network import from_state
 from models.zoo.tiny import substitute
 from tests.helpers.nets import randomised, small_net
+from training.config import Recipe
 from training.finetune import Outcome, Tuner, claim
+from training.run import Run
 from utils.errors import DataError, NumericError, UsageError
 
 SEARCHED = ("mb3", "ds5")
@@ -37,11 +41,9 @@ SEARCHED = ("mb3", "ds5")
 
 def made_search(weights: Checkpoint | None = None, **flags) -> Search:
     """A search of small_net without data."""
-    own = {"layers": list(SEARCHED), "kernels": [3, 5], "ops": None, "separate": False, "seed": 0,
-           "objectives": ["map50"], **flags}
+    config = SearchConfig(**{"layers": SEARCHED, **flags})
     data = SimpleNamespace(coco=SimpleNamespace(names=("a", "b", "c")))
-    return Search(SimpleNamespace(train_set=data, say=lambda text: None), SimpleNamespace(**own), small_net(),
-                  weights)
+    return Search(SimpleNamespace(train_set=data, say=lambda text: None), config, small_net(), weights)
 
 
 def test_all_choices_start_as_the_same_function_where_the_given_kernels_are_the_smallest():
@@ -75,7 +77,7 @@ def test_block_types_are_part_of_the_space_where_several_are_given():
     assert len(names) == 16, "every choice has a folder of its own"
 
 
-def test_a_trial_whose_numbers_fail_is_reported_and_the_others_go_on(tmp_path):
+def test_a_trial_whose_numbers_fail_is_reported_and_the_others_continue(tmp_path):
     def tune(net, state, name, epochs, seed):
         if name == "trials/k35-s0":
             raise NumericError("three steps were not finite")
@@ -142,42 +144,45 @@ def test_known_trials_may_stand_in_several_records(tmp_path):
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
     for path, record in zip(paths, (one, two)):
         path.write_text(json.dumps(record))
-    args = SimpleNamespace(**{**told, "known": paths, "kernels": [5, 3]})
-    assert known_trials(args) == {("33", 0): one["trials"][0], ("33", 1): two["trials"][0]}
+    config = SearchConfig(**{key: value for key, value in told.items() if key != "kind"} | {
+        "known": tuple(paths), "kernels": (5, 3)})
+    assert known_trials(config) == {("33", 0): one["trials"][0], ("33", 1): two["trials"][0]}
     paths[1].write_text(json.dumps({**two, "imgsz": 96}))
     with pytest.raises(UsageError, match="two.json: a search with imgsz 96 where now it is 64"):
-        known_trials(args)
+        known_trials(config)
 
 
-def test_a_run_folder_is_gone_on_with_only_while_its_files_hold_the_same(tmp_path):
+def test_a_run_folder_is_continued_only_while_its_files_hold_the_same(tmp_path):
     """Else the finished trainings of an overwritten parent would be taken for the new one's."""
     make_scenes(tmp_path / "set", train=2, val=1, size=160, seed=0)
     weights = tmp_path / "parent.pt"
     weights.write_bytes(b"one")
-    args = SimpleNamespace(data=str(tmp_path / "set"), weights=str(weights), project=str(tmp_path / "runs"),
-                           name="exp", threads=1)
-    first = claim(args, ("threads", "project", "name"))
-    args.threads = 2
-    assert claim(args, ("threads", "project", "name")) == first
+    config = Recipe(data=str(tmp_path / "set"), weights=str(weights), threads=1,
+                    project=str(tmp_path / "runs"))
+    free = ("threads", "project", "name")
+    first = claim(config, free)
+    config = replace(config, threads=2)
+    assert claim(config, free) == first
     weights.write_bytes(b"two")
-    second = claim(args, ("threads", "project", "name"))
+    second = claim(config, free)
     assert second.name == "exp2"
     annotations = tmp_path / "set" / "annotations" / "instances_val.json"
     annotations.write_text(annotations.read_text() + " ")
-    assert claim(args, ("threads", "project", "name")).name == "exp3"
+    assert claim(config, free).name == "exp3"
 
 
 @pytest.mark.parametrize(("threads", "loaded"), [(1, True), (2, False)])
-def test_an_unfinished_training_of_another_kind_of_machine_begins_anew(tmp_path, threads, loaded):
+def test_an_unfinished_training_of_another_kind_of_machine_begins_again(tmp_path, threads, loaded):
     """Refusing it would stop every worker that is given the trial of a dead one."""
     net, said, kept, training = small_net(), [], [], {"guard": {"threads": 1}}
     last = Checkpoint(net, randomised(net).state_dict(), ("a", "b", "c"), training=training)
     save(tmp_path / "last.pt", last)
     state = SimpleNamespace(load=lambda found: kept.append(found), epoch=3, batch=0)
     run = SimpleNamespace(last=tmp_path / "last.pt", folder=tmp_path, guard={"threads": threads}, state=state,
-                          world=SimpleNamespace(main=True),
+                          session=SimpleNamespace(world=SimpleNamespace(main=True)),
                           log=SimpleNamespace(rows=[{"seconds": 5.0}], keep_before=lambda e: kept.append(e)))
-    spent = Tuner._resume(SimpleNamespace(say=said.append), run)
+    run.changed, run.take_up = partial(Run.changed, run), partial(Run.take_up, run)
+    spent = Tuner._resume(SimpleNamespace(say=said.append, world=run.session.world), run)
     assert (spent, kept) == ((5.0, [training, 3]) if loaded else (0.0, [0]))
     assert ("begun with other threads" in said[-1]) is not loaded
 

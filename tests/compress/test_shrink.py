@@ -1,5 +1,4 @@
 """What a pruning step takes: widths that follow, rounding, and the importance rules against plain loops."""
-import argparse
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import torch
 
 from compress.importance import RULES, channel_scores, loss_gradients
 from compress.prune import prune
-from compress.pruning.plan import Plan
+from compress.pruning.config import PruneConfig
 from compress.pruning.progressive import Bench
 from compress.pruning.schedule import Unit, narrowed, next_widths, prunable, strongest
 from models.channels import widths, with_widths
@@ -141,8 +140,7 @@ def test_taylor_sees_the_channel_that_the_loss_depends_on():
 def test_processes_that_would_cut_different_channels_cut_nothing(monkeypatch):
     net = small_net()
     bench = object.__new__(Bench)
-    bench.plan, bench.origin, bench.taken = Plan(), net, {}
-    bench.tuner = argparse.Namespace(args=argparse.Namespace(seed=0))
+    bench.config, bench.origin, bench.taken = PruneConfig(), net, {}
     state = initialise(Network(net), 0).state_dict()
     kept = bench.choose(net, state, [Unit("mb3", 16, 1)])
     assert len(kept["mb3"]) == 15
@@ -152,12 +150,11 @@ def test_processes_that_would_cut_different_channels_cut_nothing(monkeypatch):
 
 
 RANKS = """
-import argparse
 import sys
 from pathlib import Path
 import torch
 from compress.pruning.progressive import Bench
-from compress.pruning.plan import Plan
+from compress.pruning.config import PruneConfig
 from models.network import Network, initialise
 from compress.pruning.schedule import Unit
 from tests.helpers.nets import small_net
@@ -165,8 +162,7 @@ from utils import ddp
 from utils.errors import EnvironmentFault
 world, net = ddp.join(torch.device("cpu")), small_net()
 bench = object.__new__(Bench)
-bench.plan, bench.origin, bench.taken = Plan(), net, {}
-bench.tuner = argparse.Namespace(args=argparse.Namespace(seed=0))
+bench.config, bench.origin, bench.taken = PruneConfig(), net, {}
 said = []
 for seed in (0, world.rank):
     try:

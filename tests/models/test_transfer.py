@@ -178,5 +178,5 @@ def test_a_network_without_squeeze_excitation_starts_from_one_that_has_it():
     gates = mean_gates(net, source.state, stacked, layers_to_open(net, plain))
     _, expected = without_se(net, source.state, gates)
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
-    assert any("mean gates of 3 pictures" in line for line in said) and "13 of 13 layers" in "".join(said)
+    assert any("mean gates of 3 images" in line for line in said) and "13 of 13 layers" in "".join(said)
 

@@ -2,16 +2,19 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.heads.loss import DetectionLoss
 from models.network import Network, initialise
 from models.records import to_json
 from tests.helpers.nets import small_net
 from training import engine
-from training.optim import first_bad_layer, learning_rate, make_ema, make_optimizer
+from training.config import TrainConfig
+from training.optim import MovingAverage, first_bad_layer, learning_rate, make_optimizer
 from utils.errors import NumericError
 
 
@@ -26,7 +29,7 @@ def tiny_set(tmp_path_factory):
 
 
 class Batches:
-    """A loader of fixed batches; picture values beyond reach where `poison` says so."""
+    """A loader of fixed batches; image values beyond reach where `poison` says so."""
 
     def __init__(self, count: int, poison: set[int]):
         self.count, self.poison, self.epoch, self.start = count, poison, 0, 0
@@ -46,21 +49,26 @@ class Batches:
             yield Batch(images, torch.tensor([[0, 1, .4, .5, .3, .3]]), [0, 1])
 
 
-def fit_with(poison: set[int], epochs: int = 2, count: int = 6):
+def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int = 1, loss=None,
+             scale: float = 0, **flags):
     """State, replays written, and the state dict each save got, of a run with poisoned batches."""
+    flags = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "batch_size": 2, "nominal_batch": 2, "box": 1.0,
+             "warmup_epochs": 0.1, **flags}
+    config = TrainConfig(epochs=epochs, **flags)
     net = small_net(3)
     model = initialise(Network(net), 0)
-    state = engine.State(model, make_ema(model, 0.99, 10), make_optimizer(model, "sgd", 0.01, 0.9, 5e-4),
-                         torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
-    settings = engine.Settings(epochs, 0.01, weights={"box": 1., "obj": 1., "cls": 1.}, warmup_epochs=0.1)
+    state = engine.State(model, MovingAverage(model, 0.99, 10), make_optimizer(model, config),
+                         torch.amp.GradScaler("cpu", scale, enabled=bool(scale)), torch.device("cpu"))
     saved, replays = [], []
 
     def save(state, best):
         saved.append(copy.deepcopy(state.as_dict()))
     save(state, False)
-    hooks = engine.Hooks(lambda m: {"map50": 0.1}, save, lambda: saved[-1], lambda row: None, lambda: False,
-                         lambda: 0, lambda b: replays.append(b) or "replay.pt", main=False)
-    engine.fit(state, settings, Batches(count, poison), DetectionLoss(net), hooks)
+    engine.fit(state, engine.Task(
+        config, Batches(count, poison), loss or DetectionLoss(net),
+        validate=lambda m: {"map50": 0.1}, save=save, restore=lambda: saved[-1], log=lambda row: None,
+        replay=lambda b: replays.append(b) or "replay.pt", main=False, read_steps=read_steps,
+        signals=SimpleNamespace(poll=lambda: False, code=0)))
     return state, replays, saved
 
 
@@ -79,6 +87,60 @@ def test_three_bad_steps_in_a_row_bring_the_last_good_state_back_at_half_the_rat
     state, replays, saved = fit_with({7, 8, 9})
     assert finite(state) and state.retries == 1 and state.lr_scale == 0.5 and len(replays) == 1
     assert torch.isnan(replays[0]["images"]).any()
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host takes out of tensors; for each it would wait for an accelerator."""
+
+    ASKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in self.ASKING
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_between_two_looks_at_the_losses_no_number_is_read(optimizer):
+    def loss(outputs, targets, images):
+        return {"box": outputs[0].float().square().mean(), "obj": outputs[0].float().mean().square()}
+    with Reads() as reads:
+        torch.ones(()).item()
+        assert reads.count == 1, "the counter sees none"
+        state, _, _ = fit_with({2}, loss=loss, read_steps=6, optimizer=optimizer, nominal_batch=4)
+    assert reads.count == 1 and state.skipped == 1 and finite(state)
+
+
+@pytest.mark.parametrize("poison", [set(), {0}, {2, 8}, {0, 1, 7}])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_looking_seldom_gives_the_bits_of_looking_at_every_step(poison, optimizer):
+    often, seldom = (fit_with(poison, read_steps=n, optimizer=optimizer)[0] for n in (1, 4))
+    assert finite(often) and often.skipped == seldom.skipped == len(poison)
+    for mine, other in zip((often.model, often.ema), (seldom.model, seldom.ema)):
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in mine.state_dict().items())
+    assert often.sums == seldom.sums and often.as_dict().keys() == seldom.as_dict().keys()
+
+
+def test_an_overflow_of_scaled_gradients_lowers_the_scale_and_is_no_bad_step():
+    def loss(outputs, targets, images):
+        return {"box": 1e15 * outputs[0].float().square().mean()}
+    state, _, _ = fit_with({9}, loss=loss, scale=2.0 ** 80, read_steps=3, clip=1e-3, count=20, epochs=1)
+    good = int(state.ema.n_averaged)
+    assert 1 <= state.scaler.get_scale() < 2.0 ** 80 and 0 < good < 19 and finite(state)
+    assert state.skipped == 1, "the poisoned batch alone"
+
+
+def test_a_skipped_first_step_leaves_no_trace_in_the_moments():
+    """Fused SGD would leave its buffers uninitialised there."""
+    state, _, _ = fit_with({0}, epochs=1, count=1)
+    moments = [s["momentum_buffer"] for s in state.optimizer.state.values()]
+    assert moments and not any(m.any() for m in moments)
+
+
+def test_what_follows_three_bad_steps_before_the_next_look_is_undone():
+    state, replays, _ = fit_with({6, 7, 8}, read_steps=6)
+    assert finite(state) and (state.retries, state.lr_scale, state.step) == (1, 0.5, 12)
+    assert torch.isnan(replays[0]["images"]).any() and int(state.ema.n_averaged) == 6
 
 
 def test_numbers_that_stay_bad_end_the_run_with_a_replay():
@@ -104,7 +166,7 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
 
 def test_weight_decay_spares_batch_norm_and_biases():
     model = Network(small_net(3))
-    groups = make_optimizer(model, "adamw", 0.001, 0.9, 0.1).param_groups
+    groups = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
     spared = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
     for name, p in model.named_parameters():
         assert (id(p) in spared) == (".bn." in name or name.endswith("bias")), name

@@ -15,9 +15,10 @@ from models.records import to_json
 from models.zoo.tiny import micro_yolo
 from tests.helpers.nets import small_net
 from training import engine
-from training.assembly import check_disk
-from training.optim import make_ema, make_optimizer
+from training.config import TrainConfig
+from training.optim import MovingAverage, make_optimizer
 from training.prepare import prepare
+from training.run import check_disk
 from utils.errors import DiskError
 
 
@@ -51,15 +52,15 @@ def trained(digits, tmp_path, monkeypatch):
 def test_out_of_memory_halves_the_batch_and_keeps_the_steps(trained, monkeypatch, capsys):
     words = ("--precision", "fp32", "--no-report")
     calm = trained("calm", "--batch-size", "4", "--nominal-batch", "8", *words)
-    real = engine._gradients
+    real = engine.gradients
 
     def small_memory(state, settings, batch, *rest):
         if len(batch.images) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(state, settings, batch, *rest)
-    monkeypatch.setattr(engine, "_gradients", small_memory)
+    monkeypatch.setattr(engine, "gradients", small_memory)
     short = trained("short", "--batch-size", "8", "--nominal-batch", "8", *words)
-    assert "going on from the last checkpoint with 4, still 8 pictures" in capsys.readouterr().out
+    assert "continuing from the last checkpoint with 4, still 8 images" in capsys.readouterr().out
     assert json.loads((short.folder / "args.json").read_text())["batch_size"] == 4
     a, b = (load(run.last).state for run in (calm, short))
     assert all(torch.equal(a[key], b[key]) for key in a), "not the steps of a run that began with the half"
@@ -67,19 +68,19 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_steps(trained, monkeypatch
 
 
 def test_memory_that_ends_in_mid_run_costs_the_steps_since_the_last_checkpoint(trained, monkeypatch):
-    real, calls = engine._gradients, []
+    real, calls = engine.gradients, []
 
     def later(state, settings, batch, *rest):
         calls.append(len(batch.images))
         if len(calls) == 6:                                # in the second epoch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(state, settings, batch, *rest)
-    monkeypatch.setattr(engine, "_gradients", later)
+    monkeypatch.setattr(engine, "gradients", later)
     run = trained("later", "--batch-size", "4", "--nominal-batch", "4", "--precision", "fp32")
     rows = [row["epoch"] for row in run.log.rows]
     assert rows == [0, 1] and calls[:5] == [4, 4, 4, 4, 4] and calls[6:] == [2] * 6
     assert load(run.last).training["step"] == 6
-    assert "batch-norm now sees 2 pictures" in (run.folder / "report.html").read_text()
+    assert "batch-norm now sees 2 images" in (run.folder / "report.html").read_text()
 
 
 def test_half_precision_that_overflows_is_left_for_fp32_and_the_report_says_so(trained, monkeypatch):
@@ -95,14 +96,14 @@ def test_half_precision_that_overflows_is_left_for_fp32_and_the_report_says_so(t
         return model
     monkeypatch.setattr("training.prepare.initialise", loud)
     run = trained("loud", "--batch-size", "4", net=bare)
-    assert run.settings.precision == "fp32"
+    assert run.session.precision == "fp32"
     assert json.loads((run.folder / "args.json").read_text())["precision"] == "fp32"
     assert "half precision is non-finite" in (run.folder / "report.html").read_text()
 
 
 def test_sound_half_precision_is_kept(trained, monkeypatch):
     monkeypatch.setattr("utils.runs.pick_precision", lambda *_: ("bf16", ""))
-    assert trained("sound", "--batch-size", "4", "--no-report").settings.precision == "bf16"
+    assert trained("sound", "--batch-size", "4", "--no-report").session.precision == "bf16"
 
 
 def test_what_is_wrong_with_half_precision_is_named():
@@ -124,7 +125,8 @@ def test_a_disk_too_full_for_the_checkpoints_is_refused_before_training(trained,
 def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(tmp_path, monkeypatch, optimizer):
     net = micro_yolo(3)
     model = Network(net)
-    state = engine.State(model, make_ema(model, 0.9, 1.0), make_optimizer(model, optimizer, 0.1, 0.9, 0.0),
+    state = engine.State(model, MovingAverage(model, 0.9, 1.0),
+                         make_optimizer(model, TrainConfig(optimizer=optimizer, lr=0.1)),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

@@ -17,6 +17,7 @@ from models.network import Network, initialise
 from models.records import to_json
 from models.sync_bn import synchronise
 from tests.helpers.nets import small_net
+from training.config import TrainConfig
 from training.optim import make_optimizer
 
 
@@ -102,7 +103,7 @@ def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bits(root, 
     assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
-def test_sigterm_saves_exits_143_and_the_run_goes_on_exactly(root, tiny_set, reference):
+def test_sigterm_saves_exits_143_and_the_run_continues_exactly(root, tiny_set, reference):
     words = command(tiny_set, tiny_set / "runs", "--name", "stopped")
     code, output = interrupt(root, words, signal.SIGTERM, random.Random())
     assert code == 143 and "--resume" in output, (code, output)
@@ -136,7 +137,7 @@ def test_two_processes_train_like_one(root, tiny_set):
         torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
-BATCHES = [torch.tensor([[0, 1, .4, .5, .3, .3], [1, 0, .6, .6, .2, .4]]),          # rank 1 has no truth
+BATCHES = [torch.tensor([[0, 1, .4, .5, .3, .3], [1, 0, .6, .6, .2, .4]]),          # rank 1 has no target
            torch.zeros(0, 6),                                                        # nobody has
            torch.tensor([[0, 1, .4, .5, .3, .3], [3, 2, .5, .5, .5, .5], [3, 1, .2, .2, .3, .1]])]
 
@@ -149,7 +150,7 @@ def few_steps(rank: int, world: int) -> dict[str, torch.Tensor]:
     loss = DetectionLoss(net)
     if world > 1:
         model = torch.nn.parallel.DistributedDataParallel(synchronise(model), broadcast_buffers=False)
-    optimizer = make_optimizer(model, "sgd", 0.01, 0.9, 5e-4)
+    optimizer = make_optimizer(model, TrainConfig(optimizer="sgd", lr=0.01, momentum=0.9))
     share = 4 // world
     for at, targets in enumerate(BATCHES):
         images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(at))
@@ -169,7 +170,7 @@ def _worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_batches_without_truths_do_not_part_the_processes(tmp_path):
+def test_batches_without_targets_do_not_part_the_processes(tmp_path):
     torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
     one = few_steps(0, 1)
     for rank in (0, 1):

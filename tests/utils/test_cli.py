@@ -35,8 +35,8 @@ def run(script, words, tmp_path, monkeypatch, capsys):
     (["--cfg", "micro-yolo"], 2, "--data is missing"),
     (["--cfg", "micro-yolo", "--data", "x", "--imgsz", "100"], 2, "--imgsz 100: needs a multiple of 32"),
     (["--cfg", "micro-yolo", "--data", "x", "--epochs", "0"], 2, "--epochs 0: needs 1 or more"),
-    (["--cfg", "micro-yolo", "--data", "x", "--lr", "nan"], 2, "--lr nan is out of range"),
-    (["--cfg", "micro-yolo", "--data", "x", "--momentum", "1.5"], 2, "--momentum 1.5 is out of range"),
+    (["--cfg", "micro-yolo", "--data", "x", "--lr", "nan"], 2, "--lr nan: needs more than 0"),
+    (["--cfg", "micro-yolo", "--data", "x", "--momentum", "2"], 2, "--momentum 2.0: needs 0 or more, below"),
     (["--cfg", "micro-yolo", "--data", "x", "--optimizer", "adam"], 2, "invalid choice"),
     (["--cfg", "micro-yolo", "--data", "x", "--resume", "nowhere"], 2, "no run with an args.json"),
     (["--cfg", "micro-yolo", "--data", "nowhere/at/all"], 3, "nowhere/at/all"),
@@ -166,7 +166,7 @@ def test_resume_needs_only_the_run_folder_and_heeds_what_is_typed(digits, tmp_pa
 
 @pytest.mark.parametrize(("more", "code", "sentence"), [
     (["--multi-scale", "--seed", "2000000000", "--momentum", "0", "--optimizer", "sgd"], 0, ""),
-    (["--separate"], 2, "--separate needs --weights"), (["--obj", "nan"], 2, "--obj nan is out of range")])
+    (["--separate"], 2, "--separate needs --weights"), (["--obj", "nan"], 2, "--obj nan: needs 0 or more")])
 def test_flags_at_their_limits(more, code, sentence, digits, tmp_path, monkeypatch, capsys):
     (tmp_path / "net.json").write_text(to_json(small_net(10)))
     assert call(train_words(tmp_path / "net.json", digits, tmp_path / "runs", *more), monkeypatch) == code

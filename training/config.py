@@ -1,0 +1,112 @@
+"""How networks are trained: frozen records that the flags of train.py, prune.py and search.py become.
+
+Imports no torch, so that `--help` stays instant.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from utils.cli import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, option
+
+DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every training depends on, one field a flag; the configs of the three scripts add their own."""
+
+    weights: str | None = None
+    data: str | None = None
+    imgsz: int = 416
+    batch_size: int = 16
+    device: str = "auto"
+    workers: int = 1
+    threads: int = 0
+    cache: str = "auto"
+    max_pixels: int = 100_000_000
+    drop_unknown: bool = False
+    trust: str | None = None
+    project: str = "runs/train"
+    name: str = "exp"
+    seed: int = 0
+    metric: str = "map50"                          # a validation's figure that the best network is best at
+    optimizer: str = option("adamw", "AdamW, or SGD with Nesterov momentum", choices=("adamw", "sgd"))
+    lr: float | None = option(None, "peak learning rate (default: 0.002 for adamw, 0.01 for sgd)", POSITIVE,
+                              type=float)
+    final_lr: float = option(0.01, "share of --lr at the end of the cosine", SHARE)
+    momentum: float = option(0.937, "SGD momentum, AdamW beta1", BELOW_ONE)
+    weight_decay: float = option(5e-4, "on kernels only, never on batch-norm or biases", NOT_NEGATIVE)
+    warmup_epochs: float = option(1.0, "epochs of linear warm-up", NOT_NEGATIVE)
+    nominal_batch: int = option(16, "images per optimizer step; smaller batches are accumulated", ONE_OR_MORE)
+    clip: float = option(10.0, "largest gradient norm", POSITIVE)
+    ema_decay: float = option(0.9998, "decay of the weights' moving average", BELOW_ONE)
+    ema_ramp: float = option(300.0, "optimizer steps over which that decay grows", POSITIVE)
+    augment: str = option("default", "variety of the training images",
+                          choices=("none", "light", "no-flip", "default"))
+    close_mosaic: int = option(10, "last epochs without mosaic", NOT_NEGATIVE)
+    multi_scale: bool = option(False, "vary the input side by half to one and a half, a new one each step")
+    precision: str = option("auto", "of the forward pass in training",
+                            choices=("auto", "fp32", "bf16", "fp16"))
+    box: float | None = option(None, "weight of the box loss (default: the head's, 5)", NOT_NEGATIVE, type=float)
+    obj: float | None = option(None, "weight of the objectness loss (1)", NOT_NEGATIVE, type=float)
+    cls: float | None = option(None, "weight of the class loss (1)", NOT_NEGATIVE, type=float)
+    distill: float = option(1.0, "weight of the teacher's part in the loss", NOT_NEGATIVE)
+    save_minutes: float = option(5.0, "minutes between saves within an epoch", NOT_NEGATIVE)
+
+    @property
+    def peak_lr(self) -> float:
+        """Return the learning rate after the warm-up."""
+        return self.lr or DEFAULT_LR[self.optimizer]
+
+    @property
+    def accumulate(self) -> int:
+        """Return the number of batches per optimizer step."""
+        return max(1, round(self.nominal_batch / self.batch_size))
+
+    def loss_weights(self, terms: Mapping[str, float]) -> dict[str, float]:
+        """Return the weight of each term of a loss: this config's where it names one, else that in `terms`."""
+        given = {name: getattr(self, name, None) for name in terms}
+        return {name: weight if given[name] is None else given[name] for name, weight in terms.items()}
+
+    def training(self, epochs: int, seed: int, name: str) -> TrainConfig:
+        """Return the config of one training by this recipe, validated once at its end, without a report."""
+        shared = {item.name: getattr(self, item.name) for item in fields(Recipe)}
+        return TrainConfig(**shared | {"seed": seed, "name": name}, epochs=epochs, val_interval=epochs,
+                           no_report=True)
+
+
+@dataclass(frozen=True)
+class NetRecipe(Recipe):
+    """A recipe for a network that is built, or started from a checkpoint's weights."""
+
+    cfg: str | None = None
+    epochs: int = 100
+    separate: bool = option(False, "start DSConv and MBConv layers as factors (SVD) of the checkpoint's "
+                                   "convolutions of the same name; larger kernels hold the same factors")
+    fit_anchors: bool = option(False, "fit the heads' anchors to the training boxes by k-means")
+
+
+@dataclass(frozen=True)
+class TrainConfig(NetRecipe):
+    """One training, as the flags of train.py name it."""
+
+    exist_ok: bool = False
+    teacher: str | None = option(None, "checkpoint with the same heads and classes whose predictions are "
+                                       "learned as well")
+    metric: str = option("map50", "what the best network is best at", choices=("map50", "map50_95"))
+    val_interval: int = option(1, "epochs between validations; the last one always validates", ONE_OR_MORE)
+    no_report: bool = option(False, "no plots and no report.html at the end")
+    resume: str | None = option(None, "continue a run folder (default: the newest)", nargs="?", const="",
+                                metavar="RUN")
+    accept: bool = option(False, "resume although the continuation will not be bit-exact")
+
+    @property
+    def warmup(self) -> float:
+        """Return the epochs of warm-up, at most a quarter of all."""
+        return min(self.warmup_epochs, self.epochs / 4)
+
+    def sides(self, stride: int) -> tuple[int, ...]:
+        """Return the input sides (px, multiples of the stride) of multi-scale training; none without it."""
+        lowest = max(stride, self.imgsz // 2 // stride * stride)
+        return tuple(range(lowest, self.imgsz * 3 // 2 + 1, stride)) if self.multi_scale else ()
