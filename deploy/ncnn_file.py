@@ -13,39 +13,35 @@ from utils.errors import ModelError
 
 MAGIC = 7767517                                            # a .param file's first line
 FP16 = 0x01306B47                                          # before numbers that are stored in fp16
+HARD = f"0={1 / 6:.9g} 1=0.5"
 ALONE = {"relu": ("ReLU", "0=0"), "leaky": ("ReLU", "0=0.1"), "relu6": ("Clip", "0=0 1=6"),
-         "sigmoid": ("Sigmoid", ""), "swish": ("Swish", ""), "hardswish": ("HardSwish", f"0={1 / 6:.9g} 1=0.5"),
-         "hardsigmoid": ("HardSigmoid", f"0={1 / 6:.9g} 1=0.5")}
-FUSED = {"relu": (1, ()), "leaky": (2, (0.1,)), "relu6": (3, (0.0, 6.0)), "sigmoid": (4, ()),
-         "hardswish": (6, (1 / 6, 0.5))}                   # what a convolution of ncnn does by itself
+         "sigmoid": ("Sigmoid", ""), "swish": ("Swish", ""), "hardswish": ("HardSwish", HARD),
+         "hardsigmoid": ("HardSigmoid", HARD)}
+FUSED = {"relu": "9=1", "leaky": "9=2 -23310=1,0.1", "relu6": "9=3 -23310=2,0,6", "sigmoid": "9=4",
+         "hardswish": f"9=6 -23310=2,{1 / 6:.9g},0.5"}     # what a convolution of ncnn does by itself
 
 
 def to_ncnn(net: Net, state: dict[str, Tensor], half: bool = False) -> tuple[str, bytes]:
-    """Return the text of the .param and the bytes of the .bin: `images` float [3, S, S] 0..1 in, [C, G, G] a head
-    out, blobs under the heads' names.
+    """Return the text of the .param and the bytes of the .bin.
 
-    half: the weights in fp16, biases in fp32. The side of the image is free. Raises ModelError for names
-    that the format cannot hold.
+    `images` float [3, S, S] 0..1 in, [C, G, G] a head out, blobs under the heads' names. half: the weights in
+    fp16, biases in fp32. The side of the image is free. Raises ModelError for names that the format cannot
+    hold.
     """
     if blank := [layer.name for layer in net if len(layer.name.split()) != 1]:
         raise ModelError(f"layer {blank[0]!r}: ncnn's files hold no names with blanks; rename it in net.json")
     folded, small = fold(net, state)
     walk = steps(folded)
-    writer = _Writer(Counter(i for step in walk for i in step.inputs))
-    numbers = bytearray()
-    writer.line("Input", INPUT, (), "")
+    writer, numbers = _Writer(Counter(i for step in walk for i in step.inputs)), bytearray()
     for step in walk:
         writer.add(step, small[f"{step.key}.weight"].numel() if step.key else 0)
-        if step.key:
-            numbers += _numbers(small, step.key, half)
-    return writer.text(), bytes(numbers)
-
-
-def _numbers(state: dict[str, Tensor], key: str, half: bool) -> bytes:
-    """Return a convolution's weight behind its flag, and its bias where it has one."""
-    body = state[f"{key}.weight"].numpy().astype("<f2" if half else "<f4").tobytes()
-    flag, bias = struct.pack("<I", FP16 if half else 0), state.get(f"{key}.bias")
-    return flag + body + bytes(-len(body) % 4) + (b"" if bias is None else bias.numpy().astype("<f4").tobytes())
+        if step.key:                                       # a flag, the weights, the bias if any
+            weight, bias = (small.get(f"{step.key}.{leaf}") for leaf in ("weight", "bias"))
+            body = weight.numpy().astype("<f2" if half else "<f4").tobytes()
+            numbers += struct.pack("<I", FP16 if half else 0) + body + bytes(-len(body) % 4)
+            numbers += b"" if bias is None else bias.numpy().astype("<f4").tobytes()
+    text = "\n".join([str(MAGIC), f"{len(writer.lines)} {writer.blobs}", *writer.lines]) + "\n"
+    return text, bytes(numbers)
 
 
 class _Writer:
@@ -54,6 +50,7 @@ class _Writer:
     def __init__(self, readers: Counter) -> None:
         self.readers, self.taken = readers, Counter()
         self.lines, self.blobs, self.vectors = [], 0, set()
+        self.line("Input", INPUT, (), "")
 
     def line(self, op: str, name: str, inputs: tuple[str, ...], settings: str) -> None:
         """Append a layer whose one output carries its name, and the split of that output where needed."""
@@ -72,16 +69,17 @@ class _Writer:
                                     *filter(None, [settings])]))
 
     def add(self, step: Step, weights: int) -> None:
-        """Append a step: one layer, and another for an activation that a convolution cannot take along."""
+        """Append a step: one layer, and another for an activation that a convolution cannot take along.
+
+        weights: how many numbers a convolution's kernel holds.
+        """
         name, inputs, node, kind = step.name, step.inputs, step.node, step.type
         flat = inputs[0] in self.vectors                   # a mean has no height and width here
         if kind == "mean" or (flat and kind not in ("mul", "spread")):
             self.vectors.add(name)
         if kind == "conv":
-            fused = FUSED.get(step.act)
-            alone = step.act != "linear" and not fused
-            op, settings = _convolution(step, weights, fused, flat)
-            self.line(op, f"{name}.linear" if alone else name, inputs, settings)
+            alone = step.act != "linear" and step.act not in FUSED
+            self.line(*_convolution(step, weights, flat, f"{name}.linear" if alone else name))
             if alone:
                 self.line(ALONE[step.act][0], name, (f"{name}.linear",), ALONE[step.act][1])
             return
@@ -99,23 +97,13 @@ class _Writer:
             "add": ("Eltwise", "0=1") if len(inputs) > 2 else ("BinaryOp", "0=0")}[kind]
         self.line(op, name, inputs, settings)
 
-    def text(self) -> str:
-        """Return the whole .param file."""
-        return "\n".join([str(MAGIC), f"{len(self.lines)} {self.blobs}", *self.lines]) + "\n"
 
-
-def _convolution(step: Step, weights: int, fused: tuple[int, tuple[float, ...]] | None,
-                 flat: bool) -> tuple[str, str]:
-    """Return a convolution's layer type and settings; weights: how many numbers its kernel holds."""
-    node = step.node
-    settings = {0: step.out, 1: node.kernel, 2: node.dilation, 3: node.stride, 4: node.pad, 5: int(node.bias), 6: weights}
-    if flat:
-        settings = {0: step.out, 1: int(node.bias), 2: weights}
-    elif node.groups > 1:
-        settings[7] = node.groups
-    if fused:
-        settings[9] = fused[0]
-    text = " ".join(f"{key}={value}" for key, value in settings.items())
-    if fused and fused[1]:
-        text += f" -23310={len(fused[1])}," + ",".join(f"{value:.9g}" for value in fused[1])
-    return "InnerProduct" if flat else "ConvolutionDepthWise" if node.groups > 1 else "Convolution", text
+def _convolution(step: Step, weights: int, flat: bool, name: str) -> tuple[str, str, tuple[str, ...], str]:
+    """Return a convolution's layer type, name, inputs and settings."""
+    node, bias = step.node, int(step.node.bias)
+    op, settings = "InnerProduct", f"0={step.out} 1={bias} 2={weights}"
+    if not flat:
+        op = "ConvolutionDepthWise" if node.groups > 1 else "Convolution"
+        settings = f"0={step.out} 1={node.kernel} 2={node.dilation} 3={node.stride} 4={node.pad} 5={bias} " \
+                   f"6={weights}" + f" 7={node.groups}" * (node.groups > 1)
+    return op, name, step.inputs, " ".join(filter(None, (settings, FUSED.get(step.act))))

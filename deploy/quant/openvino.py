@@ -4,108 +4,53 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploy.artifact import unreadable
-from deploy.quant.ptq import COMPARED, WHY, usable
-from deploy.quant.sqnr import layers_sqnr
-from deploy.runtimes.openvino import core
-from utils.errors import ModelError
+from deploy.quant.graph import Taps, read
+from deploy.quant.ptq import COMPARED, layers_of, layers_sqnr, left_float, side_of, usable
+from deploy.runtimes.openvino import core, read_model
 from utils.optional import needs
 
 if TYPE_CHECKING:
     import openvino as ov
 
-CONVOLUTIONS = ("Convolution", "GroupConvolution")
-OUTWARD = ("Add", "Reshape", "Transpose", "Convert", "Result")     # what may stand behind a head
 
+def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) -> dict:
+    """Write `target` (.xml, with its .bin), the 8-bit version of the fp32 ONNX file `source`.
 
-def quantise_openvino(source: Path, target: Path, pictures: Iterable[np.ndarray]) -> dict:
-    """What was done, once `target` (.xml, with its .bin) is the 8-bit version of the fp32 model `source`.
-
-    pictures, the dict and the errors are those of `deploy.quant.ptq.quantise_onnx`.
+    Return what was done; images, the dict and the errors are those of `deploy.quant.ptq.quantise_onnx`.
     """
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
     from openvino.passes import ConstantFolding, Manager
-    try:
-        exact = core().read_model(source)
-    except RuntimeError as error:
-        raise unreadable(source, "an OpenVINO model", error) from error
-    _check(exact, source)
+    graph = read(source)
+    images, exact = usable(images, side_of(graph)), read_model(source)
     folding = Manager()                                    # else biases are formulas nncf does not correct
     folding.register_pass(ConstantFolding())
     folding.run_passes(exact)
-    pictures = usable(pictures, int(exact.input(0).get_partial_shape()[3].get_length()))
-    heads, gates = _heads(exact), _gates(exact)
-    scope = nncf.IgnoredScope(names=heads + gates)
+    convolutions = {node.name for node in graph.convolutions()}
+    kept = {"head": graph.heads(), "vector": [name for name in graph.from_means() if name in convolutions]}
+    floats = {name for names in kept.values() for name in names}
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):        # its progress bars
-        quantised = nncf.quantize(exact, nncf.Dataset(pictures), preset=nncf.QuantizationPreset.MIXED,
-                                  subset_size=len(pictures), ignored_scope=scope)
-    layers = _layers(exact, gates)
-    rows = layers_sqnr(_taps(exact, layers), _taps(quantised, layers), layers, pictures[:COMPARED])
+        quantised = nncf.quantize(
+            exact, nncf.Dataset(images), preset=nncf.QuantizationPreset.MIXED, subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(names=[
+                op.get_friendly_name() for op in exact.get_ordered_ops()
+                if "Convolution" in op.get_type_name()     # its bias is a node of its own here
+                and op.get_friendly_name().removesuffix("/WithoutBiases") in floats]))
+    layers = layers_of(n.name for n in graph.convolutions() if n.name not in kept["vector"])
+    rows = layers_sqnr(_taps(exact, layers), _taps(quantised, layers), layers, images[:COMPARED])
     ov.save_model(quantised, target, compress_to_fp16=False)
-    return {"layers": rows, "calibration": len(pictures),
-            "left_float": [{"layer": _layer(name), "why": WHY[why]}
-                           for why, names in (("head", heads), ("gate", gates)) for name in names],
+    return {"layers": rows, "calibration": len(images), "left_float": left_float(graph, kept),
             "weight_bits": 8, "method": "NNCF, preset mixed, fast bias correction"}
 
 
-def _check(model: ov.Model, source: Path) -> None:
-    """Raises ModelError for a model that cannot be quantised."""
-    kinds = [op.get_type_name() for op in model.get_ops()]
-    if not set(kinds) & set(CONVOLUTIONS):
-        raise ModelError(f"{source} has no convolutions: there is nothing to quantise")
-    if "FakeQuantize" in kinds:
-        raise ModelError(f"{source} is quantised already; quantise the fp32 export of the checkpoint")
-
-
-def _readers(op: ov.Node) -> list[ov.Node]:
-    """The nodes that read an operation's numbers (others read its shape alone)."""
-    found = [target.get_node() for target in op.output(0).get_target_inputs()]
-    return [node for node in found if node.get_type_name() != "ShapeOf"]
-
-
-def _convolutions(model: ov.Model) -> list[ov.Node]:
-    return [op for op in model.get_ordered_ops() if op.get_type_name() in CONVOLUTIONS]
-
-
-def _heads(model: ov.Model) -> list[str]:
-    """Names of the convolutions that nothing but outputs of the model reads."""
-    def leads_out(op: ov.Node) -> bool:
-        return op.get_type_name() == "Result" or (readers := _readers(op)) != [] and all(
-            r.get_type_name() in OUTWARD and leads_out(r) for r in readers)
-    return [op.get_friendly_name() for op in _convolutions(model) if leads_out(op)]
-
-
-def _gates(model: ov.Model) -> list[str]:
-    """Names of the convolutions that work on one cell, as squeeze-excitation's do on each channel's mean."""
-    def one_cell(value: ov.Output) -> bool:
-        shape = value.get_partial_shape()
-        return [str(shape[axis]) for axis in (2, 3)] == ["1", "1"]
-    heads = _heads(model)
-    return [op.get_friendly_name() for op in _convolutions(model) if op.get_friendly_name() not in heads
-            and one_cell(op.input_value(0)) and one_cell(op.output(0))]
-
-
-def _layer(name: str) -> str:
-    """The layer that a convolution's name speaks of."""
-    return name.removesuffix("/WithoutBiases").removesuffix(".conv")
-
-
-def _layers(model: ov.Model, without: list[str]) -> list[str]:
-    """The layers whose values can be compared: each convolution's, named after it."""
-    names = [op.get_friendly_name() for op in _convolutions(model) if op.get_friendly_name() not in without]
-    known = {name for op in model.get_ops() for value in op.outputs() for name in value.get_names()}
-    return [layer for layer in map(_layer, names) if layer in known]
-
-
-def _taps(model: ov.Model, layers: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from a picture to the layers' values; of 8-bit values what their readers get."""
+def _taps(model: ov.Model, layers: list[str]) -> Taps:
+    """Return a function from an image to the layers' values; of 8-bit values what their readers get."""
     model = model.clone()
     values = {name: value for op in model.get_ops() for value in op.outputs() for name in value.get_names()}
     ports = []
@@ -115,5 +60,5 @@ def _taps(model: ov.Model, layers: list[str]) -> Callable[[np.ndarray], dict[str
         ports += model.add_outputs([rounded[0].output(0) if rounded else values[layer]])
     plan = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     order = [model.outputs.index(port) for port in ports]
-    return lambda picture: {layer: found for found, layer in zip(
-        (plan([picture])[at] for at in order), layers, strict=True)}
+    return lambda image: {layer: found for found, layer in zip(
+        (plan([image])[at] for at in order), layers, strict=True)}

@@ -1,7 +1,7 @@
-"""ONNX files in eight bits by static calibration on the user's own pictures (QDQ, run by ONNX Runtime).
+"""ONNX files in eight bits by static calibration on the user's own images (QDQ, run by ONNX Runtime).
 
-Decoding is no part of the graph, so it is in float by construction; so are the heads and squeeze-excitation's
-gates. Best after `deploy.quant.equalise`, which gives the channels of a value like ranges.
+Decoding is no part of the graph, so it is in float by construction; so are the heads and squeeze-excitation.
+Best after `deploy.quant.equalise`, which gives the channels of a value like ranges.
 """
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.quant.correct import correct
-from deploy.quant.graph import DEQUANTISED, MONOTONE, Graph, read, taps
+from deploy.quant.graph import DEQUANTISED, MONOTONE, Graph, Taps, read, taps
 from deploy.quant.ranges import Grid, measured_grids
-from deploy.quant.sqnr import layers_sqnr
 from utils.errors import DataError
 from utils.optional import needs
 
@@ -23,60 +22,61 @@ if TYPE_CHECKING:
     import onnx
 
 OPS = ("Conv", "LeakyRelu", "Relu", "Clip", "Sigmoid", "MaxPool", "Resize", "Concat", "Mul", "Add")
-FEWEST = 8                                                 # pictures; fewer say nothing of ranges
-COMPARED = 4                                               # pictures that SQNR is taken on
+SHOWN = ("Conv", "HardSwish", "Sum")                       # convolutions, and what has no 8-bit kernel
+FEWEST = 8                                                 # images; fewer say nothing of ranges
+COMPARED = 4                                               # images that SQNR is taken on
+MOST = 100.0                                               # dB; equal to the last bit of fp32 and beyond
 UNIT = Grid(1 / 255, 0)                                    # 0..1: what comes out of a sigmoid
-WHY = {"head": "8 bits there move boxes and scores, and its share of the time is small",
-       "gate": "squeeze-excitation works on one number a channel",
-       "entrance": "8-bit convolutions of a picture's three channels are slower than those in float",
+WHY = {"entrance": "8-bit convolutions of an image's three channels are slower than those in float",
+       "vector": "squeeze-excitation works on one number a channel",
+       "head": "8 bits there move boxes and scores, and its share of the time is small",
        "op": "the runtime has no 8-bit kernel for it"}
 
 
-def quantise_onnx(source: Path, target: Path, pictures: Iterable[np.ndarray],
+def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
                   narrow: bool | None = None) -> dict:
-    """What was done, once `target` is the 8-bit version of the fp32 file `source`, metadata and all.
+    """Write `target`, the 8-bit version of the fp32 file `source`, metadata and all; return what was done.
 
-    pictures: letterboxed, uint8 [1, 3, S, S], 8 or more; 128 are good. narrow: weights of 7 bits, for x86
-    CPUs without VNNI, whose 8-bit products overflow; None asks this CPU. The same pictures give the same
-    bytes. The dict: layers (a row {"layer", "sqnr_db"} each, fp32 against 8 bits), calibration (how many
-    pictures), left_float (rows {"layer", "why"}), weight_bits, method. Raises DataError for the pictures,
-    ModelError for the file, EnvironmentFault for a missing library.
+    images: letterboxed, uint8 [1, 3, S, S], 8 or more; 128 are good. narrow: weights of 7 bits, for x86 CPUs
+    without VNNI, whose 8-bit products overflow; None asks this CPU. The same images give the same bytes. The
+    dict: layers (a row {"layer", "sqnr_db"} each, fp32 against 8 bits), calibration (how many images),
+    left_float (rows {"layer", "why"}), weight_bits, method. Raises DataError for the images, ModelError for
+    the file, EnvironmentFault for a missing library.
     """
     needs("onnxruntime", "to quantise ONNX files")
     exact = read(source)
-    pictures = usable(pictures, _side(exact))
+    images = usable(images, side_of(exact))
     narrow = lacks_vnni() if narrow is None else narrow
-    kept = {"entrance": [node.name for node in exact.entrance()], "gate": exact.gates(),
+    kept = {"entrance": [node.name for node in exact.entrance()], "vector": exact.from_means(),
             "head": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
-    names = {name for names in kept.values() for name in names}
-    model = _quantised(exact, _grids(exact, names, pictures), sorted(names), narrow, pictures[0])
-    changed = [n.name for n in exact.convolutions() if n.name not in kept["gate"] + kept["entrance"]]
-    correct(exact, model, changed, pictures)
+    model = _quantised(exact, {name for names in kept.values() for name in names}, narrow, images)
+    changed = [n.name for n in exact.convolutions() if n.name not in kept["vector"] + kept["entrance"]]
+    quantised = Graph(model)
+    correct(exact, quantised, changed, images)
     del model.metadata_props[:]
     model.metadata_props.extend(exact.model.metadata_props)
     target.write_bytes(model.SerializeToString(deterministic=True))
-    layers = [name.removesuffix(".conv") for name in changed]
-    return {"layers": _onnx_sqnr(exact, Graph(model), layers, pictures), "calibration": len(pictures),
-            "left_float": _reasons(exact, kept), "weight_bits": 7 if narrow else 8,
+    return {"layers": _onnx_sqnr(exact, quantised, layers_of(changed), images), "calibration": len(images),
+            "left_float": left_float(exact, kept), "weight_bits": 7 if narrow else 8,
             "method": "ONNX Runtime QDQ, U8S8, weights by channel, ranges by least squared error behind the "
                       "activation, gain and mean of each channel corrected"}
 
 
-def usable(pictures: Iterable[np.ndarray], side: int) -> list[np.ndarray]:
-    """The pictures as a list. Raises DataError where they are too few or of another shape."""
-    pictures = pictures if isinstance(pictures, list) else list(pictures)
-    if len(pictures) < FEWEST:
-        raise DataError(f"calibration needs {FEWEST} pictures or more (128 are good), got {len(pictures)}; "
+def usable(images: Iterable[np.ndarray], side: int) -> list[np.ndarray]:
+    """Return the images as a list. Raises DataError where they are too few or of another shape."""
+    images = images if isinstance(images, list) else list(images)
+    if len(images) < FEWEST:
+        raise DataError(f"calibration needs {FEWEST} images or more (128 are good), got {len(images)}; "
                         "give a larger data set or --calibration")
-    for picture in pictures:
-        if picture.dtype != np.uint8 or picture.shape != (1, 3, side, side):
-            raise DataError(f"calibration pictures must be uint8 [1, 3, {side}, {side}], letterboxed, got "
-                            f"{picture.dtype} {list(picture.shape)}")
-    return pictures
+    for image in images:
+        if image.dtype != np.uint8 or image.shape != (1, 3, side, side):
+            raise DataError(f"calibration images must be uint8 [1, 3, {side}, {side}], letterboxed, got "
+                            f"{image.dtype} {list(image.shape)}")
+    return images
 
 
 def lacks_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this is an x86 CPU whose 8-bit products are added in 16 bits, where they overflow."""
+    """Return whether this is an x86 CPU whose 8-bit products are added in 16 bits, where they overflow."""
     try:
         lines = Path(cpuinfo).read_text().splitlines()
     except OSError:
@@ -85,34 +85,45 @@ def lacks_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return "sse2" in flags and "vnni" not in flags and "amx_int8" not in flags
 
 
-def _side(graph: Graph) -> int:
+def side_of(graph: Graph) -> int:
+    """Return the side in px of the images that a model takes."""
     return graph.model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
 
-def _grids(graph: Graph, kept: set[str], pictures: Sequence[np.ndarray]) -> dict[str, Grid]:
-    """The grid of every value that 8-bit nodes make or read; kept: nodes that stay in float."""
-    nodes = [node for node in graph.nodes if node.name not in kept]
-    values = dict.fromkeys(v for node in nodes for v in (*node.input, *node.output) if v in graph.maker)
-    grids = measured_grids(graph, list(values), pictures)
-    return grids | {v: UNIT for v in values if graph.maker[v].op_type == "Sigmoid"}
+def layers_of(convolutions: Iterable[str]) -> list[str]:
+    """Return the layers that convolutions belong to, which their last values are named after."""
+    return [name.removesuffix(".conv") for name in convolutions]
 
 
-class _One:
-    """Calibration data as the library asks for it: one picture, because every range is known already."""
-
-    def __init__(self, picture: np.ndarray) -> None:
-        self.left = [{"images": picture}]
-
-    def get_next(self) -> dict | None:
-        """The next batch, None at the end."""
-        return self.left.pop() if self.left else None
+def left_float(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
+    """Return rows {"layer", "why"} of what stays in float: key of WHY -> names of nodes."""
+    shown = {node.name for node in graph.nodes if node.op_type in SHOWN}
+    return [{"layer": layer, "why": WHY[why]}
+            for why, names in kept.items() for layer in layers_of(name for name in names if name in shown)]
 
 
-def _quantised(graph: Graph, grids: dict[str, Grid], kept: list[str], narrow: bool,
-               picture: np.ndarray) -> onnx.ModelProto:
-    """The model with the library's pairs of QuantizeLinear and DequantizeLinear."""
+def layers_sqnr(exact: Taps, other: Taps, names: Sequence[str], images: Iterable[np.ndarray]) -> list[dict]:
+    """Return a row {"layer", "sqnr_db"} a name: signal to quantisation noise over all images, at most 100 dB.
+
+    That is 10 log10 of the power of the exact values over that of the difference.
+    """
+    powers = np.zeros((len(names), 2))
+    for image in images:
+        a, b = exact(image), other(image)
+        wanted = [a[name].astype(np.float64) for name in names]
+        powers += [((value ** 2).sum(), ((b[name] - value) ** 2).sum()) for name, value in zip(names, wanted)]
+    found = [10 * np.log10(max(signal, 1e-300) / noise) if noise else MOST for signal, noise in powers]
+    return [{"layer": name, "sqnr_db": round(float(min(MOST, db)), 2)} for name, db in zip(names, found)]
+
+
+def _quantised(graph: Graph, kept: set[str], narrow: bool, images: Sequence[np.ndarray]) -> onnx.ModelProto:
+    """Return the model with the library's QuantizeLinear and DequantizeLinear; kept: nodes in float."""
     onnx = needs("onnx", "to quantise ONNX files")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    nodes = [node for node in graph.nodes if node.name not in kept]
+    values = dict.fromkeys(v for node in nodes for v in (*node.input, *node.output) if v in graph.maker)
+    grids = measured_grids(graph, list(values), images)
+    grids |= {v: UNIT for v in values if graph.maker[v].op_type == "Sigmoid"}
     given = {name: [{"scale": np.array(g.step, np.float32), "zero_point": np.array(g.zero, np.uint8)}]
              for name, g in grids.items()}
     plain = pooled_first(graph)
@@ -121,15 +132,26 @@ def _quantised(graph: Graph, grids: dict[str, Grid], kept: list[str], narrow: bo
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "exact.onnx", Path(folder) / "quantised.onnx"
         onnx.save(plain, before)
-        quantize_static(before, after, _One(picture), quant_format=QuantFormat.QDQ,
+        quantize_static(before, after, _One(images[0]), quant_format=QuantFormat.QDQ,
                         op_types_to_quantize=list(OPS), per_channel=True, reduce_range=narrow,
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                        nodes_to_exclude=kept, extra_options={"TensorQuantOverrides": given})
+                        nodes_to_exclude=sorted(kept), extra_options={"TensorQuantOverrides": given})
         return onnx.load(after)
 
 
+class _One:
+    """Calibration data as the library asks for it: one image, because every range is known already."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.left = [{"images": image}]
+
+    def get_next(self) -> dict | None:
+        """Return the next batch, None at the end."""
+        return self.left.pop() if self.left else None
+
+
 def pooled_first(graph: Graph) -> onnx.ModelProto:
-    """A copy of the model with the first pooling before its activation, which computes the same.
+    """Return a copy of the model with the first pooling before its activation, which computes the same.
 
     ONNX Runtime moves the rounding to bytes up through a pooling, whose 8-bit kernel is slow behind a
     convolution in float; it moves it up through no activation.
@@ -149,19 +171,12 @@ def pooled_first(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def _reasons(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
-    """What stays in float and why: convolutions, and activations and sums that have no 8-bit kernel."""
-    shown = {node.name for node in graph.nodes if node.op_type in ("Conv", "HardSwish", "Sum")}
-    return [{"layer": name.removesuffix(".conv"), "why": WHY[why]}
-            for why, names in kept.items() for name in names if name in shown]
-
-
-def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], pictures: list[np.ndarray]) -> list[dict]:
-    """SQNR of the layers, whose values are named after them; of 8-bit values what their readers get."""
+def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], images: list[np.ndarray]) -> list[dict]:
+    """Return the SQNR of the layers; of 8-bit values what their readers get."""
     twins = {name: name + DEQUANTISED if name + DEQUANTISED in quantised.maker else name for name in layers}
-    run = taps(quantised.model, list(dict.fromkeys(twins.values())))
+    run = taps(quantised, list(dict.fromkeys(twins.values())))
 
-    def other(picture: np.ndarray) -> dict[str, np.ndarray]:
-        found = run(picture)
+    def other(image: np.ndarray) -> dict[str, np.ndarray]:
+        found = run(image)
         return {name: found[twin] for name, twin in twins.items()}
-    return layers_sqnr(taps(exact.model, layers), other, layers, pictures[:COMPARED])
+    return layers_sqnr(taps(exact, layers), other, layers, images[:COMPARED])

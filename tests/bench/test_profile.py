@@ -68,8 +68,8 @@ def test_bytes_are_those_of_a_hand_count():
         # expand 16x8, depthwise 16x25, reduce 2x16, expand 16x2, project 16x16 with biases; in, out;
         "mb3": (16 * 8 + 16) + (16 * 25 + 16) + (2 * 16 + 2) + (16 * 2 + 16) + (16 * 16 + 16)
         + 8 * 256 + 16 * 256
-        # expanded map, depthwise map, vectors of mean, squeeze and gate, product: written and read; the mean's own
-        # reading of its map.
+        # expanded map, depthwise map, vectors of mean, squeeze and gate, product: written and read; the
+        # mean's own reading of its map.
         + 2 * 16 * 256 + 2 * 16 * 256 + 2 * 16 + 2 * 2 + 2 * 16 + 2 * 16 * 256 + 16 * 256,
         "pool4": 16 * 256 + 16 * 64,
         "ds5": (16 * 9 + 16) + (32 * 16 + 32) + 16 * 64 + 2 * 16 * 64 + 32 * 64,
@@ -237,7 +237,7 @@ def test_the_threads_asked_for_are_used_and_those_before_come_back(monkeypatch, 
 @pytest.mark.parametrize(("shape", "dtype"), [((1, 3, 32, 32), torch.uint8), ((0, 3, 64, 64), torch.uint8),
                                               ((3, 64, 64), torch.uint8), ((1, 3, 64, 64), torch.float32)])
 def test_other_pictures_are_refused_with_what_is_needed(shape: tuple, dtype: torch.dtype):
-    with pytest.raises(UsageError, match=r"needs uint8 pictures \[N, 3, 64, 64\], got"):
+    with pytest.raises(UsageError, match=r"needs uint8 images \[N, 3, 64, 64\], got"):
         latency.compare_speed({"a": stated(small_net())}, SIDE, torch.zeros(shape, dtype=dtype))
 
 

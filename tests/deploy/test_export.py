@@ -15,7 +15,7 @@ import val
 from compress.prune import prune
 from deploy import export as exporting
 from deploy import parity
-from deploy.artifact import digest, read_card
+from deploy.artifact import digest, read_metadata
 from deploy.onnx_file import to_onnx
 from deploy.runtimes.runtime import Runtime, load_runtime, torch_runtime
 from models.channels import channels
@@ -80,7 +80,7 @@ def test_a_pruned_network_goes_to_every_format_and_comes_back_in_a_fresh_process
     assert [row["format"] for row in found["artifacts"]] == ["onnx", "openvino", "ncnn", "torchscript"]
     for row in found["artifacts"]:
         assert row["sha256"] == digest(folder / row["file"]) and row["max_diff"] < 1e-3 and not row["faults"]
-        assert read_card(folder / row["file"])["parity"]["max_diff"] == row["max_diff"]
+        assert read_metadata(folder / row["file"])["parity"]["max_diff"] == row["max_diff"]
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json", "export.json", "net.onnx", "net.torchscript", "net_ncnn", "net_openvino"]
     x = torch.arange(2 * 3 * SIDE * SIDE).reshape(2, 3, SIDE, SIDE).to(torch.uint8)
@@ -148,8 +148,8 @@ def test_the_gate_counts_maps_boxes_and_ap50():
 
 def test_pictures_come_from_the_set_or_from_the_machine(digits):
     data = str(digits)
-    for found, count in ((parity.embedded_pictures(96), 8), (parity.set_pictures(data, "val", 96, 2), 2),
-                         (parity.set_pictures(data, "train", 96, 99), 9)):
+    for found, count in ((parity.embedded_images(96), 8), (parity.split_images(data, "val", 96, 2), 2),
+                         (parity.split_images(data, "train", 96, 99), 9)):
         assert len(found) == count == len({picture.tobytes() for picture in found})
         assert all(picture.shape == (3, 96, 96) and picture.dtype == np.uint8 for picture in found)
 
@@ -187,17 +187,18 @@ def test_int8_goes_through_the_gate_with_the_users_pictures(form, run_script, tm
     path = folder / row["file"]
     assert "-int8" in path.name and row["precision"] == "int8" and row["quantisation"]["layers"]
     assert 0 < row["mean_share"] < parity.LIMITS["int8"].share
-    assert load_runtime(path).precision == read_card(path)["precision"] == "int8"
+    assert load_runtime(path).precision == read_metadata(path)["precision"] == "int8"
 
 
 def test_the_web_folder_gets_the_onnx_file_that_passed(run_script, tmp_path, monkeypatch):
     import deploy.web as web
     given = []
 
-    def write(folder: Path, onnx: Path, card: dict) -> None:
+    def write(folder: Path, onnx: Path, metadata: dict) -> Path:
         folder.mkdir()
         (folder / "model.onnx").write_bytes(onnx.read_bytes())
-        given.append(card)
+        given.append(metadata)
+        return folder
     monkeypatch.setattr(web, "write_web", write)
     code, _, error = run_script(export, "--weights", saved(tmp_path), "--format", "web")
     folder = tmp_path / "runs" / "exp"
@@ -213,7 +214,7 @@ def test_the_web_folder_gets_the_onnx_file_that_passed(run_script, tmp_path, mon
     (("--weights", "a.pt", "--tolerance", "0"), 2, "more than 0"),
     (("--weights", "none.pt"), 4, "none.pt"), (("--weights", "net.onnx"), 2, "is an export already"),
     (("--weights", "{net}", "--imgsz", "32", "--data", "nowhere"), 3, "nowhere"),
-    (("--weights", "{net}", "--int8", "--data", "{data}", "--calibration", "7"), 3, "needs 8 pictures")])
+    (("--weights", "{net}", "--int8", "--data", "{data}", "--calibration", "7"), 3, "needs 8 images")])
 def test_flags_that_cannot_work_are_refused(words, code, sentence, run_script, tmp_path, digits):
     given = [word.format(net=saved(tmp_path), data=digits) for word in words]
     found, _, error = run_script(export, *given)

@@ -88,5 +88,5 @@ def test_a_signal_ends_a_calibration_between_two_pictures():
     with pytest.raises(Interrupted):
         list(polled)
     assert len(seen) == 13, "9 when they were checked, then 4"
-    with pytest.raises(DataError, match="8 pictures or more"):
+    with pytest.raises(DataError, match="8 images or more"):
         usable(exporting.Polled(pictures[:3], poll), 32)

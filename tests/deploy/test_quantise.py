@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from compress.fold import fold
+from deploy.artifact import write_metadata
 from deploy.onnx_file import to_onnx
 from deploy.quant.equalise import SMALLEST, equalise
-from deploy.quant.sqnr import layers_sqnr, sqnr_db
 from models.network import from_state
 from tests.helpers.nets import NETS, randomised, residual_net, small_net
 from utils.errors import DataError, EnvironmentFault, ModelError
@@ -23,7 +23,7 @@ ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements
 from deploy.quant import ptq  # noqa: E402   after the libraries are known to be there
 from deploy.quant.correct import correct  # noqa: E402
 from deploy.quant.graph import DEQUANTISED, Graph, taps  # noqa: E402
-from deploy.quant.ptq import lacks_vnni, quantise_onnx  # noqa: E402
+from deploy.quant.ptq import lacks_vnni, layers_sqnr, quantise_onnx  # noqa: E402
 from deploy.quant.ranges import Grid, best_grid, grid  # noqa: E402
 
 SIDE = 64
@@ -40,7 +40,8 @@ def pictures(count: int, side: int = SIDE) -> list[np.ndarray]:
 def written(folder: Path, net, half: bool = False) -> Path:
     """Its ONNX file with a card."""
     path = folder / "exact.onnx"
-    path.write_bytes(to_onnx(net, randomised(net).state_dict(), SIDE, {"names": ["a"]}, half))
+    path.write_bytes(to_onnx(net, randomised(net).state_dict(), SIDE, half))
+    write_metadata(path, {"names": ["a"]})
     return path
 
 
@@ -115,7 +116,8 @@ def test_the_report_has_a_figure_for_every_layer(made):
 
 def test_the_figures_are_those_of_numpy_by_hand(made):
     source, target, report = made["small"]
-    run = taps(onnx.load(source), ["mb3.expand"]), taps(onnx.load(target), ["mb3.expand" + DEQUANTISED])
+    run = [taps(Graph(onnx.load(path)), [name]) for path, name in (
+        (source, "mb3.expand"), (target, "mb3.expand" + DEQUANTISED))]
     exact, other = (np.stack([next(iter(r(p).values())) for p in pictures(8)[:ptq.COMPARED]])
                     .astype(np.float64) for r in run)
     by_hand = 10 * np.log10((exact ** 2).mean() / ((exact - other) ** 2).mean())
@@ -124,8 +126,9 @@ def test_the_figures_are_those_of_numpy_by_hand(made):
 
 def test_sqnr_of_known_noise():
     exact = np.array([3.0, -4.0], np.float32)
-    assert sqnr_db(exact, exact) == 100
-    assert sqnr_db(exact, exact + np.float32([0.5, 0])) == pytest.approx(20)
+    for other, db in ((exact, 100), (exact + np.float32([0.5, 0]), 20), (exact + 1e-9, 100)):
+        rows = layers_sqnr(lambda p: {"a": p}, lambda p, other=other: {"a": other}, ["a"], [exact])
+        assert rows == [{"layer": "a", "sqnr_db": pytest.approx(db, abs=0.01)}]
     rows = layers_sqnr(lambda p: {"a": p * 1.0}, lambda p: {"a": p * 1.1}, ["a"], [exact, exact * 9])
     assert rows == [{"layer": "a", "sqnr_db": 20.0}]
 
@@ -203,7 +206,7 @@ def test_a_gain_and_a_mean_that_went_astray_are_put_back(made):
     graph.put(step, before[step] * np.float32(1.2))
     graph.put(bias_step, before[bias_step] * np.float32(1.2))
     graph.put(numbers, (before[numbers] + np.round(0.5 / before[bias_step])).astype(np.int32))
-    correct(exact, model, ["ds5.depthwise"], pictures(8))
+    correct(exact, graph, ["ds5.depthwise"], pictures(8))
     after = Graph(model)
     assert np.abs(after.array(step) / before[step] - 1).max() < 0.03
     biases = [g[numbers] * g[bias_step] for g in (before, {n: after.array(n) for n in before})]
@@ -233,8 +236,8 @@ def test_channels_that_a_depthwise_kernel_reads_get_the_same_reach():
     reaches = []
     for net, state in ((model.net, model.state_dict()), equalise(model.net, model.state_dict(), [images])):
         other = from_state(net, state)
-        last = "mb3.expand.act"
-        other.watch = lambda node, o: reaches.append(o.abs().amax((0, 2, 3))) if node.name == last else None
+        other.watch = lambda node, value: (reaches.append(value.abs().amax((0, 2, 3)))
+                                           if node.name == "mb3.expand.act" else None)
         with torch.no_grad():
             other(images)
     before, after = (reach / reach.max() for reach in reaches)

@@ -10,22 +10,20 @@ from deploy.runtimes.openvino import core
 from tests.deploy.test_quantise import NOISE, SIDE, pictures
 from tests.helpers.nets import randomised, residual_net
 from utils.errors import DataError, EnvironmentFault, ModelError
-from utils.optional import needs
 
 pytest.importorskip("nncf", reason="needs nncf (requirements-export.txt)")
 pytest.importorskip("openvino", reason="needs openvino (requirements-export.txt)")
 
 from deploy.quant.openvino import quantise_openvino  # noqa: E402  (after the libraries are known)
+from deploy.quant.ptq import quantise_onnx  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The exact model, the quantised one and the report."""
-    ov = needs("openvino", "here")
     folder = tmp_path_factory.mktemp("openvino")
     (folder / "net.onnx").write_bytes(to_onnx(residual_net(), randomised(residual_net()).state_dict(), SIDE))
-    source, target = folder / "exact.xml", folder / "model.xml"
-    ov.save_model(ov.convert_model(folder / "net.onnx"), source, compress_to_fp16=False)
+    source, target = folder / "net.onnx", folder / "model.xml"
     return source, target, quantise_openvino(source, target, pictures(8))
 
 
@@ -66,13 +64,14 @@ def test_the_report_has_a_figure_for_every_layer(made):
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path, monkeypatch):
-    (tmp_path / "torn.xml").write_text(made[0].read_text()[:500])
+    (tmp_path / "torn.onnx").write_bytes(made[0].read_bytes()[:500])
+    quantise_onnx(made[0], tmp_path / "int8.onnx", pictures(8))
     with pytest.raises(DataError, match="got 3"):
         quantise_openvino(made[0], tmp_path / "model.xml", pictures(3))
     with pytest.raises(ModelError, match="quantised already"):
-        quantise_openvino(made[1], tmp_path / "model.xml", pictures(8))
-    with pytest.raises(ModelError, match=r"torn\.xml"):
-        quantise_openvino(tmp_path / "torn.xml", tmp_path / "model.xml", pictures(8))
+        quantise_openvino(tmp_path / "int8.onnx", tmp_path / "model.xml", pictures(8))
+    with pytest.raises(ModelError, match=r"torn\.onnx"):
+        quantise_openvino(tmp_path / "torn.onnx", tmp_path / "model.xml", pictures(8))
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(EnvironmentFault, match="pip install nncf"):
         quantise_openvino(made[0], tmp_path / "model.xml", pictures(8))

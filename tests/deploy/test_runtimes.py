@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.prune import prune
-from deploy.artifact import digest, make_card, parse_card, read_card, size, write_card
+from deploy.artifact import digest, make_metadata, parse_metadata, read_metadata, size, write_metadata
 from deploy.runtimes import runtime
 from deploy.runtimes.runtime import load_runtime, torch_runtime
 from models.channels import channels
@@ -52,7 +52,7 @@ def test_every_network_is_the_same_in_every_format(name: str, pruned: bool, tmp_
 
 def test_a_card_comes_back_from_every_format_and_says_how_to_use_it(made):
     for form, path in made.items():
-        card, runtime = read_card(path), load_runtime(path)
+        card, runtime = read_metadata(path), load_runtime(path)
         assert card["outputs"] == ["head13", "head14"] and card["strides"] == {"head13": 2, "head14": 4}
         assert card["names"][2] == "classe 2 é" and card["xy_scale"] == {"head13": 2.0, "head14": 1.0}
         assert card["anchors"]["head14"] == [[20, 20], [40, 40]] and card["letterbox"]["fill"] == 114
@@ -141,7 +141,7 @@ def test_half_precision_is_held_against_fp32_on_the_first_batch(form: str, tmp_p
     half = load_runtime(path, precision="bf16")
     found = half.predict(batch(2))[0]
     if half.note:
-        assert "going on in fp32" in half.note and half.precision == "fp32" and torch.equal(found, exact)
+        assert "continuing in fp32" in half.note and half.precision == "fp32" and torch.equal(found, exact)
     else:
         assert half.precision in ("bf16", "fp16")
         assert 0 < float((found - exact).abs().mean()) < 0.05 * float(exact.std())
@@ -163,7 +163,7 @@ def test_a_torn_file_is_one_sentence_that_names_it(form: str, share: float, copi
     path = copies[form]
     torn = path if path.is_file() else path / {"openvino": "model.xml", "ncnn": "model.bin"}[form]
     torn.write_bytes(torn.read_bytes()[:int(share * torn.stat().st_size)])
-    for read in (load_runtime, read_card):
+    for read in (load_runtime, read_metadata):
         with pytest.raises(ModelError, match=torn.name) as caught:
             read(path)
         assert "\n" not in str(caught.value)
@@ -180,7 +180,7 @@ def test_files_of_others_and_files_that_are_not_there_are_refused(copies, tmp_pa
         with pytest.raises(ModelError, match="export the checkpoint again"):
             load_runtime(copies[form])
     (copies["ncnn"] / "model.bin").unlink()
-    write_card(copies["ncnn"], make_card(checkpoint(residual_net()), SIDE, "fp32"))
+    write_metadata(copies["ncnn"], make_metadata(checkpoint(residual_net()), SIDE, "fp32"))
     with pytest.raises(ModelError, match="ncnn model"):
         load_runtime(copies["ncnn"])
     for name in ("none.onnx", "none.param", "none.xml", "none.torchscript"):
@@ -198,10 +198,10 @@ def test_files_of_others_and_files_that_are_not_there_are_refused(copies, tmp_pa
                                     {"imgsz": 0}])
 def test_a_card_that_contradicts_itself_is_refused(change: dict):
     import json
-    card = make_card(checkpoint(small_net()), SIDE, "fp32")
-    assert parse_card(json.dumps(card), "a.onnx") == card
+    card = make_metadata(checkpoint(small_net()), SIDE, "fp32")
+    assert parse_metadata(json.dumps(card), "a.onnx") == card
     with pytest.raises(ModelError, match=r"a\.onnx"):
-        parse_card(json.dumps(card | change), "a.onnx")
+        parse_metadata(json.dumps(card | change), "a.onnx")
 
 
 @pytest.mark.parametrize(("form", "library"), [("onnx", "onnxruntime"), ("openvino", "openvino"),
