@@ -59,9 +59,10 @@ def main_file(path: str | Path) -> Path:
     return path
 
 
-def suits(precision: str, asked: str) -> bool:
-    """Return whether a file's precision is what was asked for; fp32 and auto ask for nothing special."""
-    return asked in ("fp32", "auto", precision) or asked == "half" and precision in ("bf16", "fp16")
+def own_precision(precision: str, asked: str) -> str:
+    """Return a sentence where a file of one precision was asked for another; fp32 and auto ask for none."""
+    suits = asked in ("fp32", "auto", precision) or asked == "half" and precision in ("bf16", "fp16")
+    return "" if suits else f"this file runs in the precision that it was exported in, {precision}"
 
 
 def parts(path: str | Path) -> list[Path]:

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from deploy import parity, web
 from deploy.artifact import digest, format_of, make_metadata, size, write_metadata
-from deploy.ncnn_file import to_ncnn
 from deploy.onnx_file import OPSET, to_onnx
 from deploy.quant.equalise import equalise
-from deploy.quant.openvino import quantise_openvino
-from deploy.quant.ptq import quantise_onnx, usable
+from deploy.quant.ptq import quantise_onnx, quantise_openvino, usable
+from deploy.runtimes.ncnn import to_ncnn
 from deploy.runtimes.openvino import read_model
 from deploy.runtimes.runtime import Runtime, load_runtime
 from deploy.runtimes.torchscript import to_torchscript

@@ -19,7 +19,6 @@ OPSET = 17
 IR_VERSION = 8                                             # opset 17's own, so that older runtimes take it
 ACTIVATIONS = {"relu": ("Relu", {}), "leaky": ("LeakyRelu", {"alpha": 0.1}), "hardswish": ("HardSwish", {}),
                "sigmoid": ("Sigmoid", {}), "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})}
-PLAIN = {"concat": ("Concat", {"axis": 1}), "mul": ("Mul", {}), "mean": ("GlobalAveragePool", {})}
 
 
 def to_onnx(net: Net, state: dict[str, Tensor], imgsz: int, half: bool = False) -> bytes:
@@ -54,8 +53,10 @@ class _Writer:
         cast = self.node("Cast", "cast", [INPUT], "cast", to=kind)
         self.node("Mul", "scale", [cast, self.number("scale.by", self.float(1 / 255))], "scaled")
 
-    def number(self, name: str, value: np.ndarray) -> str:
-        """Return the name of a constant that is in the file."""
+    def number(self, name: str, value: np.ndarray | None) -> str:
+        """Return the name of a constant that is in the file; "" for one that is left out."""
+        if value is None:
+            return ""
         if name not in self.numbers:
             self.numbers[name] = self.numpy.from_array(np.ascontiguousarray(value), name)
         return name
@@ -83,36 +84,27 @@ class _Writer:
         node, kind, name = step.node, step.type, step.name
         window = {"kernel_shape": [node.kernel] * 2, "strides": [node.stride] * 2,
                   "pads": [node.pad] * 2 + [node.pad + node.after] * 2}
-        pooling = {**window, "ceil_mode": int(node.ceil)}
         if kind == "conv":
-            self._conv(step, inputs, out, window)
-        elif kind == "act":
-            self._activation(step.act, f"{name}.act", inputs[0], out)
-        elif kind == "maxpool":
-            self.node("MaxPool", name, inputs, out, **pooling)
-        elif kind == "avgpool":
-            self.node("AveragePool", name, inputs, out, count_include_pad=1, **pooling)
-        elif kind == "average":
-            side = [step.stride] * 2
-            self.node("AveragePool", name, inputs, out, kernel_shape=side, strides=side)
-        elif kind == "upsample":
-            by = self.number(f"{name}.by", np.float32([1, 1, step.stride, step.stride]))
-            self.node("Resize", name, [*inputs, "", by], out, mode="nearest",
-                      coordinate_transformation_mode="asymmetric", nearest_mode="floor")
-        elif kind == "slice":
-            ends = {"from": node.part * node.channels, "to": (node.part + 1) * node.channels, "axis": 1}
-            limits = [self.number(f"{name}.{at}", np.int64([end])) for at, end in ends.items()]
-            self.node("Slice", name, [*inputs, *limits], out)
-        elif kind == "shuffle":
-            self._shuffle(step, inputs[0], out, grid)
-        elif kind == "spread":
-            shape = self.number(f"{name}.shape", np.int64([1, 1, grid, grid]))
-            self.node("Expand", name, [inputs[0], shape], out)
-        elif kind == "add":
-            self.node("Sum" if len(inputs) > 2 else "Add", name, inputs, out)
-        else:
-            op, attributes = PLAIN[kind]
-            self.node(op, name, inputs, out, **attributes)
+            return self._conv(step, inputs, out, window)
+        if kind == "act":
+            return self._activation(step.act, f"{name}.act", inputs[0], out)
+        if kind == "shuffle":
+            return self._shuffle(step, inputs[0], out, grid)
+        pooling, first = {**window, "ceil_mode": int(node.ceil)}, node.part * node.channels
+        op, numbers, attributes = {
+            "maxpool": ("MaxPool", {}, pooling),
+            "avgpool": ("AveragePool", {}, {**pooling, "count_include_pad": 1}),
+            "average": ("AveragePool", {}, dict.fromkeys(("kernel_shape", "strides"), [step.stride] * 2)),
+            "upsample": ("Resize", {"roi": None, "by": np.float32([1, 1, step.stride, step.stride])}, {
+                "mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+            "slice": ("Slice", {"from": np.int64([first]), "to": np.int64([first + node.channels]),
+                                "axis": np.int64([1])}, {}),
+            "spread": ("Expand", {"to": np.int64([1, 1, grid, grid])}, {}),
+            "concat": ("Concat", {}, {"axis": 1}), "mul": ("Mul", {}, {}),
+            "add": ("Sum" if len(inputs) > 2 else "Add", {}, {}), "mean": ("GlobalAveragePool", {}, {})}[kind]
+        inputs = inputs[:1] if kind == "spread" else inputs
+        inputs = [*inputs, *(self.number(f"{name}.{at}", value) for at, value in numbers.items())]
+        self.node(op, name, inputs, out, **attributes)
 
     def _conv(self, step: Step, inputs: list[str], out: str, window: dict[str, list[int]]) -> None:
         """Append a convolution and its activation."""

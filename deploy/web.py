@@ -72,11 +72,9 @@ def _install() -> None:
     print(f"npm brings onnxruntime-web {pinned()} into web/node_modules (once, 150 MB)")
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
-        done = subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=False, timeout=900)
-        said = done.stderr.strip().splitlines() if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        said = [f"error: {error}"]
-    if said is not None:
+        subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=True, timeout=900)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", "") or f"error: {error}").splitlines()
         why = next((line for line in said if "error" in line.lower()), "no reason given")
         raise EnvironmentFault(f"npm could not bring onnxruntime-web ({why[:200]}); with a network, type  "
-                               f"{LINES}")
+                               f"{LINES}") from error

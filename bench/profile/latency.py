@@ -134,7 +134,7 @@ def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor], rounds: 
 
         def call(at: int) -> None:
             nonlocal calls
-            with _clocks(runtimes[name].model) as spent:
+            with _clocks(runtimes[name].runner.model) as spent:
                 runtimes[name].predict(single[at % len(single)])
             calls += 1
             if calls % 2 == 0:                             # the second call of a turn is the one that counts

@@ -1,13 +1,18 @@
-"""ONNX files in eight bits by static calibration on the user's own images (QDQ, run by ONNX Runtime).
+"""Exports in eight bits by static calibration on the user's own images: ONNX files, and OpenVINO's by NNCF.
 
 Decoding is no part of the graph, so it is in float by construction; so are the heads and squeeze-excitation.
 Best after `deploy.quant.equalise`, which gives the channels of a value like ranges.
 """
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +20,14 @@ import numpy as np
 from deploy.quant.correct import correct
 from deploy.quant.graph import DEQUANTISED, MONOTONE, Graph, Taps, read, taps
 from deploy.quant.ranges import Grid, measured_grids
+from deploy.runtimes.openvino import core, read_model
+from models.graph import INPUT
 from utils.errors import DataError
 from utils.optional import needs
 
 if TYPE_CHECKING:
     import onnx
+    import openvino as ov
 
 OPS = ("Conv", "LeakyRelu", "Relu", "Clip", "Sigmoid", "MaxPool", "Resize", "Concat", "Mul", "Add")
 SHOWN = ("Conv", "HardSwish", "Sum")                       # convolutions, and what has no 8-bit kernel
@@ -29,7 +37,7 @@ MOST = 100.0                                               # dB; equal to the la
 UNIT = Grid(1 / 255, 0)                                    # 0..1: what comes out of a sigmoid
 WHY = {"entrance": "8-bit convolutions of an image's three channels are slower than those in float",
        "vector": "squeeze-excitation works on one number a channel",
-       "head": "8 bits there move boxes and scores, and its share of the time is small",
+       "output": "8 bits there move boxes and scores, and its share of the time is small",
        "op": "the runtime has no 8-bit kernel for it"}
 
 
@@ -48,15 +56,16 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
     images = usable(images, side_of(exact))
     narrow = lacks_vnni() if narrow is None else narrow
     kept = {"entrance": [node.name for node in exact.entrance()], "vector": exact.from_means(),
-            "head": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
+            "output": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
     model = _quantised(exact, {name for names in kept.values() for name in names}, narrow, images)
-    changed = [n.name for n in exact.convolutions() if n.name not in kept["vector"] + kept["entrance"]]
     quantised = Graph(model)
+    changed = [n.name for n in exact.convolutions() if n.name not in kept["vector"] + kept["entrance"]]
     correct(exact, quantised, changed, images)
     del model.metadata_props[:]
     model.metadata_props.extend(exact.model.metadata_props)
     target.write_bytes(model.SerializeToString(deterministic=True))
-    return {"layers": _onnx_sqnr(exact, quantised, layers_of(changed), images), "calibration": len(images),
+    layers = [name.removesuffix(".conv") for name in changed]              # values are named after layers
+    return {"layers": _onnx_sqnr(exact, quantised, layers, images), "calibration": len(images),
             "left_float": left_float(exact, kept), "weight_bits": 7 if narrow else 8,
             "method": "ONNX Runtime QDQ, U8S8, weights by channel, ranges by least squared error behind the "
                       "activation, gain and mean of each channel corrected"}
@@ -90,16 +99,11 @@ def side_of(graph: Graph) -> int:
     return graph.model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
 
-def layers_of(convolutions: Iterable[str]) -> list[str]:
-    """Return the layers that convolutions belong to, which their last values are named after."""
-    return [name.removesuffix(".conv") for name in convolutions]
-
-
 def left_float(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
     """Return rows {"layer", "why"} of what stays in float: key of WHY -> names of nodes."""
     shown = {node.name for node in graph.nodes if node.op_type in SHOWN}
-    return [{"layer": layer, "why": WHY[why]}
-            for why, names in kept.items() for layer in layers_of(name for name in names if name in shown)]
+    return [{"layer": name.removesuffix(".conv"), "why": WHY[why]}
+            for why, names in kept.items() for name in names if name in shown]
 
 
 def layers_sqnr(exact: Taps, other: Taps, names: Sequence[str], images: Iterable[np.ndarray]) -> list[dict]:
@@ -129,25 +133,15 @@ def _quantised(graph: Graph, kept: set[str], narrow: bool, images: Sequence[np.n
     plain = pooled_first(graph)
     # The library's own preparation would change nothing here.
     onnx.helper.set_model_props(plain, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    one = SimpleNamespace(get_next=partial(next, iter([{INPUT: images[0]}]), None))    # every range is known
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "exact.onnx", Path(folder) / "quantised.onnx"
         onnx.save(plain, before)
-        quantize_static(before, after, _One(images[0]), quant_format=QuantFormat.QDQ,
+        quantize_static(before, after, one, quant_format=QuantFormat.QDQ,
                         op_types_to_quantize=list(OPS), per_channel=True, reduce_range=narrow,
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                         nodes_to_exclude=sorted(kept), extra_options={"TensorQuantOverrides": given})
         return onnx.load(after)
-
-
-class _One:
-    """Calibration data as the library asks for it: one image, because every range is known already."""
-
-    def __init__(self, image: np.ndarray) -> None:
-        self.left = [{"images": image}]
-
-    def get_next(self) -> dict | None:
-        """Return the next batch, None at the end."""
-        return self.left.pop() if self.left else None
 
 
 def pooled_first(graph: Graph) -> onnx.ModelProto:
@@ -180,3 +174,50 @@ def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], images: list[n
         found = run(image)
         return {name: found[twin] for name, twin in twins.items()}
     return layers_sqnr(taps(exact, layers), other, layers, images[:COMPARED])
+
+
+def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) -> dict:
+    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file; return what was done.
+
+    By NNCF: symmetric weights by channel, asymmetric activations. Images, the dict and the errors are those
+    of `quantise_onnx`.
+    """
+    ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
+    from openvino.passes import ConstantFolding, Manager
+    graph = read(source)
+    images, exact = usable(images, side_of(graph)), read_model(source)
+    folding = Manager()                                    # else biases are formulas nncf does not correct
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(exact)
+    convolutions = {node.name for node in graph.convolutions()}
+    kept = {"output": graph.heads(), "vector": [name for name in graph.from_means() if name in convolutions]}
+    floats = {name for names in kept.values() for name in names}
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):        # its progress bars
+        quantised = nncf.quantize(
+            exact, nncf.Dataset(images), preset=nncf.QuantizationPreset.MIXED, subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(names=[
+                op.get_friendly_name() for op in exact.get_ordered_ops()
+                if "Convolution" in op.get_type_name()     # its bias is a node of its own here
+                and op.get_friendly_name().removesuffix("/WithoutBiases") in floats]))
+    layers = [n.name.removesuffix(".conv") for n in graph.convolutions() if n.name not in kept["vector"]]
+    runs = [_openvino_taps(model, layers) for model in (exact, quantised)]
+    rows = layers_sqnr(*runs, layers, images[:COMPARED])
+    ov.save_model(quantised, target, compress_to_fp16=False)
+    return {"layers": rows, "calibration": len(images), "left_float": left_float(graph, kept),
+            "weight_bits": 8, "method": "NNCF, preset mixed, fast bias correction"}
+
+
+def _openvino_taps(model: ov.Model, layers: list[str]) -> Taps:
+    """Return a function from an image to the layers' values; of 8-bit values what their readers get."""
+    model = model.clone()
+    values = {name: value for op in model.get_ops() for value in op.outputs() for name in value.get_names()}
+    ports = []
+    for layer in layers:
+        behind = [t.get_node() for t in values[layer].get_target_inputs()]
+        rounded = [node for node in behind if node.get_type_name() == "FakeQuantize"]
+        ports += model.add_outputs([rounded[0].output(0) if rounded else values[layer]])
+    plan = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    order = [model.outputs.index(port) for port in ports]
+    return lambda image: {layer: found for found, layer in zip(
+        (plan([image])[at] for at in order), layers, strict=True)}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from compress.fold import fold
-from deploy.artifact import CUDA, format_of, main_file, onnx_metadata, onnx_session, suits
+from deploy.artifact import CUDA, format_of, main_file, onnx_metadata, onnx_session, own_precision
 from deploy.runtimes.ncnn import NcnnRunner
 from deploy.runtimes.openvino import OpenvinoRunner
 from deploy.runtimes.torchscript import DTYPES, ScriptRunner
 from models.checkpoint import load
 from models.graph import INPUT, heads_of, strides
 from models.layer import Net
-from models.network import Network, from_state
+from models.network import from_state
 from models.records import from_json
 from utils import runs
 from utils.errors import EnvironmentFault, UsageError
@@ -80,11 +80,6 @@ class Runtime:
     def device(self) -> torch.device:
         """Where it runs and where its outputs are."""
         return self.runner.device
-
-    @property
-    def model(self) -> Network:
-        """The folded module of a torch runtime."""
-        return self.runner.model
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
@@ -175,12 +170,11 @@ class OnnxRunner:
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
         self.session = onnx_session(path, threads, device.type == "cuda")
-        self.metadata, self.device, self.note = onnx_metadata(self.session, path), torch.device("cpu"), ""
+        self.metadata, self.device = onnx_metadata(self.session, path), torch.device("cpu")
         self.precision = self.metadata["precision"]
+        self.note = own_precision(self.precision, precision)
         if device.type == "cuda" and CUDA not in self.session.get_providers():
             self.note = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu): continuing on the CPU"
-        elif not suits(self.precision, precision):
-            self.note = f"ONNX Runtime computes in the file's own precision, {self.precision}"
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the head outputs of uint8 images [B, 3, S, S]."""

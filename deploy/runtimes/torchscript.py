@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.fold import fold
-from deploy.artifact import FILE, parse_metadata, suits, unreadable
+from deploy.artifact import FILE, own_precision, parse_metadata, unreadable
 from models.layer import Net
 from models.network import from_state
 
@@ -53,11 +53,10 @@ class ScriptRunner:
                 module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(path, "a TorchScript file", error) from error
-        self.metadata, self.note = parse_metadata(extra[FILE], path), ""
+        self.metadata = parse_metadata(extra[FILE], path)
         torch.set_num_threads(threads)
         self.module, self.device, self.precision = module.eval(), device, self.metadata["precision"]
-        if not suits(self.precision, precision):
-            self.note = f"a TorchScript file runs in the precision it was exported in, {self.precision}"
+        self.note = own_precision(self.precision, precision)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the head outputs of uint8 images [B, 3, H, W]."""

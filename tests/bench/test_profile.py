@@ -108,9 +108,9 @@ def test_bytes_of_weights_and_maps_are_those_of_the_modules(name: str):
         elements[node.name] = value.numel()
         if node.layer and node.type != "act":                             # applied on the way
             seen[node.layer] += value.numel() + sum(elements[i] for i in node.inputs)
-    runtime.model.watch = watch
+    runtime.runner.model.watch = watch
     runtime.predict(pictures(1))
-    for key, parameter in runtime.model.named_parameters():
+    for key, parameter in runtime.runner.model.named_parameters():
         seen[key.split(".")[0]] += parameter.numel()
     counted = roofline.layer_bytes(net, SIDE, 4)
     assert counted == roofline.layer_bytes(folded, SIDE, 4), "folding changes what is counted"
@@ -155,7 +155,7 @@ def test_layers_take_the_time_of_their_modules_and_no_hook_is_left(monkeypatch):
     assert rows.pop("ds5") >= 20 > 2 * max(rows.values())
     times = latency._layer_times({"a": runtimes[0]}, [pictures(1)], 6, 60)["a"]
     assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys((*rows, "ds5"), 6)
-    assert runtimes[0].model.watch is None
+    assert runtimes[0].runner.model.watch is None
 
 
 @pytest.mark.parametrize(("count", "moved", "expected"), [

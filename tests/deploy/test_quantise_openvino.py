@@ -14,8 +14,7 @@ from utils.errors import DataError, EnvironmentFault, ModelError
 pytest.importorskip("nncf", reason="needs nncf (requirements-export.txt)")
 pytest.importorskip("openvino", reason="needs openvino (requirements-export.txt)")
 
-from deploy.quant.openvino import quantise_openvino  # noqa: E402  (after the libraries are known)
-from deploy.quant.ptq import quantise_onnx  # noqa: E402
+from deploy.quant.ptq import quantise_onnx, quantise_openvino  # noqa: E402  (after the libraries are known)
 
 
 @pytest.fixture(scope="module")

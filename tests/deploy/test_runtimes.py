@@ -234,7 +234,7 @@ def test_compiled_torch_is_the_same_and_says_what_it_lacks(made, monkeypatch):
 def test_names_that_ncnn_cannot_hold_are_refused():
     from dataclasses import replace
 
-    from deploy.ncnn_file import to_ncnn
+    from deploy.runtimes.ncnn import to_ncnn
     net = tuple(replace(layer, name="my head", inputs=layer.inputs) if layer.op == "head" else layer
                 for layer in small_net())
     with pytest.raises(ModelError, match="my head"):
