@@ -47,6 +47,7 @@ def main() -> None:
     from deploy import export, parity
     from deploy.artifact import digest
     from utils import runs
+    from utils.errors import Interrupted
     from utils.redact import masked_values
     poll = partial(runs.Interrupt().stop, "stopped by a signal; exports finished before are complete")
     export.check_libraries(args.format, args.int8)
@@ -67,7 +68,13 @@ def main() -> None:
               "gate_on": args.data or "embedded", "artifacts": rows, "environment": runs.environment()}
     for form in args.format:
         start = time.perf_counter()
-        rows.append(row := export.attempt(job, form, folder, Path(args.weights).stem))
+        try:
+            row = export.export(job, form, folder, Path(args.weights).stem)
+        except Interrupted:
+            raise
+        except Exception as error:                         # of any library; the other formats have their turn
+            row = {"format": form, "faults": [], "error": error}
+        rows.append(row)
         print(f"{form}: {export.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
         runs.write_json(folder / "export.json", record)
     if args.save_json:

@@ -28,14 +28,11 @@ from evaluation.report import aligned
 from models.checkpoint import Checkpoint, load
 from models.graph import strides
 from models.layer import Net
-from utils.errors import Interrupted, ModelError, UsageError
+from utils.errors import ModelError, UsageError
 from utils.optional import needs
 
 LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "ncnn": ("ncnn",),
              "torchscript": (), "web": ("onnx", "onnxruntime")}
-ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "ncnn": "_ncnn", "torchscript": ".torchscript",
-           "web": "_web"}
-FROM_ONNX = ("onnx", "openvino", "web")
 EQUALISED = 0.5                        # square roots: the range is shared by activations and weights
 
 
@@ -138,7 +135,8 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
     """
     job.poll()
     start, precision = time.perf_counter(), job.precision(form)
-    final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[form]}"
+    ending = f".{form}" if form in ("onnx", "torchscript") else f"_{form}"         # a file, or a folder
+    final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ending}"
     if final.is_dir():
         shutil.rmtree(final)
     final.unlink(missing_ok=True)
@@ -147,8 +145,8 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         limits = limits._replace(diff=job.tolerance)
     work = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
-        metadata = make_metadata(job.checkpoint, job.imgsz, precision, OPSET if form in FROM_ONNX else None,
-                                 job.weights)
+        opset = OPSET if "onnx" in LIBRARIES[form] else None
+        metadata = make_metadata(job.checkpoint, job.imgsz, precision, opset, job.weights)
         made, extra = WRITERS[form](job, work)
         write_metadata(made, metadata)
         found = _compared(job, made)
@@ -214,19 +212,6 @@ def _torchscript(job: Export, work: Path) -> tuple[Path, dict]:
 
 WRITERS: dict[str, Callable[[Export, Path], tuple[Path, dict]]] = {
     "onnx": _onnx, "openvino": _openvino, "ncnn": _ncnn, "torchscript": _torchscript, "web": _onnx}
-
-
-def attempt(job: Export, form: str, folder: Path, name: str) -> dict:
-    """Return the row of `export`, or one with the error it raised: the other formats are to have their turn.
-
-    Raises Interrupted.
-    """
-    try:
-        return export(job, form, folder, name)
-    except Interrupted:
-        raise
-    except Exception as error:                             # whatever a library raises
-        return {"format": form, "faults": [], "error": error}
 
 
 def verdict(row: dict) -> str:

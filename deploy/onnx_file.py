@@ -1,7 +1,7 @@
 """An ONNX file written straight from the records: no exporter guesses what the network was meant to be."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import numpy as np
 from torch import Tensor
@@ -11,9 +11,6 @@ from models.graph import INPUT, Step, grids, steps, strides
 from models.layer import Net
 from utils.errors import ModelError
 from utils.optional import needs
-
-if TYPE_CHECKING:
-    import onnx
 
 OPSET = 17
 IR_VERSION = 8                                             # opset 17's own, so that older runtimes take it
@@ -28,23 +25,20 @@ def to_onnx(net: Net, state: dict[str, Tensor], imgsz: int, half: bool = False) 
     (`conv3.expand`). half: numbers and computation in fp16 between the two casts. Raises ModelError where
     imgsz does not fit the network's strides.
     """
-    onnx = needs("onnx", "to write ONNX files")
     largest = max(strides(net).values())
     if imgsz % largest:
         raise ModelError(f"an input side of {imgsz}: this network needs a multiple of {largest}")
     folded, small = fold(net, state)
-    writer, side = _Writer(onnx, small, half), grids(folded, imgsz)
+    writer, side = _Writer(needs("onnx", "to write ONNX files"), small, half), grids(folded, imgsz)
     for step in steps(folded):
         writer.add(step, side[step.value])
-    model = onnx.helper.make_model(writer.graph(imgsz), opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-                                   ir_version=IR_VERSION, producer_name="micro-yolo")
-    return model.SerializeToString()
+    return writer.model(imgsz)
 
 
 class _Writer:
     """Nodes and numbers of the graph, appended step by step."""
 
-    def __init__(self, onnx: onnx, state: dict[str, Tensor], half: bool) -> None:
+    def __init__(self, onnx: ModuleType, state: dict[str, Tensor], half: bool) -> None:
         self.helper, self.numpy, self.types = onnx.helper, onnx.numpy_helper, onnx.TensorProto
         self.info = onnx.helper.make_tensor_value_info
         self.state, self.float = state, np.float16 if half else np.float32
@@ -136,8 +130,10 @@ class _Writer:
             op, attributes = ACTIVATIONS[act]
             self.node(op, name, [value], out, **attributes)
 
-    def graph(self, imgsz: int) -> onnx.GraphProto:
-        """Return the finished graph."""
+    def model(self, imgsz: int) -> bytes:
+        """Return the finished file."""
         images = self.info(INPUT, self.types.UINT8, ["batch", 3, imgsz, imgsz])
-        return self.helper.make_graph(self.nodes, "micro-yolo", [images], self.outputs,
-                                      [*self.numbers.values()])
+        numbers = list(self.numbers.values())
+        graph = self.helper.make_graph(self.nodes, "micro-yolo", [images], self.outputs, numbers)
+        return self.helper.make_model(graph, opset_imports=[self.helper.make_opsetid("", OPSET)],
+                                      ir_version=IR_VERSION, producer_name="micro-yolo").SerializeToString()

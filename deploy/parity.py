@@ -49,7 +49,7 @@ def embedded_images(imgsz: int) -> list[np.ndarray]:
     for image in load_sample_images().images:
         height, width = image.shape[:2]
         found += [image, image[:height // 2], image[:, width // 2:], image[height // 3:, :2 * width // 3]]
-    return [_planar(letterbox(np.ascontiguousarray(part), imgsz)[0]) for part in found]
+    return [letterbox(np.ascontiguousarray(part), imgsz)[0].transpose(2, 0, 1).copy() for part in found]
 
 
 def split_images(data: str, split: str, imgsz: int, count: int) -> list[np.ndarray]:
@@ -57,11 +57,7 @@ def split_images(data: str, split: str, imgsz: int, count: int) -> list[np.ndarr
     where = locate(data)
     images = DetectionSet(read_coco(*where[split], names=where.names), imgsz, cache="off")
     chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-    return [_planar(images.plain(int(at))) for at in chosen]
-
-
-def _planar(image: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    return [images.plain(int(at)).transpose(2, 0, 1).copy() for at in chosen]
 
 
 def compare(exact: Runtime, other: Runtime, images: Sequence[np.ndarray],

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploy.quant.correct import correct
 from deploy.quant.graph import DEQUANTISED, MONOTONE, Graph, Taps, read, taps
-from deploy.quant.ranges import Grid, measured_grids
+from deploy.quant.ranges import Grid, correct, measured_grids
 from deploy.runtimes.openvino import core, read_model
 from models.graph import INPUT
 from utils.errors import DataError
@@ -150,30 +149,24 @@ def pooled_first(graph: Graph) -> onnx.ModelProto:
     ONNX Runtime moves the rounding to bytes up through a pooling, whose 8-bit kernel is slow behind a
     convolution in float; it moves it up through no activation.
     """
-    model, last = type(graph.model)(), graph.entrance()[-2:]
+    model = type(graph.model)()
     model.CopyFrom(graph.model)
-    if last[0].op_type not in MONOTONE or last[1].op_type != "MaxPool":
-        return model
-    act, pool = (type(node)() for node in last)
-    act.CopyFrom(last[0])
-    pool.CopyFrom(last[1])
-    pool.input[0], pool.output[0], act.input[0], act.output[0] = (
-        act.input[0], act.output[0], act.output[0], pool.output[0])
-    places = [at for at, node in enumerate(model.graph.node) if node.name in (act.name, pool.name)]
-    for at, node in zip(places, (pool, act), strict=True):
-        model.graph.node[at].CopyFrom(node)
+    first, second = Graph(model).entrance()[-2:]
+    if first.op_type in MONOTONE and second.op_type == "MaxPool":
+        ends, act = (first.input[0], first.output[0], second.output[0]), type(first)()
+        act.CopyFrom(first)
+        first.CopyFrom(second)
+        second.CopyFrom(act)
+        first.input[0], first.output[0], second.input[0], second.output[0] = ends[0], ends[1], *ends[1:]
     return model
 
 
 def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], images: list[np.ndarray]) -> list[dict]:
     """Return the SQNR of the layers; of 8-bit values what their readers get."""
     twins = {name: name + DEQUANTISED if name + DEQUANTISED in quantised.maker else name for name in layers}
-    run = taps(quantised, list(dict.fromkeys(twins.values())))
-
-    def other(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = run(image)
-        return {name: found[twin] for name, twin in twins.items()}
-    return layers_sqnr(taps(exact, layers), other, layers, images[:COMPARED])
+    run = taps(quantised, list(twins.values()))
+    return layers_sqnr(taps(exact, layers), lambda image: dict(zip(twins, run(image).values())), layers,
+                       images[:COMPARED])
 
 
 def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) -> dict:

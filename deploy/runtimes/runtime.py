@@ -23,9 +23,8 @@ from models.records import from_json
 from utils import runs
 from utils.errors import EnvironmentFault, UsageError
 
-# By how much head outputs may differ on average from those of fp32, as a share of their spread: of a file in
-# export's gate, and of what runs here on its first batch. The shipped networks in bf16: 0.01 on noise, 0.07
-# on black.
+# How far outputs may be off fp32's on average, as a share of their spread: of a file in export's gate, and of
+# what runs here on its first batch. The shipped networks in bf16: 0.01 on noise, 0.07 on black.
 HALF_SHARE, INT8_SHARE = 0.1, 0.5
 ABSURD = 0.5                                   # the same for training, which learns to live with more noise
 
@@ -65,21 +64,11 @@ class Runtime:
     def __post_init__(self) -> None:
         self.heads, self.stride = heads_of(self.net), max(strides(self.net).values())
         self.note, self._proven = self.runner.note, self.runner.exact is None
+        self._run_by(self.runner)
 
-    @property
-    def kind(self) -> str:
-        """The runner's kind."""
-        return self.runner.kind
-
-    @property
-    def precision(self) -> str:
-        """The precision that is really run."""
-        return self.runner.precision
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs and where its outputs are."""
-        return self.runner.device
+    def _run_by(self, runner: Runner) -> None:
+        self.runner, self.kind = runner, runner.kind
+        self.precision, self.device = runner.precision, runner.device
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
@@ -118,7 +107,7 @@ class Runtime:
         share = INT8_SHARE if half.precision == "int8" else HALF_SHARE
         if fault := half_fault(half(images), exact(images), share):
             self.note = f"{self.precision} is {fault} on this network's first batch; continuing in fp32"
-            self.runner = exact
+            self._run_by(exact)
 
 
 def half_fault(half: list[Tensor], exact: list[Tensor], share: float = ABSURD) -> str:
@@ -178,8 +167,8 @@ class OnnxRunner:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the head outputs of uint8 images [B, 3, S, S]."""
-        found = self.session.run(self.metadata["outputs"], {INPUT: images.cpu().contiguous().numpy()})
-        return [torch.from_numpy(value) for value in found]
+        given = {INPUT: images.cpu().contiguous().numpy()}
+        return [torch.from_numpy(value) for value in self.session.run(self.metadata["outputs"], given)]
 
 
 RUNNERS = {"onnx": OnnxRunner, "openvino": OpenvinoRunner, "ncnn": NcnnRunner, "torchscript": ScriptRunner}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.fold import fold
-from deploy.artifact import FILE, own_precision, parse_metadata, unreadable
+from deploy.artifact import own_precision, read_metadata, unreadable
 from models.layer import Net
 from models.network import from_state
 
@@ -17,15 +17,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Whole(nn.Module):
-    """A folded network between uint8 images [B, 3, S, S] and fp32 outputs, in its weights' precision."""
+    """A folded network from uint8 images [B, 3, S, S] to fp32 outputs, in its weights' precision between."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = (images.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
-        return [output.float() for output in self.model(x)]
+        return [out.float() for out in self.model(images.contiguous(memory_format=torch.channels_last))]
 
 
 def to_torchscript(net: Net, state: dict[str, Tensor], imgsz: int, precision: str = "fp32") -> bytes:
@@ -34,7 +33,7 @@ def to_torchscript(net: Net, state: dict[str, Tensor], imgsz: int, precision: st
     images, buffer = torch.zeros(2, 3, imgsz, imgsz, dtype=torch.uint8), io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # that tracing is the older of torch's two ways
-        traced = torch.jit.trace(_Whole(model, DTYPES[precision]).eval(), images, check_trace=False)
+        traced = torch.jit.trace(_Whole(model).eval(), images, check_trace=False)
         torch.jit.save(traced, buffer)
     return buffer.getvalue()
 
@@ -46,16 +45,15 @@ class ScriptRunner:
     exact = None
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
-        extra = {FILE: ""}
+        self.metadata, self.device = read_metadata(path), device
+        self.precision = self.metadata["precision"]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+                self.module = torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(path, "a TorchScript file", error) from error
-        self.metadata = parse_metadata(extra[FILE], path)
         torch.set_num_threads(threads)
-        self.module, self.device, self.precision = module.eval(), device, self.metadata["precision"]
         self.note = own_precision(self.precision, precision)
 
     def __call__(self, images: Tensor) -> list[Tensor]:

@@ -21,10 +21,9 @@ onnx = pytest.importorskip("onnx", reason="needs onnx (requirements-export.txt)"
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements-export.txt)")
 
 from deploy.quant import ptq  # noqa: E402   after the libraries are known to be there
-from deploy.quant.correct import correct  # noqa: E402
 from deploy.quant.graph import DEQUANTISED, Graph, taps  # noqa: E402
 from deploy.quant.ptq import lacks_vnni, layers_sqnr, quantise_onnx  # noqa: E402
-from deploy.quant.ranges import Grid, best_grid, grid  # noqa: E402
+from deploy.quant.ranges import Grid, best_grid, correct, grid  # noqa: E402
 
 SIDE = 64
 NOISE = 0.2                                                # of a map's standard deviation
