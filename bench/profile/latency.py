@@ -2,20 +2,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.profile.roofline import bound, layer_bytes, measure_peak
-from bench.profile.timing import interleaved, ratio, summary, torch_threads, warm_up
+from bench.profile.timing import Call, interleaved, ratio, summary, torch_threads, warm_up
 from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
 from evaluation.report import aligned
 from models.channels import channels
 from models.count import layer_macs, macs, parameters
 from models.layer import Net
-from models.network import Network
 from models.nodes import Node
 from utils import runs
 from utils.errors import UsageError
@@ -114,7 +112,7 @@ def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: st
 
     layer, op, width (channels out), ms (median; spread as in compare_speed), limit_ms (what the machine's
     peak allows), macs and bytes (counted, by the conventions of count.layer_macs and roofline.layer_bytes),
-    macs_per_s, intensity (MACs a byte) and bound (roofline.bound). peak: from measure_peak. Runs on the
+    macs_per_s, intensity (MACs per byte) and bound (roofline.bound). peak: from measure_peak. Runs on the
     threads that are set.
     """
     runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
@@ -127,29 +125,20 @@ def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: st
 def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor], rounds: int,
                  seconds: float) -> dict[str, dict[str, list[float]]]:
     """Return network -> layer -> ms of every round, networks taking turns as in timing.interleaved."""
-    times = {name: {layer.name: [] for layer in runtime.net} for name, runtime in runtimes.items()}
+    calls: dict[str, list[dict[str, float]]] = {name: [] for name in runtimes}
 
-    def timed(name: str) -> object:
-        calls = 0
-
-        def call(at: int) -> None:
-            nonlocal calls
-            with _clocks(runtimes[name].runner.model) as spent:
-                runtimes[name].predict(single[at % len(single)])
-            calls += 1
-            if calls % 2 == 0:                             # the second call of a turn is the one that counts
-                for layer, ms in spent.items():
-                    times[name][layer].append(ms)
-        return call
+    def timed(name: str) -> Call:
+        return lambda at: calls[name].append(_clocked(runtimes[name], single[at % len(single)]))
     interleaved({name: timed(name) for name in runtimes}, rounds, seconds)
-    return times
+    # Of a turn's two calls the second counts.
+    return {name: {layer: [spent[layer] for spent in found[1::2]] for layer in found[0]}
+            for name, found in calls.items()}
 
 
-@contextmanager
-def _clocks(model: Network) -> Iterator[dict[str, float]]:
-    """Yield record -> ms its nodes took in a call within a `with` block."""
+def _clocked(runtime: Runtime, images: Tensor) -> dict[str, float]:
+    """Return record -> ms that its nodes take in one call."""
+    model, last = runtime.runner.model, time.perf_counter()
     spent = dict.fromkeys((layer.name for layer in model.net), 0.0)
-    last = time.perf_counter()
 
     def watch(node: Node, _: Tensor) -> None:
         nonlocal last
@@ -159,9 +148,10 @@ def _clocks(model: Network) -> Iterator[dict[str, float]]:
         last = now
     model.watch = watch
     try:
-        yield spent
+        runtime.predict(images)
     finally:
         model.watch = None
+    return spent
 
 
 def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequence[float]],

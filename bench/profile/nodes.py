@@ -59,9 +59,8 @@ def rows_of(net: Net, imgsz: int, precision: str, calls: list[dict[str, float]],
     rows = layer_rows(net, imgsz, precision, times, dict(peak))
     for name in ("reorders", "other"):
         taken = summary(times[name])
-        rows.append({"layer": name, "op": "", "width": 0, "ms": taken["ms"], "spread": taken["spread"],
-                     "limit_ms": 0.0, "macs": 0, "bytes": 0, "macs_per_s": 0.0, "intensity": 0.0,
-                     "bound": "none"})
+        rows.append({**dict.fromkeys(rows[0], 0), "layer": name, "op": "", "ms": taken["ms"],
+                     "spread": taken["spread"], "bound": "none"})
     return rows
 
 

@@ -59,7 +59,7 @@ class Graph:
     def from_means(self) -> list[str]:
         """Return the names of the nodes from a mean over the grid to where a map is met again.
 
-        They are squeeze-excitation's: each works on one number a channel.
+        They are squeeze-excitation's: each works on one number per channel.
         """
         found, values = [], set()
         for node in self.nodes:

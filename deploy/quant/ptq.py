@@ -35,7 +35,7 @@ COMPARED = 4                                               # images that SQNR is
 MOST = 100.0                                               # dB; equal to the last bit of fp32 and beyond
 UNIT = Grid(1 / 255, 0)                                    # 0..1: what comes out of a sigmoid
 WHY = {"entrance": "8-bit convolutions of an image's three channels are slower than those in float",
-       "vector": "squeeze-excitation works on one number a channel",
+       "vector": "squeeze-excitation works on one number per channel",
        "output": "8 bits there move boxes and scores, and its share of the time is small",
        "op": "the runtime has no 8-bit kernel for it"}
 
@@ -46,7 +46,7 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
 
     images: letterboxed, uint8 [1, 3, S, S], 8 or more; 128 are good. narrow: weights of 7 bits, for x86 CPUs
     without VNNI, whose 8-bit products overflow; None asks this CPU. The same images give the same bytes. The
-    dict: layers (a row {"layer", "sqnr_db"} each, fp32 against 8 bits), calibration (how many images),
+    dict: layers (rows {"layer", "sqnr_db"}, fp32 against 8 bits), calibration (how many images),
     left_float (rows {"layer", "why"}), weight_bits, method. Raises DataError for the images, ModelError for
     the file, EnvironmentFault for a missing library.
     """
@@ -106,7 +106,7 @@ def left_float(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
 
 
 def layers_sqnr(exact: Taps, other: Taps, names: Sequence[str], images: Iterable[np.ndarray]) -> list[dict]:
-    """Return a row {"layer", "sqnr_db"} a name: signal to quantisation noise over all images, at most 100 dB.
+    """Return a row {"layer", "sqnr_db"} per name: signal to quantisation noise, at most 100 dB.
 
     That is 10 log10 of the power of the exact values over that of the difference.
     """

@@ -130,7 +130,7 @@ def _gain_and_shift(wanted: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _apply(graph: Graph, node: onnx.NodeProto, gain: np.ndarray, shift: np.ndarray) -> None:
-    """Multiply a convolution's outputs by the gain and add the shift, a number a channel each."""
+    """Multiply a convolution's outputs by the gain and add the shift [C]."""
     weight, bias = node.input[1:3]
     if weight in graph.constants:                          # one that stays in float
         graph.put(weight, (graph.array(weight) * gain[:, None, None, None]).astype(np.float32))

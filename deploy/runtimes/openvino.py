@@ -49,7 +49,7 @@ def read_model(path: Path) -> ov.Model:
 
 
 class OpenvinoRunner:
-    """Compiled models, one a batch size: fixed sides are faster.
+    """Compiled models, one per batch size: fixed sides are faster.
 
     `precision` is what the library says it runs in, int8 for a quantised file.
     """

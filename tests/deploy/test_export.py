@@ -123,21 +123,21 @@ def test_a_stopped_export_leaves_nothing_behind(run_script, tmp_path, monkeypatc
     assert code == 130 and {p.name for p in (tmp_path / "runs" / "exp").iterdir()} == {"args.json"}
 
 
-def test_the_gate_counts_maps_boxes_and_ap50():
+def test_the_gate_counts_outputs_boxes_and_ap50():
     net, state = eager()
 
     def runtime(changed: dict) -> Runtime:
         return torch_runtime(net, state | changed, tuple("abcdefghij"), SIDE)
     exact = runtime({})
-    pictures = [np.random.default_rng(i).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for i in range(6)]
-    same = parity.compare(exact, exact, pictures)
+    images = [np.random.default_rng(i).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for i in range(6)]
+    same = parity.compare(exact, exact, images)
     assert same["max_diff"] == 0 and same["matched"] == 1 and same["boxes"] > 20
     assert not parity.faults(same, parity.LIMITS["fp32"], True)
     weight, bias = state["head6.conv.weight"], state["head6.conv.bias"]
-    far = parity.compare(exact, runtime({"head6.conv.weight": weight.roll(1, 0)}), pictures)
+    far = parity.compare(exact, runtime({"head6.conv.weight": weight.roll(1, 0)}), images)
     assert far["matched"] < 0.5 and len(parity.faults(far, parity.LIMITS["fp32"], True)) == 2
     assert len(parity.faults(far, parity.LIMITS["fp16"], False)) == 2
-    broken = parity.compare(exact, runtime({"head6.conv.bias": bias * math.nan}), pictures)
+    broken = parity.compare(exact, runtime({"head6.conv.bias": bias * math.nan}), images)
     assert len(parity.faults(broken, parity.LIMITS["int8"], False)) == 2
     silent = {"max_diff": 0.0, "mean_share": 0.0, "matched": None, "boxes": 0}
     for moved, precision, faults in ((0.0009, "fp32", 0), (-0.0011, "fp32", 1), (0.0011, "fp32", 1),
@@ -146,12 +146,12 @@ def test_the_gate_counts_maps_boxes_and_ap50():
         assert len(parity.faults(silent | {"map50_diff": moved}, limits, precision == "fp32")) == faults
 
 
-def test_pictures_come_from_the_set_or_from_the_machine(digits):
+def test_images_come_from_the_set_or_from_the_machine(digits):
     data = str(digits)
     for found, count in ((parity.embedded_images(96), 8), (parity.split_images(data, "val", 96, 2), 2),
                          (parity.split_images(data, "train", 96, 99), 9)):
-        assert len(found) == count == len({picture.tobytes() for picture in found})
-        assert all(picture.shape == (3, 96, 96) and picture.dtype == np.uint8 for picture in found)
+        assert len(found) == count == len({image.tobytes() for image in found})
+        assert all(image.shape == (3, 96, 96) and image.dtype == np.uint8 for image in found)
 
 
 def test_ap50_is_measured_where_a_set_is_given_and_val_takes_the_file(run_script, tmp_path, digits):
@@ -177,7 +177,7 @@ def test_ap50_is_measured_where_a_set_is_given_and_val_takes_the_file(run_script
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_int8_goes_through_the_gate_with_the_users_pictures(form, run_script, tmp_path, digits):
+def test_int8_goes_through_the_gate_with_the_users_images(form, run_script, tmp_path, digits):
     pytest.importorskip("deploy.quant.ptq", reason="quantisation is not there")
     code, said, error = run_script(export, "--weights", saved(tmp_path), "--format", form, "--int8", "--data",
                                    digits, "--calibration", 8)
