@@ -15,67 +15,73 @@ SHARED = ("weights", "data", "imgsz", "threads", "project", "name", "exist-ok")
 
 
 def parse() -> argparse.Namespace:
-    """The checked command line."""
+    """Return the checked command line."""
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={"project": "runs/export"})
     add = parser.add_argument
     add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="what to write; several at once")
     add("--half", action="store_true", help="fp16 weights (torchscript: bf16), half the size")
     add("--int8", action="store_true", help="8-bit integers, ranges measured on --data (onnx, openvino, web)")
-    add("--calibration", type=int, default=128, help="with --int8: pictures of --data's train split")
-    add("--gate-pictures", type=int, default=16, help="pictures of --data's val split in the parity gate")
-    add("--tolerance", type=float, default=1e-3, help="fp32: largest difference of a raw map allowed")
+    add("--calibration", type=int, default=128, help="with --int8: images of --data's train split")
+    add("--gate-pictures", type=int, default=16, help="images of --data's val split in the parity gate")
+    add("--tolerance", type=float, default=1e-3, help="fp32: largest difference of a head output allowed")
     add("--save-json", metavar="NAME", help="also write the record to results/NAME.json")
     args = cli.check(parser, parser.parse_args(), "weights")
     args.format = list(dict.fromkeys(args.format))
     if args.half and args.int8:
         parser.error("--half and --int8 exclude each other: run the command once for each")
     if args.int8 and not args.data:
-        parser.error("--int8 measures ranges on your own pictures: give --data")
+        parser.error("--int8 measures ranges on your own images: give --data")
     if args.int8 and (unfit := [form for form in args.format if form in ("ncnn", "torchscript")]):
         parser.error(f"--int8 is for onnx, openvino and web, not for {', '.join(unfit)}")
-    for name, good in (("calibration", args.calibration >= 1), ("gate_pictures", args.gate_pictures >= 1),
-                       ("tolerance", args.tolerance > 0)):
-        if not good:
+    for name in ("calibration", "gate_pictures", "tolerance"):
+        if not getattr(args, name) > 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: needs more than 0")
     return args
 
 
 def main() -> None:
-    """Reads the checkpoint, writes each format, holds it against torch, keeps or refuses it."""
+    """Read the checkpoint; write each format, compare it with torch, keep or refuse it."""
     args = parse()
     from functools import partial
 
-    from deploy import export, parity, report
+    from deploy import export, parity
     from deploy.artifact import digest
     from utils import runs
+    from utils.errors import Interrupted
     from utils.redact import masked_values
     poll = partial(runs.Interrupt().stop, "stopped by a signal; exports finished before are complete")
     export.check_libraries(args.format, args.int8)
     runs.tune_cpu(args.threads)
-    checkpoint, args.imgsz = export.read(args.weights, args.imgsz)
+    checkpoint, imgsz = export.read(args.weights, args.imgsz)
     if args.data:
-        pictures = parity.set_pictures(args.data, "val", args.imgsz, args.gate_pictures)
+        images = parity.split_images(args.data, "val", imgsz, args.gate_pictures)
     else:
-        pictures = parity.embedded_pictures(args.imgsz)
-    calibration = parity.set_pictures(args.data, "train", args.imgsz, args.calibration) if args.int8 else ()
-    job = export.Export(args.weights, checkpoint, args.imgsz, args.half, args.int8, pictures, calibration,
-                           args.data or "", args.tolerance, poll)
+        images = parity.embedded_images(imgsz)
+    calibration = parity.split_images(args.data, "train", imgsz, args.calibration) if args.int8 else ()
+    job = export.Export(args.weights, checkpoint, imgsz, args.half, args.int8, images, calibration,
+                        data=args.data or "", tolerance=args.tolerance, poll=poll)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", masked_values(vars(args)))
+    runs.write_json(folder / "args.json", masked_values({**vars(args), "imgsz": imgsz}))
     rows: list[dict] = []
     record = {"kind": "export", "weights": args.weights, "source_sha256": digest(args.weights),
-              "imgsz": args.imgsz, "names": checkpoint.names, "gate_pictures": len(pictures),
+              "imgsz": imgsz, "names": checkpoint.names, "gate_pictures": len(images),
               "gate_on": args.data or "embedded", "artifacts": rows, "environment": runs.environment()}
     for form in args.format:
         start = time.perf_counter()
-        rows.append(row := report.attempt(job, form, folder, Path(args.weights).stem))
-        print(f"{form}: {report.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
+        try:
+            row = export.export(job, form, folder, Path(args.weights).stem)
+        except Interrupted:
+            raise
+        except Exception as error:                         # of any library; the other formats have their turn
+            row = {"format": form, "faults": [], "error": error}
+        rows.append(row)
+        print(f"{form}: {export.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
         runs.write_json(folder / "export.json", record)
     if args.save_json:
         runs.save_record(args.save_json, record)
-    print(report.table(rows))
+    print(export.table(rows))
     print(folder)
-    report.conclude(rows, args.weights)
+    export.conclude(rows, args.weights)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _job(case: Case, half: bool, int8: bool, bench: Bench) -> Export:
     from deploy import export, parity
     data = bench.args.data or ""
     checkpoint, imgsz = export.read(case.weights, case.imgsz)
-    pictures = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
-    calibration: Sequence = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
+    pictures = parity.split_images(data, "val", imgsz, GATE) if data else parity.embedded_images(imgsz)
+    calibration: Sequence = parity.split_images(data, "train", imgsz, CALIBRATION) if int8 else ()
     return export.Export(case.weights, checkpoint, imgsz, half, int8, pictures, calibration, data,
                             poll=bench.poll)

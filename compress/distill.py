@@ -24,16 +24,13 @@ class DistilledLoss:
         self.base, self.teach, self.terms = base, teach, {**base.terms, "distill": 1.0}
 
     def __call__(self, outputs: list[Tensor], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
-        kind = type(self.base.heads[0])
-        return {**self.base(outputs, targets, images), "distill": distillation(outputs, self.teach(images), kind)}
+        distance = distillation(outputs, self.teach(images), type(self.base.heads[0]))
+        return {**self.base(outputs, targets, images), "distill": distance}
 
 
 def teacher(net: Net, state: dict[str, Tensor], device: torch.device,
             dtype: torch.dtype = torch.float32) -> Callable[[Tensor], list[Tensor]]:
-    """Return a function: images [B, 3, S, S], float 0..1 -> head outputs of a trained network, without gradients.
-
-    Batch-norm is folded, as for every inference.
-    """
+    """Return a function: images [B, 3, S, S], float 0..1 -> head outputs of a trained network, frozen."""
     model = from_state(*fold(net, state)).to(device, dtype).to(memory_format=torch.channels_last)
 
     @torch.no_grad()

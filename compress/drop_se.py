@@ -1,8 +1,8 @@
 """Squeeze-excitation taken out of blocks: `without_se(net, state, gates) -> (net, state)`.
 
-A gate asks for the mean of a whole map before the first of its cells can be multiplied, which no runtime
-fuses with the convolutions around it. Its mean over images is a number a channel, which the convolution
-behind it takes in; what the gate told of a single image is lost, and fine-tuning has to make it good.
+A gate needs the mean of a whole feature map before the first of its cells can be multiplied, which no runtime
+fuses with the convolutions around it. Its mean over images is a number per channel, which the convolution
+behind it takes in; what the gate told of a single image is lost, and fine-tuning has to make up for it.
 """
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def layers_to_open(source: Net, net: Net) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def mean_gates(net: Net, state: dict[str, Tensor], images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+def mean_gates(net: Net, state: dict[str, Tensor], images: Tensor,
+               layers: Collection[str]) -> dict[str, Tensor]:
     """Return record -> the mean of its gates [C], 0..1, over images [B, 3, S, S] (uint8 or 0..1)."""
-    model, found = from_state(net, state), {}
-    gates = {_products(net)[name].inputs[1]: name for name in layers}
+    model, found, products = from_state(net, state), {}, _products(net)
+    gates = {products[name].inputs[1]: name for name in layers}
 
     def watch(node: Node, value: Tensor) -> None:
         if node.name in gates:

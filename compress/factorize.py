@@ -62,11 +62,10 @@ def separate(source: Net, weights: dict[str, Tensor], net: Net,
         if deep.field or last.kernel > 1 or len(first) > 1 or any(node.kernel > 1 for node in first):
             continue                               # not (expand,) depthwise, pointwise
         kernel = weights[f"{origin.convs[0].name}.weight"].float()
-        inputs = sizes[f"{(first or [last])[0].name}.weight"][1]
-        hidden, side = sizes[f"{deep.name}.weight"][0], deep.kernel
-        same = kernel.shape[:2] == (sizes[f"{last.name}.weight"][0], inputs) and deep.stride == origin.convs[0].stride
+        inputs, hidden = sizes[f"{(first or [last])[0].name}.weight"][1], deep.channels
+        same = kernel.shape[:2] == (last.channels, inputs) and deep.stride == origin.convs[0].stride
         rank = hidden // inputs if first else 1
-        if not same or kernel.shape[2] > side or rank < 1:     # rank 0: pruned too narrow to copy its input
+        if not same or kernel.shape[2] > deep.kernel or rank < 1:      # 0: too narrow to copy its input
             continue
         scale = weights[f"{origin.norms[0].name}.weight"] / (
             weights[f"{origin.norms[0].name}.running_var"] + origin.norms[0].eps).sqrt()
@@ -86,7 +85,8 @@ def _factors(path: _Path, kernel: Tensor, rank: int, hidden: int, out: dict[str,
     rank = min(rank, s.shape[1])
     margin = (deep.kernel - k) // 2
     kernels = torch.zeros(hidden, 1, deep.kernel, deep.kernel)
-    kernels[:inputs * rank, :, margin:margin + k, margin:margin + k] = v[:, :rank].reshape(inputs * rank, 1, k, k)
+    place = slice(margin, margin + k)
+    kernels[:inputs * rank, :, place, place] = v[:, :rank].reshape(inputs * rank, 1, k, k)
     pointwise = torch.zeros(outputs, hidden)
     pointwise[:, :inputs * rank] = (u[:, :, :rank] * s[:, None, :rank]).permute(1, 0, 2).reshape(outputs, -1)
     out[f"{deep.name}.weight"] = kernels

@@ -20,9 +20,9 @@ def fold(net: Net, state: State) -> tuple[Net, State]:
 
     gamma * (Wx - mean) / sqrt(var + eps) + beta
     = (gamma / sqrt(var + eps)) W x + (beta - gamma mean / sqrt(var + eps)), computed in fp32.
-    Branches of one input that are added and have no convolution of their own in the folded network become its
-    one convolution. Inference only. Records without batch-norm pass unchanged; the arguments are not modified.
-    Raises ModelError for a batch-norm that follows no convolution.
+    Branches of one input that are added and have no convolution of their own in the folded network become
+    its one convolution. Inference only. Records without batch-norm pass unchanged; the arguments are not
+    modified. Raises ModelError for a batch-norm that follows no convolution.
     """
     folded = tuple(replace(layer, bn=False) if layer.bn else layer for layer in net)
     nodes = {node.name: node for node in expand(net).nodes}
@@ -30,7 +30,7 @@ def fold(net: Net, state: State) -> tuple[Net, State]:
     new: State = {}
     for node in expand(folded).nodes:
         if node.type == "norm":
-            raise ModelError(f"layer {node.layer!r}: its batch-norm follows no convolution and cannot be folded")
+            raise ModelError(f"layer {node.layer!r}: its batch-norm follows no convolution to fold it into")
         if node.type != "conv":
             continue
         if node.name in nodes:
@@ -44,7 +44,7 @@ def fold(net: Net, state: State) -> tuple[Net, State]:
 
 
 def _affine(conv: Node, norm: Node | None, state: State) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a convolution and the batch-norm behind it; as they are where there is none."""
+    """Return weight and bias of a convolution with the batch-norm behind it folded in where there is one."""
     weight, bias = state[f"{conv.name}.weight"], state.get(f"{conv.name}.bias")
     if norm is None:
         return weight, bias
@@ -62,8 +62,8 @@ def _scale_and_shift(norm: Node, state: State) -> tuple[Tensor, Tensor]:
 def _merged(target: Node, nodes: dict[str, Node], state: State) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the one convolution that is the sum of a record's branches.
 
-    A branch is a convolution with batch-norm, its kernel centred in the largest one's, or batch-norm alone: an
-    identity kernel.
+    A branch is a convolution with batch-norm, its kernel centred in the largest one's, or batch-norm alone:
+    an identity kernel.
     """
     total = next(node for node in nodes.values() if node.layer == target.layer and node.type == "add")
     weight = bias = 0.0

@@ -24,12 +24,12 @@ def _l2(weight: Tensor, _: Tensor | None) -> Tensor:
 
 
 def _fpgm(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the sum of distances to the other filters: the middle one is replaceable (FPGM, arXiv 1811.00250)."""
+    """Return the sum of distances to the other filters: the middle one is replaceable (arXiv 1811.00250)."""
     return torch.cdist(weight, weight).sum(1)
 
 
 def _taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the squared first-order change of the loss without it (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
+    """Return the squared first-order change of the loss (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
     return (weight * gradient).sum(1).square()
 
 
@@ -43,9 +43,9 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
     """Return the importance [width] of each channel of a unit; larger is more.
 
     It is that of the kernels that make the channels, summed where several do (tied records, a width that one
-    record uses twice). bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519). random:
-    a function of the seed and the unit's name. taylor needs `gradients` (state key -> gradient of the loss).
-    Raises ModelError for an unknown rule or unit, or bn where there is none.
+    record uses twice). bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519).
+    random: a function of the seed and the unit's name. taylor needs `gradients` (state key -> gradient of the
+    loss). Raises ModelError for an unknown rule or unit, or bn where there is none.
     """
     if rule not in RULES:
         raise ModelError(f"unknown importance {rule!r}; known are {', '.join(RULES)}")
@@ -62,7 +62,7 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
     rows = {param.key: torch.from_numpy(param.rows) for param in table.params}
     place = torch.full((table.count,), width)                          # number -> its index in the unit
     place[torch.from_numpy(table.units[unit])] = torch.arange(width)
-    total = torch.zeros(width + 1)                                     # the last one takes what is no channel of it
+    total = torch.zeros(width + 1)                                     # the last takes other units' channels
     for maker in table.makers[unit]:
         key = f"{maker.name}.weight"
         if rule == "bn":
@@ -79,7 +79,7 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
 def loss_gradients(net: Net, state: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]],
                    loss: Callable, weights: dict[str, float],
                    device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Return state key -> gradient of the summed loss over batches of (images uint8 [B, 3, S, S], targets [N, 6]).
+    """Return state key -> gradient of the loss over batches of images uint8 [B, 3, S, S] and targets [N, 6].
 
     Batch-norm in eval mode: the statistics are those of the network that will be cut.
     """

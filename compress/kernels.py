@@ -70,7 +70,7 @@ def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: boo
 
 @lru_cache(maxsize=128)
 def _skeleton(net: Net, several: bool) -> nn.Module:
-    """Return the network's modules without any memory; batch-norm over all processes where there are several."""
+    """Return the network's modules without any memory; batch-norm over all ranks where there are several."""
     with torch.device("meta"):
         model = Network(net)
     return synchronise(model) if several else model

@@ -1,4 +1,4 @@
-"""Batch-norm statistics again, after channels or kernels were taken away: (net, state, images) -> state."""
+"""Batch-norm statistics measured again, after channels or kernels were taken away."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from models.network import Network
 @torch.no_grad()
 def recalibrate(net: Net, state: dict[str, Tensor], batches: Iterable[Tensor],
                 device: torch.device | str = "cpu", half: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the state with running means and variances that are plain averages over the batches; weights as given.
+    """Return the state with running means and variances that are plain averages over the batches.
 
     batches: images uint8 [B, 3, S, S]. Post-training statistics of Yu and Huang 2019 (US-Net, arXiv
     1903.05134, section 3.4): a sub-network's activations are not distributed as the whole network's were.

@@ -43,11 +43,11 @@ class Supernet(Network):
         if not self.training:
             return super().forward(image)
         chosen = sandwich(self.layers, self.kernels, self.count, self.seed, self.batches_seen())
-        maps = [super().forward(image)]
+        outputs = [super().forward(image)]
         for kernels in chosen:
             state = {**dict(self.named_parameters()), **{k: b.clone() for k, b in self.named_buffers()}}
-            maps.append(forward(*crop_kernels(self.net, state, kernels), image, training=True))
-        return maps
+            outputs.append(forward(*crop_kernels(self.net, state, kernels), image, training=True))
+        return outputs
 
     def batches_seen(self) -> int:
         """Return how many training batches have gone through the network, in this process and before."""
@@ -66,10 +66,11 @@ def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: in
 
 
 class SandwichLoss:
-    """Callable: (outputs, targets, images) -> the base loss of the first outputs, and "distill" for the others.
+    """Callable: (outputs, targets, images) -> the base loss of the first outputs, "distill" for the others.
 
-    outputs: a Supernet's in training. The largest network learns from the ground truth, each of the others from
-    the largest's outputs, through which no gradient flows back (in-place distillation); theirs are added up.
+    outputs: a Supernet's in training. The largest network learns from the ground truth, each of the others
+    from the largest's outputs, through which no gradient flows back (in-place distillation); theirs are added
+    up.
     """
 
     def __init__(self, base: DetectionLoss) -> None:

@@ -1,12 +1,13 @@
-"""Exported files: what kind a path is, and the card each carries.
+"""Exported files: what kind a path is, and the metadata that each carries.
 
-The card is a JSON-able dict that says what the file is and how to use it: in ONNX files a metadata entry, in
-TorchScript an extra file, beside the others card.json. Without a card a file is not one of ours.
+It is a JSON-able dict that says what the file is and how to use it: an entry in ONNX files, an extra file in
+TorchScript, card.json beside the others. A file without it is not one of ours.
 """
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
 SCHEMA = 1
-ENTRY = "micro_yolo"                                       # the card's name in an ONNX file's metadata
-FILE = "card.json"                                         # ... and elsewhere
+ENTRY = "micro_yolo"                                       # the name of an ONNX file's metadata entry
+FILE = "card.json"                                         # ... and of the file elsewhere
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAIN = {"openvino": "model.xml", "ncnn": "model.param"}    # formats of several files are folders
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".param": "ncnn", ".torchscript": "torchscript"}
 LETTERBOX = {
@@ -35,19 +37,19 @@ LETTERBOX = {
 
 
 def format_of(path: str | Path) -> str:
-    """torch, onnx, openvino, ncnn or torchscript: by the suffix, and for a folder by what is in it."""
+    """Return torch, onnx, openvino, ncnn or torchscript: by the suffix, and for a folder by what is in it."""
     path = Path(path)
-    if path.is_dir():
-        found = [form for form, name in MAIN.items() if (path / name).is_file()]
-        if not found:
-            raise ModelError(f"{path} is a folder without {' or '.join(MAIN.values())}; give a file, or a "
-                             "folder that export.py --format openvino or ncnn wrote")
-        return found[0]
-    return SUFFIXES.get(path.suffix, "torch")
+    if not path.is_dir():
+        return SUFFIXES.get(path.suffix, "torch")
+    found = [form for form, name in MAIN.items() if (path / name).is_file()]
+    if not found:
+        raise ModelError(f"{path} is a folder without {' or '.join(MAIN.values())}; give a file, or a "
+                         "folder that export.py --format openvino or ncnn wrote")
+    return found[0]
 
 
 def main_file(path: str | Path) -> Path:
-    """The file that a runtime opens: the path itself, or the main file of a folder. Raises ModelError."""
+    """Return the file that a runtime opens: the path itself, or a folder's main file. Raises ModelError."""
     path = Path(path)
     if path.is_dir():
         return path / MAIN[format_of(path)]
@@ -57,13 +59,14 @@ def main_file(path: str | Path) -> Path:
     return path
 
 
-def suits(precision: str, asked: str) -> bool:
-    """Whether a file that has one precision is what was asked for; fp32 and auto ask for nothing special."""
-    return asked in ("fp32", "auto", precision) or asked == "half" and precision in ("bf16", "fp16")
+def own_precision(precision: str, asked: str) -> str:
+    """Return a sentence where a file of one precision was asked for another; fp32 and auto ask for none."""
+    suits = asked in ("fp32", "auto", precision) or asked == "half" and precision in ("bf16", "fp16")
+    return "" if suits else f"this file runs in the precision that it was exported in, {precision}"
 
 
 def parts(path: str | Path) -> list[Path]:
-    """Every file of an artifact: the path itself, or all in its folder but the card."""
+    """Return every file of an artifact: the path itself, or all in its folder but the metadata."""
     path = Path(path)
     if format_of(path) in MAIN and not path.is_dir():
         path = path.parent
@@ -71,12 +74,12 @@ def parts(path: str | Path) -> list[Path]:
 
 
 def size(path: str | Path) -> int:
-    """Bytes of the artifact, all its files together."""
+    """Return the bytes of an artifact, all its files together."""
     return sum(part.stat().st_size for part in parts(path))
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of the artifact; of one of several files that of their names and digests."""
+    """Return the SHA-256 of an artifact; of one of several files that of their names and digests."""
     found = parts(path)
     if len(found) == 1:
         return _sha(found[0])
@@ -87,9 +90,9 @@ def _sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def make_card(checkpoint: Checkpoint, imgsz: int, precision: str, opset: int | None = None,
-              source: str | Path | None = None) -> dict:
-    """The card of an export: records, names, sides, strides, anchors, letterbox and where it came from."""
+def make_metadata(checkpoint: Checkpoint, imgsz: int, precision: str, opset: int | None = None,
+                  source: str | Path | None = None) -> dict:
+    """Return the metadata of an export: records, names, strides, what the heads tell, letterbox, source."""
     net, stride, told = checkpoint.net, strides(checkpoint.net), {}
     for head in heads_of(net):
         for key, value in {"kind": head.kind, **head.metadata()}.items():
@@ -100,81 +103,94 @@ def make_card(checkpoint: Checkpoint, imgsz: int, precision: str, opset: int | N
             "opset": opset, "source_sha256": digest(source) if source else "", "parity": {}}
 
 
-def parse_card(text: str | None, path: str | Path) -> dict:
-    """The card of a JSON text. Raises ModelError naming the file where it is no card or a damaged one."""
+def parse_metadata(text: str | bytes | None, path: str | Path) -> dict:
+    """Return the metadata of a JSON text. Raises ModelError naming the file where it is none or damaged."""
     if not text:
-        raise ModelError(f"{path} was not written by export.py: it lacks the card with the network's records "
-                         "and class names; export the checkpoint again")
+        raise ModelError(f"{path} was not written by export.py: it lacks the metadata with the network's "
+                         "records and class names; export the checkpoint again")
     try:
-        card = json.loads(text)
-        net = from_json(card["net"])
-        good = card["schema"] == SCHEMA and len(card["names"]) == classes_of(net) and \
-            card["outputs"] == list(outputs(net)) and card["imgsz"] > 0 and card["precision"]
+        found = json.loads(text)
+        net = from_json(found["net"])
+        good = found["schema"] == SCHEMA and len(found["names"]) == classes_of(net) and \
+            found["outputs"] == list(outputs(net)) and found["imgsz"] > 0 and found["precision"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"{path}: its card cannot be read ({str(error)[:120]}); export the checkpoint "
+        raise ModelError(f"{path}: its metadata cannot be read ({str(error)[:120]}); export the checkpoint "
                          "again") from error
     if not good:
-        raise ModelError(f"{path}: its card is of schema {card['schema']}, where {SCHEMA} is read, or "
+        raise ModelError(f"{path}: its metadata is of schema {found['schema']}, where {SCHEMA} is read, or "
                          "contradicts its own records; export the checkpoint again")
-    return card
+    return found
 
 
-def read_card(path: str | Path) -> dict:
-    """The card of an exported file or folder. Raises ModelError where it has none or cannot be read."""
+def read_metadata(path: str | Path) -> dict:
+    """Return the metadata of an exported file or folder. Raises ModelError where it is none of ours."""
     path, form = Path(path), format_of(path)
     main = main_file(path)
     if form == "onnx":
-        return onnx_card(onnx_session(main), path)
-    if form == "torchscript":
-        try:
-            with zipfile.ZipFile(main) as archive:
-                inside = [name for name in archive.namelist() if name.endswith(f"/extra/{FILE}")]
-                return parse_card(archive.read(inside[0]).decode() if inside else None, path)
-        except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
-            raise unreadable(path, "a TorchScript file", error) from error
+        return onnx_metadata(onnx_session(main), path)
     if form == "torch":
-        raise ModelError(f"{path} is a checkpoint and has no card; export.py writes one")
-    return card_beside(main)
+        raise ModelError(f"{path} is a checkpoint and has no metadata; export.py writes a file that has")
+    if form != "torchscript":
+        return metadata_beside(main)
+    try:
+        with zipfile.ZipFile(main) as archive:
+            inside = [name for name in archive.namelist() if name.endswith(f"/extra/{FILE}")]
+            return parse_metadata(archive.read(inside[0]) if inside else None, path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise unreadable(path, "a TorchScript file", error) from error
 
 
-def card_beside(main: Path) -> dict:
-    """The card in the main file's folder, whose files are what it says they are."""
+def metadata_beside(main: Path) -> dict:
+    """Return the metadata in the main file's folder, once the folder's files have the checksums it states."""
     beside = main.parent / FILE
     try:
-        card = parse_card(beside.read_text(encoding="utf-8") if beside.is_file() else None, main)
-    except (UnicodeDecodeError, OSError) as error:
-        raise unreadable(beside, "a card", error) from error
-    for name, stated in {main.name: "", **card.get("files", {})}.items():
+        found = parse_metadata(beside.read_bytes() if beside.is_file() else None, main)
+    except OSError as error:
+        raise unreadable(beside, "metadata", error) from error
+    for name, stated in {main.name: "", **found.get("files", {})}.items():
         part = main.parent / Path(name).name
         if not part.is_file() or _sha(part) != stated:
             fault = "damaged: its checksum is not the one" if part.is_file() else "missing, and is named"
             raise ModelError(f"{part} is {fault} in {FILE}; copy the whole folder, or export again")
-    return card
+    return found
 
 
-def onnx_session(path: Path, options: ort.SessionOptions | None = None,
-                 providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> ort.InferenceSession:
-    """An ONNX Runtime session of the file, without options a plain one; else ModelError naming the file."""
-    ort = needs("onnxruntime", "to read ONNX files")
-    if options is None:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+def onnx_session(model: Path | bytes, threads: int = 0, cuda: bool = False,
+                 profile: str = "") -> ort.InferenceSession:
+    """Return an ONNX Runtime session of a file or its bytes; threads 0: not optimised, to be looked at.
+
+    profile: the prefix of a file with the times of its nodes. Raises ModelError naming the file.
+    """
+    ort = needs("onnxruntime", "to run ONNX files")
+    options = ort.SessionOptions()
     options.log_severity_level = 4                         # what fails is raised; the rest is the library's
+    if threads:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    else:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    cuda = cuda and CUDA in ort.get_available_providers()
     try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options,
+                                    providers=[*[CUDA] * cuda, CPU])
     except Exception as error:                             # its own classes share no base but this
-        raise unreadable(path, "an ONNX file", error) from error
+        raise unreadable("the model" if isinstance(model, bytes) else model, "an ONNX file", error) from error
 
 
-def onnx_card(session: ort.InferenceSession, path: Path) -> dict:
-    """The card in an ONNX file's metadata. Raises ModelError where it has none."""
-    return parse_card(session.get_modelmeta().custom_metadata_map.get(ENTRY), path)
+def onnx_metadata(session: ort.InferenceSession, path: Path) -> dict:
+    """Return the metadata of an ONNX file. Raises ModelError where it has none."""
+    return parse_metadata(session.get_modelmeta().custom_metadata_map.get(ENTRY), path)
 
 
-def write_card(path: str | Path, card: dict) -> None:
-    """Puts the card into an exported file, or beside the files of a folder with their checksums."""
+def write_metadata(path: str | Path, metadata: dict) -> None:
+    """Write the metadata into an exported file, or beside the files of a folder with their checksums."""
     path, form = Path(path), format_of(path)
-    text = json.dumps(card, ensure_ascii=False)
+    if form in MAIN:
+        metadata = metadata | {"files": {part.name: _sha(part) for part in parts(path)}}
+    text = json.dumps(metadata, ensure_ascii=False)
     if form == "onnx":
         onnx = needs("onnx", "to write ONNX files")
         model = onnx.load(path)
@@ -186,13 +202,11 @@ def write_card(path: str | Path, card: dict) -> None:
             warnings.simplefilter("ignore")                # that TorchScript is the older of torch's two ways
             torch.jit.save(torch.jit.load(path), str(path), _extra_files={FILE: text})
     else:
-        files = {part.name: _sha(part) for part in parts(path)}
-        (main_file(path).parent / FILE).write_text(json.dumps({**card, "files": files}, ensure_ascii=False),
-                                                   encoding="utf-8")
+        (main_file(path).parent / FILE).write_text(text, encoding="utf-8")
 
 
 def unreadable(path: str | Path, what: str, error: Exception) -> ModelError:
-    """The error of a file that its library refuses."""
+    """Return the error of a file that its library rejects."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = lines[-1][:200]                               # OpenVINO puts its own source lines first
     return ModelError(f"{path} cannot be read as {what} (torn download or copy?): {reason}")

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,26 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy import parity
-from deploy.artifact import digest, make_card, size, write_card
+from deploy import parity, web
+from deploy.artifact import digest, format_of, make_metadata, size, write_metadata
 from deploy.onnx_file import OPSET, to_onnx
+from deploy.quant.equalise import equalise
+from deploy.quant.ptq import quantise_onnx, quantise_openvino, usable
+from deploy.runtimes.ncnn import to_ncnn
+from deploy.runtimes.openvino import read_model
 from deploy.runtimes.runtime import Runtime, load_runtime
+from deploy.runtimes.torchscript import to_torchscript
 from evaluation.evaluate import measure
+from evaluation.report import aligned
 from models.checkpoint import Checkpoint, load
+from models.graph import strides
 from models.layer import Net
-from utils.errors import UsageError
+from utils.errors import ModelError, UsageError
 from utils.optional import needs
 
 LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "ncnn": ("ncnn",),
              "torchscript": (), "web": ("onnx", "onnxruntime")}
-ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "ncnn": "_ncnn", "torchscript": ".torchscript",
-           "web": "_web"}
-FROM_ONNX = ("onnx", "openvino", "web")
 EQUALISED = 0.5                        # square roots: the range is shared by activations and weights
 
 
 class Polled(list):
-    """A list that polls before each item: the quantisers go through their pictures for minutes."""
+    """A list that polls before each item: the quantisers go through their images for minutes."""
 
     def __init__(self, items: Iterable, poll: Callable[[], object]) -> None:
         super().__init__(items)
@@ -45,12 +49,13 @@ class Polled(list):
             yield item
 
 
-@dataclass
+@dataclass(frozen=True)
 class Export:
-    """What is exported and what it is held against.
+    """What is exported and what it is compared with.
 
-    pictures: uint8 [3, S, S], the gate's. calibration: those that INT8 measures its ranges on. data: a set
-    for AP50, or "". poll: called between pictures, ends the export by raising.
+    images: uint8 [3, S, S], the gate's. calibration: those that INT8 measures its ranges on. data: a set for
+    AP50, or "". poll: called between images, ends the export by raising. Raises DataError for images that
+    INT8 cannot be calibrated on, before anything is measured or written.
     """
 
     weights: str
@@ -58,19 +63,26 @@ class Export:
     imgsz: int
     half: bool
     int8: bool
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
     calibration: Sequence[np.ndarray] = ()
     data: str = ""
     tolerance: float = 1e-3
     poll: Callable[[], object] = lambda: None
-    reference: Runtime = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.int8:                                      # here, before anything is measured or written
-            from deploy.quant.ptq import usable
+        if self.int8:
             usable(self.singly(), self.imgsz)
-        self.reference = load_runtime(self.weights)
-        self.truth = self.map50(self.reference) if self.data else None
+        _ = self.map50_torch                               # here: before the run has a folder
+
+    @cached_property
+    def reference(self) -> Runtime:
+        """The checkpoint in torch."""
+        return load_runtime(self.weights)
+
+    @cached_property
+    def map50_torch(self) -> float | None:
+        """AP50 of the checkpoint in torch on `data`; None without."""
+        return self.map50(self.reference) if self.data else None
 
     @cached_property
     def network(self) -> tuple[Net, dict[str, Tensor]]:
@@ -78,43 +90,34 @@ class Export:
         net, state = self.checkpoint.net, self.checkpoint.state
         if not self.int8:
             return net, state
-        from deploy.quant.equalise import equalise
-        return equalise(net, state, [torch.from_numpy(p) for p in self.singly()], EQUALISED)
+        return equalise(net, state, [torch.from_numpy(image) for image in self.singly()], EQUALISED)
 
     def map50(self, runtime: Runtime) -> float:
-        """AP50 of a runtime on the data set."""
+        """Return AP50 of a runtime on `data`."""
         return measure(runtime, self.data, self.imgsz, poll=self.poll)["map50"]
 
     def singly(self) -> Polled:
-        """The calibration pictures as batches of one, uint8 [1, 3, S, S]."""
-        return Polled((picture[None] for picture in self.calibration), self.poll)
+        """Return the calibration images as batches of one, uint8 [1, 3, S, S]."""
+        return Polled((image[None] for image in self.calibration), self.poll)
 
     def precision(self, form: str) -> str:
-        """The precision of the file of a format."""
+        """Return the precision of the file of a format."""
         if self.int8:
             return "int8"
         return "fp32" if not self.half else "bf16" if form == "torchscript" else "fp16"
 
-    def limits(self, precision: str) -> parity.Limits:
-        """What the file may be off by."""
-        limits = parity.LIMITS[precision]
-        return limits._replace(diff=self.tolerance) if precision == "fp32" else limits
-
 
 def check_libraries(forms: Sequence[str], int8: bool) -> None:
-    """Raises EnvironmentFault with the pip line where a library of the wanted formats is missing."""
+    """Raise EnvironmentFault with the pip line where a library of the wanted formats is missing."""
     for form in forms:
         for name in (*LIBRARIES[form], *(("nncf",) if int8 and form == "openvino" else ())):
             needs(name, f"for --format {form}")
     if "web" in forms:
-        from deploy.web import runtime_files
-        runtime_files()
+        web.runtime_files()
 
 
 def read(weights: str, imgsz: int | None) -> tuple[Checkpoint, int]:
-    """The checkpoint and the input side. Raises ModelError and UsageError for what cannot be exported."""
-    from deploy.artifact import format_of
-    from models.graph import strides
+    """Return the checkpoint and the input side. Raises UsageError for what cannot be exported."""
     if format_of(weights) != "torch":
         raise UsageError(f"--weights {weights} is an export already; give the checkpoint (.pt, .weights)")
     checkpoint = load(weights)
@@ -125,106 +128,118 @@ def read(weights: str, imgsz: int | None) -> tuple[Checkpoint, int]:
 
 
 def export(job: Export, form: str, folder: Path, name: str) -> dict:
-    """The row of one format: file, bytes, sha256, differences, faults (none: the file is in its place).
+    """Return the row of one format: file, bytes, sha256, differences, faults (none: the file is in place).
 
     The file is made in a hidden folder of the run and moved to its name when it has passed. An older one of
     that name goes first, so that none is left where the writer or the gate raises.
     """
     job.poll()
     start, precision = time.perf_counter(), job.precision(form)
-    final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[form]}"
-    _remove(final)
+    ending = f".{form}" if form in ("onnx", "torchscript") else f"_{form}"         # a file, or a folder
+    final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ending}"
+    if final.is_dir():
+        shutil.rmtree(final)
+    final.unlink(missing_ok=True)
+    limits = parity.LIMITS[precision]
+    if precision == "fp32":
+        limits = limits._replace(diff=job.tolerance)
     work = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
-        card = make_card(job.checkpoint, job.imgsz, precision, OPSET if form in FROM_ONNX else None,
-                         job.weights)
-        made, extra = WRITERS[form](job, work, card)
-        found = _held_against(job, made)
-        wrong = parity.faults(found, job.limits(precision), precision == "fp32")
+        opset = OPSET if "onnx" in LIBRARIES[form] else None
+        metadata = make_metadata(job.checkpoint, job.imgsz, precision, opset, job.weights)
+        made, extra = WRITERS[form](job, work)
+        write_metadata(made, metadata)
+        found = _compared(job, made)
+        faults = parity.faults(found, limits, precision == "fp32")
         row = {"format": form, "file": final.name, "precision": precision, "bytes": size(made), **found,
-               "limits": job.limits(precision)._asdict(), "faults": wrong, **extra}
-        if not wrong:
-            write_card(made, card | {"parity": found})
+               "limits": limits._asdict(), "faults": faults, **extra}
+        if not faults:
+            metadata["parity"] = found
+            write_metadata(made, metadata)
             row |= {"bytes": size(made), "sha256": digest(made)}
-            os.replace(_web(made, card | {"parity": found}) if form == "web" else made, final)
+            if form == "web":
+                made = web.write_web(work / "web", made, metadata)
+            os.replace(made, final)
         return row | {"seconds": round(time.perf_counter() - start, 2)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _held_against(job: Export, made: Path) -> dict:
-    """The differences between the file and torch in fp32."""
+def _compared(job: Export, made: Path) -> dict:
+    """Return the differences between the file and torch in fp32."""
     other = load_runtime(made)
-    found = parity.compare(job.reference, other, job.pictures, job.poll)
-    if job.truth is not None:
+    found = parity.compare(job.reference, other, job.images, job.poll)
+    if job.map50_torch is not None:
         map50 = job.map50(other)
-        found |= {"map50": map50, "map50_torch": job.truth, "map50_diff": map50 - job.truth}
+        found |= {"map50": map50, "map50_torch": job.map50_torch, "map50_diff": map50 - job.map50_torch}
     return found
 
 
-def _remove(path: Path) -> None:
-    """Takes an earlier export away: its name is for a file that passed."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _onnx(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
+def _onnx(job: Export, work: Path) -> tuple[Path, dict]:
     target = work / "model.onnx"
-    target.write_bytes(to_onnx(*job.network, job.imgsz, card, job.half))
+    target.write_bytes(to_onnx(*job.network, job.imgsz, job.half))
     if not job.int8:
         return target, {}
-    from deploy.quant.ptq import quantise_onnx
     quantised = work / "model-int8.onnx"
-    report = quantise_onnx(target, quantised, job.singly())
-    write_card(quantised, card)
-    return quantised, {"quantisation": report}
+    return quantised, {"quantisation": quantise_onnx(target, quantised, job.singly())}
 
 
-def _openvino(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
-    from deploy.runtimes.openvino import core
-    ov = needs("openvino", "for --format openvino")
-    target, report = work / "openvino", {}
+def _openvino(job: Export, work: Path) -> tuple[Path, dict]:
+    target, plain = work / "openvino", work / "plain.onnx"
     target.mkdir()
-    # Not by its convert_model, which wraps this same reader and reports home.
-    model = core().read_model(to_onnx(*job.network, job.imgsz))
+    plain.write_bytes(to_onnx(*job.network, job.imgsz))
     if job.int8:
-        from deploy.quant.openvino import quantise_openvino
-        plain = work / "plain.xml"
-        ov.save_model(model, plain, compress_to_fp16=False)
-        report = {"quantisation": quantise_openvino(plain, target / "model.xml", job.singly())}
-    else:
-        ov.save_model(model, target / "model.xml", compress_to_fp16=job.half)
-    write_card(target, card)
-    return target, report
+        return target, {"quantisation": quantise_openvino(plain, target / "model.xml", job.singly())}
+    ov = needs("openvino", "for --format openvino")      # its convert_model wraps read_model and reports home
+    ov.save_model(read_model(plain), target / "model.xml", compress_to_fp16=job.half)
+    return target, {}
 
 
-def _ncnn(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
-    from deploy.ncnn_file import to_ncnn
+def _ncnn(job: Export, work: Path) -> tuple[Path, dict]:
     target = work / "ncnn"
     target.mkdir()
     text, numbers = to_ncnn(*job.network, job.half)
     (target / "model.param").write_text(text, encoding="utf-8")
     (target / "model.bin").write_bytes(numbers)
-    write_card(target, card)
     return target, {}
 
 
-def _torchscript(job: Export, work: Path, card: dict) -> tuple[Path, dict]:
-    from deploy.runtimes.torchscript import to_torchscript
+def _torchscript(job: Export, work: Path) -> tuple[Path, dict]:
     target = work / "model.torchscript"
-    target.write_bytes(to_torchscript(*job.network, job.imgsz, card, card["precision"]))
+    target.write_bytes(to_torchscript(*job.network, job.imgsz, job.precision("torchscript")))
     return target, {}
 
 
-def _web(model: Path, card: dict) -> Path:
-    """The folder with the page around an ONNX file."""
-    from deploy.web import write_web
-    target = model.parent / "web"
-    write_web(target, model, card)
-    return target
-
-
-WRITERS: dict[str, Callable[[Export, Path, dict], tuple[Path, dict]]] = {
+WRITERS: dict[str, Callable[[Export, Path], tuple[Path, dict]]] = {
     "onnx": _onnx, "openvino": _openvino, "ncnn": _ncnn, "torchscript": _torchscript, "web": _onnx}
+
+
+def verdict(row: dict) -> str:
+    """Return what became of a format: "failed", "refused" or "kept"."""
+    return "failed" if "error" in row else "refused" if row["faults"] else "kept"
+
+
+def conclude(rows: Sequence[dict], weights: str) -> None:
+    """Raise what the exit code should tell: the first error, in whose words all formats are that failed."""
+    lost = [row for row in rows if verdict(row) != "kept"]
+    if not lost:
+        return
+    said = ". ".join(f"{row['format']}: {row.get('error') or '; '.join(row['faults'])}" for row in lost)
+    text = f"{len(lost)} of {len(rows)} exports of {weights} were not kept. {said}"
+    first = lost[0].get("error", ModelError(text))
+    raise type(first)(text) if hasattr(first, "exit_code") else first
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Return the exports as an aligned table."""
+    def cells(row: dict) -> list[str]:
+        if "error" in row:
+            return [row["format"], *[""] * 6, "failed"]
+        matched, moved = row["matched"], row.get("map50_diff")
+        found = "no boxes" if matched is None else f"{100 * matched:.1f} % of {row['boxes']}"
+        moved = "" if moved is None else f"{round(100 * moved, 2) + 0.0:+.2f}"     # no negative zero
+        return [row["format"], row["file"], f"{row['bytes']:,}", f"{row['max_diff']:.2g}",
+                f"{100 * row['mean_share']:.2g} %", found, moved, verdict(row)]
+    columns = ("format", "file", "bytes", "largest difference", "mean / spread", "boxes found again",
+               "AP50 points", "verdict")
+    return aligned(columns, [cells(row) for row in rows])

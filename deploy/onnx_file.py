@@ -1,86 +1,77 @@
 """An ONNX file written straight from the records: no exporter guesses what the network was meant to be."""
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import numpy as np
 from torch import Tensor
 
 from compress.fold import fold
-from deploy.artifact import ENTRY
 from models.graph import INPUT, Step, grids, steps, strides
 from models.layer import Net
 from utils.errors import ModelError
 from utils.optional import needs
 
-if TYPE_CHECKING:
-    import onnx
-
 OPSET = 17
 IR_VERSION = 8                                             # opset 17's own, so that older runtimes take it
-PLAIN = {"relu": ("Relu", {}), "leaky": ("LeakyRelu", {"alpha": 0.1}), "hardswish": ("HardSwish", {}),
-         "sigmoid": ("Sigmoid", {}), "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})}
+ACTIVATIONS = {"relu": ("Relu", {}), "leaky": ("LeakyRelu", {"alpha": 0.1}), "hardswish": ("HardSwish", {}),
+               "sigmoid": ("Sigmoid", {}), "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})}
 
 
-def to_onnx(net: Net, state: dict[str, Tensor], imgsz: int, card: dict | None = None,
-            half: bool = False) -> bytes:
-    """Return the ONNX file of a network: `images` uint8 [B, 3, S, S] in, fp32 [B, *shape, G, G] a head out.
+def to_onnx(net: Net, state: dict[str, Tensor], imgsz: int, half: bool = False) -> bytes:
+    """Return the ONNX file of a network: `images` uint8 [B, 3, S, S] in, fp32 [B, *shape, G, G] per head out.
 
     B is free. The division by 255 is inside, decoding and NMS are not. Nodes carry the records' names
-    (`conv3.expand`). half: numbers and computation in fp16 between the two casts. card: JSON-able, kept in
-    the metadata. Raises ModelError where imgsz does not fit the network's strides.
+    (`conv3.expand`). half: numbers and computation in fp16 between the two casts. Raises ModelError where
+    imgsz does not fit the network's strides.
     """
-    onnx = needs("onnx", "to write ONNX files")
     largest = max(strides(net).values())
     if imgsz % largest:
         raise ModelError(f"an input side of {imgsz}: this network needs a multiple of {largest}")
     folded, small = fold(net, state)
-    writer = _Writer(onnx, small, half)
-    writer.images()
-    side = grids(folded, imgsz)
+    writer, side = _Writer(needs("onnx", "to write ONNX files"), small, half), grids(folded, imgsz)
     for step in steps(folded):
         writer.add(step, side[step.value])
-    model = onnx.helper.make_model(writer.graph(imgsz), opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-                                   ir_version=IR_VERSION, producer_name="micro-yolo")
-    if card is not None:
-        onnx.helper.set_model_props(model, {ENTRY: json.dumps(card, ensure_ascii=False)})
-    return model.SerializeToString()
+    return writer.model(imgsz)
 
 
 class _Writer:
     """Nodes and numbers of the graph, appended step by step."""
 
-    def __init__(self, onnx: onnx, state: dict[str, Tensor], half: bool) -> None:
+    def __init__(self, onnx: ModuleType, state: dict[str, Tensor], half: bool) -> None:
         self.helper, self.numpy, self.types = onnx.helper, onnx.numpy_helper, onnx.TensorProto
-        self.state, self.half = state, half
-        self.float = np.float16 if half else np.float32
+        self.info = onnx.helper.make_tensor_value_info
+        self.state, self.float = state, np.float16 if half else np.float32
         self.nodes, self.numbers, self.outputs = [], {}, []
+        kind = self.types.FLOAT16 if half else self.types.FLOAT
+        cast = self.node("Cast", "cast", [INPUT], "cast", to=kind)
+        self.node("Mul", "scale", [cast, self.number("scale.by", self.float(1 / 255))], "scaled")
 
-    def number(self, name: str, value: np.ndarray) -> str:
-        """Return the name of a constant that is in the file."""
+    def number(self, name: str, value: np.ndarray | None) -> str:
+        """Return the name of a constant that is in the file; "" for one that is left out."""
+        if value is None:
+            return ""
         if name not in self.numbers:
             self.numbers[name] = self.numpy.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def node(self, op: str, name: str, inputs: list[str], out: str, **attributes: object) -> str:
-        """Append a node; return the name of its value."""
-        self.nodes.append(self.helper.make_node(op, inputs, [out], name, **attributes))
-        return out
-
-    def images(self) -> None:
-        """Append the image as floats 0..1, under the name that the steps know."""
-        kind = self.types.FLOAT16 if self.half else self.types.FLOAT
-        cast = self.node("Cast", "cast", [INPUT], "cast", to=kind)
-        self.node("Mul", "scale", [cast, self.number("scale.by", self.float(1 / 255))], "scaled")
+    def node(self, op: str, name: str, inputs: list[str], out: str = "", **attributes: object) -> str:
+        """Append a node; return the name of its value, the node's own where none is given."""
+        self.nodes.append(self.helper.make_node(op, inputs, [out or name], name, **attributes))
+        return out or name
 
     def add(self, step: Step, grid: int) -> None:
         """Append one step; grid: cells a side of its value."""
         inputs = ["scaled" if i == INPUT else i for i in step.inputs]
-        name = f"{step.name}.linear" if step.shape else step.name
-        self._operation(step, inputs, name, grid)
-        if step.shape:
-            self._output(step, name, grid)
+        out = f"{step.name}.linear" if step.shape else step.name
+        self._operation(step, inputs, out, grid)
+        if step.shape:                                     # an output: fp32, in the shape that decoding knows
+            shape = [*(step.shape if len(step.shape) > 1 else (step.out,)), grid, grid]
+            if self.float is np.float16:
+                out = self.node("Cast", f"{step.name}.cast", [out], to=self.types.FLOAT)
+            batched = self.number(f"{step.name}.shape", np.int64([0, *shape]))     # 0: the batch as it comes
+            self.node("Reshape", step.name, [out, batched])
+            self.outputs.append(self.info(step.name, self.types.FLOAT, ["batch", *shape]))
 
     def _operation(self, step: Step, inputs: list[str], out: str, grid: int) -> None:
         """Append what a step computes, under the name `out`."""
@@ -88,33 +79,26 @@ class _Writer:
         window = {"kernel_shape": [node.kernel] * 2, "strides": [node.stride] * 2,
                   "pads": [node.pad] * 2 + [node.pad + node.after] * 2}
         if kind == "conv":
-            self._conv(step, inputs, out, window)
-        elif kind == "act":
-            self._activation(step.act, f"{name}.act", inputs[0], out)
-        elif kind == "maxpool":
-            self.node("MaxPool", name, inputs, out, ceil_mode=int(node.ceil), **window)
-        elif kind == "avgpool":
-            self.node("AveragePool", name, inputs, out, ceil_mode=int(node.ceil), count_include_pad=1, **window)
-        elif kind == "average":
-            self.node("AveragePool", name, inputs, out, kernel_shape=[step.stride] * 2, strides=[step.stride] * 2)
-        elif kind == "upsample":
-            by = self.number(f"{name}.by", np.float32([1, 1, step.stride, step.stride]))
-            self.node("Resize", name, [*inputs, "", by], out, mode="nearest",
-                      coordinate_transformation_mode="asymmetric", nearest_mode="floor")
-        elif kind == "slice":
-            ends = [node.part * node.channels, (node.part + 1) * node.channels, 1]
-            limits = [self.number(f"{name}.{at}", np.int64([end])) for at, end in zip(("from", "to", "axis"), ends)]
-            self.node("Slice", name, [*inputs, *limits], out)
-        elif kind == "shuffle":
-            self._shuffle(step, inputs[0], out, grid)
-        elif kind == "spread":
-            self.node("Expand", name, [inputs[0], self.number(f"{name}.shape", np.int64([1, 1, grid, grid]))], out)
-        elif kind == "add" and len(inputs) > 2:
-            self.node("Sum", name, inputs, out)
-        else:
-            op, attributes = {"concat": ("Concat", {"axis": 1}), "add": ("Add", {}), "mul": ("Mul", {}),
-                              "mean": ("GlobalAveragePool", {})}[kind]
-            self.node(op, name, inputs, out, **attributes)
+            return self._conv(step, inputs, out, window)
+        if kind == "act":
+            return self._activation(step.act, f"{name}.act", inputs[0], out)
+        if kind == "shuffle":
+            return self._shuffle(step, inputs[0], out, grid)
+        pooling, first = {**window, "ceil_mode": int(node.ceil)}, node.part * node.channels
+        op, numbers, attributes = {
+            "maxpool": ("MaxPool", {}, pooling),
+            "avgpool": ("AveragePool", {}, {**pooling, "count_include_pad": 1}),
+            "average": ("AveragePool", {}, dict.fromkeys(("kernel_shape", "strides"), [step.stride] * 2)),
+            "upsample": ("Resize", {"roi": None, "by": np.float32([1, 1, step.stride, step.stride])}, {
+                "mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+            "slice": ("Slice", {"from": np.int64([first]), "to": np.int64([first + node.channels]),
+                                "axis": np.int64([1])}, {}),
+            "spread": ("Expand", {"to": np.int64([1, 1, grid, grid])}, {}),
+            "concat": ("Concat", {}, {"axis": 1}), "mul": ("Mul", {}, {}),
+            "add": ("Sum" if len(inputs) > 2 else "Add", {}, {}), "mean": ("GlobalAveragePool", {}, {})}[kind]
+        inputs = inputs[:1] if kind == "spread" else inputs
+        inputs = [*inputs, *(self.number(f"{name}.{at}", value) for at, value in numbers.items())]
+        self.node(op, name, inputs, out, **attributes)
 
     def _conv(self, step: Step, inputs: list[str], out: str, window: dict[str, list[int]]) -> None:
         """Append a convolution and its activation."""
@@ -133,38 +117,23 @@ class _Writer:
         apart, back = (self.number(f"{name}.{at}", np.int64(shape)) for at, shape in (
             ("apart", [0, groups, step.out // groups, grid * grid]), ("back", [0, step.out, grid, grid])))
         value = self.node("Reshape", f"{name}.apart", [value, apart], f"{name}.parts")
-        value = self.node("Transpose", f"{name}.turn", [value], f"{name}.turned", perm=[0, 2, 1, 3])
+        value = self.node("Transpose", f"{name}.turn", [value], perm=[0, 2, 1, 3])
         self.node("Reshape", name, [value, back], out)
 
     def _activation(self, act: str, name: str, value: str, out: str) -> None:
         if act == "swish":
-            gate = self.node("Sigmoid", f"{name}.gate", [value], f"{name}.gate")
-            self.node("Mul", name, [value, gate], out)
+            self.node("Mul", name, [value, self.node("Sigmoid", f"{name}.gate", [value])], out)
         elif act == "relu6":
-            low, high = (self.number(f"relu6.{end}", self.float(limit)) for end, limit in
-                         (("low", 0), ("high", 6)))
-            self.node("Clip", name, [value, low, high], out)
+            limits = [self.number(f"relu6.{end}", self.float(end)) for end in (0, 6)]
+            self.node("Clip", name, [value, *limits], out)
         else:
-            op, attributes = PLAIN[act]
+            op, attributes = ACTIVATIONS[act]
             self.node(op, name, [value], out, **attributes)
 
-    def _output(self, step: Step, value: str, grid: int) -> None:
-        """Append an output of the network in the shape that decoding knows, and in fp32."""
-        parts = step.shape if len(step.shape) > 1 else (step.out,)
-        shape = [0, *parts, grid, grid]                    # 0: the batch as it comes
-        half = f"{step.name}.half" if self.half else step.name
-        if len(parts) > 1:
-            to = self.number(f"{step.name}.shape", np.int64(shape))
-            value = self.node("Reshape", f"{step.name}.reshape" if self.half else step.name, [value, to], half)
-        elif not self.half:
-            self.node("Identity", step.name, [value], step.name)
-        if self.half:
-            self.node("Cast", step.name, [value], step.name, to=self.types.FLOAT)
-        self.outputs.append((step.name, ["batch", *shape[1:]]))
-
-    def graph(self, imgsz: int) -> onnx.GraphProto:
-        """Return the finished graph."""
-        info = self.helper.make_tensor_value_info
-        return self.helper.make_graph(
-            self.nodes, "micro-yolo", [info(INPUT, self.types.UINT8, ["batch", 3, imgsz, imgsz])],
-            [info(name, self.types.FLOAT, shape) for name, shape in self.outputs], [*self.numbers.values()])
+    def model(self, imgsz: int) -> bytes:
+        """Return the finished file."""
+        images = self.info(INPUT, self.types.UINT8, ["batch", 3, imgsz, imgsz])
+        numbers = list(self.numbers.values())
+        graph = self.helper.make_graph(self.nodes, "micro-yolo", [images], self.outputs, numbers)
+        return self.helper.make_model(graph, opset_imports=[self.helper.make_opsetid("", OPSET)],
+                                      ir_version=IR_VERSION, producer_name="micro-yolo").SerializeToString()

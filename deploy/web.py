@@ -1,12 +1,12 @@
 """`export.py --format web`: a folder of plain files that runs the ONNX file inside a browser."""
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
+from deploy.artifact import FILE, digest
 from utils.errors import EnvironmentFault
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -17,11 +17,11 @@ RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm",
 LINES = "cd web && npm ci --ignore-scripts"
 
 
-def write_web(folder: Path, onnx: Path, card: dict) -> None:
-    """Writes the page, the network, its card and onnxruntime-web into `folder`, made where it is missing.
+def write_web(folder: Path, onnx: Path, metadata: dict) -> Path:
+    """Return `folder`, made where missing, once the page, the network and onnxruntime-web are in it.
 
-    The card gets the ONNX file's digest. Raises EnvironmentFault where onnxruntime-web is not there and npm
-    cannot bring it.
+    The metadata gets the ONNX file's digest. Raises EnvironmentFault where onnxruntime-web is not there and
+    npm cannot bring it.
     """
     scripts = runtime_files()
     (folder / "ort").mkdir(parents=True, exist_ok=True)
@@ -31,12 +31,13 @@ def write_web(folder: Path, onnx: Path, card: dict) -> None:
     for path in scripts:
         shutil.copyfile(path, folder / "ort" / path.name)
     shutil.copyfile(onnx, folder / "model.onnx")
-    card = {**card, "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest()}
-    (folder / "card.json").write_text(json.dumps(card, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps({**metadata, "onnx_sha256": digest(onnx)}, ensure_ascii=False)
+    (folder / FILE).write_text(text, encoding="utf-8")
+    return folder
 
 
 def runtime_files() -> list[Path]:
-    """The files of onnxruntime-web in the pinned version, brought by npm where they are missing.
+    """Return the files of onnxruntime-web in the pinned version, brought by npm where they are missing.
 
     Raises EnvironmentFault with the lines to type.
     """
@@ -58,11 +59,12 @@ def runtime_files() -> list[Path]:
 
 
 def pinned() -> str:
-    """The version of onnxruntime-web that web/package.json names."""
+    """Return the version of onnxruntime-web that web/package.json names."""
     return json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
 
 
 def _install() -> None:
+    """Have npm bring the package. Raises EnvironmentFault where it cannot."""
     npm = shutil.which("npm")
     if npm is None:
         raise EnvironmentFault(f"--format web needs onnxruntime-web {pinned()}, and npm, which brings it, is "
@@ -70,11 +72,9 @@ def _install() -> None:
     print(f"npm brings onnxruntime-web {pinned()} into web/node_modules (once, 150 MB)")
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
-        done = subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=False, timeout=900)
-        said = done.stderr.strip().splitlines() if done.returncode else []
-    except (OSError, subprocess.TimeoutExpired) as error:
-        said, done = [f"error: {error}"], None
-    if done is None or done.returncode:
+        subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=True, timeout=900)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", "") or f"error: {error}").splitlines()
         why = next((line for line in said if "error" in line.lower()), "no reason given")
         raise EnvironmentFault(f"npm could not bring onnxruntime-web ({why[:200]}); with a network, type  "
-                               f"{LINES}")
+                               f"{LINES}") from error

@@ -1,7 +1,4 @@
-"""Saving and loading `{net, state, names, ...}`.
-
-Data and tensors only, atomic, checked, never a pickled module.
-"""
+"""Checkpoints `{net, state, names, ...}`: data and tensors only, written whole, checked, never pickled."""
 from __future__ import annotations
 
 import io
@@ -45,7 +42,7 @@ class Checkpoint:
 
 
 def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
-    """Writes a checkpoint whole or not at all: beside its name, synced, renamed.
+    """Write a checkpoint whole or not at all: beside its name, synced, renamed.
 
     keep_previous: the file that is replaced stays as `<stem>.prev.pt`. Raises OSError when the disk refuses,
     and ModelError rather than write non-finite weights.
@@ -67,7 +64,7 @@ def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) 
 
 
 def write_atomic(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
-    """Writes the bytes under a temporary name, syncs, renames, and syncs the folder."""
+    """Write the bytes under a temporary name, syncs, renames, and syncs the folder."""
     part = path.with_suffix(path.suffix + ".part")
     try:
         with open(part, "wb") as file:
@@ -89,12 +86,12 @@ def write_atomic(path: Path, data: bytes | memoryview, keep_previous: bool = Fal
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint that `path` replaced is kept."""
+    """Return where the checkpoint that `path` replaced is kept."""
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
 def checksum(value: object, crc: int = 0) -> int:
-    """CRC-32 of every tensor and plain value in nested dicts and lists, in order."""
+    """Return the CRC-32 of every tensor and plain value in nested dicts and lists, in order."""
     if isinstance(value, dict):
         for key in value:
             crc = checksum(value[key], zlib.crc32(str(key).encode(), crc))
@@ -109,7 +106,7 @@ def checksum(value: object, crc: int = 0) -> int:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """The checkpoint of a `.pt` file or of official darknet `.weights`.
+    """Return the checkpoint of a `.pt` file or of official darknet `.weights`.
 
     Raises ModelError for a file that is missing, torn, changed, of another schema, or would run code when
     unpickled (it is never run: weights_only).
@@ -140,7 +137,7 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file, or ModelError where they show that something else was downloaded."""
+    """Return the first bytes of a file. Raises ModelError where something else was downloaded."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -156,7 +153,7 @@ def _head(path: Path) -> bytes:
 
 
 def _checked(path: Path, content: object) -> Checkpoint:
-    """The checkpoint of a loaded file's content, or ModelError saying what does not fit."""
+    """Return the checkpoint of a loaded file's content. Raises ModelError saying what does not fit."""
     if not isinstance(content, dict) or not {"net", "state", "names"} <= set(content):
         raise ModelError(f"{path} is not a checkpoint of this project: it needs net, state and names; "
                          "a bare state dict lacks the network's records")
@@ -174,21 +171,17 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise ModelError(f"{path}: {len(wrong)} tensors do not fit its own network, first {wrong[0]}: "
                          f"needed {wanted.get(wrong[0])}, found {found.get(wrong[0])}")
     if len(content["names"]) != classes_of(net):
-        raise ModelError(f"{path}: {len(content['names'])} class names for "
-                         f"{classes_of(net)} classes")
+        raise ModelError(f"{path}: {len(content['names'])} class names for {classes_of(net)} classes")
     return Checkpoint(net, state, tuple(content["names"]), content.get("imgsz", 416),
                       content.get("class_map", {}), content.get("extra", {}), content.get("training"))
 
 
 def load_or_previous(path: str | Path) -> tuple[Checkpoint, str]:
-    """The checkpoint at `path`, or the one it replaced, and a note.
-
-    The replaced one comes where that at `path` is missing or damaged, with a sentence saying so.
-    """
+    """Return the checkpoint at `path` and "", or the one it replaced and why, where that is no good."""
     path = Path(path)
     try:
         return load(path), ""
     except ModelError as error:
         if not previous(path).is_file():
             raise
-        return load(previous(path)), f"{error}; going on from {previous(path).name}"
+        return load(previous(path)), f"{error}; continuing from {previous(path).name}"

@@ -16,7 +16,7 @@ from models.layer import Net
 from models.zoo.tiny import yolov3_tiny
 from utils.errors import ModelError
 
-HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"            # major, minor, revision, pictures seen (64 bit since 0.2)
+HEADER_V1, HEADER_V2 = "<iiii", "<iiiq"            # major, minor, revision, images seen (64 bit since 0.2)
 COCO_NAMES = tuple((
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
     "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,"
@@ -28,7 +28,7 @@ COCO_NAMES = tuple((
 
 
 def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[str, Tensor], tuple[int, ...]]:
-    """The network, its fp32 state and the file's header (major, minor, revision, seen).
+    """Return the network, its fp32 state and the file's header (major, minor, revision, seen).
 
     net: the records the file was written for; None takes yolov3-tiny with as many classes as the length says.
     Raises FileNotFoundError, and ModelError with both counts when the length does not fit.
@@ -53,7 +53,7 @@ def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[st
 
 def write_darknet(path: str | Path, net: Net, state: dict[str, Tensor],
                   header: tuple[int, ...] = (0, 2, 0, 0)) -> None:
-    """Writes a darknet `.weights` file (little-endian fp32); header version 0.2 or later has a 64-bit count.
+    """Write a darknet `.weights` file (little-endian fp32); from header version 0.2 on its count has 64 bits.
 
     Written beside the final name and renamed, so that a half-written file is never met.
     """
@@ -67,32 +67,30 @@ def write_darknet(path: str | Path, net: Net, state: dict[str, Tensor],
 
 
 def _tiny_of(numbers: int) -> Net:
-    """yolov3-tiny with the class count whose size is nearest to `numbers`."""
+    """Return yolov3-tiny with the class count whose size is nearest to `numbers`."""
     one, two = (parameters(yolov3_tiny(k), statistics=True) for k in (1, 2))
     classes = max(1, round(1 + (numbers - one) / (two - one)))
     return yolov3_tiny(classes) if classes <= 1000 else yolov3_tiny()
 
 
 def _darknet_order(net: Net) -> list[Param]:
-    """Tensors in the file's order.
-
-    For each convolution shift, scale, mean, variance (or bias), then the kernel.
-    """
+    """Return the tensors in the file's order: a convolution's shift, scale, mean, variance, then kernel."""
     order = {"bias": 0, "weight": 1, "running_mean": 2, "running_var": 3}
     stages: dict[str, list[Param]] = {}
+
+    def rank(param: Param) -> tuple[bool, int]:
+        return param.key.endswith("conv.weight"), order[param.key.rsplit(".", 1)[1]]
     for param in channels(net).params:
         part, kind, _ = param.key.rsplit(".", 2)
         if kind not in ("conv", "bn"):
             raise ModelError(f"darknet files cannot hold {param.key} (squeeze-excitation); "
                              "save the network as a checkpoint (.pt)")
         stages.setdefault(part, []).append(param)
-    def rank(param: Param) -> tuple[bool, int]:
-        return param.key.endswith("conv.weight"), order[param.key.rsplit(".", 1)[1]]
     return [param for params in stages.values() for param in sorted(params, key=rank)]
 
 
 def _fill(net: Net, numbers: np.ndarray) -> dict[str, Tensor]:
-    """The state dict of a network from a file's numbers [N] in darknet's order."""
+    """Return the state dict of a network from a file's numbers [N] in darknet's order."""
     at, state = 0, {}
     for param in _darknet_order(net):
         size = param.shape

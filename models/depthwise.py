@@ -39,7 +39,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _windowed(x: Tensor, grad: Tensor, channels: int, k: int) -> Tensor:
-    """The weight gradient [C, 1, k, k] from 3x3 gradients at offsets that cover the kernel."""
+    """Return the weight gradient [C, 1, k, k] from 3x3 gradients at offsets that cover the kernel."""
     height, width = grad.shape[2:]
     padded, out = F.pad(x, (k // 2,) * 4), x.new_empty(channels, 1, k, k)
     small = x.new_empty(channels, 1, 3, 3)

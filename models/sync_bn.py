@@ -45,7 +45,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(model: nn.Module) -> nn.Module:
-    """Return the same model with every batch-norm synchronised over ranks (torch's on CUDA, ours elsewhere)."""
+    """Return the same model, every batch-norm synchronised over ranks (torch's on CUDA, ours elsewhere)."""
     cuda = next(model.parameters()).is_cuda
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:                 # same object, parameters, buffers and state dict

@@ -1,4 +1,4 @@
-"""Taking over weights from another network, by name and shape, with a report of every layer."""
+"""Taking over weights from another network, by name and shape, with a report of every record."""
 from __future__ import annotations
 
 from torch import Tensor
@@ -12,11 +12,11 @@ from models.layer import Layer, Net
 
 def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
              source: Checkpoint) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-    """Return a new state for `net` with the tensors of each record from `source` where it means the same there.
+    """Return a new state for `net`, its tensors those of `source` where a record means the same there.
 
-    A record is taken whole or not at all: same name, same op, same shapes; a head must also mean the same. Of a
-    head for other classes the channels of box, objectness and classes of the same name are taken; nothing when
-    no name is shared. The report has a row a record: layer, taken (bool), parameters, why. Arguments unchanged.
+    A record is taken whole or not at all: same name, same op, same shapes; a head must also mean the same. Of
+    a head for other classes the channels that both have are taken; nothing when no class is shared. The
+    report has a row per record: layer, taken (bool), parameters, why. Arguments unchanged.
     """
     there = {layer.name: layer for layer in source.net}
     heads, other_heads = ({head.layer.name: head for head in heads_of(n)} for n in (net, source.net))
@@ -44,7 +44,7 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
 
 
 def _sizes(net: Net) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return record -> tensor key -> shape, of a head without its first axis, which differs with the classes."""
+    """Return record -> tensor key -> shape, of a head without its first axis, which the classes change."""
     out: dict[str, dict[str, tuple[int, ...]]] = {}
     heads = {layer.name for layer in net if layer.kind}
     for p in channels(net).params:

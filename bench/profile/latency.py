@@ -2,20 +2,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.profile.roofline import bound, layer_bytes, measure_peak
-from bench.profile.timing import interleaved, ratio, summary, torch_threads, warm_up
+from bench.profile.timing import Call, interleaved, ratio, summary, torch_threads, warm_up
 from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
 from evaluation.report import aligned
 from models.channels import channels
 from models.count import layer_macs, macs, parameters
 from models.layer import Net
-from models.network import Network
 from models.nodes import Node
 from utils import runs
 from utils.errors import UsageError
@@ -31,18 +29,18 @@ LAYER_ROUNDS = 15
 def compare_speed(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tensor, *, threads: int = 1,
                   precisions: Sequence[str] = ("fp32", "bf16"), rounds: int = 30,
                   seconds: float = 60.0) -> dict[str, object]:
-    """Latency of the named networks on this CPU, batch 1, against the first of them; speed_lines shows it.
+    """Return the latency of the named networks on this CPU, batch 1, against the first; speed_lines shows it.
 
     images: uint8 [N, 3, imgsz, imgsz], taken in turn. All networks run as inference does (batch-norm folded,
     channels_last) in interleaved rounds of one process, warmed up until steady. A precision's networks:
     median `ms`, `p90_ms`, `spread` (quartiles' distance / median), `ratio` (how many times as fast as the
     first: median of the rounds' ratios) with its quartiles. `layers`: network -> rows of layer_table. A
     precision takes at most `seconds` for the networks and as much for their layers, five rounds at least. A
-    precision that this CPU lacks is under `skipped` with the reason. Raises UsageError for other pictures.
+    precision that this CPU lacks is under `skipped` with the reason. Raises UsageError for other images.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or \
             tuple(images.shape[1:]) != (3, imgsz, imgsz):
-        raise UsageError(f"latency at {imgsz} needs uint8 pictures [N, 3, {imgsz}, {imgsz}], got "
+        raise UsageError(f"latency at {imgsz} needs uint8 images [N, 3, {imgsz}, {imgsz}], got "
                          f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}")
     first = macs(next(iter(networks.values()))[0], imgsz)
     sizes = {name: {"parameters": parameters(net), "macs": macs(net, imgsz),
@@ -59,7 +57,7 @@ def compare_speed(networks: Mapping[str, tuple[Net, State]], imgsz: int, images:
 
 def latency(net: Net, state: State, imgsz: int, images: Tensor, threads: int = 1, rounds: int = 30,
             device: torch.device | str = "cpu") -> float:
-    """Median ms of one picture, in half precision where that is native: what detect.py would need.
+    """Return the median ms of one image, in half precision where that is native: what detect.py would need.
 
     images: uint8 [N, 3, imgsz, imgsz], taken in turn; batch-norm folded, channels_last, warmed up; a GPU is
     waited for.
@@ -80,7 +78,7 @@ def latency(net: Net, state: State, imgsz: int, images: Tensor, threads: int = 1
 
 
 def refusal(precision: str) -> str:
-    """Why a precision is not timed on this CPU, empty where it is."""
+    """Return why a precision is not timed on this CPU; empty where it is."""
     if precision not in DTYPES:
         return f"unknown; known are {', '.join(DTYPES)}"
     if precision == "fp16":
@@ -90,7 +88,7 @@ def refusal(precision: str) -> str:
 
 def _compare(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tensor, threads: int,
              precision: str, rounds: int, seconds: float) -> dict[str, object]:
-    """One precision's part of compare_speed."""
+    """Return one precision's part of compare_speed."""
     runtimes = {name: torch_runtime(net, state, (), imgsz, "cpu", precision)
                 for name, (net, state) in networks.items()}
     single = list(images.split(1))
@@ -110,63 +108,55 @@ def _compare(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tens
 
 def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: str, peak: dict,
                 rounds: int = LAYER_ROUNDS, seconds: float = 60.0) -> list[dict[str, object]]:
-    """A row a layer of the network as inference runs it on one picture, uint8 [3, imgsz, imgsz].
+    """Return a row per layer of the network as inference runs it on one image, uint8 [3, imgsz, imgsz].
 
     layer, op, width (channels out), ms (median; spread as in compare_speed), limit_ms (what the machine's
     peak allows), macs and bytes (counted, by the conventions of count.layer_macs and roofline.layer_bytes),
-    macs_per_s, intensity (MACs a byte) and bound (roofline.bound). peak: from measure_peak. Runs on the
+    macs_per_s, intensity (MACs per byte) and bound (roofline.bound). peak: from measure_peak. Runs on the
     threads that are set.
     """
     runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
-    pictures = [image.reshape(1, *image.shape[-3:])]
-    warm_up({"": lambda _: runtime.predict(pictures[0])})
-    times = _layer_times({"": runtime}, pictures, rounds, seconds)[""]
+    batch = image.reshape(1, *image.shape[-3:])
+    warm_up({"": lambda _: runtime.predict(batch)})
+    times = _layer_times({"": runtime}, [batch], rounds, seconds)[""]
     return layer_rows(net, imgsz, runtime.precision, times, peak)
 
 
 def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor], rounds: int,
                  seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Network -> layer -> ms of every round, networks taking turns as in timing.interleaved."""
-    times = {name: {layer.name: [] for layer in runtime.net} for name, runtime in runtimes.items()}
+    """Return network -> layer -> ms of every round, networks taking turns as in timing.interleaved."""
+    calls: dict[str, list[dict[str, float]]] = {name: [] for name in runtimes}
 
-    def timed(name: str) -> object:
-        calls = 0
-
-        def call(at: int) -> None:
-            nonlocal calls
-            with _clocks(runtimes[name].model) as spent:
-                runtimes[name].predict(single[at % len(single)])
-            calls += 1
-            if calls % 2 == 0:                             # the second call of a turn is the one that counts
-                for layer, ms in spent.items():
-                    times[name][layer].append(ms)
-        return call
+    def timed(name: str) -> Call:
+        return lambda at: calls[name].append(_clocked(runtimes[name], single[at % len(single)]))
     interleaved({name: timed(name) for name in runtimes}, rounds, seconds)
-    return times
+    # Of a turn's two calls the second counts.
+    return {name: {layer: [spent[layer] for spent in found[1::2]] for layer in found[0]}
+            for name, found in calls.items()}
 
 
-@contextmanager
-def _clocks(model: Network) -> Iterator[dict[str, float]]:
-    """Yield record -> ms its nodes took in a call within a `with` block."""
+def _clocked(runtime: Runtime, images: Tensor) -> dict[str, float]:
+    """Return record -> ms that its nodes take in one call."""
+    model, last = runtime.runner.model, time.perf_counter()
     spent = dict.fromkeys((layer.name for layer in model.net), 0.0)
-    last = time.perf_counter()
 
     def watch(node: Node, _: Tensor) -> None:
         nonlocal last
         now = time.perf_counter()
-        if node.layer:                                     # what comes before the first one is no record's time
+        if node.layer:                                     # what comes before is no record's time
             spent[node.layer] += 1e3 * (now - last)
         last = now
     model.watch = watch
     try:
-        yield spent
+        runtime.predict(images)
     finally:
         model.watch = None
+    return spent
 
 
 def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequence[float]],
                peak: dict) -> list[dict[str, object]]:
-    """Rows of layer_table from measured times, layer -> ms of every round."""
+    """Return rows of layer_table from measured times, layer -> ms of every round."""
     size = torch.finfo(DTYPES[precision]).bits // 8
     work, moved = layer_macs(net, imgsz), layer_bytes(net, imgsz, size)
     out, rows = channels(net).outputs, []
@@ -182,7 +172,7 @@ def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequenc
 
 
 def speed_lines(result: dict) -> list[str]:
-    """What compare_speed found, as an aligned table and the sentences that say which layers held it back."""
+    """Return what compare_speed found: an aligned table, and which layers held the network back."""
     rows, words = [], []
     for precision, part in result["precisions"].items():
         for name, row in part["networks"].items():
@@ -208,7 +198,7 @@ def speed_lines(result: dict) -> list[str]:
 
 
 def _reasons(who: str, before: list[dict], after: list[dict]) -> list[str]:
-    """Sentences on the layers of the second table that do less than in the first and take no less time."""
+    """Return sentences on the layers of the second table that do less than in the first, in no less time."""
     old = {row["layer"]: row for row in before}
     less = [(old[row["layer"]], row) for row in after if row["layer"] in old
             and (row["bytes"] < old[row["layer"]]["bytes"] or row["macs"] < old[row["layer"]]["macs"])]
@@ -232,7 +222,7 @@ def _reasons(who: str, before: list[dict], after: list[dict]) -> list[str]:
 
 
 def _named(pairs: list[tuple[dict, dict]]) -> str:
-    """The pairs' layers with their times before and after and the least the machine allows, longest first."""
+    """Return the pairs' layers, longest first, with both times and the least that the machine allows."""
     pairs = sorted(pairs, key=lambda pair: -pair[1]["ms"])
     shown = ", ".join(f"{b['layer']} {a['ms']:.2f} -> {b['ms']:.2f} ms (limit {b['limit_ms']:.2f})"
                       for a, b in pairs[:NAMED])

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench.profile.latency import layer_rows
 from bench.profile.timing import summary
-from deploy.artifact import format_of, main_file, onnx_session, read_card
+from deploy.artifact import format_of, main_file, onnx_session, read_metadata
+from deploy.runtimes.openvino import OpenvinoRunner
 from models.graph import INPUT
 from models.layer import Net
 from models.records import from_json
-from utils.optional import needs
 
 WARM, ROUNDS = 5, 30
 Nodes = list[tuple[str, str, float]]               # name, kind and ms of every node of one call, in order
@@ -28,23 +28,23 @@ Nodes = list[tuple[str, str, float]]               # name, kind and ms of every 
 
 def node_table(path: str | Path, precision: str, threads: int, image: Tensor,
                peak: dict) -> list[dict[str, object]]:
-    """Rows as of profile.layer_table, of an exported file on one picture uint8 [3, S, S].
+    """Return rows as of latency.layer_table, of an exported file on one image uint8 [3, S, S].
 
-    Behind the layers stand "reorders", in which a runtime changes the order of a map's numbers in memory, and
-    "other" (the division by 255, the maps' last shape); both are no layers and bound by "none". Raises
+    Behind the layers come "reorders", in which a runtime changes the order of a value's numbers in memory,
+    and "other" (the division by 255, the outputs' last shape); both are no layers and bound by "none". Raises
     ValueError for a format whose runtime does not tell.
     """
     run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
     if run is None:
         raise ValueError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone")
-    card, picture = read_card(path), np.ascontiguousarray(image.numpy()[None])
-    net = from_json(card["net"])
-    calls = run(main_file(path), precision, threads, picture)
-    return rows_of(net, card["imgsz"], precision, [by_layer(net, nodes) for nodes in calls], peak)
+    metadata, batch = read_metadata(path), np.ascontiguousarray(image.numpy()[None])
+    net = from_json(metadata["net"])
+    calls = run(main_file(path), precision, threads, batch)
+    return rows_of(net, metadata["imgsz"], precision, [by_layer(net, nodes) for nodes in calls], peak)
 
 
 def by_layer(net: Net, nodes: Nodes) -> dict[str, float]:
-    """ms of each layer in one call, of "reorders" and of "other", from the times of the nodes."""
+    """Return ms of each layer in one call, of "reorders" and of "other", from the times of the nodes."""
     found = dict.fromkeys((*(layer.name for layer in net), "reorders", "other"), 0.0)
     for name, kind, ms in nodes:
         layer = re.split(r"[./]|_nchwc|_token_|_kernel_time", name)[0]
@@ -54,26 +54,22 @@ def by_layer(net: Net, nodes: Nodes) -> dict[str, float]:
 
 def rows_of(net: Net, imgsz: int, precision: str, calls: list[dict[str, float]],
             peak: Mapping) -> list[dict[str, object]]:
-    """Rows of all layers, then of what is no layer, from the times of several calls."""
+    """Return rows of all layers, then of what is no layer, from the times of several calls."""
     times = {name: [call[name] for call in calls] for name in calls[0]}
     rows = layer_rows(net, imgsz, precision, times, dict(peak))
     for name in ("reorders", "other"):
         taken = summary(times[name])
-        rows.append({"layer": name, "op": "", "width": 0, "ms": taken["ms"], "spread": taken["spread"],
-                     "limit_ms": 0.0, "macs": 0, "bytes": 0, "macs_per_s": 0.0, "intensity": 0.0,
-                     "bound": "none"})
+        rows.append({**dict.fromkeys(rows[0], 0), "layer": name, "op": "", "ms": taken["ms"],
+                     "spread": taken["spread"], "bound": "none"})
     return rows
 
 
-def _onnx(path: Path, precision: str, threads: int, picture: np.ndarray) -> list[Nodes]:
-    """The nodes of every call in ONNX Runtime, which writes them into a file of its own."""
-    options = needs("onnxruntime", "to run ONNX files").SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.enable_profiling = threads, 1, True
+def _onnx(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[Nodes]:
+    """Return the nodes of every call in ONNX Runtime, which writes them into a file of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "nodes")
-        session = onnx_session(path, options)
+        session = onnx_session(path, threads, profile=str(Path(folder) / "nodes"))
         for _ in range(WARM + ROUNDS):
-            session.run(None, {INPUT: picture})
+            session.run(None, {INPUT: batch})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = [(event["name"], event["args"]["op_name"], event["dur"] / 1e3) for event in events
              if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
@@ -81,18 +77,17 @@ def _onnx(path: Path, precision: str, threads: int, picture: np.ndarray) -> list
     return [nodes[at:at + each] for at in range(WARM * each, len(nodes), each)]
 
 
-def _openvino(path: Path, precision: str, threads: int, picture: np.ndarray) -> list[Nodes]:
-    """The nodes of every call in OpenVINO."""
-    from deploy.runtimes.openvino import OpenvinoRunner
+def _openvino(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[Nodes]:
+    """Return the nodes of every call in OpenVINO."""
     runner = OpenvinoRunner(path, precision, threads, torch.device("cpu"))
     model = runner.model.clone()
-    model.reshape(list(picture.shape))
+    model.reshape(list(batch.shape))
     compiled = runner.core.compile_model(model, "CPU", {
         "INFERENCE_PRECISION_HINT": runner.hint, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True})
     request = compiled.create_infer_request()
     calls: list[Nodes] = []
     for _ in range(WARM + ROUNDS):
-        request.infer({0: picture})
+        request.infer({0: batch})
         calls.append([(node.node_name, node.node_type, 1e3 * node.real_time.total_seconds())
                       for node in request.profiling_info])
     return calls[WARM:]

@@ -19,7 +19,7 @@ MATMUL, CHANNELS, SIDE = 1024, 128, 56
 
 
 def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
-    """Return record -> bytes it moves for one imgsz x imgsz image, numbers of `size` bytes, batch-norm folded.
+    """Return record -> bytes it moves for one imgsz x imgsz image, numbers of `size` bytes, BN folded.
 
     The convention, a lower bound that no cache is counted in: every weight and bias is read once; every
     operation reads its inputs and writes its output, those between the convolutions of a block too.
@@ -38,10 +38,10 @@ def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
 
 
 def measure_peak(precision: str, threads: int = 1) -> dict[str, object]:
-    """This machine's best MACs a second (a matrix product, a 3x3 convolution) and bytes a second (a copy).
+    """Return this machine's best MACs per second (matrix product, 3x3 convolution) and bytes (a copy).
 
     balance: the MACs a byte at which a layer needs as long to multiply as to move, by the better of the two
-    products. The copy is larger than caches, so layers whose maps stay in one can be faster than it says.
+    products. The copy is larger than caches, so layers whose values stay in one can be faster than it says.
     """
     dtype = DTYPES[precision]
     with torch_threads(threads), torch.inference_mode():
@@ -62,5 +62,5 @@ def measure_peak(precision: str, threads: int = 1) -> dict[str, object]:
 
 
 def bound(macs: int, moved: int, peak: dict) -> str:
-    """What limits a layer at best: "memory" where it does fewer MACs a byte than the peak's balance."""
+    """Return what limits a layer: "memory" where it does fewer MACs per byte than the peak's balance."""
     return "memory" if macs < peak["balance"] * moved else "compute"

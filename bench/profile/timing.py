@@ -14,7 +14,7 @@ Call = Callable[[int], object]     # is given the round's number
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Runs a `with` block on `count` threads of torch; their number before comes back, errors or not."""
+    """Run a `with` block on `count` threads of torch; their number before returns, errors or not."""
     import torch
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -25,14 +25,14 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def once(call: Call, at: int) -> float:
-    """Milliseconds that one call takes."""
+    """Return the milliseconds that one call takes."""
     start = time.perf_counter()
     call(at)
     return 1e3 * (time.perf_counter() - start)
 
 
 def best_ms(call: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls that fit into `seconds`, of three at least, after one that is not counted."""
+    """Return the shortest of three or more calls that fit into `seconds`, after one that does not count."""
     call()
     end, times = time.perf_counter() + seconds, []
     while len(times) < 3 or time.perf_counter() < end:
@@ -41,7 +41,7 @@ def best_ms(call: Callable[[], object], seconds: float) -> float:
 
 
 def warm_up(calls: Mapping[str, Call], rounds: int = 20, seconds: float = 10.0) -> int:
-    """The rounds that were run until all calls take as long as just before, or a limit was reached."""
+    """Return the rounds that were run until all calls take as long as just before, or a limit was reached."""
     end, times = time.perf_counter() + seconds, {name: [] for name in calls}
     for at in range(rounds):
         for name, call in calls.items():
@@ -59,7 +59,7 @@ def _steady(times: Sequence[float]) -> bool:
 
 
 def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Name -> milliseconds of every round, in which each call has its turn, the first one moving on.
+    """Return name -> milliseconds of every round, in which each call has its turn, the first one moving on.
 
     A turn is two calls of which the second counts: the first brings back the caches that the others have
     filled. No round starts later than `seconds`, apart from the first five.
@@ -76,12 +76,12 @@ def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Median and 90th percentile in ms, and the quartiles' distance as a share of the median."""
+    """Return median and 90th percentile in ms, and the quartiles' distance as a share of the median."""
     low, median, high, late = np.percentile(times, (25, 50, 75, 90)).tolist()
     return {"ms": median, "p90_ms": late, "spread": (high - low) / median if median else 0.0}
 
 
 def ratio(first: Sequence[float], other: Sequence[float]) -> dict[str, object]:
-    """How many times as fast the other is as the first: median and quartiles over the rounds they shared."""
+    """Return how many times as fast the other is as the first: median and quartiles over shared rounds."""
     low, median, high = np.percentile(np.divide(first, other), (25, 50, 75)).tolist()
     return {"ratio": median, "ratio_quartiles": [low, high]}

@@ -25,8 +25,8 @@ class Unit(NamedTuple):
 def prunable(net: Net, cut: str = "outputs", sixteenths: float = 1.0) -> tuple[list[Unit], dict[str, str]]:
     """Return the units that can be cut, front to back, and for the others why not.
 
-    cut: block outputs (the inner widths of the blocks they feed follow, as in the paper), hidden widths alone,
-    or both. sixteenths: of the original width that a step takes; 1 in the paper.
+    cut: block outputs (the inner widths of the blocks they feed follow, as in the paper), hidden widths
+    alone, or both. sixteenths: of the original width that a step takes; 1 in the paper.
     """
     table, units = channels(net), []
     reasons = {name: why for name, why in table.frozen.items() if name != IMAGE}
@@ -75,7 +75,8 @@ def narrowed(net: Net, origin: Net, new: dict[str, int], round_to: int = 1) -> d
             if unit not in width or unit in new:
                 continue
             wanted = first[unit] * len(after[source]) / len(before[source])
-            wanted = int(wanted) if field == "squeeze" else max(round_to, round(wanted) // round_to * round_to)
+            rounded = max(round_to, round(wanted) // round_to * round_to)
+            wanted = int(wanted) if field == "squeeze" else rounded
             out[unit] = min(width[unit], max(1, wanted))
     return out
 

@@ -20,21 +20,25 @@ from models.nodes import Node
 
 HOMOGENEOUS = ("linear", "relu", "leaky")
 SMALLEST = 2.0 ** -6                                       # a nearly silent channel is not blown up further
+PASSING = ("maxpool", "avgpool", "upsample")               # a channel in is a channel out
+HANDING = (*PASSING, "concat", "mul", "slice", "shuffle", "spread")
 
 
 def equalise(net: Net, state: dict[str, Tensor], images: Iterable[Tensor], share: float = 1.0
              ) -> tuple[Net, dict[str, Tensor]]:
-    """Return the folded network with the same outputs, and channels of like ranges wherever that costs nothing.
+    """Return the folded network with the same outputs, and channels of like ranges where that costs nothing.
 
     images: uint8 [B, 3, S, S]. share: how much of a channel's range goes into weights that many channels
     have a common scale with (1x1 convolutions); kernels of depthwise convolutions always take all. A value
-    that a residual add reads, or whose activation is not homogeneous, stays as it is.
+    that a sum or an activation alone reads, directly or through others, or whose own activation is not
+    homogeneous, stays as it is; so do those of one cell, which are left in float.
     """
     folded, small = fold(net, state)
     plan = steps(folded)
-    held, deep = _held(plan), _depthwise_only(plan)
-    free = {step.value: step.name for step in plan if step.type == "conv" and step.act in HOMOGENEOUS
-            and step.name not in held and not step.shape}
+    readers, near = _readers(plan, HANDING), _readers(plan, PASSING)
+    free = {step.value: step.name for step in plan
+            if step.type == "conv" and step.act in HOMOGENEOUS and step.node.reduction and not step.shape
+            and not any(reader.type in ("add", "act") for reader in readers.get(step.name, ()))}
     reach = _reach(folded, small, images, free)
     factor: dict[str, Tensor] = {INPUT: torch.ones(3)}
     new = dict(small)
@@ -44,8 +48,10 @@ def equalise(net: Net, state: dict[str, Tensor], images: Iterable[Tensor], share
         if step.type != "conv":
             continue
         out = torch.ones(step.out)
-        if step.name in reach:
-            out = _factors(reach[step.name], 1.0 if step.name in deep else share)
+        if step.name in reach:                             # 1 for the widest channel
+            deep = all(reader.depthwise for reader in near.get(step.name, ()))
+            out = reach[step.name] / reach[step.name].max().clamp(min=1e-30)
+            out = out.clamp(min=SMALLEST) ** (1.0 if deep else share)
         factor[step.name] = out
         weight, groups = small[f"{step.key}.weight"].float(), step.node.groups
         gain = inputs[0].view(groups, 1, -1, 1, 1).expand(-1, step.out // groups, -1, 1, 1)
@@ -63,11 +69,6 @@ def _passed(step: Step, inputs: list[Tensor]) -> Tensor:
     if step.type == "slice":
         return first.chunk(step.node.parts)[step.node.part]
     return first.view(step.node.groups, -1).T.reshape(-1) if step.type == "shuffle" else first
-
-
-def _factors(reach: Tensor, share: float) -> Tensor:
-    """Return what to divide channels by, powers of the share of their reach [C]; 1 for the widest."""
-    return (reach / reach.max().clamp(min=1e-30)).clamp(min=SMALLEST) ** share
 
 
 def _reach(net: Net, state: dict[str, Tensor], images: Iterable[Tensor], names: dict[str, str]
@@ -94,20 +95,3 @@ def _readers(plan: tuple[Step, ...], through: tuple[str, ...]) -> dict[str, list
         for name in step.inputs:
             found.setdefault(name, []).extend([step] if step.type not in through else readers)
     return found
-
-
-PASSING = ("maxpool", "avgpool", "upsample")               # a channel in is a channel out
-
-
-def _held(plan: tuple[Step, ...]) -> set[str]:
-    """Return values that keep their channels' ranges: what an add, an activation alone or a gate reads, directly or
-    through others."""
-    readers = _readers(plan, (*PASSING, "concat", "mul", "slice", "shuffle", "spread"))
-    vectors = {step.name for step in plan if not step.node.reduction}      # a few values per image, left float
-    return vectors | {name for name, who in readers.items() if any(s.type in ("add", "act") for s in who)}
-
-
-def _depthwise_only(plan: tuple[Step, ...]) -> set[str]:
-    """Return values that only depthwise convolutions read."""
-    readers = _readers(plan, PASSING)
-    return {name for name, who in readers.items() if all(s.depthwise for s in who)}

@@ -1,16 +1,17 @@
-"""An ONNX graph as the quantiser sees it: who makes and reads each value, what is a head, what is a gate.
+"""An ONNX graph as the quantisers see it: who makes and reads each value, and what stays in float.
 
-What stays in float is found by where a node stands, never by its name: names change with whoever wrote the
-file, and a head that is missed costs the accuracy.
+That is found by where a node stands, never by its name: names change with whoever wrote the file, and a head
+that is missed costs the accuracy.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from deploy.artifact import unreadable
+from deploy.artifact import onnx_session, unreadable
 from models.graph import INPUT
 from utils.errors import ModelError
 from utils.optional import needs
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx
-    import onnxruntime as ort
 
 DEQUANTISED = "_DequantizeLinear_Output"                   # how ONNX Runtime's quantiser names a value's twin
 MONOTONE = ("LeakyRelu", "Relu", "Clip")                   # activations that never turn an order round
 JOINS = ("Mul", "Expand", "Concat")                        # where what a mean led to meets a map again
 SHAPES = ("Reshape", "Transpose", "Cast", "Identity")      # what may stand between a head and its output
+Taps = Callable[[np.ndarray], dict[str, np.ndarray]]       # an image batch uint8 -> values by name
 
 
 class Graph:
@@ -42,11 +43,11 @@ class Graph:
         self.outputs = {value.name for value in model.graph.output}
 
     def convolutions(self) -> list[onnx.NodeProto]:
-        """The convolutions, in the order they run."""
+        """Return the convolutions, in the order they run."""
         return [node for node in self.nodes if node.op_type == "Conv"]
 
     def heads(self) -> list[str]:
-        """Names of the convolutions that nothing but outputs of the model reads."""
+        """Return the names of the convolutions that nothing but outputs of the model reads."""
         return [node.name for node in self.convolutions() if self._leads_out(node.output[0])]
 
     def _leads_out(self, value: str) -> bool:
@@ -55,17 +56,21 @@ class Graph:
             return not readers
         return bool(readers) and all(r.op_type in SHAPES and self._leads_out(r.output[0]) for r in readers)
 
-    def gates(self) -> list[str]:
-        """Names of the nodes of squeeze-excitations: from each channel's mean to what multiplies the map."""
+    def from_means(self) -> list[str]:
+        """Return the names of the nodes from a mean over the grid to where a map is met again.
+
+        They are squeeze-excitation's: each works on one number per channel.
+        """
         found, values = [], set()
         for node in self.nodes:
-            if node.op_type == "GlobalAveragePool" or (node.op_type not in JOINS and values & set(node.input)):
+            follows = values & set(node.input) and node.op_type not in JOINS
+            if node.op_type == "GlobalAveragePool" or follows:
                 found.append(node.name)
                 values |= set(node.output)
         return found
 
     def entrance(self) -> list[onnx.NodeProto]:
-        """The nodes from the picture to the first convolution, its activation and the pooling behind that."""
+        """Return the nodes from the image to the first convolution, its activation and pooling."""
         found = [self.convolutions()[0]]
         while found[0].input[0] in self.maker:
             found.insert(0, self.maker[found[0].input[0]])
@@ -76,16 +81,16 @@ class Graph:
         return found
 
     def array(self, name: str) -> np.ndarray:
-        """The numbers of a constant."""
+        """Return the numbers of a constant."""
         return self.numpy.to_array(self.constants[name])
 
     def put(self, name: str, value: np.ndarray) -> None:
-        """Gives a constant other numbers."""
+        """Give a constant other numbers."""
         self.constants[name].CopyFrom(self.numpy.from_array(np.ascontiguousarray(value), name))
 
 
 def read(path: Path) -> Graph:
-    """The graph of an ONNX file in fp32. Raises ModelError for a file that cannot be quantised."""
+    """Return the graph of an ONNX file in fp32. Raises ModelError for a file that cannot be quantised."""
     onnx = needs("onnx", "to quantise ONNX files")
     try:
         model = onnx.load(path)
@@ -102,31 +107,13 @@ def read(path: Path) -> Graph:
     return graph
 
 
-def taps(model: onnx.ModelProto, values: Iterable[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from a picture batch uint8 to the named values of the model, and of nothing behind them."""
-    onnx = needs("onnx", "to quantise ONNX files")
-    values, graph = list(values), Graph(model)
-    wanted, left = set(), [graph.maker[value] for value in values]
-    while left:
-        node = left.pop()
-        if node.name not in wanted:
-            wanted.add(node.name)
-            left += [graph.maker[value] for value in node.input if value in graph.maker]
-    nodes = [node for node in graph.nodes if node.name in wanted]
-    used = {value for node in nodes for value in node.input}
-    part = onnx.helper.make_graph(
-        nodes, "part", model.graph.input, [onnx.helper.make_empty_tensor_value_info(v) for v in values],
-        [constant for name, constant in graph.constants.items() if name in used])
-    cut = onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
-    session = session_of(cut.SerializeToString())
-    return lambda images: dict(zip(values, session.run(values, {INPUT: images}), strict=True))
-
-
-def session_of(model: bytes) -> ort.InferenceSession:
-    """An ONNX Runtime session of a serialised model, on as many threads as torch has."""
-    import torch
-    ort = needs("onnxruntime", "to quantise ONNX files")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 4                         # what fails is raised
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def taps(graph: Graph, values: Sequence[str]) -> Taps:
+    """Return a function from an image batch uint8 to the named values, which runs nothing behind them."""
+    helper, ort = (needs(name, "to quantise ONNX files") for name in ("onnx.helper", "onnxruntime"))
+    model, options = type(graph.model)(), ort.RunOptions()
+    model.CopyFrom(graph.model)
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(value) for value in values)
+    options.only_execute_path_to_fetches = True
+    session = onnx_session(model.SerializeToString(), torch.get_num_threads())
+    return lambda image: dict(zip(values, session.run(values, {INPUT: image}, options), strict=True))

@@ -1,61 +1,158 @@
-"""ncnn behind `deploy.runtimes.runtime`."""
+"""ncnn: the writer of .param and .bin, straight from the records, and the runtime behind `runtime.py`."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.artifact import card_beside, unreadable
-from models.graph import INPUT, heads_of
+from compress.fold import fold
+from deploy.artifact import metadata_beside, unreadable
+from models.graph import INPUT, Step, heads_of, steps
+from models.layer import Net
 from models.records import from_json
+from utils.errors import ModelError
 from utils.optional import needs
 from utils.runs import pick_precision
 
+MAGIC = 7767517                                            # a .param file's first line
+FP16 = 0x01306B47                                          # before numbers that are stored in fp16
+HARD = f"0={1 / 6:.9g} 1=0.5"
+ALONE = {"relu": ("ReLU", "0=0"), "leaky": ("ReLU", "0=0.1"), "relu6": ("Clip", "0=0 1=6"),
+         "sigmoid": ("Sigmoid", ""), "swish": ("Swish", ""), "hardswish": ("HardSwish", HARD),
+         "hardsigmoid": ("HardSigmoid", HARD)}
+FUSED = {"relu": "9=1", "leaky": "9=2 -23310=1,0.1", "relu6": "9=3 -23310=2,0,6", "sigmoid": "9=4",
+         "hardswish": f"9=6 -23310=2,{1 / 6:.9g},0.5"}     # what a convolution of ncnn does by itself
+
+
+def to_ncnn(net: Net, state: dict[str, Tensor], half: bool = False) -> tuple[str, bytes]:
+    """Return the text of the .param and the bytes of the .bin.
+
+    `images` float [3, S, S] 0..1 in, [C, G, G] per head out, blobs under the heads' names. half: weights in
+    fp16, biases in fp32. The side of the image is free. Raises ModelError for names that the format cannot
+    hold.
+    """
+    if blank := [layer.name for layer in net if len(layer.name.split()) != 1]:
+        raise ModelError(f"layer {blank[0]!r}: ncnn's files hold no names with blanks; rename it in net.json")
+    folded, small = fold(net, state)
+    walk = steps(folded)
+    writer, numbers = _Writer(Counter(i for step in walk for i in step.inputs)), bytearray()
+    for step in walk:
+        writer.add(step, small[f"{step.key}.weight"].numel() if step.key else 0)
+        if step.key:                                       # a flag, the weights, the bias if any
+            weight, bias = (small.get(f"{step.key}.{leaf}") for leaf in ("weight", "bias"))
+            body = weight.numpy().astype("<f2" if half else "<f4").tobytes()
+            numbers += struct.pack("<I", FP16 if half else 0) + body + bytes(-len(body) % 4)
+            numbers += b"" if bias is None else bias.numpy().astype("<f4").tobytes()
+    text = "\n".join([str(MAGIC), f"{len(writer.lines)} {writer.blobs}", *writer.lines]) + "\n"
+    return text, bytes(numbers)
+
+
+class _Writer:
+    """Lines of a .param file. A value that several layers read is split first, as ncnn asks."""
+
+    def __init__(self, readers: Counter) -> None:
+        self.readers, self.taken = readers, Counter()
+        self.lines, self.blobs, self.vectors = [], 0, set()
+        self.line("Input", INPUT, (), "")
+
+    def line(self, op: str, name: str, inputs: tuple[str, ...], settings: str) -> None:
+        """Append a layer whose one output carries its name, and the split of that output where needed."""
+        sources = []
+        for value in inputs:
+            many = self.readers[value] > 1
+            sources.append(f"{value}.{self.taken[value]}" if many else value)
+            self.taken[value] += 1
+        self._write(op, name, sources, [name], settings)
+        if (count := self.readers[name]) > 1:
+            self._write("Split", f"{name}.split", [name], [f"{name}.{at}" for at in range(count)], "")
+
+    def _write(self, op: str, name: str, inputs: list[str], outputs: list[str], settings: str) -> None:
+        self.blobs += len(outputs)
+        self.lines.append(" ".join([f"{op:<22} {name:<22} {len(inputs)} {len(outputs)}", *inputs, *outputs,
+                                    *filter(None, [settings])]))
+
+    def add(self, step: Step, weights: int) -> None:
+        """Append a step: one layer, and another for an activation that a convolution cannot take along.
+
+        weights: how many numbers a convolution's kernel holds.
+        """
+        name, inputs, node, kind = step.name, step.inputs, step.node, step.type
+        flat = inputs[0] in self.vectors                   # a mean has no height and width here
+        if kind == "mean" or (flat and kind not in ("mul", "spread")):
+            self.vectors.add(name)
+        if kind == "conv":
+            alone = step.act != "linear" and step.act not in FUSED
+            self.line(*_convolution(step, weights, flat, f"{name}.linear" if alone else name))
+            if alone:
+                self.line(ALONE[step.act][0], name, (f"{name}.linear",), ALONE[step.act][1])
+            return
+        # Of a pooling: 5=1 takes the padding as given, 5=0 also a last window that hangs over.
+        window = f"1={node.kernel} 2={node.stride} 3={node.pad} 14={node.pad + node.after} 13={node.pad} " \
+                 f"15={node.pad + node.after} 5={int(not node.ceil)}"
+        op, settings = {
+            "act": ALONE.get(step.act), "maxpool": ("Pooling", f"0=0 {window}"),
+            "avgpool": ("Pooling", f"0=1 {window} 6=1"), "mean": ("Pooling", "0=1 4=1"),
+            "average": ("Pooling", f"0=1 1={step.stride} 2={step.stride} 5=1"),
+            "upsample": ("Interp", f"0=1 1={step.stride:.1f} 2={step.stride:.1f}"),
+            "spread": ("Interp", "0=1 6=1"), "concat": ("Concat", "0=0"), "mul": ("BinaryOp", "0=2"),
+            "slice": ("Crop", f"2={node.part * node.channels} 5={node.channels}"),
+            "shuffle": ("ShuffleChannel", f"0={node.groups}"),
+            "add": ("Eltwise", "0=1") if len(inputs) > 2 else ("BinaryOp", "0=0")}[kind]
+        self.line(op, name, inputs, settings)
+
+
+def _convolution(step: Step, weights: int, flat: bool, name: str) -> tuple[str, str, tuple[str, ...], str]:
+    """Return a convolution's layer type, name, inputs and settings."""
+    node, bias = step.node, int(step.node.bias)
+    op, settings = "InnerProduct", f"0={step.out} 1={bias} 2={weights}"
+    if not flat:
+        op = "ConvolutionDepthWise" if node.groups > 1 else "Convolution"
+        settings = f"0={step.out} 1={node.kernel} 2={node.dilation} 3={node.stride} 4={node.pad} 5={bias} " \
+                   f"6={weights}" + f" 7={node.groups}" * (node.groups > 1)
+    return op, name, step.inputs, " ".join(filter(None, (settings, FUSED.get(step.act))))
+
 
 class NcnnRunner:
-    """A net that takes pictures one by one: divided by 255 and shaped here, for its file does neither."""
+    """A net that takes images one by one: divided by 255 and shaped here, for its file does neither."""
 
     kind = "ncnn"
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
         self.ncnn = needs("ncnn", "to run ncnn models")
-        self.path, self.threads, self.device = path, threads, torch.device("cpu")
-        self.card = card_beside(path)                      # with checksums: ncnn runs past a short file's end
-        self.net, self.note, self.precision = self.ncnn.Net(), "", "fp32"
+        self.metadata = metadata_beside(path)              # with checksums: ncnn runs past a short file's end
+        self.net, self.note, self.device = self.ncnn.Net(), "", torch.device("cpu")
         # Unasked only where torch would take half precision too: there it is known to be worth it.
         wanted = pick_precision(device)[0] if precision == "auto" else precision
-        if wanted != "fp32" and self.ncnn.cpu_support_arm_asimdhp():
-            self.precision = "fp16"
-        elif precision not in ("fp32", "auto"):
+        half = wanted != "fp32" and self.ncnn.cpu_support_arm_asimdhp()
+        self.precision = "fp16" if half else "fp32"
+        self.exact = partial(NcnnRunner, path, "fp32", threads, device) if half else None
+        if not half and precision not in ("fp32", "auto"):
             # On x86 with AVX512-BF16 its bf16 was slower than its fp32, and in one network far off.
-            self.note = "ncnn's half precision is fast on Arm CPUs with fp16 alone: going on in fp32"
+            self.note = "ncnn's half precision is fast on Arm CPUs with fp16 alone: continuing in fp32"
         options = self.net.opt
         options.num_threads, options.use_vulkan_compute = threads, False
-        options.use_fp16_packed = options.use_fp16_storage = self.precision == "fp16"
-        options.use_fp16_arithmetic = self.precision == "fp16"
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = half
         options.use_bf16_packed = options.use_bf16_storage = False
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
             raise unreadable(path, "an ncnn model", ValueError("the library refuses it"))
-        self.shapes = {head.layer.name: head.shape for head in heads_of(from_json(self.card["net"]))}
-        self.exact = None if self.precision == "fp32" else self._exact
-
-    def _exact(self) -> Callable[[Tensor], list[Tensor]]:
-        """The same net in fp32."""
-        return NcnnRunner(self.path, "fp32", self.threads, self.device)
+        self.shapes = {head.layer.name: head.shape for head in heads_of(from_json(self.metadata["net"]))}
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Raw maps of the pictures."""
-        pictures = np.ascontiguousarray(images.cpu().numpy()) * np.float32(1 / 255)
-        found = [self._one(picture) for picture in pictures]
+        """Return the head outputs of uint8 images [B, 3, H, W]."""
+        scaled = np.ascontiguousarray(images.cpu().numpy()) * np.float32(1 / 255)
+        found = [self._one(image) for image in scaled]
         return [torch.from_numpy(np.stack(values)) for values in zip(*found)]
 
-    def _one(self, picture: np.ndarray) -> list[np.ndarray]:
+    def _one(self, image: np.ndarray) -> list[np.ndarray]:
         extractor = self.net.create_extractor()
-        held = self.ncnn.Mat(picture)                      # it points into the array
+        held = self.ncnn.Mat(image)                        # it points into the array
         extractor.input(INPUT, held)
-        maps = (np.array(extractor.extract(name)[1]) for name in self.card["outputs"])
-        return [m.reshape(*self.shapes.get(name, (m.shape[0],)), *(m.shape[1:] or (1, 1)))
-                for name, m in zip(self.card["outputs"], maps)]
+        names = self.metadata["outputs"]
+        found = [np.array(extractor.extract(name)[1]) for name in names]
+        return [value.reshape(*self.shapes.get(name, (value.shape[0],)), *(value.shape[1:] or (1, 1)))
+                for name, value in zip(names, found)]

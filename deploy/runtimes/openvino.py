@@ -1,8 +1,7 @@
 """OpenVINO behind `deploy.runtimes.runtime`."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.artifact import card_beside, unreadable
+from deploy.artifact import metadata_beside, unreadable
 from utils.errors import ModelError
 from utils.optional import needs
 from utils.runs import pick_precision
@@ -20,15 +19,14 @@ if TYPE_CHECKING:
     import openvino as ov
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-REAL = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 # Batch sizes whose compiled model is kept, the one used longest ago dropped first. Live streams make batches
 # of every size up to their number, in any order, and compiling one in mid-stream takes as long as a few do.
-# Each holds its maps (micro-yolo at 416: 70 MB for 6 pictures); only sizes that come up are compiled.
+# Each holds its values (micro-yolo at 416: 70 MB for 6 images); only sizes that come up are compiled.
 PLANS = 16
 
 
 def core() -> ov.Core:
-    """The process's one Core, kept to its end. Raises EnvironmentFault without the library.
+    """Return the process's one Core, kept to its end. Raises EnvironmentFault without the library.
 
     Each Core moves the stack on which signals are handled and puts back, when it goes, the one it found: of
     two that go in the order they came, the second puts back memory that is freed, and the next Ctrl-C is a
@@ -42,8 +40,16 @@ def _only(library: ModuleType) -> ov.Core:
     return library.Core()
 
 
+def read_model(path: Path) -> ov.Model:
+    """Return the model of an .xml file and its .bin. Raises ModelError for what is no such file."""
+    try:
+        return core().read_model(path)
+    except RuntimeError as error:
+        raise unreadable(path, "an OpenVINO model", error) from error
+
+
 class OpenvinoRunner:
-    """Compiled models that take uint8 [B, 3, S, S] to the raw maps, one a batch size: fixed sides are faster.
+    """Compiled models, one per batch size: fixed sides are faster.
 
     `precision` is what the library says it runs in, int8 for a quantised file.
     """
@@ -52,28 +58,25 @@ class OpenvinoRunner:
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
         self.core, self.plans = core(), {}
-        self.path, self.threads, self.device = path, threads, torch.device("cpu")
-        self.card = card_beside(path)
-        try:
-            self.model = self.core.read_model(path)
-        except RuntimeError as error:
-            raise unreadable(path, "an OpenVINO model", error) from error
+        self.threads, self.device = threads, torch.device("cpu")
+        self.metadata, self.model = metadata_beside(path), read_model(path)
         outputs = {name for output in self.model.outputs for name in output.get_names()}
-        if missing := sorted(set(self.card["outputs"]) - outputs):
-            raise ModelError(f"{path}: the outputs {', '.join(missing)} of its card are not in the model; "
-                             "export the checkpoint again")
+        if missing := sorted(set(self.metadata["outputs"]) - outputs):
+            raise ModelError(f"{path}: the outputs {', '.join(missing)} of its metadata are not in the "
+                             "model; export the checkpoint again")
         wanted = self._wanted(precision)
         self.hint = HINTS[wanted]
-        real = REAL.get(self._plan(1).get_property("INFERENCE_PRECISION_HINT").to_string(), "fp32")
-        self.note = "" if real == wanted else f"OpenVINO has no {wanted} here: going on in {real}"
+        told = self._plan(1).get_property("INFERENCE_PRECISION_HINT").to_string()
+        real = next((name for name, hint in HINTS.items() if hint == told), "fp32")
+        self.note = "" if real == wanted else f"OpenVINO has no {wanted} here: continuing in {real}"
         if precision == "half" and real == "fp32":
-            self.note = "OpenVINO has no half precision that is native here: going on in fp32"
+            self.note = "OpenVINO has no half precision that is native here: continuing in fp32"
         self.hint = HINTS[real]
-        self.precision = self.card["precision"] if self.card["precision"] == "int8" else real
-        self.exact = None if real == "fp32" else self._exact
+        self.precision = "int8" if self.metadata["precision"] == "int8" else real
+        self.exact = None if real == "fp32" else partial(OpenvinoRunner, path, "fp32", threads, device)
 
     def _wanted(self, precision: str) -> str:
-        """fp32, bf16 or fp16: `precision` in OpenVINO's terms, which runs on the CPU whatever torch has."""
+        """Return `precision` in OpenVINO's terms, which runs on the CPU whatever torch has."""
         if precision == "int8":                            # of an 8-bit file's float parts
             return "fp32"
         if precision not in ("half", "auto"):
@@ -82,26 +85,22 @@ class OpenvinoRunner:
         fp16 = precision == "half" and "FP16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "fp16" if wanted == "fp32" and fp16 else wanted
 
-    def _exact(self) -> Callable[[Tensor], list[Tensor]]:
-        """The same model in fp32."""
-        return OpenvinoRunner(self.path, "fp32", self.threads, self.device)
-
-    def _plan(self, batch: int) -> object:
-        """The compiled model for a batch size."""
+    def _plan(self, batch: int) -> ov.CompiledModel:
+        """Return the compiled model for a batch size."""
         plan = self.plans.pop(batch, None) or self._compiled(batch)
         while len(self.plans) >= PLANS:
             del self.plans[next(iter(self.plans))]
         self.plans[batch] = plan                           # used last, so it stands last
         return plan
 
-    def _compiled(self, batch: int) -> object:
+    def _compiled(self, batch: int) -> ov.CompiledModel:
         model = self.model.clone()
-        model.reshape([batch, 3, self.card["imgsz"], self.card["imgsz"]])
+        model.reshape([batch, 3, self.metadata["imgsz"], self.metadata["imgsz"]])
         return self.core.compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Raw maps of the pictures."""
+        """Return the head outputs of uint8 images [B, 3, S, S]."""
         found = self._plan(len(images))(np.ascontiguousarray(images.cpu().numpy()), share_inputs=True)
-        return [torch.from_numpy(found[name]) for name in self.card["outputs"]]
+        return [torch.from_numpy(found[name]) for name in self.metadata["outputs"]]

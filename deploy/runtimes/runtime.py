@@ -11,47 +11,47 @@ import torch
 from torch import Tensor
 
 from compress.fold import fold
-from deploy.artifact import format_of, main_file
-from deploy.runtimes.torchscript import DTYPES
+from deploy.artifact import CUDA, format_of, main_file, onnx_metadata, onnx_session, own_precision
+from deploy.runtimes.ncnn import NcnnRunner
+from deploy.runtimes.openvino import OpenvinoRunner
+from deploy.runtimes.torchscript import DTYPES, ScriptRunner
 from models.checkpoint import load
-from models.graph import heads_of, strides
-from models.heads import Head
+from models.graph import INPUT, heads_of, strides
 from models.layer import Net
-from models.network import Network, from_state
+from models.network import from_state
 from models.records import from_json
 from utils import runs
 from utils.errors import EnvironmentFault, UsageError
 
-# By how much raw maps may differ on average from those of fp32, as a share of their spread: of a file in
-# export's gate, and of what runs here on its first batch. The shipped networks in bf16: 0.01 on noise, 0.07
-# on black.
+# How far outputs may be off fp32's on average, as a share of their spread: of a file in export's gate, and of
+# what runs here on its first batch. The shipped networks in bf16: 0.01 on noise, 0.07 on black.
 HALF_SHARE, INT8_SHARE = 0.1, 0.5
 ABSURD = 0.5                                   # the same for training, which learns to live with more noise
 
 
 class Runner(Protocol):
-    """What one library brings: raw maps of uint8 pictures, and in what they were computed.
+    """What one library brings: head outputs, in whatever float type, and in what they were computed.
 
     exact makes the runner of the same file in fp32; None where there is nothing to compare with.
     """
 
-    kind: str
-    precision: str
-    device: torch.device
+    kind: str                                  # torch, torch-compile, torchscript, onnxruntime, ...
+    precision: str                             # fp32, bf16, fp16 or int8: what is really run
+    device: torch.device                       # where it runs and where its outputs are
     note: str
-    exact: Callable[[], "Runner"] | None
+    exact: Callable[[], Runner] | None
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Raw maps of uint8 pictures [B, 3, H, W], in any float type."""
+        """Return the head outputs of uint8 images [B, 3, H, W]."""
 
 
 @dataclass
 class Runtime:
     """A network ready to predict, whatever runs it.
 
-    net: its records as they were trained, with batch-norm. heads: what decoding needs. fixed: whether
-    only pictures of imgsz x imgsz fit. The first batch in half precision is compared with fp32; non-finite or
-    far-off maps make the runtime fall back to fp32 and say so in `note`.
+    net: its records as they were trained, with batch-norm. fixed: whether only images of imgsz x imgsz fit.
+    The first batch in half precision is compared with fp32; non-finite or far-off outputs make the runtime
+    fall back to fp32 and say so in `note`.
     """
 
     runner: Runner
@@ -62,50 +62,34 @@ class Runtime:
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        self.heads: tuple[Head, ...] = heads_of(self.net)
-        self.note, self.stride = self.runner.note, max(strides(self.net).values())
-        self._proven = self.runner.exact is None
+        self.heads, self.stride = heads_of(self.net), max(strides(self.net).values())
+        self.note, self._proven = self.runner.note, self.runner.exact is None
+        self._run_by(self.runner)
 
-    @property
-    def kind(self) -> str:
-        """torch, torch-compile, torchscript, onnxruntime, openvino or ncnn."""
-        return self.runner.kind
-
-    @property
-    def precision(self) -> str:
-        """fp32, bf16, fp16 or int8: what is really run."""
-        return self.runner.precision
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs and where its maps are."""
-        return self.runner.device
-
-    @property
-    def model(self) -> Network:
-        """The folded module of a torch runtime."""
-        return self.runner.model
+    def _run_by(self, runner: Runner) -> None:
+        self.runner, self.kind = runner, runner.kind
+        self.precision, self.device = runner.precision, runner.device
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
-        """Raw maps, a list of fp32 [B, A, 5 + K, G, G], of uint8 pictures [B, 3, H, W] on any device.
+        """Return the head outputs, fp32 [B, *shape, G, G] each, of uint8 images [B, 3, H, W] on any device.
 
-        Raises UsageError for other pictures.
+        Raises UsageError for other images.
         """
-        self._refuse(images)
+        self._check(images)
         if not self._proven:
             self._prove(images)
-        return [m.float() for m in self.runner(images)]
+        return [output.float() for output in self.runner(images)]
 
     def check_side(self, side: int, name: str) -> None:
-        """Nothing, or UsageError where pictures of side x side px do not fit the network, which is `name`."""
+        """Raise UsageError where images of side x side px do not fit the network, which is `name`."""
         if self.fixed and side != self.imgsz:
             raise UsageError(f"--imgsz {side}: {name} was exported for {self.imgsz}; leave --imgsz out, "
                              f"or export it again with --imgsz {side}")
         if side % self.stride:
             raise UsageError(f"--imgsz {side}: {name} needs a multiple of {self.stride}")
 
-    def _refuse(self, images: Tensor) -> None:
+    def _check(self, images: Tensor) -> None:
         side, needed = self.imgsz, f"H, W], sides multiples of {self.stride}"
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
         fits = fits and not any(given % self.stride for given in images.shape[2:])
@@ -113,25 +97,25 @@ class Runtime:
             needed = f"{side}, {side}], what it was exported for: --imgsz {side}, or export it again"
             fits = fits and tuple(images.shape[2:]) == (side, side)
         if not fits:
-            raise UsageError(f"{self.kind} got pictures {str(images.dtype).removeprefix('torch.')} "
+            raise UsageError(f"{self.kind} got images {str(images.dtype).removeprefix('torch.')} "
                              f"{list(images.shape)}; this network needs uint8 [B, 3, {needed}")
 
     def _prove(self, images: Tensor) -> None:
-        """Compares half precision with fp32 on the first batch, once."""
+        """Compare half precision with fp32 on the first batch, once."""
         half, exact = self.runner, self.runner.exact()
         half.exact, self._proven = None, True
         share = INT8_SHARE if half.precision == "int8" else HALF_SHARE
         if fault := half_fault(half(images), exact(images), share):
-            self.note = f"{self.precision} is {fault} on this network's first batch; going on in fp32"
-            self.runner = exact
+            self.note = f"{self.precision} is {fault} on this network's first batch; continuing in fp32"
+            self._run_by(exact)
 
 
 def half_fault(half: list[Tensor], exact: list[Tensor], share: float = ABSURD) -> str:
-    """What is wrong with raw maps of half precision beside those of fp32; empty when nothing is.
+    """Return what is wrong with outputs of half precision beside those of fp32; empty when nothing is.
 
     share: what their mean difference may be of the spread of fp32's.
     """
-    if not all(m.isfinite().all() for m in half):
+    if not all(output.isfinite().all() for output in half):
         return "non-finite"
     off = any((a.float() - b).abs().mean() > share * b.std() for a, b in zip(half, exact))
     return "far off fp32" if off else ""
@@ -154,7 +138,7 @@ class TorchRunner:
         self._run = torch.compile(self.model) if compiled else self.model
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Raw maps of the pictures."""
+        """Return the head outputs of uint8 images [B, 3, H, W]."""
         x = images.to(self.device, non_blocking=True).to(DTYPES[self.precision]) / 255
         x = x.contiguous(memory_format=torch.channels_last)
         if self._run is self.model:
@@ -167,9 +151,32 @@ class TorchRunner:
                                    "apt install g++), or --runtimes torch, which compiles nothing") from error
 
 
+class OnnxRunner:
+    """An ONNX Runtime session that computes in the file's own precision."""
+
+    kind = "onnxruntime"
+    exact = None                                           # a file has one precision
+
+    def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
+        self.session = onnx_session(path, threads, device.type == "cuda")
+        self.metadata, self.device = onnx_metadata(self.session, path), torch.device("cpu")
+        self.precision = self.metadata["precision"]
+        self.note = own_precision(self.precision, precision)
+        if device.type == "cuda" and CUDA not in self.session.get_providers():
+            self.note = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu): continuing on the CPU"
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Return the head outputs of uint8 images [B, 3, S, S]."""
+        given = {INPUT: images.cpu().contiguous().numpy()}
+        return [torch.from_numpy(value) for value in self.session.run(self.metadata["outputs"], given)]
+
+
+RUNNERS = {"onnx": OnnxRunner, "openvino": OpenvinoRunner, "ncnn": NcnnRunner, "torchscript": ScriptRunner}
+
+
 def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precision: str = "fp32",
                  threads: int = 0, compiled: bool = False) -> Runtime:
-    """The runtime of a checkpoint, of darknet weights or of what export.py wrote.
+    """Return the runtime of a checkpoint, of darknet weights or of what export.py wrote.
 
     precision: "half" and "auto" are what this runtime has natively on this machine, and its note says when
     that is not the half precision asked for; fp32, bf16, fp16 and int8 are meant as they stand. threads: CPU
@@ -177,42 +184,27 @@ def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precis
     with the pip line where its library is missing.
     """
     form, device = format_of(weights), torch.device(device)
-    if form == "torch":
-        if threads:
-            torch.set_num_threads(threads)
-        checkpoint, note = load(weights), ""
-        if precision in ("half", "auto"):
-            precision, note = runs.pick_precision(device, precision)
-        runtime = torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
-                                precision, checkpoint.class_map, compiled)
-        runtime.note = note
-        return runtime
-    if compiled:
-        raise UsageError(f"{weights} is no checkpoint (.pt, .weights), which torch.compile needs")
-    runner = _runner(form)(main_file(weights), precision, threads or torch.get_num_threads(), device)
-    card = runner.card
-    return Runtime(runner, from_json(card["net"]), tuple(card["names"]), card["imgsz"], card["class_map"],
-                   fixed=form in ("onnx", "openvino"))
-
-
-def _runner(form: str) -> Callable:
-    """The class that runs a format."""
-    if form == "onnx":
-        from deploy.runtimes.onnx import OnnxRunner
-        return OnnxRunner
-    if form == "openvino":
-        from deploy.runtimes.openvino import OpenvinoRunner
-        return OpenvinoRunner
-    if form == "ncnn":
-        from deploy.runtimes.ncnn import NcnnRunner
-        return NcnnRunner
-    from deploy.runtimes.torchscript import ScriptRunner
-    return ScriptRunner
+    if form != "torch":
+        if compiled:
+            raise UsageError(f"{weights} is no checkpoint (.pt, .weights), which torch.compile needs")
+        runner = RUNNERS[form](main_file(weights), precision, threads or torch.get_num_threads(), device)
+        told = runner.metadata
+        return Runtime(runner, from_json(told["net"]), tuple(told["names"]), told["imgsz"], told["class_map"],
+                       fixed=form in ("onnx", "openvino"))
+    if threads:
+        torch.set_num_threads(threads)
+    checkpoint, note = load(weights), ""
+    if precision in ("half", "auto"):
+        precision, note = runs.pick_precision(device, precision)
+    runtime = torch_runtime(checkpoint.net, checkpoint.state, checkpoint.names, checkpoint.imgsz, device,
+                            precision, checkpoint.class_map, compiled)
+    runtime.note = note
+    return runtime
 
 
 def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], imgsz: int,
                   device: torch.device | str = "cpu", precision: str = "fp32",
                   class_map: dict[str, int] | None = None, compiled: bool = False) -> Runtime:
-    """The torch runtime of a network and its state (used by validation during training as well)."""
+    """Return the torch runtime of a network and its state."""
     runner = TorchRunner(net, state, precision, torch.device(device), compiled)
     return Runtime(runner, net, tuple(names), imgsz, dict(class_map or {}))

@@ -1,8 +1,7 @@
-"""TorchScript: the writer and the runtime behind `deploy.runtimes.runtime`."""
+"""TorchScript: the writer, and the runtime behind `deploy.runtimes.runtime`."""
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.fold import fold
-from deploy.artifact import FILE, parse_card, suits, unreadable
+from deploy.artifact import own_precision, read_metadata, unreadable
 from models.layer import Net
 from models.network import from_state
 
@@ -18,27 +17,24 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Whole(nn.Module):
-    """A folded network between uint8 pictures [B, 3, S, S] and fp32 raw maps, in its weights' precision."""
+    """A folded network from uint8 images [B, 3, S, S] to fp32 outputs, in its weights' precision between."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = (images.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
-        return [m.float() for m in self.model(x)]
+        return [out.float() for out in self.model(images.contiguous(memory_format=torch.channels_last))]
 
 
-def to_torchscript(net: Net, state: dict[str, Tensor], imgsz: int, card: dict | None = None,
-                   precision: str = "fp32") -> bytes:
-    """The TorchScript file of a network, traced; it takes any batch and any side that fits its strides."""
+def to_torchscript(net: Net, state: dict[str, Tensor], imgsz: int, precision: str = "fp32") -> bytes:
+    """Return the TorchScript file of a network, traced; it takes any batch and any side that fits."""
     model = from_state(*fold(net, state)).to(DTYPES[precision]).to(memory_format=torch.channels_last)
-    picture, buffer = torch.zeros(2, 3, imgsz, imgsz, dtype=torch.uint8), io.BytesIO()
-    extra = {} if card is None else {FILE: json.dumps(card, ensure_ascii=False)}
+    images, buffer = torch.zeros(2, 3, imgsz, imgsz, dtype=torch.uint8), io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # that tracing is the older of torch's two ways
-        traced = torch.jit.trace(_Whole(model, DTYPES[precision]).eval(), picture, check_trace=False)
-        torch.jit.save(traced, buffer, _extra_files=extra)
+        traced = torch.jit.trace(_Whole(model).eval(), images, check_trace=False)
+        torch.jit.save(traced, buffer)
     return buffer.getvalue()
 
 
@@ -49,21 +45,17 @@ class ScriptRunner:
     exact = None
 
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
-        extra = {FILE: ""}
+        self.metadata, self.device = read_metadata(path), device
+        self.precision = self.metadata["precision"]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+                self.module = torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(path, "a TorchScript file", error) from error
-        text = extra[FILE]
-        self.card = parse_card(text.decode() if isinstance(text, bytes) else text, path)
         torch.set_num_threads(threads)
-        self.module, self.device = module.eval(), device
-        self.precision, self.note = self.card["precision"], ""
-        if not suits(self.precision, precision):
-            self.note = f"a TorchScript file runs in the precision it was exported in, {self.precision}"
+        self.note = own_precision(self.precision, precision)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Raw maps of the pictures."""
+        """Return the head outputs of uint8 images [B, 3, H, W]."""
         return self.module(images.to(self.device, non_blocking=True))

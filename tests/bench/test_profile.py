@@ -27,7 +27,7 @@ def stated(net: Net) -> tuple[Net, dict[str, torch.Tensor]]:
     return net, initialise(Network(net), 0).state_dict()
 
 
-def pictures(count: int = 2) -> torch.Tensor:
+def noise(count: int = 2) -> torch.Tensor:
     """uint8 [count, 3, SIDE, SIDE], the same every time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
@@ -56,7 +56,7 @@ def compared() -> dict:
         patch.setattr(time, "perf_counter", time.process_time)
         patch.setattr(roofline, "COPY", 8 << 20)
         networks = {"parent": small, "twin": small, "large": stated(NETS["micro-yolo"])}
-        return latency.compare_speed(networks, SIDE, pictures(), rounds=30)
+        return latency.compare_speed(networks, SIDE, noise(), rounds=30)
 
 
 def test_bytes_are_those_of_a_hand_count():
@@ -68,8 +68,8 @@ def test_bytes_are_those_of_a_hand_count():
         # expand 16x8, depthwise 16x25, reduce 2x16, expand 16x2, project 16x16 with biases; in, out;
         "mb3": (16 * 8 + 16) + (16 * 25 + 16) + (2 * 16 + 2) + (16 * 2 + 16) + (16 * 16 + 16)
         + 8 * 256 + 16 * 256
-        # expanded map, depthwise map, vectors of mean, squeeze and gate, product: written and read; what the
-        # mean reads.
+        # expanded map, depthwise map, vectors of mean, squeeze and gate, product: written and read; the
+        # mean's own reading of its map.
         + 2 * 16 * 256 + 2 * 16 * 256 + 2 * 16 + 2 * 2 + 2 * 16 + 2 * 16 * 256 + 16 * 256,
         "pool4": 16 * 256 + 16 * 64,
         "ds5": (16 * 9 + 16) + (32 * 16 + 32) + 16 * 64 + 2 * 16 * 64 + 32 * 64,
@@ -108,9 +108,9 @@ def test_bytes_of_weights_and_maps_are_those_of_the_modules(name: str):
         elements[node.name] = value.numel()
         if node.layer and node.type != "act":                             # applied on the way
             seen[node.layer] += value.numel() + sum(elements[i] for i in node.inputs)
-    runtime.model.watch = watch
-    runtime.predict(pictures(1))
-    for key, parameter in runtime.model.named_parameters():
+    runtime.runner.model.watch = watch
+    runtime.predict(noise(1))
+    for key, parameter in runtime.runner.model.named_parameters():
         seen[key.split(".")[0]] += parameter.numel()
     counted = roofline.layer_bytes(net, SIDE, 4)
     assert counted == roofline.layer_bytes(folded, SIDE, 4), "folding changes what is counted"
@@ -119,7 +119,7 @@ def test_bytes_of_weights_and_maps_are_those_of_the_modules(name: str):
 
 def test_the_table_names_every_layer_with_its_own_macs_and_sums_to_the_network():
     net, state = stated(residual_net())
-    rows = latency.layer_table(net, state, SIDE, pictures(1)[0], "fp32", PEAK, rounds=5)
+    rows = latency.layer_table(net, state, SIDE, noise(1)[0], "fp32", PEAK, rounds=5)
     assert [row["layer"] for row in rows] == [layer.name for layer in net]
     assert {row["layer"]: row["macs"] for row in rows if row["macs"]} == layer_macs(net, SIDE)
     assert sum(row["macs"] for row in rows) == macs(net, SIDE)
@@ -151,11 +151,11 @@ def test_layers_take_the_time_of_their_modules_and_no_hook_is_left(monkeypatch):
         self.ds5.pointwise.conv.register_forward_hook(spin)
     monkeypatch.setattr(Network, "__init__", slow)
     rows = {row["layer"]: row["ms"] for row in
-            latency.layer_table(net, state, SIDE, pictures(1)[0], "fp32", PEAK, rounds=5)}
+            latency.layer_table(net, state, SIDE, noise(1)[0], "fp32", PEAK, rounds=5)}
     assert rows.pop("ds5") >= 20 > 2 * max(rows.values())
-    times = latency._layer_times({"a": runtimes[0]}, [pictures(1)], 6, 60)["a"]
+    times = latency._layer_times({"a": runtimes[0]}, [noise(1)], 6, 60)["a"]
     assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys((*rows, "ds5"), 6)
-    assert runtimes[0].model.watch is None
+    assert runtimes[0].runner.model.watch is None
 
 
 @pytest.mark.parametrize(("count", "moved", "expected"), [
@@ -210,7 +210,7 @@ def test_half_precision_halves_the_bytes(compared):
 
 def test_precisions_that_this_cpu_lacks_are_named_and_not_timed(monkeypatch, instant_peak):
     monkeypatch.setattr(runs, "native_bf16", lambda: False)
-    found = latency.compare_speed({"a": stated(small_net())}, SIDE, pictures(), rounds=5,
+    found = latency.compare_speed({"a": stated(small_net())}, SIDE, noise(), rounds=5,
                                   precisions=("fp32", "bf16", "fp16", "int3"))
     assert list(found["precisions"]) == ["fp32"] and list(found["skipped"]) == ["bf16", "fp16", "int3"]
     said = "\n".join(latency.speed_lines(found))
@@ -222,7 +222,7 @@ def test_the_threads_asked_for_are_used_and_those_before_come_back(monkeypatch, 
     used, predict = set(), latency.Runtime.predict
     monkeypatch.setattr(latency.Runtime, "predict",
                         lambda self, images: used.add(torch.get_num_threads()) or predict(self, images))
-    latency.compare_speed({"a": stated(small_net())}, SIDE, pictures(), threads=1, rounds=1,
+    latency.compare_speed({"a": stated(small_net())}, SIDE, noise(), threads=1, rounds=1,
                           precisions=("fp32",))
     assert used == {1} and torch.get_num_threads() == 3
 
@@ -230,19 +230,19 @@ def test_the_threads_asked_for_are_used_and_those_before_come_back(monkeypatch, 
         raise RuntimeError("planted")
     monkeypatch.setattr(latency.Runtime, "predict", failing)
     with pytest.raises(RuntimeError, match="planted"):
-        latency.compare_speed({"a": stated(small_net())}, SIDE, pictures(), threads=1)
+        latency.compare_speed({"a": stated(small_net())}, SIDE, noise(), threads=1)
     assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((1, 3, 32, 32), torch.uint8), ((0, 3, 64, 64), torch.uint8),
                                               ((3, 64, 64), torch.uint8), ((1, 3, 64, 64), torch.float32)])
-def test_other_pictures_are_refused_with_what_is_needed(shape: tuple, dtype: torch.dtype):
-    with pytest.raises(UsageError, match=r"needs uint8 pictures \[N, 3, 64, 64\], got"):
+def test_other_images_are_refused_with_what_is_needed(shape: tuple, dtype: torch.dtype):
+    with pytest.raises(UsageError, match=r"needs uint8 images \[N, 3, 64, 64\], got"):
         latency.compare_speed({"a": stated(small_net())}, SIDE, torch.zeros(shape, dtype=dtype))
 
 
 def test_networks_and_states_are_left_as_they_were(instant_peak):
     net, state = stated(small_net())
     kept = {key: value.clone() for key, value in state.items()}
-    latency.compare_speed({"a": (net, state)}, SIDE, pictures(), rounds=1, precisions=("fp32",))
+    latency.compare_speed({"a": (net, state)}, SIDE, noise(), rounds=1, precisions=("fp32",))
     assert state.keys() == kept.keys() and all(torch.equal(state[key], kept[key]) for key in kept)

@@ -1,4 +1,4 @@
-"""Learning from a teacher, and batch-norm statistics taken anew."""
+"""Learning from a teacher, and batch-norm statistics measured again."""
 import numpy as np
 import pytest
 import torch
@@ -16,20 +16,20 @@ from tests.helpers.nets import randomised, residual_net, small_net
 from utils.errors import ModelError
 
 
-def two_maps(seed=0):
+def two_outputs(seed=0):
     return [torch.randn(2, 2, 8, n, n, generator=torch.Generator().manual_seed(seed)) for n in (3, 6)]
 
 
 def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn():
-    maps = [m.requires_grad_() for m in two_maps()]
-    loss = distillation(maps, [m.detach().clone() for m in maps], AnchorHead)
+    outputs = [m.requires_grad_() for m in two_outputs()]
+    loss = distillation(outputs, [m.detach().clone() for m in outputs], AnchorHead)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
-    assert all(float(m.grad.abs().max()) < 1e-6 for m in maps)
+    assert all(float(m.grad.abs().max()) < 1e-6 for m in outputs)
 
 
 def test_distillation_is_the_sum_written_out_over_every_prediction():
-    student, master = two_maps(1), two_maps(2)
+    student, master = two_outputs(1), two_outputs(2)
     total = mass = 0.0
 
     def bernoulli(p, q):
@@ -53,8 +53,8 @@ def test_the_teacher_joins_the_loss_by_name_and_gets_no_gradient():
     for mine, theirs in zip(model(images), teach(images)):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)     # folded
     other = randomised(net, 1).train()
-    maps = other(images)
-    terms = DistilledLoss(DetectionLoss(net), teach)(maps, torch.zeros(0, 6), images)
+    outputs = other(images)
+    terms = DistilledLoss(DetectionLoss(net), teach)(outputs, torch.zeros(0, 6), images)
     assert set(terms) == {"box", "obj", "cls", "distill"} and float(terms["distill"].detach()) > 0
     terms["distill"].backward()
     assert all(p.grad is not None for p in other.parameters())
@@ -70,19 +70,19 @@ def test_a_teacher_with_other_classes_or_anchors_is_refused():
         check_teacher(net, names, other, names)
 
 
-def test_statistics_taken_anew_are_those_of_the_pictures_and_nothing_else_changes():
+def test_statistics_measured_again_are_those_of_the_images_and_nothing_else_changes():
     net = residual_net()
     state = {k: v.clone() for k, v in randomised(net).state_dict().items()}
     kept = {k: v.clone() for k, v in state.items()}
-    pictures = torch.randint(0, 255, (6, 3, 64, 64), dtype=torch.uint8)
-    new = recalibrate(net, state, pictures.split(3))
+    images = torch.randint(0, 255, (6, 3, 64, 64), dtype=torch.uint8)
+    new = recalibrate(net, state, images.split(3))
     assert all(torch.equal(state[k], kept[k]) for k in state)
     assert all(torch.equal(new[k], state[k]) for k in state if "running_" not in k)
     conv = from_state(net, state).conv1.conv
-    means = torch.stack([conv(p.float() / 255).mean((0, 2, 3)) for p in pictures.split(3)]).mean(0)
+    means = torch.stack([conv(p.float() / 255).mean((0, 2, 3)) for p in images.split(3)]).mean(0)
     torch.testing.assert_close(new["conv1.bn.running_mean"], means, rtol=1e-4, atol=1e-5)
     spoilt = {k: torch.full_like(v, 1e6) if "running_var" in k else v for k, v in state.items()}
-    again = recalibrate(net, spoilt, pictures.split(3))
+    again = recalibrate(net, spoilt, images.split(3))
     assert all(torch.equal(new[k], again[k]) for k in new)
     assert Network(net).load_state_dict(new)
 

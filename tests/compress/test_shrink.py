@@ -129,8 +129,8 @@ def test_taylor_sees_the_channel_that_the_loss_depends_on():
     state = randomised(net).state_dict()
     state["conv9.bn.weight"][3] = state["conv9.bn.bias"][3] = 0      # a channel nothing depends on
 
-    def loss(maps, targets, images):
-        return {"all": sum(m.square().mean() for m in maps)}
+    def loss(outputs, targets, images):
+        return {"all": sum(m.square().mean() for m in outputs)}
     batches = [(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8), torch.zeros(0, 6))]
     grads = loss_gradients(net, state, batches, loss, {"all": 1.0})
     scores = channel_scores(net, state, "conv9", "taylor", gradients=grads)

@@ -24,7 +24,7 @@ def wide(side: int = 5) -> Network:
     return randomised(substitute(residual_net(), kernels=dict.fromkeys(LAYERS, side)))
 
 
-def pictures(count: int = 2, size: int = 64) -> torch.Tensor:
+def noise(count: int = 2, size: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(5))
 
 
@@ -44,8 +44,8 @@ def test_a_cut_network_is_the_one_built_with_those_centres():
         tensor.copy_(whole[..., margin:-margin, margin:-margin] if margin else whole)
     assert {layer.name: layer.kernel for layer in net if layer.name in kernels} == kernels
     with torch.no_grad():
-        close(forward(net, state, pictures()), other(pictures()))
-        assert (forward(net, state, pictures())[0] - model(pictures())[0]).abs().max() > 1e-3
+        close(forward(net, state, noise()), other(noise()))
+        assert (forward(net, state, noise())[0] - model(noise())[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -59,7 +59,7 @@ def test_a_cut_network_computes_what_the_large_one_does_with_zeros_around_the_ce
             zeroed[param.key] = F.pad(zeroed[param.key][..., 1:4, 1:4], (1, 1, 1, 1))
     small, state = crop_kernels(model.net, model.state_dict(), dict.fromkeys(sides, 3))
     with torch.no_grad():
-        close(from_state(small, state)(pictures()), from_state(model.net, zeroed)(pictures()), 1e-4)
+        close(from_state(small, state)(noise()), from_state(model.net, zeroed)(noise()), 1e-4)
 
 
 def test_cutting_changes_no_argument_twice_is_once_and_growing_back_computes_the_same():
@@ -73,7 +73,7 @@ def test_cutting_changes_no_argument_twice_is_once_and_growing_back_computes_the
     grown = with_kernels(*once, dict.fromkeys(LAYERS, 7))
     assert grown[0] == model.net
     with torch.no_grad():
-        close(forward(*grown, pictures()), forward(*once, pictures()), 1e-5)
+        close(forward(*grown, noise()), forward(*once, noise()), 1e-5)
 
 
 @pytest.mark.parametrize(("kernels", "said"), [({"mb3": 7}, "mb3 has 5x5, 7 is wanted"),
@@ -88,9 +88,9 @@ def test_what_cannot_be_cut_is_said(kernels, said):
 def test_running_records_needs_no_module_and_equals_one():
     model = randomised(micro_yolo(3))
     with torch.no_grad():
-        close(forward(model.net, model.state_dict(), pictures()), model(pictures()))
+        close(forward(model.net, model.state_dict(), noise()), model(noise()))
         state = {k: v.clone() for k, v in model.state_dict().items()}
-        close(forward(model.net, state, pictures(), training=True), model.train()(pictures()))
+        close(forward(model.net, state, noise(), training=True), model.train()(noise()))
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items()), "statistics move alike"
 
 
@@ -102,24 +102,25 @@ def supernet(count: int = 2, seed: int = 0) -> Supernet:
 
 def test_the_largest_networks_maps_statistics_and_gradients_are_a_networks():
     plain, model = wide().train(), supernet().train()
-    maps = model(pictures())
-    close(maps[0], plain(pictures()))
-    assert len(maps) == 4 and all(m.shape == n.shape for found in maps for m, n in zip(found, maps[0]))
+    outputs = model(noise())
+    close(outputs[0], plain(noise()))
+    assert len(outputs) == 4 and all(
+        m.shape == n.shape for found in outputs for m, n in zip(found, outputs[0]))
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, msg=key)
     with torch.no_grad():
-        close(model.eval()(pictures()), plain.eval()(pictures()))
+        close(model.eval()(noise()), plain.eval()(noise()))
     loss = DetectionLoss(model.net)
-    sum(loss(maps[0], TARGETS).values()).backward()
-    sum(loss(plain.train()(pictures()), TARGETS).values()).backward()
+    sum(loss(outputs[0], TARGETS).values()).backward()
+    sum(loss(plain.train()(noise()), TARGETS).values()).backward()
     for (name, mine), theirs in zip(model.named_parameters(), plain.parameters()):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_small_networks_teach_the_centres_they_share_and_no_more():
     model = supernet(count=0).train()
-    maps = model(pictures())
-    distillation(maps[1], maps[0], AnchorHead).backward()      # the smallest network's loss alone
+    outputs = model(noise())
+    distillation(outputs[1], outputs[0], AnchorHead).backward()      # the smallest network's loss alone
     for name in ("mb3.depthwise.conv.weight", "ds6.depthwise.conv.weight", "conv9.conv.weight"):
         gradient = model.get_parameter(name).grad
         assert (gradient[..., 1:4, 1:4] != 0).all(), name
@@ -131,12 +132,12 @@ def test_the_small_networks_teach_the_centres_they_share_and_no_more():
 
 def test_the_shared_gradient_is_that_of_the_small_network_alone():
     model = supernet(count=0).train()
-    maps = model(pictures())
+    outputs = model(noise())
     net, state = crop_kernels(model.net, wide().state_dict(), dict.fromkeys(LAYERS, 3))
     alone = Network(net).train()
     alone.load_state_dict(state)
-    distillation(maps[1], maps[0], AnchorHead).backward()
-    distillation(alone(pictures()), maps[0], AnchorHead).backward()
+    distillation(outputs[1], outputs[0], AnchorHead).backward()
+    distillation(alone(noise()), outputs[0], AnchorHead).backward()
     for name, parameter in alone.named_parameters():
         mine = model.get_parameter(name).grad
         if mine.shape != parameter.shape:
@@ -144,16 +145,17 @@ def test_the_shared_gradient_is_that_of_the_small_network_alone():
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_sandwich_loss_is_truths_for_the_largest_and_its_answer_for_the_others():
+def test_the_sandwich_loss_is_ground_truth_for_the_largest_and_its_outputs_for_the_others():
     model = supernet().train()
     base = DetectionLoss(model.net)
-    maps = model(pictures())
-    terms = SandwichLoss(base)(maps, TARGETS, pictures())
-    expected = base(maps[0], TARGETS)
+    outputs = model(noise())
+    terms = SandwichLoss(base)(outputs, TARGETS, noise())
+    expected = base(outputs[0], TARGETS)
     assert all(torch.equal(terms[name], expected[name]) for name in expected)
-    torch.testing.assert_close(terms["distill"], sum(distillation(m, maps[0], AnchorHead) for m in maps[1:]))
-    head = torch.autograd.grad(terms["distill"], maps[0], retain_graph=True, allow_unused=True)
-    assert head == (None,) * len(maps[0]), "the teacher must not move towards its students"
+    distance = sum(distillation(found, outputs[0], AnchorHead) for found in outputs[1:])
+    torch.testing.assert_close(terms["distill"], distance)
+    head = torch.autograd.grad(terms["distill"], outputs[0], retain_graph=True, allow_unused=True)
+    assert head == (None,) * len(outputs[0]), "the teacher must not move towards its students"
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_step():
@@ -170,7 +172,7 @@ def test_a_supernet_taken_up_from_its_state_goes_on_with_the_same_bits():
         optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
         loss = SandwichLoss(DetectionLoss(model.net))
         for _ in range(count):
-            sum(loss(model(pictures()), TARGETS, pictures()).values()).backward()
+            sum(loss(model(noise()), TARGETS, noise()).values()).backward()
             optimizer.step()
             optimizer.zero_grad()
         return model
@@ -194,6 +196,6 @@ def test_a_supernet_whose_kernels_are_not_the_largest_is_refused():
 def test_half_precision_trains_all_networks_of_a_step():
     model = supernet().train()
     with torch.autocast("cpu", torch.bfloat16):
-        maps = model(pictures())
-    sum(SandwichLoss(DetectionLoss(model.net))(maps, TARGETS, pictures()).values()).backward()
+        outputs = model(noise())
+    sum(SandwichLoss(DetectionLoss(model.net))(outputs, TARGETS, noise()).values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

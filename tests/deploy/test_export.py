@@ -15,7 +15,7 @@ import val
 from compress.prune import prune
 from deploy import export as exporting
 from deploy import parity
-from deploy.artifact import digest, read_card
+from deploy.artifact import digest, read_metadata
 from deploy.onnx_file import to_onnx
 from deploy.runtimes.runtime import Runtime, load_runtime, torch_runtime
 from models.channels import channels
@@ -80,7 +80,7 @@ def test_a_pruned_network_goes_to_every_format_and_comes_back_in_a_fresh_process
     assert [row["format"] for row in found["artifacts"]] == ["onnx", "openvino", "ncnn", "torchscript"]
     for row in found["artifacts"]:
         assert row["sha256"] == digest(folder / row["file"]) and row["max_diff"] < 1e-3 and not row["faults"]
-        assert read_card(folder / row["file"])["parity"]["max_diff"] == row["max_diff"]
+        assert read_metadata(folder / row["file"])["parity"]["max_diff"] == row["max_diff"]
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json", "export.json", "net.onnx", "net.torchscript", "net_ncnn", "net_openvino"]
     x = torch.arange(2 * 3 * SIDE * SIDE).reshape(2, 3, SIDE, SIDE).to(torch.uint8)
@@ -123,21 +123,21 @@ def test_a_stopped_export_leaves_nothing_behind(run_script, tmp_path, monkeypatc
     assert code == 130 and {p.name for p in (tmp_path / "runs" / "exp").iterdir()} == {"args.json"}
 
 
-def test_the_gate_counts_maps_boxes_and_ap50():
+def test_the_gate_counts_outputs_boxes_and_ap50():
     net, state = eager()
 
     def runtime(changed: dict) -> Runtime:
         return torch_runtime(net, state | changed, tuple("abcdefghij"), SIDE)
     exact = runtime({})
-    pictures = [np.random.default_rng(i).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for i in range(6)]
-    same = parity.compare(exact, exact, pictures)
+    images = [np.random.default_rng(i).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for i in range(6)]
+    same = parity.compare(exact, exact, images)
     assert same["max_diff"] == 0 and same["matched"] == 1 and same["boxes"] > 20
     assert not parity.faults(same, parity.LIMITS["fp32"], True)
     weight, bias = state["head6.conv.weight"], state["head6.conv.bias"]
-    far = parity.compare(exact, runtime({"head6.conv.weight": weight.roll(1, 0)}), pictures)
+    far = parity.compare(exact, runtime({"head6.conv.weight": weight.roll(1, 0)}), images)
     assert far["matched"] < 0.5 and len(parity.faults(far, parity.LIMITS["fp32"], True)) == 2
     assert len(parity.faults(far, parity.LIMITS["fp16"], False)) == 2
-    broken = parity.compare(exact, runtime({"head6.conv.bias": bias * math.nan}), pictures)
+    broken = parity.compare(exact, runtime({"head6.conv.bias": bias * math.nan}), images)
     assert len(parity.faults(broken, parity.LIMITS["int8"], False)) == 2
     silent = {"max_diff": 0.0, "mean_share": 0.0, "matched": None, "boxes": 0}
     for moved, precision, faults in ((0.0009, "fp32", 0), (-0.0011, "fp32", 1), (0.0011, "fp32", 1),
@@ -146,12 +146,12 @@ def test_the_gate_counts_maps_boxes_and_ap50():
         assert len(parity.faults(silent | {"map50_diff": moved}, limits, precision == "fp32")) == faults
 
 
-def test_pictures_come_from_the_set_or_from_the_machine(digits):
+def test_images_come_from_the_set_or_from_the_machine(digits):
     data = str(digits)
-    for found, count in ((parity.embedded_pictures(96), 8), (parity.set_pictures(data, "val", 96, 2), 2),
-                         (parity.set_pictures(data, "train", 96, 99), 9)):
-        assert len(found) == count == len({picture.tobytes() for picture in found})
-        assert all(picture.shape == (3, 96, 96) and picture.dtype == np.uint8 for picture in found)
+    for found, count in ((parity.embedded_images(96), 8), (parity.split_images(data, "val", 96, 2), 2),
+                         (parity.split_images(data, "train", 96, 99), 9)):
+        assert len(found) == count == len({image.tobytes() for image in found})
+        assert all(image.shape == (3, 96, 96) and image.dtype == np.uint8 for image in found)
 
 
 def test_ap50_is_measured_where_a_set_is_given_and_val_takes_the_file(run_script, tmp_path, digits):
@@ -177,7 +177,7 @@ def test_ap50_is_measured_where_a_set_is_given_and_val_takes_the_file(run_script
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_int8_goes_through_the_gate_with_the_users_pictures(form, run_script, tmp_path, digits):
+def test_int8_goes_through_the_gate_with_the_users_images(form, run_script, tmp_path, digits):
     pytest.importorskip("deploy.quant.ptq", reason="quantisation is not there")
     code, said, error = run_script(export, "--weights", saved(tmp_path), "--format", form, "--int8", "--data",
                                    digits, "--calibration", 8)
@@ -187,17 +187,18 @@ def test_int8_goes_through_the_gate_with_the_users_pictures(form, run_script, tm
     path = folder / row["file"]
     assert "-int8" in path.name and row["precision"] == "int8" and row["quantisation"]["layers"]
     assert 0 < row["mean_share"] < parity.LIMITS["int8"].share
-    assert load_runtime(path).precision == read_card(path)["precision"] == "int8"
+    assert load_runtime(path).precision == read_metadata(path)["precision"] == "int8"
 
 
 def test_the_web_folder_gets_the_onnx_file_that_passed(run_script, tmp_path, monkeypatch):
     import deploy.web as web
     given = []
 
-    def write(folder: Path, onnx: Path, card: dict) -> None:
+    def write(folder: Path, onnx: Path, metadata: dict) -> Path:
         folder.mkdir()
         (folder / "model.onnx").write_bytes(onnx.read_bytes())
-        given.append(card)
+        given.append(metadata)
+        return folder
     monkeypatch.setattr(web, "write_web", write)
     code, _, error = run_script(export, "--weights", saved(tmp_path), "--format", "web")
     folder = tmp_path / "runs" / "exp"
@@ -213,7 +214,7 @@ def test_the_web_folder_gets_the_onnx_file_that_passed(run_script, tmp_path, mon
     (("--weights", "a.pt", "--tolerance", "0"), 2, "more than 0"),
     (("--weights", "none.pt"), 4, "none.pt"), (("--weights", "net.onnx"), 2, "is an export already"),
     (("--weights", "{net}", "--imgsz", "32", "--data", "nowhere"), 3, "nowhere"),
-    (("--weights", "{net}", "--int8", "--data", "{data}", "--calibration", "7"), 3, "needs 8 pictures")])
+    (("--weights", "{net}", "--int8", "--data", "{data}", "--calibration", "7"), 3, "needs 8 images")])
 def test_flags_that_cannot_work_are_refused(words, code, sentence, run_script, tmp_path, digits):
     given = [word.format(net=saved(tmp_path), data=digits) for word in words]
     found, _, error = run_script(export, *given)

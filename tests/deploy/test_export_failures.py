@@ -1,4 +1,4 @@
-"""export.py where a format fails or a signal comes: the others go on, and nothing half-done is left."""
+"""export.py where a format fails or a signal comes: the others continue, and nothing half-done is left."""
 import json
 import os
 import signal
@@ -77,16 +77,16 @@ def test_a_signal_leaves_what_was_finished_and_nothing_else(run, tmp_path, monke
     assert {p.name for p in (tmp_path / FOLDER).iterdir()} == {"args.json", "export.json", "net_ncnn"}
 
 
-def test_a_signal_ends_a_calibration_between_two_pictures():
-    pictures, seen = [np.zeros((1, 3, 32, 32), np.uint8)] * 9, []
+def test_a_signal_ends_a_calibration_between_two_images():
+    images, seen = [np.zeros((1, 3, 32, 32), np.uint8)] * 9, []
 
     def poll() -> None:
         seen.append(1)
         if len(seen) > 12:
             raise Interrupted("stopped", 143)
-    polled = usable(exporting.Polled(pictures, poll), 32)
+    polled = usable(exporting.Polled(images, poll), 32)
     with pytest.raises(Interrupted):
         list(polled)
     assert len(seen) == 13, "9 when they were checked, then 4"
-    with pytest.raises(DataError, match="8 pictures or more"):
-        usable(exporting.Polled(pictures[:3], poll), 32)
+    with pytest.raises(DataError, match="8 images or more"):
+        usable(exporting.Polled(images[:3], poll), 32)

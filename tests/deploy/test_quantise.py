@@ -1,4 +1,4 @@
-"""Quantised ONNX files: near the exact maps, heads and gates in float, the same bytes, clear refusals."""
+"""Quantised ONNX files: near the exact outputs, heads in float, the same bytes, clear errors."""
 import hashlib
 import os
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from compress.fold import fold
+from deploy.artifact import write_metadata
 from deploy.onnx_file import to_onnx
 from deploy.quant.equalise import SMALLEST, equalise
-from deploy.quant.sqnr import layers_sqnr, sqnr_db
 from models.network import from_state
 from tests.helpers.nets import NETS, randomised, residual_net, small_net
 from utils.errors import DataError, EnvironmentFault, ModelError
@@ -21,30 +21,30 @@ onnx = pytest.importorskip("onnx", reason="needs onnx (requirements-export.txt)"
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements-export.txt)")
 
 from deploy.quant import ptq  # noqa: E402   after the libraries are known to be there
-from deploy.quant.correct import correct  # noqa: E402
 from deploy.quant.graph import DEQUANTISED, Graph, taps  # noqa: E402
-from deploy.quant.ptq import lacks_vnni, quantise_onnx  # noqa: E402
-from deploy.quant.ranges import Grid, best_grid, grid  # noqa: E402
+from deploy.quant.ptq import lacks_vnni, layers_sqnr, quantise_onnx  # noqa: E402
+from deploy.quant.ranges import Grid, best_grid, correct, grid  # noqa: E402
 
 SIDE = 64
-NOISE = 0.2                                                # of a map's standard deviation
+NOISE = 0.2                                                # of an output's standard deviation
 
 
-def pictures(count: int, side: int = SIDE) -> list[np.ndarray]:
-    """Smooth pictures uint8 [1, 3, S, S]."""
+def smooth(count: int, side: int = SIDE) -> list[np.ndarray]:
+    """Smooth images uint8 [1, 3, S, S]."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 1, 3, side // 8, side // 8), dtype=np.uint8)
     return list(coarse.repeat(8, 3).repeat(8, 4))
 
 
 def written(folder: Path, net, half: bool = False) -> Path:
-    """Its ONNX file with a card."""
+    """Its ONNX file with metadata."""
     path = folder / "exact.onnx"
-    path.write_bytes(to_onnx(net, randomised(net).state_dict(), SIDE, {"names": ["a"]}, half))
+    path.write_bytes(to_onnx(net, randomised(net).state_dict(), SIDE, half))
+    write_metadata(path, {"names": ["a"]})
     return path
 
 
-def maps(path: Path, images: np.ndarray) -> list[np.ndarray]:
+def outputs(path: Path, images: np.ndarray) -> list[np.ndarray]:
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {"images": images})
 
@@ -56,22 +56,22 @@ def made(tmp_path_factory):
     for name, net in (("small", small_net()), ("residual", residual_net())):
         folder = tmp_path_factory.mktemp(name)
         source, target = written(folder, net), folder / "quantised.onnx"
-        found[name] = source, target, quantise_onnx(source, target, pictures(8))
+        found[name] = source, target, quantise_onnx(source, target, smooth(8))
     return found
 
 
 @pytest.mark.parametrize("name", ["small", "residual"])
 def test_the_quantised_file_computes_nearly_the_same_for_any_batch(made, name):
     source, target, _ = made[name]
-    images = np.concatenate(pictures(11)[8:])              # others than those it was calibrated on
-    for exact, got in zip(maps(source, images), maps(target, images), strict=True):
+    images = np.concatenate(smooth(11)[8:])              # others than those it was calibrated on
+    for exact, got in zip(outputs(source, images), outputs(target, images), strict=True):
         assert got.shape == exact.shape and got.dtype == np.float32
         assert np.abs(got - exact).mean() < NOISE * exact.std()
         assert np.abs(got - exact).max() > 0
 
 
 @pytest.mark.parametrize("name", ["small", "residual"])
-def test_convolutions_are_in_integers_but_heads_and_gates_in_float(made, name):
+def test_convolutions_are_in_integers_but_heads_and_squeeze_excitation_in_float(made, name):
     _, target, report = made[name]
     graph = Graph(onnx.load(target))
     makers = {c.name: graph.maker[c.input[1]].op_type if c.input[1] in graph.maker else "number"
@@ -98,7 +98,7 @@ def test_the_first_convolution_is_in_float_and_its_pooling_before_the_activation
     assert [node.op_type for node in graph.readers[act.output[0]]] == ["QuantizeLinear"]
 
 
-def test_the_card_and_the_names_of_the_outputs_stay(made):
+def test_the_metadata_and_the_names_of_the_outputs_stay(made):
     before, after = (onnx.load(path) for path in made["residual"][:2])
     assert list(before.metadata_props) == list(after.metadata_props)
     for model in (before, after):
@@ -115,8 +115,9 @@ def test_the_report_has_a_figure_for_every_layer(made):
 
 def test_the_figures_are_those_of_numpy_by_hand(made):
     source, target, report = made["small"]
-    run = taps(onnx.load(source), ["mb3.expand"]), taps(onnx.load(target), ["mb3.expand" + DEQUANTISED])
-    exact, other = (np.stack([next(iter(r(p).values())) for p in pictures(8)[:ptq.COMPARED]])
+    run = [taps(Graph(onnx.load(path)), [name]) for path, name in (
+        (source, "mb3.expand"), (target, "mb3.expand" + DEQUANTISED))]
+    exact, other = (np.stack([next(iter(r(p).values())) for p in smooth(8)[:ptq.COMPARED]])
                     .astype(np.float64) for r in run)
     by_hand = 10 * np.log10((exact ** 2).mean() / ((exact - other) ** 2).mean())
     assert report["layers"][0]["sqnr_db"] == pytest.approx(by_hand, abs=0.01)
@@ -124,16 +125,17 @@ def test_the_figures_are_those_of_numpy_by_hand(made):
 
 def test_sqnr_of_known_noise():
     exact = np.array([3.0, -4.0], np.float32)
-    assert sqnr_db(exact, exact) == 100
-    assert sqnr_db(exact, exact + np.float32([0.5, 0])) == pytest.approx(20)
+    for other, db in ((exact, 100), (exact + np.float32([0.5, 0]), 20), (exact + 1e-9, 100)):
+        rows = layers_sqnr(lambda p: {"a": p}, lambda p, other=other: {"a": other}, ["a"], [exact])
+        assert rows == [{"layer": "a", "sqnr_db": pytest.approx(db, abs=0.01)}]
     rows = layers_sqnr(lambda p: {"a": p * 1.0}, lambda p: {"a": p * 1.1}, ["a"], [exact, exact * 9])
     assert rows == [{"layer": "a", "sqnr_db": 20.0}]
 
 
-def test_the_same_pictures_give_the_same_bytes_in_another_process(made, root):
+def test_the_same_images_give_the_same_bytes_in_another_process(made, root):
     source, target, _ = made["residual"]
-    code = ("import hashlib, pathlib, sys; from tests.deploy.test_quantise import pictures, quantise_onnx\n"
-            "out = pathlib.Path(sys.argv[2]); quantise_onnx(pathlib.Path(sys.argv[1]), out, pictures(8))\n"
+    code = ("import hashlib, pathlib, sys; from tests.deploy.test_quantise import quantise_onnx, smooth\n"
+            "out = pathlib.Path(sys.argv[2]); quantise_onnx(pathlib.Path(sys.argv[1]), out, smooth(8))\n"
             "print(hashlib.sha256(out.read_bytes()).hexdigest())")
     out = subprocess.run([sys.executable, "-c", code, source, target.with_name("again.onnx")], cwd=root,
                          env=os.environ | {"PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "1"},
@@ -142,9 +144,9 @@ def test_the_same_pictures_give_the_same_bytes_in_another_process(made, root):
 
 
 @pytest.mark.parametrize(("given", "said"), [
-    ([], "got 0"), (pictures(7), "got 7"), (pictures(8, 96), "[1, 3, 96, 96]"),
-    ([p[0] for p in pictures(8)], "[3, 64, 64]"), ([p / 255 for p in pictures(8)], "float64")])
-def test_pictures_that_do_not_fit_are_refused(made, tmp_path, given, said):
+    ([], "got 0"), (smooth(7), "got 7"), (smooth(8, 96), "[1, 3, 96, 96]"),
+    ([p[0] for p in smooth(8)], "[3, 64, 64]"), ([p / 255 for p in smooth(8)], "float64")])
+def test_images_that_do_not_fit_are_refused(made, tmp_path, given, said):
     with pytest.raises(DataError, match="calibration") as caught:
         quantise_onnx(made["small"][0], tmp_path / "out.onnx", given)
     assert said in str(caught.value) and not (tmp_path / "out.onnx").exists()
@@ -156,10 +158,10 @@ def test_files_that_cannot_be_quantised_are_refused(made, tmp_path, monkeypatch)
     for path, said in ((made["small"][1], "quantised already"), (half, "not in fp32"),
                        (tmp_path / "torn.onnx", "torn.onnx"), (tmp_path / "none.onnx", "none.onnx")):
         with pytest.raises(ModelError, match=said):
-            quantise_onnx(path, tmp_path / "out.onnx", pictures(8))
+            quantise_onnx(path, tmp_path / "out.onnx", smooth(8))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EnvironmentFault, match="pip install onnxruntime"):
-        quantise_onnx(made["small"][0], tmp_path / "out.onnx", pictures(8))
+        quantise_onnx(made["small"][0], tmp_path / "out.onnx", smooth(8))
 
 
 def test_processors_without_vnni_get_weights_of_seven_bits(made, tmp_path):
@@ -170,7 +172,7 @@ def test_processors_without_vnni_get_weights_of_seven_bits(made, tmp_path):
     assert lacks_vnni(str(tmp_path / "absent")) is False
     for narrow, most in ((True, 64), (False, 127)):
         out = tmp_path / "out.onnx"
-        report = quantise_onnx(made["small"][0], out, pictures(8), narrow=narrow)
+        report = quantise_onnx(made["small"][0], out, smooth(8), narrow=narrow)
         graph = Graph(onnx.load(out))
         whole = [graph.array(name) for name in graph.constants if name.endswith("weight_quantized")]
         assert report["weight_bits"] == 8 - narrow and max(np.abs(w).max() for w in whole) == most
@@ -203,7 +205,7 @@ def test_a_gain_and_a_mean_that_went_astray_are_put_back(made):
     graph.put(step, before[step] * np.float32(1.2))
     graph.put(bias_step, before[bias_step] * np.float32(1.2))
     graph.put(numbers, (before[numbers] + np.round(0.5 / before[bias_step])).astype(np.int32))
-    correct(exact, model, ["ds5.depthwise"], pictures(8))
+    correct(exact, graph, ["ds5.depthwise"], smooth(8))
     after = Graph(model)
     assert np.abs(after.array(step) / before[step] - 1).max() < 0.03
     biases = [g[numbers] * g[bias_step] for g in (before, {n: after.array(n) for n in before})]
@@ -214,7 +216,7 @@ def test_a_gain_and_a_mean_that_went_astray_are_put_back(made):
 def test_an_equalised_network_computes_the_same(name):
     model = randomised(NETS[name])
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    images = torch.from_numpy(np.concatenate(pictures(2, 96)))
+    images = torch.from_numpy(np.concatenate(smooth(2, 96)))
     net, small = equalise(NETS[name], state, [images])
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     plain, folded = fold(NETS[name], state)
@@ -229,12 +231,12 @@ def test_channels_that_a_depthwise_kernel_reads_get_the_same_reach():
     with torch.no_grad():
         model.mb3.expand.bn.weight.mul_(torch.logspace(-4, 2, 16))
         model.mb3.expand.bn.bias.mul_(torch.logspace(-4, 2, 16))
-    images = torch.from_numpy(np.concatenate(pictures(4)))
+    images = torch.from_numpy(np.concatenate(smooth(4)))
     reaches = []
     for net, state in ((model.net, model.state_dict()), equalise(model.net, model.state_dict(), [images])):
         other = from_state(net, state)
-        last = "mb3.expand.act"
-        other.watch = lambda node, o: reaches.append(o.abs().amax((0, 2, 3))) if node.name == last else None
+        other.watch = lambda node, value: (reaches.append(value.abs().amax((0, 2, 3)))
+                                           if node.name == "mb3.expand.act" else None)
         with torch.no_grad():
             other(images)
     before, after = (reach / reach.max() for reach in reaches)

@@ -1,4 +1,4 @@
-"""OpenVINO in eight bits by NNCF: near the exact maps, heads in float, nothing told to the network."""
+"""OpenVINO in eight bits by NNCF: near the exact outputs, heads in float, nothing told to the network."""
 import subprocess
 import sys
 
@@ -7,39 +7,36 @@ import pytest
 
 from deploy.onnx_file import to_onnx
 from deploy.runtimes.openvino import core
-from tests.deploy.test_quantise import NOISE, SIDE, pictures
+from tests.deploy.test_quantise import NOISE, SIDE, smooth
 from tests.helpers.nets import randomised, residual_net
 from utils.errors import DataError, EnvironmentFault, ModelError
-from utils.optional import needs
 
 pytest.importorskip("nncf", reason="needs nncf (requirements-export.txt)")
 pytest.importorskip("openvino", reason="needs openvino (requirements-export.txt)")
 
-from deploy.quant.openvino import quantise_openvino  # noqa: E402  (after the libraries are known)
+from deploy.quant.ptq import quantise_onnx, quantise_openvino  # noqa: E402  (after the libraries are known)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The exact model, the quantised one and the report."""
-    ov = needs("openvino", "here")
     folder = tmp_path_factory.mktemp("openvino")
     (folder / "net.onnx").write_bytes(to_onnx(residual_net(), randomised(residual_net()).state_dict(), SIDE))
-    source, target = folder / "exact.xml", folder / "model.xml"
-    ov.save_model(ov.convert_model(folder / "net.onnx"), source, compress_to_fp16=False)
-    return source, target, quantise_openvino(source, target, pictures(8))
+    source, target = folder / "net.onnx", folder / "model.xml"
+    return source, target, quantise_openvino(source, target, smooth(8))
 
 
 def test_the_quantised_model_computes_nearly_the_same_for_any_batch(made):
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     exact, other = (core().compile_model(path, "CPU", config) for path in made[:2])
-    images = np.concatenate(pictures(11)[8:])
+    images = np.concatenate(smooth(11)[8:])
     a, b = exact(images), other(images)
     for name in ("head13", "head14"):
         assert b[name].shape == a[name].shape
         assert 0 < np.abs(a[name] - b[name]).mean() < NOISE * a[name].std()
 
 
-def test_heads_and_gates_read_no_rounded_weights(made):
+def test_heads_and_squeeze_excitation_read_no_rounded_weights(made):
     model = core().read_model(made[1])
     rounded = {}
     for op in model.get_ops():
@@ -66,16 +63,17 @@ def test_the_report_has_a_figure_for_every_layer(made):
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path, monkeypatch):
-    (tmp_path / "torn.xml").write_text(made[0].read_text()[:500])
+    (tmp_path / "torn.onnx").write_bytes(made[0].read_bytes()[:500])
+    quantise_onnx(made[0], tmp_path / "int8.onnx", smooth(8))
     with pytest.raises(DataError, match="got 3"):
-        quantise_openvino(made[0], tmp_path / "model.xml", pictures(3))
+        quantise_openvino(made[0], tmp_path / "model.xml", smooth(3))
     with pytest.raises(ModelError, match="quantised already"):
-        quantise_openvino(made[1], tmp_path / "model.xml", pictures(8))
-    with pytest.raises(ModelError, match=r"torn\.xml"):
-        quantise_openvino(tmp_path / "torn.xml", tmp_path / "model.xml", pictures(8))
+        quantise_openvino(tmp_path / "int8.onnx", tmp_path / "model.xml", smooth(8))
+    with pytest.raises(ModelError, match=r"torn\.onnx"):
+        quantise_openvino(tmp_path / "torn.onnx", tmp_path / "model.xml", smooth(8))
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(EnvironmentFault, match="pip install nncf"):
-        quantise_openvino(made[0], tmp_path / "model.xml", pictures(8))
+        quantise_openvino(made[0], tmp_path / "model.xml", smooth(8))
     assert not (tmp_path / "model.xml").exists()
 
 

@@ -75,7 +75,7 @@ def test_detect_reaches_ncnn_s_fp16_by_half_on_a_cpu_without_bf16(nets, run, mac
     from deploy import export, parity
     machine(False, True)
     given, side = export.read(str(nets["good"]), None)
-    job = export.Export(str(nets["good"]), given, side, False, False, parity.embedded_pictures(side)[:1])
+    job = export.Export(str(nets["good"]), given, side, False, False, parity.embedded_images(side)[:1])
     row = export.export(job, "ncnn", tmp_path, "good")
     picture = save(tmp_path / "a.png", photo(160, 160, [(1, 1, 0)])[0])
     for flags, precision in (((), "fp32"), (("--half",), "fp16")):

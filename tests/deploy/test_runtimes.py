@@ -1,4 +1,4 @@
-"""One predict over every runtime: the same maps as torch, and one sentence for every file that is no good."""
+"""One predict over every runtime: the same outputs as torch, one sentence for every file that is no good."""
 import os
 import shutil
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.prune import prune
-from deploy.artifact import digest, make_card, parse_card, read_card, size, write_card
+from deploy.artifact import digest, make_metadata, parse_metadata, read_metadata, size, write_metadata
 from deploy.runtimes import runtime
 from deploy.runtimes.runtime import load_runtime, torch_runtime
 from models.channels import channels
@@ -50,16 +50,17 @@ def test_every_network_is_the_same_in_every_format(name: str, pruned: bool, tmp_
             assert float((found - wanted).abs().max()) < 1e-4, form
 
 
-def test_a_card_comes_back_from_every_format_and_says_how_to_use_it(made):
+def test_metadata_comes_back_from_every_format_and_says_how_to_use_it(made):
     for form, path in made.items():
-        card, runtime = read_card(path), load_runtime(path)
-        assert card["outputs"] == ["head13", "head14"] and card["strides"] == {"head13": 2, "head14": 4}
-        assert card["names"][2] == "classe 2 é" and card["xy_scale"] == {"head13": 2.0, "head14": 1.0}
-        assert card["anchors"]["head14"] == [[20, 20], [40, 40]] and card["letterbox"]["fill"] == 114
-        assert card["parity"]["max_diff"] < 1e-3
-        assert card["opset"] == (17 if form in ("onnx", "openvino") else None)
-        assert card["source_sha256"] == digest(path.parent / "net.pt")
-        assert (runtime.names, runtime.imgsz, runtime.class_map) == (tuple(card["names"]), SIDE, {"7": 0})
+        metadata, runtime = read_metadata(path), load_runtime(path)
+        assert metadata["outputs"] == ["head13", "head14"]
+        assert metadata["strides"] == {"head13": 2, "head14": 4}
+        assert metadata["names"][2] == "classe 2 é" and metadata["xy_scale"] == {"head13": 2.0, "head14": 1.0}
+        assert metadata["anchors"]["head14"] == [[20, 20], [40, 40]] and metadata["letterbox"]["fill"] == 114
+        assert metadata["parity"]["max_diff"] < 1e-3
+        assert metadata["opset"] == (17 if form in ("onnx", "openvino") else None)
+        assert metadata["source_sha256"] == digest(path.parent / "net.pt")
+        assert (runtime.names, runtime.imgsz, runtime.class_map) == (tuple(metadata["names"]), SIDE, {"7": 0})
         whole = sum(p.stat().st_size for p in path.glob("*") if p.name != "card.json") or path.stat().st_size
         assert size(path) == whole and len(digest(path)) == 64
 
@@ -70,7 +71,7 @@ def test_main_files_of_folders_are_taken_as_well(made):
         assert size(path) == size(path.parent) and digest(path) == digest(path.parent)
 
 
-def test_the_onnx_file_is_what_its_card_says(made):
+def test_the_onnx_file_is_what_its_metadata_says(made):
     import onnx
     model = onnx.load(made["onnx"])
     onnx.checker.check_model(model, full_check=True)
@@ -92,12 +93,12 @@ def test_half_files_are_half_as_large_and_nearly_the_same(form: str, tmp_path: P
     whole, half = (exported(tmp_path, given, (form,), half=half)[form] for half in (False, True))
     assert ("-bf16" if form == "torchscript" else "-fp16") in half.name
     assert size(half) < 0.6 * size(whole)
-    maps = [load_runtime(path).predict(batch(1))[0] for path in (whole, half)]
-    assert 0 < float((maps[0] - maps[1]).abs().mean()) < 0.05 * float(maps[0].std())
+    outputs = [load_runtime(path).predict(batch(1))[0] for path in (whole, half)]
+    assert 0 < float((outputs[0] - outputs[1]).abs().mean()) < 0.05 * float(outputs[0].std())
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_pictures_that_do_not_fit_are_refused_with_what_is_needed(form: str, made):
+def test_images_that_do_not_fit_are_refused_with_what_is_needed(form: str, made):
     runtime = load_runtime(made[form])
     for images in (batch().float(), batch()[0], batch()[:, :2], batch(1, 66), batch(0)):
         with pytest.raises(UsageError, match=r"needs uint8 \[B, 3, "):
@@ -141,7 +142,7 @@ def test_half_precision_is_held_against_fp32_on_the_first_batch(form: str, tmp_p
     half = load_runtime(path, precision="bf16")
     found = half.predict(batch(2))[0]
     if half.note:
-        assert "going on in fp32" in half.note and half.precision == "fp32" and torch.equal(found, exact)
+        assert "continuing in fp32" in half.note and half.precision == "fp32" and torch.equal(found, exact)
     else:
         assert half.precision in ("bf16", "fp16")
         assert 0 < float((found - exact).abs().mean()) < 0.05 * float(exact.std())
@@ -163,7 +164,7 @@ def test_a_torn_file_is_one_sentence_that_names_it(form: str, share: float, copi
     path = copies[form]
     torn = path if path.is_file() else path / {"openvino": "model.xml", "ncnn": "model.bin"}[form]
     torn.write_bytes(torn.read_bytes()[:int(share * torn.stat().st_size)])
-    for read in (load_runtime, read_card):
+    for read in (load_runtime, read_metadata):
         with pytest.raises(ModelError, match=torn.name) as caught:
             read(path)
         assert "\n" not in str(caught.value)
@@ -180,7 +181,7 @@ def test_files_of_others_and_files_that_are_not_there_are_refused(copies, tmp_pa
         with pytest.raises(ModelError, match="export the checkpoint again"):
             load_runtime(copies[form])
     (copies["ncnn"] / "model.bin").unlink()
-    write_card(copies["ncnn"], make_card(checkpoint(residual_net()), SIDE, "fp32"))
+    write_metadata(copies["ncnn"], make_metadata(checkpoint(residual_net()), SIDE, "fp32"))
     with pytest.raises(ModelError, match="ncnn model"):
         load_runtime(copies["ncnn"])
     for name in ("none.onnx", "none.param", "none.xml", "none.torchscript"):
@@ -196,12 +197,12 @@ def test_files_of_others_and_files_that_are_not_there_are_refused(copies, tmp_pa
 
 @pytest.mark.parametrize("change", [{"schema": 9}, {"names": ["a"]}, {"outputs": []}, {"net": "{}"},
                                     {"imgsz": 0}])
-def test_a_card_that_contradicts_itself_is_refused(change: dict):
+def test_metadata_that_contradicts_itself_is_refused(change: dict):
     import json
-    card = make_card(checkpoint(small_net()), SIDE, "fp32")
-    assert parse_card(json.dumps(card), "a.onnx") == card
+    metadata = make_metadata(checkpoint(small_net()), SIDE, "fp32")
+    assert parse_metadata(json.dumps(metadata), "a.onnx") == metadata
     with pytest.raises(ModelError, match=r"a\.onnx"):
-        parse_card(json.dumps(card | change), "a.onnx")
+        parse_metadata(json.dumps(metadata | change), "a.onnx")
 
 
 @pytest.mark.parametrize(("form", "library"), [("onnx", "onnxruntime"), ("openvino", "openvino"),
@@ -234,7 +235,7 @@ def test_compiled_torch_is_the_same_and_says_what_it_lacks(made, monkeypatch):
 def test_names_that_ncnn_cannot_hold_are_refused():
     from dataclasses import replace
 
-    from deploy.ncnn_file import to_ncnn
+    from deploy.runtimes.ncnn import to_ncnn
     net = tuple(replace(layer, name="my head", inputs=layer.inputs) if layer.op == "head" else layer
                 for layer in small_net())
     with pytest.raises(ModelError, match="my head"):

@@ -139,7 +139,7 @@ def mjpeg(path: Path, frames: list[np.ndarray]) -> Path:
 
 def web_folder(folder: Path, weights: Path) -> Path:
     """The static folder of a checkpoint, or a skip where onnxruntime-web was not brought by npm."""
-    from deploy.artifact import make_card
+    from deploy.artifact import make_metadata
     from deploy.onnx_file import OPSET, to_onnx
     from deploy.web import WEB, write_web
     from models.checkpoint import load
@@ -147,8 +147,8 @@ def web_folder(folder: Path, weights: Path) -> Path:
         pytest.skip("needs onnxruntime-web: cd web && npm ci --ignore-scripts")
     pytest.importorskip("onnx", reason="needs onnx (requirements-export.txt)")
     found = load(weights)
-    card = make_card(found, found.imgsz, "fp32", OPSET, weights)
+    metadata = make_metadata(found, found.imgsz, "fp32", OPSET, weights)
     model = folder.with_suffix(".onnx")
-    model.write_bytes(to_onnx(found.net, found.state, found.imgsz, card))
-    write_web(folder, model, card)
+    model.write_bytes(to_onnx(found.net, found.state, found.imgsz))
+    write_web(folder, model, metadata)
     return folder

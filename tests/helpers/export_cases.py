@@ -22,8 +22,8 @@ def checkpoint(net, state=None, imgsz: int = SIDE) -> Checkpoint:
 def exported(folder: Path, given: Checkpoint, forms=FORMS, **settings: object) -> dict[str, Path]:
     """Format -> the file that the export kept."""
     save(folder / "net.pt", given)
-    pictures = [np.random.default_rng(i).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for i in range(2)]
-    job = export.Export(str(folder / "net.pt"), given, SIDE, settings.get("half", False), False, pictures)
+    images = [np.random.default_rng(i).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for i in range(2)]
+    job = export.Export(str(folder / "net.pt"), given, SIDE, settings.get("half", False), False, images)
     rows = {form: export.export(job, form, folder, "net") for form in forms}
     assert not [row["faults"] for row in rows.values() if row["faults"]], rows
     return {form: folder / row["file"] for form, row in rows.items()}
@@ -31,6 +31,6 @@ def exported(folder: Path, given: Checkpoint, forms=FORMS, **settings: object) -
 
 def batch(count: int = 3, side: int = SIDE) -> torch.Tensor:
     """Noise, uint8 [count, 3, side, side], in channels_last as detect.py's."""
-    picture = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8,
+    image = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8,
                             generator=torch.Generator().manual_seed(1))
-    return picture.permute(0, 3, 1, 2)
+    return image.permute(0, 3, 1, 2)

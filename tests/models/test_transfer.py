@@ -129,37 +129,37 @@ def test_a_head_keeps_the_rows_of_classes_it_still_has():
 
 
 def test_gates_that_are_constant_are_taken_out_without_a_trace():
-    """With its weights at zero a gate is the same for all pictures: then the pass loses nothing."""
+    """With its weights at zero a gate is the same for all images: then the pass loses nothing."""
     net = NETS["micro-yolo"]
     state = {key: torch.zeros_like(value) if key.endswith("se.expand.weight") else value
              for key, value in randomised(net, 3).state_dict().items()}
     before = {key: value.clone() for key, value in state.items()}
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     shut = layers_to_open(net, NETS["no squeeze"])
     assert len(shut) == 7
-    small, smaller = without_se(net, state, mean_gates(net, state, pictures, shut))
+    small, smaller = without_se(net, state, mean_gates(net, state, images, shut))
     assert small == NETS["no squeeze"] and set(from_state(small, smaller).state_dict()) == set(smaller)
-    for exact, shrunk in zip(from_state(net, state)(pictures), from_state(small, smaller)(pictures)):
+    for exact, shrunk in zip(from_state(net, state)(images), from_state(small, smaller)(images)):
         torch.testing.assert_close(shrunk, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
     assert all(torch.equal(state[key], before[key]) for key in before)
 
 
-def test_a_mean_gate_is_what_the_gates_of_the_pictures_come_to():
-    """One picture has one gate a channel, so taking it out is exact for that picture and for no other."""
+def test_a_mean_gate_is_what_the_gates_of_the_images_come_to():
+    """One image has one gate per channel, so taking it out is exact for that image and for no other."""
     net = NETS["residual"]
-    state, pictures = randomised(net, 4).state_dict(), torch.rand(2, 3, 64, 64)
-    pictures[1] *= 0.1                                     # a dark one, whose gates are others
+    state, images = randomised(net, 4).state_dict(), torch.rand(2, 3, 64, 64)
+    images[1] *= 0.1                                     # a dark one, whose gates are others
     plain = tuple(replace(layer, squeeze=0) if layer.name == "mb3" else layer for layer in net)
     assert layers_to_open(net, plain) == ("mb3",)
-    small, smaller = without_se(net, state, mean_gates(net, state, pictures[:1], ("mb3",)))
-    whole, shut = from_state(net, state)(pictures), from_state(small, smaller)(pictures)
+    small, smaller = without_se(net, state, mean_gates(net, state, images[:1], ("mb3",)))
+    whole, shut = from_state(net, state)(images), from_state(small, smaller)(images)
     for exact, shrunk in zip(whole, shut):
         near, far = ((shrunk - exact)[i].abs().max() for i in range(2))
         assert near < 1e-5 * exact.abs().max() and far > 20 * near
 
 
 class Pictures(list):
-    """What start_from reads of a data set: plain pictures uint8 [S, S, 3] and the classes' names."""
+    """What start_from reads of a data set: plain images uint8 [S, S, 3] and the classes' names."""
 
     coco = SimpleNamespace(names=tuple("abcd"))
 
@@ -168,15 +168,15 @@ class Pictures(list):
 
 
 def test_a_network_without_squeeze_excitation_starts_from_one_that_has_it():
-    """Not fresh: with the mean gates of the training pictures in its projections, and said."""
+    """Not fresh: with the mean gates of the training images in its projections, and said."""
     net, plain, said = NETS["micro-yolo"], NETS["no squeeze"], []
     source = Checkpoint(net, randomised(net, 5).state_dict(), tuple("abcd"))
-    pictures = Pictures(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
+    images = Pictures(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
     model = Network(plain)
-    start_from(model, source, pictures, False, said.append)
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    start_from(model, source, images, False, said.append)
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     gates = mean_gates(net, source.state, stacked, layers_to_open(net, plain))
     _, expected = without_se(net, source.state, gates)
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
-    assert any("mean gates of 3 images" in line for line in said) and "13 of 13 layers" in "".join(said)
+    assert any("mean gates of 3 " in line for line in said) and "13 of 13 layers" in "".join(said)
 
