@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.export import Export, export
-from evaluation.report import aligned
 from utils.errors import Interrupted, ModelError
+from utils.text import aligned
 
 
 def attempt(job: Export, form: str, folder: Path, name: str) -> dict:

@@ -19,9 +19,8 @@ from data.dataset import DetectionSet
 from data.images import decode
 from data.loader import Loader, make_loader
 from deploy.runtimes.runtime import torch_runtime
-from evaluation import figures
-from evaluation.evaluate import VAL, evaluate
-from evaluation.inference import Finder
+from evaluation import report
+from evaluation.evaluate import VAL, Finder, evaluate
 from evaluation.metrics import Metrics
 from evaluation.plots import results_png
 from models import checkpoint as checkpoints
@@ -171,17 +170,17 @@ class Run:
         cost = {"weights": str(file), "data": self.args.data, "split": "val",
                 "parameters": parameters(best.net),
                 "macs": macs(best.net, self.args.imgsz), "loose_macs": loose_macs(best.net, self.args.imgsz),
-                "bytes": file.stat().st_size, "dropped_by_decoder": finder.dropped}
-        limits = dict(zip(("conf_thres", "iou_thres", "max_det"), VAL))
-        how = argparse.Namespace(**{**vars(self.args), **limits})
-        result = figures.summarise(metrics, cost, finder, figures.settings(how, finder.runtime), False)
+                "bytes": file.stat().st_size}
+        result = report.summarise(metrics, cost, finder, interval=False, imgsz=self.args.imgsz,
+                                  batch_size=self.args.batch_size, workers=self.args.workers,
+                                  cache=self.args.cache)
         notes = self.folder / NOTES
         result["notes"] += notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
         runs.write_json(self.folder / "metrics.json", result)
-        print("\n".join(figures.lines(result, metrics)))
+        print("\n".join(report.lines(result, metrics)))
         curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]
-        return figures.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
-                                     lambda path: decode(path, self.args.max_pixels), curves)
+        return report.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
+                                 lambda path: decode(path, self.args.max_pixels), curves)
 
     def write_row(self, row: dict) -> None:
         """One epoch's row in log.jsonl, results.csv and TensorBoard."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evaluation.report import aligned
+from utils.text import aligned
 
 LABELS = {"map50": "mAP@0.5", "map50_95": "mAP@0.5:0.95"}
 

@@ -23,7 +23,7 @@ def test_the_matching_is_that_of_cocoeval_evalimgs():
     matches = match_at_50(clean, result_records(rows), rows, 100, 4)
     assert set(matches.row[matches.right].tolist()) == right
     assert set(matches.row[matches.ignored].tolist()) == ignored and ignored
-    assert len(matches.truth_image) - len(right) == missing
+    assert len(matches.target_image) - len(right) == missing
     assert len(matches.row) == len(rows)
 
 
@@ -36,7 +36,7 @@ def test_precision_recall_and_f1_equal_a_count_by_hand_at_every_confidence():
         for k in range(4):
             shown = (m.score >= confidence) & (m.label == k)
             tp, fp = int((shown & m.right).sum()), int((shown & m.wrong).sum())
-            truths = int((m.truth_label == k).sum())
+            truths = int((m.target_label == k).sum())
             assert curves.precision[k, at] == pytest.approx(tp / (tp + fp) if tp + fp else 0)
             assert curves.rate[k, at] == pytest.approx(tp / truths)
             assert curves.f1[k, at] == pytest.approx(2 * tp / (truths + tp + fp))

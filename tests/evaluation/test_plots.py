@@ -39,8 +39,8 @@ def assert_drawn(path: Path, least: tuple[int, int]) -> None:
 @pytest.fixture
 def figures(monkeypatch) -> list:
     """The figures that are saved, in order, instead of files alone."""
-    saved, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda fig, path: (saved.append(fig), save(fig, path))[1])
+    saved, save = [], plots.save
+    monkeypatch.setattr(plots, "save", lambda fig, path: (saved.append(fig), save(fig, path))[1])
     return saved
 
 
@@ -96,7 +96,7 @@ def test_classes_without_truth_have_no_line_and_no_class_at_all_a_sentence(tmp_p
         assert not any("ghost" in label for label in lines(figures[0].axes[0]))
         empty = evaluate_detections({**truth, "annotations": []}, rows, ("a", "b", "ghost"))
         plots.evaluation_pngs(empty, tmp_path)
-        assert "no class has truths" in figures[3].axes[0].texts[0].get_text()
+        assert "no class has ground truth" in figures[3].axes[0].texts[0].get_text()
 
 
 def test_the_confusion_matrix_writes_shares_and_counts_of_few_classes(tmp_path, figures):

@@ -8,7 +8,8 @@ import pytest
 
 from detection.outputs import save_picture
 from evaluation.metrics import evaluate_detections
-from evaluation.report import CLASS_COLUMNS, aligned, class_rows, shown, write_report
+from evaluation.report import CLASS_COLUMNS, class_rows, write_report
+from utils.text import aligned, shown
 
 
 class Page(HTMLParser):
@@ -107,7 +108,7 @@ def test_the_class_table_as_text_is_aligned_even_with_chinese_names():
     rows = class_rows(metrics)
     assert rows == [["all"] + [1] * 7, ["红细胞"] + [1] * 7, ["dog", 0, 0] + [None] * 5]
     assert aligned(CLASS_COLUMNS, rows).splitlines() == [
-        "class   images  truths      P      R     F1   AP50  AP50-95",
-        "all          1       1  1.000  1.000  1.000  1.000    1.000",
-        "红细胞       1       1  1.000  1.000  1.000  1.000    1.000",
-        "dog          0       0    n/a    n/a    n/a    n/a      n/a"]
+        "class   images  boxes      P      R     F1   AP50  AP50-95",
+        "all          1      1  1.000  1.000  1.000  1.000    1.000",
+        "红细胞       1      1  1.000  1.000  1.000  1.000    1.000",
+        "dog          0      0    n/a    n/a    n/a    n/a      n/a"]

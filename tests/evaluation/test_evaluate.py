@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.inference import Finder, Stopwatch, collect_detections, matching_classes
+from evaluation.evaluate import Finder, Stopwatch, collect_detections, matching_classes
 from utils.boxes import letterbox_geometry
 from utils.errors import Interrupted, ModelError
 
