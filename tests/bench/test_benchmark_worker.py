@@ -88,11 +88,11 @@ def test_the_layers_come_with_their_bound_and_the_roofline(weights, pictures, mo
 
 
 def test_nodes_are_added_up_by_layer_and_what_is_none_stands_apart():
-    nodes = [("cast_kernel_time", "Cast", 1.0), ("conv1_nchwc_kernel_time", "Conv", 2.0),
-             ("mb3.expand/WithoutBiases", "Convolution", 3.0), ("mb3.se.average", "AvgPool", 4.0),
-             ("ReorderOutput_token_126_kernel_time", "ReorderOutput", 5.0), ("pool2", "MaxPool", 6.0),
-             ("scale_abcd_acdb_conv1/WithoutBiases", "Reorder", 7.0), ("mb31", "Conv", 8.0)]
-    found = nodes.by_layer(small_net(), nodes)
+    planted = [("cast_kernel_time", "Cast", 1.0), ("conv1_nchwc_kernel_time", "Conv", 2.0),
+               ("mb3.expand/WithoutBiases", "Convolution", 3.0), ("mb3.se.average", "AvgPool", 4.0),
+               ("ReorderOutput_token_126_kernel_time", "ReorderOutput", 5.0), ("pool2", "MaxPool", 6.0),
+               ("scale_abcd_acdb_conv1/WithoutBiases", "Reorder", 7.0), ("mb31", "Conv", 8.0)]
+    found = nodes.by_layer(small_net(), planted)
     assert found == {"conv1": 2, "pool2": 6, "mb3": 7, "pool4": 0, "ds5": 0, "head6": 0, "reorders": 12,
                      "other": 9}
     rows = nodes.rows_of(small_net(), 64, "fp32", [found, found], PEAK)
