@@ -17,7 +17,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512)                       # Table 1's input wid
 
 
 def table2_nets() -> dict[str, Net]:
-    """Row of Table 2 -> network of 80 classes.
+    """Return the network of 80 classes of each row of Table 2.
 
     All heads reach beyond their cells, so that only the layers differ.
     """
@@ -29,13 +29,13 @@ def table2_nets() -> dict[str, Net]:
 
 
 def count(net: Net, imgsz: int) -> dict[str, int]:
-    """Parameters and MACs of a network, each in both counts."""
+    """Return parameters and MACs of a network, each in both counts."""
     return {"trained": parameters(net), "statistics": parameters(net, statistics=True),
             "macs": macs(net, imgsz), "loose_macs": loose_macs(net, imgsz)}
 
 
 def count_rows(records: dict[str, dict]) -> dict[str, dict]:
-    """Row of Tables 2 and 4 -> its counts; the pruned network's where a record carries its layers."""
+    """Return the counts of each row of Tables 2 and 4; of the pruned network where a record carries it."""
     out = {row: count(net, 416) for row, net in table2_nets().items()}
     for row, (_, classes, imgsz, _) in TABLE4.items():
         name = row.removesuffix("-voc")
@@ -47,7 +47,7 @@ def count_rows(records: dict[str, dict]) -> dict[str, dict]:
 
 
 def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
-    """Table 1: input width -> layer type -> kernel weights by records, and by hooks on a built network.
+    """Return {input width: {layer type: kernel weights by records, and by hooks on a built network}}.
 
     Raises ModelError where the two differ.
     """
@@ -68,7 +68,7 @@ def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
 
 
 def hooked_weights(net: Net, name: str) -> int:
-    """Kernel weights of the convolutions of a layer that a picture really passes, counted by hooks."""
+    """Return kernel weights of the convolutions of a layer that an image really passes, counted by hooks."""
     model, seen = Network(net).eval(), {}
     for key, module in getattr(model, name).named_modules():
         if isinstance(module, torch.nn.Conv2d):

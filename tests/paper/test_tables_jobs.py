@@ -118,7 +118,7 @@ def test_a_signal_to_this_process_reaches_the_script_once(place):
         os.kill(os.getpid(), signal.SIGTERM)
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(Interrupted, match="the same command goes on") as stop:
+    with pytest.raises(Interrupted, match="the same command resumes") as stop:
         run(place, slow)
     sender.join()
     assert stop.value.exit_code == 143 and (place.root / "signals.txt").read_text() == "1"
@@ -176,7 +176,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
         "train-mixed-3", "train-micro-yolo", "search", "prune", "to"]
     assert "4 jobs, 14 epochs, about" in out and not list(tmp_path.iterdir())
     assert command(monkeypatch, "--profile", "coco", "--dry-run") == 0
-    assert "GPU-hours (assumed: 600 pictures a second on one GPU" in capsys.readouterr().out
+    assert "GPU-hours (assumed: 600 images a second on one GPU" in capsys.readouterr().out
     assert command(monkeypatch, "--profile", "coco", "--dry-run", "--only", "table1") == 0
     assert "nothing to do" in capsys.readouterr().out
 
