@@ -1,9 +1,10 @@
 """A benchmark from what was asked for to its end: images, artifacts, cases, rounds, layers and the report."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from bench.cases import SCOPES, TORCH, Case, Config, matrix
 from bench.machine import cores, counters, facts
 from bench.report import make_report, write
-from bench.run import KINDS, LOADING, Bench, WorkerFailed
+from bench.run import KINDS, Bench, WorkerFailed
 from data.coco.locate import locate
 from deploy.artifact import format_of
 from detection.sources import VIDEOS, open_source
@@ -92,7 +93,8 @@ def conclude(bench: Bench) -> None:
 
 def plan_of(config: Config) -> dict:
     """Return which images are read, with which thresholds and scopes: what every process is told."""
-    source = open_source(config.source or embedded())
+    from data.scenes import make_scenes
+    source = open_source(config.source or str(make_scenes() / "images" / "val_*.jpg"))
     films = [path for path in source.paths if path.suffix.lower() in VIDEOS]
     if films and len(source.paths) > 1:
         raise UsageError(f"--source {masked(config.source)}: holds {len(films)} videos among "
@@ -101,12 +103,6 @@ def plan_of(config: Config) -> dict:
     return {"files": files, "video": bool(films), "pictures": config.pictures if films else len(files),
             "scopes": list(SCOPES) if config.scope == "both" else [config.scope],
             "conf_thres": config.conf_thres, "iou_thres": config.iou_thres, "max_det": config.max_det}
-
-
-def embedded() -> str:
-    """Return the validation images of the embedded set, as a glob; made on first use."""
-    from data.scenes import make_scenes
-    return str(make_scenes() / "images" / "val_*.jpg")
 
 
 def spread(items: Sequence[Path], count: int) -> list[Path]:
@@ -124,8 +120,7 @@ def layer_tables(bench: Bench) -> list[dict]:
         bench.poll()
         with ExitStack() as stack:
             try:
-                worker = bench.start(case.threads, stack)
-                found = worker.ask({"do": "layers", **bench.plan, **vars(case)}, LOADING, bench.poll)
+                _, found = bench.start(case, "layers", stack)
             except WorkerFailed as error:
                 bench.taints.append(f"the layers of {case.label} were not timed: {error}")
                 continue
@@ -139,38 +134,35 @@ def export_cases(bench: Bench, folder: Path) -> None:
     A case without a file is skipped where a library is missing or there is no such export, and failed where
     the export computes something else than the checkpoint; the case says why.
     """
-    done: dict[tuple, Path | tuple[str, str, int]] = {}
-    jobs: dict[tuple, Export] = {}                         # the runtimes share calibration and torch's AP50
+    job = cache(partial(_job, bench))                      # the runtimes share calibration and torch's AP50
+    made = cache(partial(_export, job, folder))
     for taken in bench.taken:
         case = taken.case
         if case.runtime in TORCH or format_of(case.weights) != "torch":
             continue
         bench.poll()
-        kind = FILES.get((case.runtime, case.precision))
-        key = case.weights, case.runtime, kind, case.imgsz
-        if kind is None:
-            done[key] = "skipped", f"nothing is exported for {case.runtime} in {case.precision}", 2
-        elif key not in done:
-            done[key] = _export(case, kind, bench, folder / str(case.imgsz), jobs)
-        if isinstance(done[key], Path):
-            taken.case = replace(case, weights=str(done[key]))
+        if kind := FILES.get((case.runtime, case.precision)):
+            found = made(replace(case, precision="", threads=0, batch=0), *kind)
         else:
-            taken.status, taken.reason, taken.exit_code = done[key]
+            found = "skipped", f"nothing is exported for {case.runtime} in {case.precision}", 2
+        if isinstance(found, Path):
+            taken.case = replace(case, weights=str(found))
+        else:
+            taken.status, taken.reason, taken.exit_code = found
 
 
-def _export(case: Case, kind: tuple[bool, bool], bench: Bench, folder: Path,
-            jobs: dict[tuple, Export]) -> Path | tuple[str, str, int]:
+def _export(job: Callable[..., Export], folder: Path, case: Case, half: bool,
+            int8: bool) -> Path | tuple[str, str, int]:
     """The exported file; or status, reason and exit code of a case that cannot have one."""
     from deploy import export
-    (half, int8), key = kind, (case.weights, kind, case.imgsz)
+    folder = folder / str(case.imgsz)
     print(f"exporting {case.name} for {case.runtime}, {'int8' if int8 else 'half' if half else 'fp32'}, "
           f"{case.imgsz} px", flush=True)
     try:
         export.check_libraries([case.runtime], int8)
-        if key not in jobs:
-            jobs[key] = _job(case, half, int8, bench)
         folder.mkdir(parents=True, exist_ok=True)
-        row = export.export(jobs[key], case.runtime, folder, case.name.replace("/", "-"))
+        row = export.export(job(case.weights, case.imgsz, half, int8), case.runtime, folder,
+                            case.name.replace("/", "-"))
     except (EnvironmentFault, UsageError) as error:
         return "skipped", str(error), error.exit_code
     if row["faults"]:
@@ -178,12 +170,11 @@ def _export(case: Case, kind: tuple[bool, bool], bench: Bench, folder: Path,
     return folder / row["file"]
 
 
-def _job(case: Case, half: bool, int8: bool, bench: Bench) -> Export:
+def _job(bench: Bench, weights: str, imgsz: int, half: bool, int8: bool) -> Export:
     """What export.py would export by the same flags: with --data, AP50 is part of the gate."""
     from deploy import export, parity
     data = bench.config.data or ""
-    checkpoint, imgsz = export.read(case.weights, case.imgsz)
-    pictures = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
-    calibration: Sequence = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
-    return export.Export(case.weights, checkpoint, imgsz, half, int8, pictures, calibration, data,
-                         poll=bench.poll)
+    checkpoint, imgsz = export.read(weights, imgsz)
+    images = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
+    calibration = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
+    return export.Export(weights, checkpoint, imgsz, half, int8, images, calibration, data, poll=bench.poll)

@@ -219,7 +219,7 @@ class Bench:
         know that at once.
         """
         try:
-            worker, answer = self.load(taken.case, stack)
+            worker, answer = self.start(taken.case, "load", stack)
         except WorkerFailed as error:
             taken.fail(error)
             if error.exit_code in (3, 4) and not number:
@@ -234,21 +234,19 @@ class Bench:
                                f"{answer['warm_up_rounds']} rounds of warm-up")
         return None if taken.status == "skipped" else worker
 
-    def load(self, case: Case, stack: ExitStack) -> tuple[Worker, dict]:
-        """Return a new process that holds the case, and what it says of that."""
-        worker = self.start(case.threads, stack)
-        return worker, worker.ask({"do": "load", **self.plan, **vars(case)}, LOADING, self.poll)
+    def start(self, case: Case, do: str, stack: ExitStack) -> tuple[Worker, dict]:
+        """Return a new process that ends with the stack, told to `do` something with a case, and its answer.
 
-    def start(self, threads: int, stack: ExitStack) -> Worker:
-        """Return a new process that ends with the stack. Raises EnvironmentFault where memory is short."""
+        Raises EnvironmentFault where memory is short.
+        """
         left = available_ram()
         if left < NEEDED:
             raise EnvironmentFault(f"{left / 1e9:.1f} GB of memory are left, too little for one more process "
                                    "beside the others: give fewer --weights, --runtimes or --precisions")
-        worker = Worker([sys.executable, str(SCRIPT), "--worker"], {"OMP_NUM_THREADS": str(threads)},
+        worker = Worker([sys.executable, str(SCRIPT), "--worker"], {"OMP_NUM_THREADS": str(case.threads)},
                         self.folder / "workers.log")
         stack.callback(worker.kill)
-        return worker
+        return worker, worker.ask({"do": do, **self.plan, **vars(case)}, LOADING, self.poll)
 
     def settle(self, taken: Taken, answer: dict) -> None:
         """Call the case by the precision that is really run; skip it where another case is that already."""
@@ -285,7 +283,7 @@ class Bench:
                 say(f"accuracy of {case.label}")
                 with ExitStack() as stack:
                     try:
-                        worker, _ = self.load(case, stack)
+                        worker, _ = self.start(case, "load", stack)
                         known[key] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
                                                 self.poll)
                     except WorkerFailed as error:

@@ -55,16 +55,6 @@ class Curves(NamedTuple):
     f1: np.ndarray
 
 
-class OperatingPoint(NamedTuple):
-    """The confidence of the best mean F1, the means there, and (P, R, F1) per class [K, 3] (may be NaN)."""
-
-    confidence: float
-    precision: float
-    recall: float
-    f1: float
-    per_class: np.ndarray
-
-
 def match_at_50(ground_truth: dict, found: list[dict], rows: np.ndarray, max_det: int,
                 classes: int) -> Matches:
     """Return the matches of detections, given as result records and as rows [D, 7], with a COCO dict.
@@ -122,14 +112,18 @@ def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
                   2 * right / (boxes + right + wrong))
 
 
-def operating_point(curves: Curves) -> OperatingPoint:
-    """Return where the mean F1 over classes is best (lowest such confidence); zeros without ground truth."""
+def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], np.ndarray]:
+    """Return the lowest confidence of the best mean F1, the mean (P, R, F1) there, and those per class [K, 3].
+
+    Means are over the classes with ground truth, others are NaN; all is 0 where no class has any.
+    """
+    per_class = np.stack((curves.precision, curves.rate, curves.f1), 1)        # [K, 3, 1001]
     defined = ~np.isnan(curves.f1).any(1)
     if not defined.any():
-        return OperatingPoint(0.0, 0.0, 0.0, 0.0, np.full((len(curves.f1), 3), np.nan))
+        return 0.0, (0.0, 0.0, 0.0), per_class[..., 0]
     best = int(curves.f1[defined].mean(0).argmax())
-    per_class = np.stack([curve[:, best] for curve in (curves.precision, curves.rate, curves.f1)], 1)
-    return OperatingPoint(float(curves.confidence[best]), *per_class[defined].mean(0).tolist(), per_class)
+    means = per_class[defined, :, best].mean(0).tolist()
+    return float(curves.confidence[best]), tuple(means), per_class[..., best]
 
 
 def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, confidence: float) -> np.ndarray:

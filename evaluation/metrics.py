@@ -7,7 +7,8 @@ pycocotools' in both cases.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -64,6 +65,10 @@ class Metrics:
     ar_small: float | None
     ar_medium: float | None
     ar_large: float | None
+    precision: float
+    recall: float
+    f1: float
+    confidence: float
     classes: tuple[ClassScore, ...]
     images: int
     truths: int
@@ -72,42 +77,31 @@ class Metrics:
     dropped: int
     max_det: int
     backend: str
-    notes: tuple[str, ...] = ()
-    precision: float | None = None
-    recall: float | None = None
-    f1: float | None = None
-    confidence: float | None = None
-    confusion: np.ndarray | None = field(default=None, repr=False)
-    curves: Curves | None = field(default=None, repr=False)
-    matches: Matches | None = field(default=None, repr=False)
+    notes: tuple[str, ...]
+    confusion: np.ndarray = field(repr=False)
+    curves: Curves = field(repr=False)
+    matches: Matches = field(repr=False)
 
     @property
     def without_truth(self) -> tuple[str, ...]:
         """Names of the classes without ground truth here, so without AP; the means leave them out."""
         return tuple(row.name for row in self.classes if not row.truths)
 
-    def as_dict(self, curves: bool = False) -> dict:
-        """Return all but the matches as plain JSON values; the curves' arrays only when asked for."""
+    def as_dict(self) -> dict:
+        """Return all but the curves and the matches as plain JSON values."""
         hidden = ("matches", "curves", "classes", "confusion", "notes")
-        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in hidden}
-        out["classes"] = [asdict(row) for row in self.classes]
-        out["notes"], out["without_truth"] = list(self.notes), list(self.without_truth)
-        out["confusion"] = None if self.confusion is None else self.confusion.tolist()
-        if curves and self.curves is not None:
-            rounded = {key: np.round(value, 6) for key, value in self.curves._asdict().items()}
-            out["curves"] = {key: np.where(np.isnan(value), None, value).tolist()
-                             for key, value in rounded.items()}
-        return out
+        return {**{f.name: getattr(self, f.name) for f in fields(self) if f.name not in hidden},
+                "classes": [asdict(row) for row in self.classes], "notes": list(self.notes),
+                "without_truth": list(self.without_truth), "confusion": self.confusion.tolist()}
 
 
-def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: tuple[str, ...] | list[str], *,
-                        max_det: int = 100, backend: str = "auto", curves: bool = True) -> Metrics:
+def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Sequence[str], *,
+                        max_det: int = 100, backend: str = "auto") -> Metrics:
     """Return the metrics of detections [D, 7] (image position, xyxy px, score, class) for a COCO dict.
 
     Position i is the i-th entry of `images`; class k is the k-th smallest category id. Neither argument is
-    changed. Without `curves` the P/R/F1, the confusion matrix and the matches are left out (None). Rows
-    that are not finite or inside out are dropped and counted. Raises DataError for a dict or rows that do
-    not fit each other.
+    changed. Rows that are not finite or inside out are dropped and counted. Raises DataError for a dict or
+    rows that do not fit each other.
     """
     clean, notes = own_ids(ground_truth)
     if len(clean["categories"]) != len(names):
@@ -118,22 +112,17 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: tuple
         notes.append(f"{dropped} non-finite or inside-out detections dropped")
     found = result_records(rows)
     result, used = evaluate_arrays(clean, found, max_det, backend)
-    classes = _class_scores(result["precision"], clean, names)
-    crowds = sum(a["iscrowd"] for a in clean["annotations"])
-    metrics = Metrics(**_twelve(result), classes=classes, images=len(clean["images"]), crowds=crowds,
-                      truths=len(clean["annotations"]) - crowds, detections=len(rows), dropped=dropped,
-                      max_det=max_det, backend=used, notes=tuple(notes))
-    if not curves:
-        return metrics
-    matches = match_at_50(clean, found, rows, max_det, len(classes))
+    matches = match_at_50(clean, found, rows, max_det, len(names))
     pr = result["precision"][0, :, :, 0, 2].T
-    lines = confidence_curves(matches, np.where(pr < 0, np.nan, pr))
-    point = operating_point(lines)
-    filled = tuple(replace(row, precision=p, recall=r, f1=f) if row.truths else row
-                   for row, (p, r, f) in zip(classes, point.per_class.tolist(), strict=True))
-    return replace(metrics, precision=point.precision, recall=point.recall, f1=point.f1, classes=filled,
-                   confidence=point.confidence, curves=lines, matches=matches,
-                   confusion=confusion_matrix(matches, clean, rows, point.confidence))
+    curves = confidence_curves(matches, np.where(pr < 0, np.nan, pr))
+    confidence, (precision, recall, f1), per_class = operating_point(curves)
+    crowds = sum(a["iscrowd"] for a in clean["annotations"])
+    return Metrics(**_twelve(result), precision=precision, recall=recall, f1=f1, confidence=confidence,
+                   classes=_class_scores(result["precision"], clean, names, per_class), crowds=crowds,
+                   images=len(clean["images"]), truths=len(clean["annotations"]) - crowds,
+                   detections=len(rows), dropped=dropped, max_det=max_det, backend=used, notes=tuple(notes),
+                   confusion=confusion_matrix(matches, clean, rows, confidence), curves=curves,
+                   matches=matches)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -152,9 +141,11 @@ def _twelve(result: dict) -> dict[str, float | None]:
             for name, value in zip(NUMBERS, values, strict=True)}
 
 
-def _class_scores(ap: np.ndarray, clean: dict, names: tuple[str, ...] | list[str]) -> tuple[ClassScore, ...]:
-    """One row per class with AP from the evaluator's precision [T, R, K, A, M]; P, R and F1 still None."""
+def _class_scores(ap: np.ndarray, clean: dict, names: Sequence[str],
+                  per_class: np.ndarray) -> tuple[ClassScore, ...]:
+    """One row per class with AP of the evaluator's precision [T, R, K, A, M], and P, R and F1 [K, 3]."""
     pairs = [(a["category_id"] - 1, a["image_id"]) for a in clean["annotations"] if not a["iscrowd"]]
     boxes, images = Counter(k for k, _ in pairs), Counter(k for k, _ in set(pairs))
-    return tuple(ClassScore(name, images[k], boxes[k], None, None, None, _mean(ap[0, :, k, 0, 2]),
-                            _mean(ap[:, :, k, 0, 2])) for k, name in enumerate(names))
+    return tuple(ClassScore(name, images[k], boxes[k], *(scores if boxes[k] else (None,) * 3),
+                            _mean(ap[0, :, k, 0, 2]), _mean(ap[:, :, k, 0, 2]))
+                 for k, (name, scores) in enumerate(zip(names, per_class.tolist())))

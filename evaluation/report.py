@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from utils.text import aligned, numeric, shown
@@ -17,38 +18,8 @@ if TYPE_CHECKING:
     from evaluation.evaluate import Finder
     from evaluation.metrics import Metrics
 
+TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
-STYLE = """
-:root { --page: #f6f7f9; --card: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #dde2e9; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #12161c; --card: #1b212a; --ink: #e6eaf0; --soft: #9aa6b5; --line: #313a47; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; padding: 1.2rem; background: var(--page); color: var(--ink);
-       font: 16px/1.5 system-ui, "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .6rem; margin: 0; }
-dl div, .wide { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
-dl div { padding: .5rem .75rem; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-dl div.long { grid-column: 1 / -1; }
-dl div.long dd { font: 400 .82rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .75rem; text-align: left; white-space: nowrap; }
-tr > * { border-bottom: 1px solid var(--line); }
-td.long { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
-th { color: var(--soft); font-weight: 600; }
-tr:last-child td { border-bottom: 0; }
-.n { text-align: right; }
-figure { margin: 0 0 1.2rem; }
-figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .35rem; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: .5rem; background: #fff;
-      border: 1px solid var(--line); }
-"""
 CLASS_COLUMNS = ("class", "images", "boxes", "P", "R", "F1", "AP50", "AP50-95")
 LONG = 44                          # characters from which a value gets the whole width
 SIZES = ("small", "medium", "large")
@@ -155,16 +126,10 @@ def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
     or JPEG), and one that is not there is named instead of shown. Values are as `shown`, every text is
     escaped. Raises ValueError for another kind of image.
     """
-    parts = [f"<h1>{escape(title)}</h1>", _summary(summary), *(_table(*table) for table in tables)]
+    parts = [_summary(summary), *(_table(*table) for table in tables)]
     if images:
         parts += ["<h2>Images</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
-    page = ("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-            "<meta name=\"color-scheme\" content=\"light dark\">\n"
-            "<meta http-equiv=\"Content-Security-Policy\" "
-            "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-            + "\n".join(parts) + "\n</main>\n</body>\n</html>\n")
+    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=escape(title), body="\n".join(parts))
     path = Path(folder) / "report.html"
     part = path.with_name(path.name + ".part")
     part.write_text(page, encoding="utf-8")

@@ -13,9 +13,9 @@ COUNTED = (Column("statistics", "parameters with statistics", "parameters"),
            Column("trained", "parameters trained", "parameters"),
            Column("loose_macs", "MACs, ptflops-style", "MACs"), Column("macs", "MACs, pure", "MACs"))
 TRAINED, LOOSE = COUNTED[1]._replace(key="parameters"), COUNTED[2]
-TWO_COUNTS = ("claims of parameters are compared with the count that includes batch-norm's statistics, "
-              "claims of MACs with the ptflops-style count that the paper's figures fit; FLOPs and operations "
-              "of other systems are twice the pure MACs")
+TWO_COUNTS = ("parameters are judged by the count that includes batch-norm's statistics, MACs by the "
+              "ptflops-style count that the paper's figures fit; FLOPs and operations of other systems are "
+              "twice the pure MACs")
 PAPER_MARKS = ("N", "W:abstract")                      # what the Micro-YOLO paper or its reader state
 MEASURED = ("map50", "map50_drop", "sixteenths", "kernels")    # columns measured on the profile's data
 

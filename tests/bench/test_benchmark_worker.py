@@ -121,7 +121,7 @@ def test_a_runtime_tells_what_its_layers_take(tmp_path: Path, weights: Path, for
 
 def test_frames_of_a_video_are_read_over_and_over(tmp_path: Path):
     film(tmp_path / "a.mp4", 3)
-    frames = list(islice(worker._photos({"files": [str(tmp_path / "a.mp4")], "video": True}), 7))
+    frames = list(islice(worker.read_images({"files": [str(tmp_path / "a.mp4")], "video": True}), 7))
     assert len(frames) == 7 and np.array_equal(frames[0], frames[3]) and frames[0].shape == (240, 320, 3)
 
 

@@ -175,8 +175,6 @@ def test_metrics_become_json_and_the_arguments_stay_as_they_were(capsys):
     out = evaluate_detections(truth, rows, ("c0", "c1", "c2", "c3"))
     assert before[0] == truth and (before[1] == rows).all()
     assert capsys.readouterr().out == ""
-    text = json.loads(json.dumps(out.as_dict(curves=True), allow_nan=False))
+    text = json.loads(json.dumps(out.as_dict(), allow_nan=False))
     assert text["map50"] == out.map50 and len(text["classes"]) == 4 and len(text["confusion"]) == 5
-    assert len(text["curves"]["f1"][0]) == 1001 and "matches" not in text
-    short = evaluate_detections(truth, rows, ("c0", "c1", "c2", "c3"), curves=False)
-    assert twelve(short) == twelve(out) and short.precision is None and "curves" not in short.as_dict()
+    assert out.curves.f1.shape == (4, 1001) and not {"matches", "curves"} & text.keys()
