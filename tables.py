@@ -15,7 +15,7 @@ from pathlib import Path
 from models.layer import to_json
 from models.zoo.detectors import ZOO
 from paper.claims import LONG, Claim, Form, Table, csv_text, long_form, page, read_claims, verdicts, wide_form
-from paper.jobs import Job, Place, Plan, digest
+from paper.jobs import Place, Plan, digest
 from paper.pages import fill
 from paper.profiles import PROFILES, TABLES, Profile, duration_text, profile_jobs, wanted
 from paper.tables import MAKERS, Source, kernel_points, paper_rows
@@ -79,13 +79,6 @@ def check_place(profile: Profile, data: str, weights: str, estimate: str) -> Non
                                "records that exist")
 
 
-def show_plan(plan: Plan, left: list[tuple[Job, str]], estimate: str) -> None:
-    """Print what would be run, each command in full."""
-    for job, state in left:
-        print(f"{job.name:18} {state:10} {job.epochs:4} epochs  {shlex.join(plan.command(job.name, state))}")
-    print(f"to do: {estimate}" if left else "nothing to do: every record is there")
-
-
 def paper_claims() -> tuple[Claim, ...]:
     """Return the claims of results/paper.json."""
     return read_claims((ROOT / "results" / "paper.json").read_text(encoding="utf-8"))
@@ -141,12 +134,11 @@ def visit_pages(pages: list[Path], write: bool) -> int:
     """Compare or fill the marked tables of the pages; return the exit code."""
     errors, differences, tables, results = [], [], 0, ROOT / "results"
     for path in pages:
-        text = path.read_text(encoding="utf-8")
-        filled = fill(text, str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path), results,
-                      page_table(results))
+        name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+        filled = fill(path.read_text(encoding="utf-8"), name, results, page_table(results))
         tables += filled.tables
         errors, differences = errors + filled.errors, differences + filled.differences
-        if write and filled.text != text:
+        if write:
             path.write_text(filled.text, encoding="utf-8")
     print("\n".join([*errors, *differences, f"{tables} marked tables, {len(differences)} rows "
                      f"{'filled' if write else 'differ'}, {len(errors)} errors"]))
@@ -164,7 +156,10 @@ def main() -> None:
     left = [] if args.no_run else plan.missing(jobs)
     estimate = duration_text([job for job, _ in left], profile, plan.rate())
     if args.dry_run:
-        show_plan(plan, left, estimate)
+        for job, state in left:
+            print(f"{job.name:18} {state:10} {job.epochs:4} epochs  "
+                  f"{shlex.join(plan.command(job.name, state))}")
+        print(f"to do: {estimate}" if left else "nothing to do: every record is there")
         return
     if left:
         check_place(profile, args.data, args.weights, estimate)

@@ -77,18 +77,19 @@ def benchmark(config: Config) -> Path:
 
 def conclude(bench: Bench) -> None:
     """Raise what the exit code should tell: the first fault's kind where cases or accuracies are missing."""
-    failed = [taken for taken in bench.taken if taken.status == "failed"]
-    kind = KINDS.get((failed or bench.taken)[0].exit_code, EnvironmentFault)
+    failed = [(taken, taken.exit_code, taken.reason) for taken in bench.taken if taken.status == "failed"]
+    blind = [(taken, taken.accuracy["exit_code"], taken.accuracy["fault"])
+             for taken in bench.measured() if "fault" in taken.accuracy]
     if not bench.measured():
-        raise kind(f"nothing could be measured: {(failed or bench.taken)[0].reason}")
-    if failed:
-        raise kind(f"{len(failed)} of {len(bench.taken)} cases failed; the others are reported. "
-                   f"First: {failed[0].case.label}: {failed[0].reason}")
-    if blind := [taken for taken in bench.measured() if "fault" in taken.accuracy]:
-        found = blind[0].accuracy
-        raise KINDS.get(found["exit_code"], EnvironmentFault)(
-            f"the accuracy of {len(blind)} of {len(bench.taken)} cases could not be measured; all else is "
-            f"reported. First: {blind[0].case.label}: {found['fault']}")
+        first = failed[0][0] if failed else bench.taken[0]
+        raise KINDS.get(first.exit_code, EnvironmentFault)(f"nothing could be measured: {first.reason}")
+    if faults := failed or blind:
+        taken, code, reason = faults[0]
+        of = f"{len(faults)} of {len(bench.taken)} cases"
+        raise KINDS.get(code, EnvironmentFault)(
+            (f"{of} failed; the others are reported. " if failed else
+             f"the accuracy of {of} could not be measured; all else is reported. ")
+            + f"First: {taken.case.label}: {reason}")
 
 
 def plan_of(config: Config) -> dict:

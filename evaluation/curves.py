@@ -113,7 +113,7 @@ def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
 
 
 def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], np.ndarray]:
-    """Return the lowest confidence of the best mean F1, the mean (P, R, F1) there, and those per class [K, 3].
+    """Return the lowest confidence of the best mean F1, (P, R, F1) there, and those per class [K, 3].
 
     Means are over the classes with ground truth, others are NaN; all is 0 where no class has any.
     """
@@ -140,9 +140,9 @@ def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, con
     np.add.at(out, (matches.label[right], matches.label[right]), 1)
     free = np.flatnonzero(~np.isin(matches.target_index, matches.target[right]))
     wrong = np.flatnonzero(matches.wrong & shown)
-    boxes = np.array([a["bbox"] for a in ground_truth["annotations"]], dtype=float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    pairs = _pair_across_classes(matches, wrong, free, rows[matches.row, 1:5], boxes[matches.target_index])
+    targets = np.array([a["bbox"] for a in ground_truth["annotations"]], dtype=float).reshape(-1, 4)
+    boxes = rows[matches.row, 1:5] - np.pad(rows[matches.row, 1:3], ((0, 0), (2, 0)))
+    pairs = _pair_across_classes(matches, wrong, free, boxes, targets[matches.target_index])
     np.add.at(out, (matches.target_label[pairs[:, 1]], matches.label[pairs[:, 0]]), 1)
     out[k, :k] = np.bincount(matches.label[np.setdiff1d(wrong, pairs[:, 0])], minlength=k)
     out[:k, k] = np.bincount(matches.target_label[np.setdiff1d(free, pairs[:, 1])], minlength=k)
@@ -151,12 +151,16 @@ def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, con
 
 def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, boxes: np.ndarray,
                          targets: np.ndarray) -> np.ndarray:
-    """Pairs [P, 2] (detection, target) in one image at IoU >= 0.5, each used once, best score first."""
+    """Pairs [P, 2] (detection, target) in one image at IoU >= 0.5, each used once, best score first.
+
+    boxes [D, 4] and targets [M, 4]: xywh px, as pycocotools takes them.
+    """
+    from pycocotools.mask import iou as iou_of
     pairs: dict[int, int] = {}                             # target -> detection
     image, target_image = matches.image[wrong], matches.target_image[free]
     for at in np.intersect1d(image, target_image):
         d, m = wrong[image == at], free[target_image == at]
-        iou = _iou(boxes[d], targets[m])
+        iou = iou_of(boxes[d], targets[m], [0] * len(m))
         i, j = np.nonzero(iou >= 0.5)
         taken = set()
         for best in np.lexsort((-iou[i, j], -matches.score[d[i]])):
@@ -164,11 +168,3 @@ def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, 
                 taken.add(i[best])
                 pairs[m[j[best]]] = d[i[best]]
     return np.array([(d, m) for m, d in pairs.items()], dtype=int).reshape(-1, 2)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU [N, M] of xyxy boxes a [N, 4] with b [M, 4]; 0 where both are empty."""
-    a, b = a[:, None], b[None]
-    inter = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(2)
-    area_a, area_b = (np.prod(x[..., 2:] - x[..., :2], axis=2) for x in (a, b))
-    return inter / np.maximum(area_a + area_b - inter, 1e-12)

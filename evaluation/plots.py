@@ -126,35 +126,25 @@ def confusion_png(metrics: Metrics, path: Path | str) -> Path:
     return save(fig, path)
 
 
-def sheet_png(pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str],
-              path: Path | str) -> Path:
-    """Draw a sheet of images, each with its ground truth on the left and its predictions on the right.
+def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
+              confidence: float, names: Sequence[str], path: Path | str, count: int = 8) -> Path:
+    """Draw `count` images spread over the set: ground truth on the left, predictions on the right.
 
-    Each comes as uint8 [H, W, 3] RGB, ground-truth boxes [M, 5] (xyxy px, class) and predictions [N, 6]
-    (xyxy px, score, class).
+    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] (position, xyxy px, score, class)
+    count from `confidence` on; decode reads a path as uint8 [H, W, 3] RGB.
     """
     from detection.draw import contact_sheet, draw
     from detection.outputs import save_picture
-    images, captions = [], []
-    for image, targets, found in pairs:
-        images += [draw(image, targets, names), draw(image, found, names)]
-        captions += ["ground truth", "predicted"]
-    save_picture(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
-    return Path(path)
-
-
-def sheet_pairs(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
-                confidence: float, count: int = 8) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return what sheet_png draws for `count` images spread over the set, detections from `confidence` on.
-
-    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] are (position, xyxy px, score,
-    class), in px of the image; decode reads a path as uint8 [H, W, 3] RGB.
-    """
     shown = [i for i, record in enumerate(records) if len(record.boxes)] or list(range(len(records)))
     chosen = [shown[i] for i in np.linspace(0, len(shown) - 1, min(count, len(shown))).round().astype(int)]
-    good = detections[detections[:, 5] >= confidence]
-    return [(decode(records[i].path), records[i].boxes[:, [1, 2, 3, 4, 0]], good[good[:, 0] == i, 1:])
-            for i in chosen]
+    good, images = detections[detections[:, 5] >= confidence], []
+    for i in chosen:
+        image = decode(records[i].path)
+        images += [draw(image, records[i].boxes[:, [1, 2, 3, 4, 0]], names),
+                   draw(image, good[good[:, 0] == i, 1:], names)]
+    captions = ["ground truth", "predicted"] * len(chosen)
+    save_picture(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
+    return Path(path)
 
 
 def evaluation_pngs(metrics: Metrics, folder: Path | str) -> list[tuple[str, Path]]:

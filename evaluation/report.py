@@ -96,10 +96,9 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, foun
     `found` [D, 7] are the detections, `decode` reads an image as uint8 [H, W, 3] RGB; `before` are captions
     and plots to show first. Returns the page's path.
     """
-    from evaluation.plots import evaluation_pngs, sheet_pairs, sheet_png
-    pairs = sheet_pairs(coco.images, found, decode, metrics.confidence)
-    images = [*before, *evaluation_pngs(metrics, folder),
-              ("Ground truth beside predictions", sheet_png(pairs, coco.names, folder / "predictions.jpg"))]
+    from evaluation.plots import evaluation_pngs, sheet_png
+    sheet = sheet_png(coco.images, found, decode, metrics.confidence, coco.names, folder / "predictions.jpg")
+    images = [*before, *evaluation_pngs(metrics, folder), ("Ground truth beside predictions", sheet)]
     span = result.get("map50_interval")
     summary = {"mAP@0.5": metrics.map50, "mAP@0.5:0.95": metrics.map50_95, "precision": metrics.precision,
                "recall": metrics.recall, "F1": metrics.f1, "images": metrics.images,
@@ -129,10 +128,10 @@ def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
     parts = [_summary(summary), *(_table(*table) for table in tables)]
     if images:
         parts += ["<h2>Images</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=escape(title), body="\n".join(parts))
+    page = Template(TEMPLATE.read_text(encoding="utf-8"))
     path = Path(folder) / "report.html"
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
+    part = path.with_name("report.html.part")
+    part.write_text(page.substitute(title=escape(title), body="\n".join(parts)), encoding="utf-8")
     os.replace(part, path)
     return path
 

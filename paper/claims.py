@@ -151,16 +151,14 @@ def long_form(table: Table) -> list[tuple[str, ...]]:
 def wide_form(table: Table) -> Form:
     """Return header and rows as the paper prints them, a column of claims before a figure that has any."""
     claims = [any(cells[at].claim for _, cells in table.rows) for at in range(len(table.columns))]
-    header = [""]
+    header, rows = [""], []
     for column, has in zip(table.columns, claims):
         header += [f"{column.title}, claimed"] * has + [column.title]
-    rows = []
     for label, cells in table.rows:
-        row = [label]
+        rows.append([label])
         for column, cell, has in zip(table.columns, cells, claims):
-            row += [claim_text(cell.claim)] * has + [figure_text(cell.measured, column.unit)]
-        rows.append(tuple(row))
-    return tuple(header), rows
+            rows[-1] += [claim_text(cell.claim)] * has + [figure_text(cell.measured, column.unit)]
+    return header, rows
 
 
 def verdicts(table: Table) -> str:

@@ -2,49 +2,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluation import plots
 from evaluation.plots import INK
 from paper.claims import LONG, WITHIN, Table, long_form
 from utils.text import numeric
 
-if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import RendererAgg
-
-SIZE, HEIGHT, GAP, MARGIN = 9, 20, 22, 14                  # letters in pt; row height, gaps and margin in px
 GOOD, BAD, SILENT = "#047857", "#b45309", "#7b8794"
-DETAIL = 64                                                # letters of a cell before it is cut
+LETTER, HEIGHT = 0.078, 0.18       # inches of a letter at 9 pt, and of a row
+DETAIL = 64                        # letters of a cell before it is cut
 
 
 def table_png(table: Table, path: Path) -> Path:
     """Draw a table, a line per cell, verdicts coloured; notes are left to the page. Return the path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     rows = [[cell if len(cell) <= DETAIL else f"{cell[:DETAIL - 1]}…" for cell in row]
             for row in long_form(table)] or [["nothing measured yet", *[""] * (len(LONG) - 1)]]
-    fig = plots.figure(1, 1)
-    fig.set_layout_engine("none")
-    right, renderer = numeric(LONG, rows), FigureCanvasAgg(fig).get_renderer()
-    wide = [max(_width(renderer, row[at], at == 0 or row is LONG) for row in (LONG, *rows))
-            for at in range(len(LONG))]
-    title = _width(renderer, table.title, True) * 11 / SIZE
-    width = 2 * MARGIN + max(sum(wide) + GAP * (len(wide) - 1), title)
-    height = 2 * MARGIN + HEIGHT * (len(rows) + 2) + 12
-    fig.set_size_inches(width / fig.dpi, height / fig.dpi)
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, width), ylim=(height, 0))
+    wide = [max(map(len, column)) + 3 for column in zip(LONG, *rows)]
+    fig = plots.figure(LETTER * max(sum(wide), 1.4 * len(table.title)), HEIGHT * (len(rows) + 3))
+    ax = fig.subplots()
     ax.axis("off")
-    ax.text(MARGIN, MARGIN + HEIGHT / 2, table.title, fontsize=11, weight="bold", color=INK, va="center")
-    lefts = [MARGIN + sum(wide[:at]) + GAP * at for at in range(len(wide))]
-    for line, row in enumerate((LONG, *rows)):
-        y = MARGIN + HEIGHT * (line + 1.5) + 8
-        if row[0] and line:
-            colour = INK if line == 1 else "#d5dbe3"
-            ax.plot((MARGIN, width - MARGIN), (y - HEIGHT / 2,) * 2, color=colour, lw=0.8)
-        for at, text in enumerate(row):
-            ax.text(lefts[at] + (wide[at] if right[at] else 0), y, text, fontsize=SIZE, va="center",
-                    ha="right" if right[at] else "left", weight="bold" if at == 0 or not line else "normal",
-                    color=_colour(text) if line and at == len(row) - 1 else INK)
+    plots.head(ax, table.title)
+    grid = ax.table(rows, colLabels=LONG, colWidths=[w / sum(wide) for w in wide], bbox=(0, 0, 1, 1))
+    grid.auto_set_font_size(False)
+    grid.set_fontsize(9)
+    right = numeric(LONG, rows)
+    for (line, at), cell in grid.get_celld().items():
+        ends = line == 0 or (line < len(rows) and rows[line][0])       # another row's lines begin below
+        cell.visible_edges = "B" if ends else ""
+        cell.PAD = 1 / wide[at]                            # a letter, whatever the column's width
+        cell.set_edgecolor("#d5dbe3" if line else INK)
+        colour = _colour(rows[line - 1][at]) if line and at == len(LONG) - 1 else INK
+        cell.set_text_props(ha="right" if right[at] else "left", color=colour,
+                            weight="normal" if at and line else "bold")
     return plots.save(fig, path)
 
 
@@ -53,10 +42,3 @@ def _colour(verdict: str) -> str:
     if verdict in (WITHIN, "the same"):
         return GOOD
     return BAD if verdict.startswith(("off", "differs")) else SILENT
-
-
-def _width(renderer: RendererAgg, text: str, bold: bool) -> float:
-    """Width of a text in px at the table's size."""
-    from matplotlib.font_manager import FontProperties
-    prop = FontProperties(size=SIZE, weight="bold" if bold else "normal")
-    return renderer.get_text_width_height_descent(text, prop, False)[0] if text else 0.0

@@ -182,7 +182,7 @@ def test_the_text_forms_are_aligned_and_escaped():
     assert len({len(line) for line in rows}) == 1 and any(r"50 \% off" in line for line in rows)
     assert len({tuple(m.start() for m in re.finditer(" & ", line)) for line in rows}) == 1
     header, wide = wide_form(TABLE)
-    assert header == ("", "a_1, claimed", "a_1", "b") and wide[1] == ("three", "", "", "")
+    assert header == ["", "a_1, claimed", "a_1", "b"] and wide[1] == ["three", "", "", ""]
     assert "## Claimed beside measured" in page(TABLE) and "1.00 M: somewhere [N]" in page(TABLE)
 
 
