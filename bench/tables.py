@@ -1,4 +1,4 @@
-"""A benchmark's report as tables and sentences. No speed stands there without all that it depends on."""
+"""A benchmark's report as tables and sentences. No speed is given without all that it depends on."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

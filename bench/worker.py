@@ -115,10 +115,10 @@ class Ready:
         stamps.append(clock())
         batch = _tensor([_fit(image, self.spec) for image in images])
         stamps.append(clock())
-        maps = self._predict(batch)
+        predictions = self._predict(batch)
         stamps.append(clock())
         limits = (self.spec[name] for name in ("conf_thres", "iou_thres", "max_det"))
-        found = self._decode(maps, self.runtime.heads, *limits).boxes
+        found = self._decode(predictions, self.runtime.heads, *limits).boxes
         boxes = [scale_back(b.cpu().numpy(), letterbox_geometry(*image.shape[:2], size), *image.shape[:2])
                  for b, image in zip(found, images)]
         stamps.append(clock())
@@ -133,11 +133,11 @@ class Ready:
         return measure(self.runtime, message["data"], self.spec["imgsz"])
 
     def _predict(self, images: torch.Tensor) -> list[torch.Tensor]:
-        maps = self.runtime.predict(images)
+        predictions = self.runtime.predict(images)
         if self.runtime.device.type == "cuda":
             import torch
             torch.cuda.synchronize(self.runtime.device)
-        return maps
+        return predictions
 
     def _warm_up(self, seconds: float) -> dict:
         """Rounds of all scopes until they are steady, and whether they were within the limits."""

@@ -85,11 +85,11 @@ class Finder:
         """Return boxes [N, 6] (xyxy px of the input, score, class) per image of uint8 [B, 3, H, W]."""
         import torch
         with self.watch.stage("network"):
-            maps = self.runtime.predict(images)
+            predictions = self.runtime.predict(images)
             if self.runtime.device.type == "cuda":
                 torch.cuda.synchronize()
         with self.watch.stage("boxes and NMS"):
-            found = self.decode(maps, self.runtime.heads, *self.thresholds, classes=self.wanted,
+            found = self.decode(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
                                 multi_label=True)
             self.dropped += found.dropped
             own = torch.full((max(self.wanted) + 1,), -1.0)

@@ -17,7 +17,7 @@ from utils.errors import DataError
 from utils.text import markdown
 
 TOLERANCE, WITHIN = 0.01, "within 1 %"
-# A claim's unit -> how many of the column's own unit it stands for. One multiply-add is two operations.
+# A claim's unit -> how many of the column's own unit it is. One multiply-add is two operations.
 SCALE = {"M": 1e6, "GMACs": 1e9, "BFLOPs": 0.5e9, "MFLOPs": 0.5e6, "B operations": 0.5e9}
 FIELDS = ("table", "row", "column", "value", "unit", "source", "mark")
 LONG = ("row", "figure", "claimed", "measured", "delta", "verdict")    # header of the long form

@@ -1,6 +1,6 @@
 """Jobs that make run records: which are done, which are missing, and running those, each in its own process.
 
-A job is data. Its key is a digest of its command and of the jobs it stands on, so a record tells which plan
+A job is data. Its key is a digest of its command and of the jobs it builds on, so a record tells which plan
 made it, and the run folder is named after the key: the same job always comes back to the same folder.
 """
 from __future__ import annotations

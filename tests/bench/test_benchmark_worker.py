@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three pictures of noise in three sizes."""
+    """Three images of noise in three sizes."""
     return noise(tmp_path / "pictures")
 
 
@@ -125,6 +125,6 @@ def test_frames_of_a_video_are_read_over_and_over(tmp_path: Path):
     assert len(frames) == 7 and np.array_equal(frames[0], frames[3]) and frames[0].shape == (240, 320, 3)
 
 
-def test_pictures_are_spread_over_the_source(pictures: Path):
+def test_images_are_spread_over_the_source(pictures: Path):
     assert [p.name for p in plan.spread(sorted(pictures.iterdir()), 2)] == ["0.jpg", "2.jpg"]
     assert len(plan.spread(sorted(pictures.iterdir()), 9)) == 3

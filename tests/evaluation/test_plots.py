@@ -1,4 +1,4 @@
-"""Pictures of a run: what is drawn is what was measured, for any number and script of class names."""
+"""Plots of a run: what is drawn is what was measured, for any number and script of class names."""
 import subprocess
 import sys
 import warnings
@@ -18,19 +18,19 @@ ROWS = [{"epoch": e, "loss": 3 / e, "box": 1 / e, "obj": 1.5 / e, "cls": 0.5 / e
 
 
 def measured(classes: int = 4, names: list[str] | None = None) -> Metrics:
-    """Metrics of random pictures with `classes` classes."""
-    truth, rows = crowded(60, classes)
-    return evaluate_detections(truth, rows, names or [f"c{k}" for k in range(classes)])
+    """Metrics of random images with `classes` classes."""
+    ground_truth, rows = crowded(60, classes)
+    return evaluate_detections(ground_truth, rows, names or [f"c{k}" for k in range(classes)])
 
 
 def pixels(path: Path) -> np.ndarray:
-    """The picture [H, W, 3] as written."""
+    """The image [H, W, 3] as written."""
     import cv2
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
 def assert_drawn(path: Path, least: tuple[int, int]) -> None:
-    """The file is a picture of at least (width, height) px with something on it."""
+    """The file is an image of at least (width, height) px with something on it."""
     image = pixels(path)
     assert image.shape[1] >= least[0] and image.shape[0] >= least[1]
     assert 0.001 < (image < 200).any(2).mean() < 0.9, "blank, or black"
@@ -87,14 +87,14 @@ def test_the_f1_curve_marks_the_best_confidence(tmp_path, figures):
     assert max(drawn[f"all classes {metrics.f1:.3f}"][1]) == pytest.approx(metrics.f1)
 
 
-def test_classes_without_truth_have_no_line_and_no_class_at_all_a_sentence(tmp_path, figures):
-    truth, rows = crowded(20, 2)
-    truth["categories"].append({"id": 9, "name": "ghost"})
+def test_classes_without_ground_truth_have_no_line_and_no_class_at_all_a_sentence(tmp_path, figures):
+    ground_truth, rows = crowded(20, 2)
+    ground_truth["categories"].append({"id": 9, "name": "ghost"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.evaluation_pngs(evaluate_detections(truth, rows, ("a", "b", "ghost")), tmp_path)
+        plots.evaluation_pngs(evaluate_detections(ground_truth, rows, ("a", "b", "ghost")), tmp_path)
         assert not any("ghost" in label for label in lines(figures[0].axes[0]))
-        empty = evaluate_detections({**truth, "annotations": []}, rows, ("a", "b", "ghost"))
+        empty = evaluate_detections({**ground_truth, "annotations": []}, rows, ("a", "b", "ghost"))
         plots.evaluation_pngs(empty, tmp_path)
         assert "no class has ground truth" in figures[3].axes[0].texts[0].get_text()
 

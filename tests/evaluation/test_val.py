@@ -33,7 +33,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Five pictures of mixed shapes with unsafe annotation ids, gapped category ids and a crowd."""
+    """Five images of mixed shapes with unsafe annotation ids, gapped category ids and a crowd."""
     root = tmp_path_factory.mktemp("set")
     (root / "annotations").mkdir()
     (root / "images").mkdir()
@@ -65,7 +65,7 @@ def run_val(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def perfect(monkeypatch, data):
-    """Makes the decoder find every truth, in the input's px and in the model's classes."""
+    """Make the decoder find every ground-truth box, in the input's px and in the model's classes."""
     coco, place = read_coco(*locate(data).val), []
 
     def find(maps: list, heads: tuple, *_: object, classes: list[int], **__: object) -> Found:
@@ -104,7 +104,7 @@ def test_a_perfect_detector_scores_one_through_letterbox_and_names(run_val, weig
         assert (folder / name).stat().st_size > 300, name
 
 
-def test_no_boxes_at_all_is_zero_and_a_class_without_truth_is_named(run_val, weights, data, tmp_path):
+def test_no_boxes_at_all_is_zero_and_a_class_without_ground_truth_is_named(run_val, weights, data, tmp_path):
     content = json.loads((data / "annotations" / "instances_val.json").read_text())
     content["categories"].append({"id": 8, "name": "Bird"})
     (tmp_path / "annotations").mkdir()

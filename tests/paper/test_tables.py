@@ -1,4 +1,4 @@
-"""Tables: verdicts, text forms, claims with their sources, counts held against formulas."""
+"""Tables: verdicts, text forms, claims with their sources, counts compared with formulas."""
 import csv
 import io
 import json
