@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from models.layer import to_json
@@ -115,19 +116,17 @@ def write_tables(tables: list[Table], folder: Path, records: dict[str, dict]) ->
         print(f"{folder / table.name}.md .csv .tex .png: {verdicts(table)}")
 
 
-def page_table(results: Path) -> Callable[[str, str], Form]:
-    """Return a function of (name, option) that gives a marked table, header and rows, out of `results`."""
-    def make(name: str, option: str) -> Form:
-        from paper.nets import count
-        if name == "paper":
-            return paper_rows(paper_claims(), {zoo: count(net(), 416) for zoo, net in ZOO.items()})
-        profile, _, table = name.partition("/")
-        if profile not in PROFILES or table not in TABLES:
-            raise KeyError(name)
-        plan = Plan(profile_jobs(PROFILES[profile], {}), Place(ROOT, results / profile, results, {}))
-        [made] = make_tables(PROFILES[profile], plan.records(), [table])
-        return (LONG, long_form(made)) if option == "long" else wide_form(made)
-    return make
+def page_table(results: Path, name: str, option: str) -> Form:
+    """Return the header and rows of a marked table. Raises KeyError for an unknown one."""
+    from paper.nets import count
+    if name == "paper":
+        return paper_rows(paper_claims(), {zoo: count(net(), 416) for zoo, net in ZOO.items()})
+    profile, _, table = name.partition("/")
+    if profile not in PROFILES or table not in TABLES:
+        raise KeyError(name)
+    plan = Plan(profile_jobs(PROFILES[profile], {}), Place(ROOT, results / profile, results, {}))
+    [made] = make_tables(PROFILES[profile], plan.records(), [table])
+    return (LONG, long_form(made)) if option == "long" else wide_form(made)
 
 
 def visit_pages(pages: list[Path], write: bool) -> int:
@@ -135,7 +134,7 @@ def visit_pages(pages: list[Path], write: bool) -> int:
     errors, differences, tables, results = [], [], 0, ROOT / "results"
     for path in pages:
         name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-        filled = fill(path.read_text(encoding="utf-8"), name, results, page_table(results))
+        filled = fill(path.read_text(encoding="utf-8"), name, results, partial(page_table, results))
         tables += filled.tables
         errors, differences = errors + filled.errors, differences + filled.differences
         if write:

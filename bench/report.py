@@ -13,7 +13,7 @@ from bench.tables import page, text
 from compress.search.plots import label_points
 from deploy.artifact import digest, size
 from evaluation import plots
-from evaluation.plots import COLOURS, INK
+from evaluation.plots import COLOURS
 from utils import runs
 from utils.errors import DataError, UsageError
 from utils.redact import masked
@@ -96,42 +96,35 @@ def by_name(measured: Sequence[dict]) -> dict[str, dict]:
 
 
 def benchmark_png(rows: Sequence[Mapping], scope: str, path: Path) -> Path:
-    """Draw AP50 against the median latency of a scope for the cases that have an AP50; return the path.
+    """Draw the median latency of a scope per case, against AP50 where any case has one; return the path.
 
-    A line goes from the least to the 90th percentile. Where no case has an AP50: a bar per case with lines to
-    its 90th and 99th percentile.
+    A thick line goes from the least to the 90th percentile, a thin one on to the 99th.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     rated = [row for row in rows if row["accuracy"].get("map50") is not None]
     rows = rated or rows
     fig = plots.figure(10, 6.2 if rated else 1.6 + 0.42 * len(rows))
-    FigureCanvasAgg(fig)                                   # labels are placed where the points come to lie
-    ax = fig.subplots()
+    FigureCanvasAgg(fig)                                   # label_points asks where the points are drawn
+    ax, same = fig.subplots(), shared(rows)
     artifacts = list(dict.fromkeys(row["name"] for row in rows))
-    colours = [COLOURS[artifacts.index(row["name"]) % len(COLOURS)] for row in rows]
-    same = shared(rows)
     names = [label(row, [key for key in KEYS if key not in same]) for row in rows]
-    times = [row["scopes"][scope] for row in rows]
+    points = [(row["scopes"][scope]["p50"], 100 * row["accuracy"]["map50"] if rated else at)
+              for at, row in enumerate(rows)]
+    for row, (x, y) in zip(rows, points):
+        found, colour = row["scopes"][scope], COLOURS[artifacts.index(row["name"]) % len(COLOURS)]
+        ax.plot((found["p90"], found["p99"]), (y, y), color=colour, lw=0.6)
+        ax.plot((found["min"], found["p90"]), (y, y), color=colour, lw=1.6)
+        ax.plot(x, y, "o", color=colour, ms=7)
+    what, y = ("Accuracy and latency", "mAP@0.5, %") if rated else ("Latency", "")
+    plots.dress(ax, f"{what}, {scope}, with lines from the least to the 90th and 99th percentile; "
+                f"{label(rows[0], same)}", "median ms a call", y)
+    ax.margins(0.1, 0.15)
     if rated:
-        points = [(found["p50"], 100 * row["accuracy"]["map50"]) for row, found in zip(rows, times)]
-        for (x, y), found, colour in zip(points, times, colours):
-            ax.plot((found["min"], found["p90"]), (y, y), color=colour, lw=1)
-            ax.plot(x, y, "o", color=colour, ms=7)
-        plots.dress(ax, f"Accuracy and latency, {scope}, with lines from the least to the 90th percentile; "
-                    f"{label(rows[0], same)}", "median ms a call", "mAP@0.5, %")
-        ax.margins(0.1, 0.15)
         label_points(ax, [(point, name, False) for name, point in zip(names, points)], points)
-        return plots.save(fig, path)
-    for at, (found, colour) in enumerate(zip(times, colours)):
-        ax.barh(at, found["p50"], color=colour, height=0.62)
-        ax.plot((found["p50"], found["p90"]), (at, at), color=INK, lw=3)
-        ax.plot((found["p90"], found["p99"]), (at, at), color=INK, lw=1)
-        ax.text(found["p99"], at, f"  {found['p50']:.2f}", va="center", fontsize=8, color=INK)
-    ax.set_yticks(range(len(rows)), names, fontsize=8)
-    ax.invert_yaxis()
-    ax.margins(x=0.1)
-    plots.dress(ax, f"Latency, {scope}, with lines to the 90th and 99th percentile; {label(rows[0], same)}",
-                "median ms a call", "")
+    else:
+        ticks = [f"{name}: {x:.2f} ms" for name, (x, _) in zip(names, points)]
+        ax.set_yticks(range(len(rows)), ticks, fontsize=8)
+        ax.invert_yaxis()
     return plots.save(fig, path)
 
 
