@@ -60,8 +60,9 @@ class Worker:
         threading.Thread(target=self._listen, name="worker", daemon=True).start()
 
     def _listen(self) -> None:
-        for line in self._process.stdout:
-            self._answers.put(line)
+        with self._process.stdout as answers:
+            for line in answers:
+                self._answers.put(line)
         self._answers.put("")                              # its end
 
     def ask(self, message: Mapping, seconds: float, poll: Callable[[], object]) -> dict:
