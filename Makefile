@@ -1,4 +1,5 @@
-# make test   all tests             make demo   train, measure and use a Micro-YOLO on the embedded data set
+# make check   the fast tests, in two minutes          make test   all tests
+# make demo   train, measure and use a Micro-YOLO on the embedded data set
 # make reproduce   the paper's tables beside measured figures, on the embedded data set, in results/smoke
 # make install   the virtual environment alone          make clean   take away what these targets made
 # Everything is installed into .venv and nowhere else.
@@ -18,7 +19,7 @@ DEMO := runs/demo
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help install test demo reproduce clean
+.PHONY: help install check test demo reproduce clean
 .DELETE_ON_ERROR:
 
 help:
@@ -63,8 +64,13 @@ web/node_modules/.package-lock.json: web/package-lock.json
 
 # Threads that spin while they wait cost more than they give on a machine with few or busy cores. The tests of a file
 # share its fixtures, so they stay in one process; were a process that crashed replaced, the run might never end.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
+
+check: $(VENV)/installed-dev
+	@$(PYTEST) -m 'not slow'
+
 test: $(VENV)/installed-dev $(if $(wildcard web/package-lock.json),web/node_modules/.package-lock.json)
-	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
+	@$(PYTEST)
 
 demo: $(VENV)/installed
 	$(PY) train.py --cfg micro-yolo --weights $(DEMO_WEIGHTS) --data scenes --imgsz $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) \

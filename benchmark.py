@@ -9,9 +9,10 @@ mean and when they are not to be trusted.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
-from bench.cases import PRECISIONS, RUNTIMES, SCOPES
+from bench.cases import PRECISIONS, RUNTIMES, SCOPES, Config
 from utils import cli
 
 FULL = {"iterations": 1024, "seconds": 60.0}   # of a case, over all rounds; once MLPerf's least
@@ -19,7 +20,7 @@ SEVERAL = ("weights", "runtimes", "precisions", "threads", "batch_sizes", "imgsz
 
 
 def parse() -> argparse.Namespace:
-    """The checked command line."""
+    """Return the checked command line."""
     parser = cli.parser(__doc__.splitlines()[0], "source", "data", "device", "conf-thres", "iou-thres",
                         "max-det", "project", "name", "exist-ok", defaults={
                             "conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300,
@@ -32,10 +33,10 @@ def parse() -> argparse.Namespace:
     add("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"],
         help="numbers they are computed in; int8 is calibrated on the train split of --data")
     add("--threads", nargs="+", type=int, default=[1], help="CPU threads of the network (0: all cores)")
-    add("--batch-sizes", nargs="+", type=int, default=[1], help="pictures a call")
+    add("--batch-sizes", nargs="+", type=int, default=[1], help="images a call")
     add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[416], help="input sides in px")
     add("--scope", choices=(*SCOPES, "both"), default="both",
-        help="the network alone, picture files to drawn pictures, or both")
+        help="the network alone, image files to drawn images, or both")
     add("--pictures", type=int, default=32, help="how many different ones of --source are taken in turn")
     add("--rounds", type=int, default=3, help="how often every case is measured in a fresh process")
     add("--seconds", type=float, default=10.0, help="of a case, scope and round")
@@ -57,7 +58,7 @@ def parse() -> argparse.Namespace:
 
 
 def check_own(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends with a usage message where flags are missing, out of range, or do not go together."""
+    """End with a usage message where flags are missing, out of range, or do not go together."""
     if bool(args.weights) == bool(args.compare):
         parser.error("give either --weights to measure or --compare with two reports")
     if args.select and (len(args.select) > 2 or not args.compare):
@@ -72,7 +73,7 @@ def check_own(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     if not 0 < args.seconds < 86400:
         parser.error(f"--seconds {args.seconds:g}: needs more than 0, at most a day")
     if "int8" in args.precisions and not args.data and set(args.runtimes) & {"onnx", "openvino"}:
-        parser.error("--precisions int8 is calibrated on your own pictures: give --data")
+        parser.error("--precisions int8 is calibrated on your own images: give --data")
     if args.full and args.iterations:
         parser.error("--full sets its own number of calls: leave --iterations out")
     if args.full:
@@ -80,18 +81,18 @@ def check_own(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 
 def main() -> None:
-    """Measures, compares, or works for a benchmark that does."""
+    """Measure, compare, or work for a benchmark that does."""
     args = parse()
     if args.worker:
         from bench.worker import serve
         serve()
     elif args.compare:
-        from bench.compare import compare
+        from bench.report import compare
         scopes = SCOPES if args.scope == "both" else [args.scope]
         print("\n".join(compare(args.compare, args.select or (), scopes, args.force)))
     else:
         from bench.plan import benchmark
-        benchmark(args)
+        benchmark(Config(**{field.name: getattr(args, field.name) for field in fields(Config)}))
 
 
 if __name__ == "__main__":

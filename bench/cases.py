@@ -1,4 +1,4 @@
-"""What is measured, as data: the matrix of cases and their names. Pure."""
+"""What is measured, as data: what was asked for, the matrix of cases, their names."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,35 @@ KEYS = ("name", "runtime", "precision", "device", "threads", "batch", "imgsz")
 
 
 @dataclass(frozen=True)
+class Config:
+    """What benchmark.py's flags ask for; with `full`, iterations and seconds are those of all rounds."""
+
+    weights: Sequence[str]
+    runtimes: Sequence[str]
+    precisions: Sequence[str]
+    threads: Sequence[int]
+    batch_sizes: Sequence[int]
+    imgsz: Sequence[int]
+    device: str
+    source: str | None
+    data: str | None
+    scope: str
+    pictures: int
+    rounds: int
+    seconds: float
+    iterations: int | None
+    full: bool
+    layers: bool
+    save_json: str | None
+    conf_thres: float
+    iou_thres: float
+    max_det: int
+    project: str
+    name: str
+    exist_ok: bool
+
+
+@dataclass(frozen=True)
 class Case:
     """An artifact in a runtime and how it is run; name: the artifact's in tables, weights: its path."""
 
@@ -33,7 +62,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """All a figure of this case depends on, in words."""
+        """All that a figure of this case depends on, in words."""
         return label(vars(self))
 
     @property
@@ -43,7 +72,7 @@ class Case:
 
 
 def label(row: Mapping, keys: Sequence[str] = KEYS) -> str:
-    """A case, or the `keys` of it alone, in words."""
+    """Return a case, or the `keys` of it alone, in words."""
     words = {"threads": f"{row['threads']} thread{'s' * (row['threads'] != 1)}",
              "batch": f"batch {row['batch']}", "imgsz": f"{row['imgsz']} px"}
     parts = [words.get(key, row[key]) for key in KEYS if key in keys]
@@ -52,12 +81,12 @@ def label(row: Mapping, keys: Sequence[str] = KEYS) -> str:
 
 
 def shared(rows: Sequence[Mapping]) -> list[str]:
-    """The KEYS beyond artifact, runtime and precision in which all rows are alike."""
+    """Return the KEYS beyond artifact, runtime and precision in which all rows are alike."""
     return [key for key in KEYS[3:] if len({row[key] for row in rows}) == 1]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Names of artifacts: as much of each path's end as tells them apart, without suffix."""
+    """Return names of artifacts: as much of each path's end as tells them apart, without suffix."""
     parts = [path.with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]
@@ -68,7 +97,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def matrix(weights: Sequence[tuple[Path, str]], runtimes: Sequence[str], precisions: Sequence[str],
            threads: Sequence[int], batches: Sequence[int], sizes: Sequence[int], device: str) -> list[Case]:
-    """Every case that was asked for, those of one group together, in the order of the flags.
+    """Return every case that was asked for, those of one group together, in the order of the flags.
 
     weights: paths and their formats. What is exported runs in its own runtime, weights ("torch") in all of
     `runtimes`. torch-plain is what eager PyTorch does by itself, in fp32.
@@ -86,10 +115,10 @@ def matrix(weights: Sequence[tuple[Path, str]], runtimes: Sequence[str], precisi
 
 
 def pack(rounds: Rounds) -> list[list[str]]:
-    """Milliseconds of rounds and slices as JSON holds them: a text a slice, in microseconds."""
+    """Return milliseconds of rounds and slices as JSON holds them: a text per slice, to the microsecond."""
     return [[" ".join(f"{ms:.3f}" for ms in times) for times in slices] for slices in rounds]
 
 
 def unpack(rounds: Sequence[Sequence[str]]) -> list[list[list[float]]]:
-    """What `pack` was given, to a microsecond."""
+    """Return what `pack` was given, to a microsecond."""
     return [[[float(ms) for ms in times.split()] for times in slices] for slices in rounds]

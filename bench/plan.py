@@ -1,21 +1,19 @@
-"""A benchmark from flags to its end: pictures, artifacts and cases, then rounds, layers and the report."""
+"""A benchmark from what was asked for to its end: images, artifacts, cases, rounds, layers and the report."""
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.artifacts import export_cases
-from bench.bar import Bar
-from bench.cases import matrix
+from bench.cases import SCOPES, TORCH, Case, Config, matrix
 from bench.machine import cores, counters, facts
-from bench.process import WorkerFailed
 from bench.report import make_report, write
-from bench.run import KINDS, LOADING, Bench
+from bench.run import KINDS, Bench, WorkerFailed
 from data.coco.locate import locate
 from deploy.artifact import format_of
 from detection.sources import VIDEOS, open_source
@@ -23,44 +21,54 @@ from utils import runs
 from utils.errors import DataError, EnvironmentFault, Interrupted, ModelError, UsageError
 from utils.redact import masked, masked_values
 
+if TYPE_CHECKING:
+    from deploy.export import Export
+
 LAYERED = {("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"),
            ("openvino", "bf16")}           # where it can be told what each layer takes
+# (runtime, precision) -> half and int8 of the export. What is not here this project does not write.
+FILES = {("onnx", "fp32"): (False, False), ("onnx", "fp16"): (True, False), ("onnx", "int8"): (False, True),
+         ("openvino", "fp32"): (False, False), ("openvino", "bf16"): (False, False),
+         ("openvino", "int8"): (False, True), ("ncnn", "fp32"): (False, False),
+         ("ncnn", "bf16"): (False, False), ("ncnn", "fp16"): (True, False),
+         ("torchscript", "fp32"): (False, False), ("torchscript", "bf16"): (True, False)}
+CALIBRATION, GATE = 128, 16        # images of --data's train and val split, as export.py's
 
 
-def benchmark(args: Namespace) -> Path:
-    """The run folder of a benchmark, after it was measured, written and printed.
+def benchmark(config: Config) -> Path:
+    """Measure all that was asked for, write the report and print it; return the run folder.
 
-    Raises Interrupted after a signal, DataError or ModelError for pictures or an artifact that cannot be
+    Raises Interrupted after a signal, DataError or ModelError for images or an artifact that cannot be
     used, with everything measured so far written, and what `conclude` does.
     """
-    device = runs.pick_device(args.device)
-    files = [(Path(path), format_of(path)) for path in args.weights]
+    device = runs.pick_device(config.device)
+    files = [(Path(path), format_of(path)) for path in config.weights]
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
-    if args.data:
-        _ = locate(args.data).val                          # read at the end alone: minutes too late to refuse
-    interrupt, plan = runs.Interrupt(), plan_of(args)      # before the folder: a refusal leaves none
-    folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
-    runs.write_json(folder / "args.json", masked_values(vars(args)))
+    if config.data:
+        _ = locate(config.data).val                        # read at the end alone: minutes too late to fail
+    interrupt, plan = runs.Interrupt(), plan_of(config)    # before the folder: an error here leaves none
+    folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
+    runs.write_json(folder / "args.json", masked_values(vars(config)))
     environment = {**runs.environment(), **facts(), "before": counters()}
     environment.pop("threads")                             # this process computes nothing
-    threads = list(dict.fromkeys(count or len(cores()) for count in args.threads))
-    cases = matrix(files, args.runtimes, args.precisions, threads, args.batch_sizes, args.imgsz, str(device))
-    bench = Bench(args, plan, cases, environment, folder, interrupt)
+    threads = list(dict.fromkeys(count or len(cores()) for count in config.threads))
+    cases = matrix(files, config.runtimes, config.precisions, threads, config.batch_sizes, config.imgsz,
+                   str(device))
+    bench = Bench(config, plan, cases, environment, folder, interrupt)
     layers: list[dict] = []
     stopped: Exception | None = None
     try:
         export_cases(bench, folder / "artifacts")
-        with Bar(bench.total()) as bar:
-            bench.run(bar)
-        if args.layers:
+        bench.run()
+        if config.layers:
             layers = layer_tables(bench)
     except (Interrupted, EnvironmentFault, DataError, ModelError) as error:
         if isinstance(error, (DataError, ModelError)) and not bench.measured():
             raise                                          # at the start: there is nothing to report
         stopped = error                                    # what was measured before is not lost
-    report = make_report(bench, environment, layers, str(stopped or ""))
-    print(write(report, folder, args.save_json), folder, sep="\n\n")
+    report = make_report(bench, layers, str(stopped or ""))
+    print(write(report, folder, config.save_json), folder, sep="\n\n")
     if stopped:
         raise stopped
     conclude(bench)
@@ -68,48 +76,44 @@ def benchmark(args: Namespace) -> Path:
 
 
 def conclude(bench: Bench) -> None:
-    """Raises what the exit code should tell: the first fault's kind where cases or accuracies are missing."""
-    failed = [taken for taken in bench.taken if taken.status == "failed"]
-    kind = KINDS.get((failed or bench.taken)[0].exit_code, EnvironmentFault)
+    """Raise what the exit code should tell: the first fault's kind where cases or accuracies are missing."""
+    failed = [(taken, taken.exit_code, taken.reason) for taken in bench.taken if taken.status == "failed"]
+    blind = [(taken, taken.accuracy["exit_code"], taken.accuracy["fault"])
+             for taken in bench.measured() if "fault" in taken.accuracy]
     if not bench.measured():
-        raise kind(f"nothing could be measured: {(failed or bench.taken)[0].reason}")
-    if failed:
-        raise kind(f"{len(failed)} of {len(bench.taken)} cases failed; the others are reported. "
-                   f"First: {failed[0].case.label}: {failed[0].reason}")
-    if blind := [taken for taken in bench.measured() if "fault" in taken.accuracy]:
-        found = blind[0].accuracy
-        raise KINDS.get(found["exit_code"], EnvironmentFault)(
-            f"the accuracy of {len(blind)} of {len(bench.taken)} cases could not be measured; all else is "
-            f"reported. First: {blind[0].case.label}: {found['fault']}")
+        first = failed[0][0] if failed else bench.taken[0]
+        raise KINDS.get(first.exit_code, EnvironmentFault)(f"nothing could be measured: {first.reason}")
+    if faults := failed or blind:
+        taken, code, reason = faults[0]
+        of = f"{len(faults)} of {len(bench.taken)} cases"
+        raise KINDS.get(code, EnvironmentFault)(
+            (f"{of} failed; the others are reported. " if failed else
+             f"the accuracy of {of} could not be measured; all else is reported. ")
+            + f"First: {taken.case.label}: {reason}")
 
 
-def plan_of(args: Namespace) -> dict:
-    """Which pictures are read, with which thresholds and scopes: what every process is told."""
-    source = open_source(args.source or embedded())
+def plan_of(config: Config) -> dict:
+    """Return which images are read, with which thresholds and scopes: what every process is told."""
+    from data.scenes import make_scenes
+    source = open_source(config.source or str(make_scenes() / "images" / "val_*.jpg"))
     films = [path for path in source.paths if path.suffix.lower() in VIDEOS]
     if films and len(source.paths) > 1:
-        raise UsageError(f"--source {masked(args.source)}: holds {len(films)} videos among "
-                         f"{len(source.paths)} files; give pictures, or one video")
-    files = [str(path.resolve()) for path in spread(source.paths, args.pictures)]
-    return {"files": files, "video": bool(films), "pictures": args.pictures if films else len(files),
-            "scopes": ["network", "end-to-end"] if args.scope == "both" else [args.scope],
-            "conf_thres": args.conf_thres, "iou_thres": args.iou_thres, "max_det": args.max_det}
-
-
-def embedded() -> str:
-    """The validation pictures of the embedded set, as a glob; made on first use."""
-    from data.scenes import make_scenes
-    return str(make_scenes() / "images" / "val_*.jpg")
+        raise UsageError(f"--source {masked(config.source)}: holds {len(films)} videos among "
+                         f"{len(source.paths)} files; give images, or one video")
+    files = [str(path.resolve()) for path in spread(source.paths, config.pictures)]
+    return {"files": files, "video": bool(films), "pictures": config.pictures if films else len(files),
+            "scopes": list(SCOPES) if config.scope == "both" else [config.scope],
+            "conf_thres": config.conf_thres, "iou_thres": config.iou_thres, "max_det": config.max_det}
 
 
 def spread(items: Sequence[Path], count: int) -> list[Path]:
-    """`count` of the items, evenly chosen, or all."""
+    """Return `count` of the items, evenly chosen, or all."""
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[at] for at in chosen]
 
 
 def layer_tables(bench: Bench) -> list[dict]:
-    """The layers of every case whose runtime tells of them: one table a size and number of threads."""
+    """Return the layers of every case whose runtime tells of them: one table per size and threads."""
     out: list[dict] = []
     wanted = dict.fromkeys(replace(t.case, batch=1) for t in bench.measured()
                            if t.case.device == "cpu" and (t.case.runtime, t.case.precision) in LAYERED)
@@ -117,10 +121,61 @@ def layer_tables(bench: Bench) -> list[dict]:
         bench.poll()
         with ExitStack() as stack:
             try:
-                worker = bench.start(case.threads, stack)
-                found = worker.ask({"do": "layers", **bench.plan, **vars(case)}, LOADING, bench.poll)
+                _, found = bench.start(case, "layers", stack)
             except WorkerFailed as error:
-                bench.taint([f"the layers of {case.label} were not timed: {error}"])
+                bench.taints.append(f"the layers of {case.label} were not timed: {error}")
                 continue
         out.append({"label": case.label, "peak": found["peak"], "rows": found["rows"]})
     return out
+
+
+def export_cases(bench: Bench, folder: Path) -> None:
+    """Give every case that needs one its exported file, written once and passed by the parity gate.
+
+    A case without a file is skipped where a library is missing or there is no such export, and failed where
+    the export computes something else than the checkpoint; the case says why.
+    """
+    job = cache(partial(_job, bench))                      # the runtimes share calibration and torch's AP50
+    made = cache(partial(_export, job, folder))
+    for taken in bench.taken:
+        case = taken.case
+        if case.runtime in TORCH or format_of(case.weights) != "torch":
+            continue
+        bench.poll()
+        if kind := FILES.get((case.runtime, case.precision)):
+            found = made(replace(case, precision="", threads=0, batch=0), *kind)
+        else:
+            found = "skipped", f"nothing is exported for {case.runtime} in {case.precision}", 2
+        if isinstance(found, Path):
+            taken.case = replace(case, weights=str(found))
+        else:
+            taken.status, taken.reason, taken.exit_code = found
+
+
+def _export(job: Callable[..., Export], folder: Path, case: Case, half: bool,
+            int8: bool) -> Path | tuple[str, str, int]:
+    """The exported file; or status, reason and exit code of a case that cannot have one."""
+    from deploy import export
+    folder = folder / str(case.imgsz)
+    print(f"exporting {case.name} for {case.runtime}, {'int8' if int8 else 'half' if half else 'fp32'}, "
+          f"{case.imgsz} px", flush=True)
+    try:
+        export.check_libraries([case.runtime], int8)
+        folder.mkdir(parents=True, exist_ok=True)
+        row = export.export(job(case.weights, case.imgsz, half, int8), case.runtime, folder,
+                            case.name.replace("/", "-"))
+    except (EnvironmentFault, UsageError) as error:
+        return "skipped", str(error), error.exit_code
+    if row["faults"]:
+        return "failed", "the export computes something else: " + "; ".join(row["faults"]), 4
+    return folder / row["file"]
+
+
+def _job(bench: Bench, weights: str, imgsz: int, half: bool, int8: bool) -> Export:
+    """What export.py would export by the same flags: with --data, AP50 is part of the gate."""
+    from deploy import export, parity
+    data = bench.config.data or ""
+    checkpoint, imgsz = export.read(weights, imgsz)
+    images = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
+    calibration = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
+    return export.Export(weights, checkpoint, imgsz, half, int8, images, calibration, data, poll=bench.poll)

@@ -1,46 +1,52 @@
-"""What a benchmark leaves: its report as JSON, as Markdown, as text and as a picture."""
+"""A benchmark's report: made, written, read again and compared with another."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.cases import KEYS, SCHEMA, SCOPES, STAGES, pack
+from bench.cases import KEYS, SCHEMA, SCOPES, STAGES, label, pack, shared, unpack
 from bench.machine import counters, figure_taints
-from bench.plots import benchmark_png
 from bench.run import Bench, Taken
 from bench.stats import contrast, figures
 from bench.tables import page, text
+from compress.search.plots import label_points
 from deploy.artifact import digest, size
+from evaluation import plots
+from evaluation.plots import COLOURS
 from utils import runs
+from utils.errors import DataError, UsageError
 from utils.redact import masked
 
 FACTS = ("kind", "note", "parameters", "macs", "loose_macs", "classes", "loads", "steady", "peak_rss_bytes",
          "peak_gpu_bytes", "variables")
+BRIEF = ("p50", "p90", "p99", "fps")
+SAME = ("imgsz", "batch", "threads", "device", "cpu")      # without these two times are of different things
+LOOKED = ("pictures", "conf_thres", "iou_thres", "max_det")    # ... and end to end without these
 
 
-def make_report(bench: Bench, environment: dict, layers: Sequence[dict], stopped: str = "") -> dict:
-    """The report as JSON; docs/benchmark.md says what each key means."""
-    args = bench.args
-    rows = [row_of(taken) for taken in bench.taken]
-    taints = list(bench.taints) + [stopped] * bool(stopped)
-    for row, taken in zip(rows, bench.taken):
-        peers = [t for t in bench.taken if t.status == "measured" and t.case.group == taken.case.group]
-        alike = [t for t in peers if (t.case.runtime, t.case.precision) == (taken.case.runtime,
-                                                                            taken.case.precision)]
-        row["against"], row["beside"] = _ratios(peers, taken), _ratios(alike, taken)
-    taints += figure_taints({f"{row['label']}, {scope}": found for row in rows
-                             for scope, found in row["scopes"].items()})
-    settings = {"source": masked(args.source or "the embedded set"), "rounds": args.rounds,
+def make_report(bench: Bench, layers: Sequence[dict], stopped: str = "") -> dict:
+    """Return the report as JSON; docs/benchmark.md says what each key means."""
+    config, rows = bench.config, []
+    measured = bench.measured()
+    for taken in bench.taken:
+        case, row = taken.case, row_of(taken)
+        peers = [other for other in measured if other.case.group == case.group]
+        alike = [other for other in peers
+                 if (other.case.runtime, other.case.precision) == (case.runtime, case.precision)]
+        rows.append({**row, "against": _ratios(peers, taken), "beside": _ratios(alike, taken)})
+    taints = bench.taints + [stopped] * bool(stopped) + figure_taints(
+        {f"{row['label']}, {scope}": found for row in rows for scope, found in row["scopes"].items()})
+    settings = {"source": masked(config.source or "the embedded set"), "rounds": config.rounds,
                 "turns": bench.turns, "slice_seconds": bench.slice, "slice_calls": bench.calls,
-                "full": args.full, "data": args.data and str(args.data),
+                "full": config.full, "data": config.data and str(config.data),
                 **{k: bench.plan[k] for k in ("pictures", "conf_thres", "iou_thres", "max_det", "scopes")}}
     return {"schema": SCHEMA, "kind": "benchmark", "tainted": taints, "settings": settings,
-            "environment": {**environment, "after": counters()}, "cases": rows, "layers": list(layers)}
+            "environment": {**bench.machine, "after": counters()}, "cases": rows, "layers": list(layers)}
 
 
 def _ratios(peers: Sequence[Taken], taken: Taken) -> dict:
-    """How a case stands to the first of its peers, by scope; empty for that one itself."""
+    """How many times as fast a case is as the first of its peers, by scope; empty for that one itself."""
     if taken.status != "measured" or peers[0] is taken:
         return {}
     first = peers[0]
@@ -49,7 +55,7 @@ def _ratios(peers: Sequence[Taken], taken: Taken) -> dict:
 
 
 def row_of(taken: Taken) -> dict:
-    """A case as the report holds it."""
+    """Return a case as the report holds it."""
     case = taken.case
     row = {"label": case.label, **{key: getattr(case, key) for key in KEYS}, "status": taken.status,
            "reason": taken.reason}
@@ -67,11 +73,11 @@ def row_of(taken: Taken) -> dict:
 
 
 def write(report: dict, folder: Path, save_json: str | None) -> str:
-    """The report as text, after its files were written into the run folder."""
+    """Write the report's files into the run folder and to results/SAVE_JSON.json; return it as text."""
     measured = [row for row in report["cases"] if row["status"] == "measured"]
-    pictures = [benchmark_png(rows, scope, folder / f"{scope}.png").name for scope in SCOPES
-                if (rows := [row for row in measured if scope in row["scopes"]])]
-    (folder / "benchmark.md").write_text(page(report, pictures), encoding="utf-8")
+    images = [benchmark_png(rows, scope, folder / f"{scope}.png").name for scope in SCOPES
+              if (rows := [row for row in measured if scope in row["scopes"]])]
+    (folder / "benchmark.md").write_text(page(report, images), encoding="utf-8")
     runs.write_json(folder / "benchmark.json", report)
     if save_json:                                          # figures and verdicts, without every single call
         brief = {**report, "cases": [{**row, "samples": {}} for row in report["cases"]]}
@@ -80,10 +86,116 @@ def write(report: dict, folder: Path, save_json: str | None) -> str:
 
 
 def by_name(measured: Sequence[dict]) -> dict[str, dict]:
-    """The figures that pages quote, under names made of letters, digits and underscores alone."""
+    """Return the figures that pages quote, by names made of letters, digits and underscores alone."""
     def name(text: str) -> str:
         return re.sub(r"\W+", "_", text)
     return {name(row["label"]): {"map50": row["accuracy"].get("map50"), **{name(scope): {
-        **{key: found[key] for key in ("p50", "p90", "p99", "fps")},
+        **{key: found[key] for key in BRIEF},
         **{which: row[which].get(scope) for which in ("against", "beside")}}
         for scope, found in row["scopes"].items()}} for row in measured}
+
+
+def benchmark_png(rows: Sequence[Mapping], scope: str, path: Path) -> Path:
+    """Draw the median latency of a scope per case, against AP50 where any case has one; return the path.
+
+    A thick line goes from the least to the 90th percentile, a thin one on to the 99th.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    rated = [row for row in rows if row["accuracy"].get("map50") is not None]
+    rows = rated or rows
+    fig = plots.figure(10, 6.2 if rated else 1.6 + 0.42 * len(rows))
+    FigureCanvasAgg(fig)                                   # label_points asks where the points are drawn
+    ax, same = fig.subplots(), shared(rows)
+    artifacts = list(dict.fromkeys(row["name"] for row in rows))
+    names = [label(row, [key for key in KEYS if key not in same]) for row in rows]
+    points = [(row["scopes"][scope]["p50"], 100 * row["accuracy"]["map50"] if rated else at)
+              for at, row in enumerate(rows)]
+    for row, (x, y) in zip(rows, points):
+        found, colour = row["scopes"][scope], COLOURS[artifacts.index(row["name"]) % len(COLOURS)]
+        ax.plot((found["p90"], found["p99"]), (y, y), color=colour, lw=0.6)
+        ax.plot((found["min"], found["p90"]), (y, y), color=colour, lw=1.6)
+        ax.plot(x, y, "o", color=colour, ms=7)
+    what, y = ("Accuracy and latency", "mAP@0.5, %") if rated else ("Latency", "")
+    plots.dress(ax, f"{what}, {scope}, with lines from the least to the 90th and 99th percentile; "
+                f"{label(rows[0], same)}", "median ms a call", y)
+    ax.margins(0.1, 0.15)
+    if rated:
+        label_points(ax, [(point, name, False) for name, point in zip(names, points)], points)
+    else:
+        ticks = [f"{name}: {x:.2f} ms" for name, (x, _) in zip(names, points)]
+        ax.set_yticks(range(len(rows)), ticks, fontsize=8)
+        ax.invert_yaxis()
+    return plots.save(fig, path)
+
+
+def read_report(path: Path) -> dict:
+    """Return a benchmark's report. Raises DataError where the file is none, or of another schema."""
+    report = runs.read_record("--compare", path, "benchmark")
+    if report.get("schema") != SCHEMA:
+        raise DataError(f"--compare {path} has schema {report.get('schema')}, this version reads {SCHEMA}; "
+                        "measure again")
+    if not all(row["samples"] for row in report["cases"] if row["status"] == "measured"):
+        raise DataError(f"--compare {path} holds figures without the calls they are of, as results/ keeps "
+                        "them; give the benchmark.json of the run folder")
+    return report
+
+
+def pairs(first: Mapping, other: Mapping, select: Sequence[str] = ()) -> list[tuple[dict, dict]]:
+    """Return the cases of two reports that belong together.
+
+    select: a text of the label for both or one for each; without it, cases whose labels are the same, or the
+    only case of each. Raises UsageError with the labels where it does not say which.
+    """
+    sides = [[row for row in report["cases"] if row["status"] == "measured"] for report in (first, other)]
+    if select:
+        sides = [[row for row in side if text in label(row)]
+                 for side, text in zip(sides, [*select, select[-1]])]
+    known = {label(row): row for row in sides[1]}
+    same = [(row, known[label(row)]) for row in sides[0] if label(row) in known]
+    if same and len(select) < 2:
+        return same
+    if len(sides[0]) == len(sides[1]) == 1:
+        return [(sides[0][0], sides[1][0])]
+    shown = ["".join(f"\n  {label(row)}" for row in side) or " none" for side in sides]
+    raise UsageError("--select: say which case of each report is meant, by a part of its label. The first "
+                     f"has{shown[0]}\nand the second{shown[1]}")
+
+
+def differences(first: Mapping, other: Mapping, a: Mapping, b: Mapping, scope: str) -> list[str]:
+    """Return in what case `a` of report `first` and `b` of `other` differ so that their times mean little."""
+    values = [{**report["settings"], "cpu": report["environment"]["cpu"], **row}
+              for report, row in ((first, a), (other, b))]
+    keys = (*SAME, *(LOOKED if scope == "end-to-end" else ()))
+    return [f"{key.replace('_', ' ')} ({values[0][key]} and {values[1][key]})" for key in keys
+            if values[0][key] != values[1][key]]
+
+
+def compare(paths: Sequence[Path], select: Sequence[str], scopes: Sequence[str], force: bool) -> list[str]:
+    """Return lines that say which of two reports' cases are faster.
+
+    Raises UsageError for cases that differ in more than what runs them, unless forced.
+    """
+    first, other = map(read_report, paths)
+    out: list[str] = []
+    for a, b in pairs(first, other, select):
+        for scope in (scope for scope in scopes if scope in a["scopes"] and scope in b["scopes"]):
+            unlike = differences(first, other, a, b, scope)
+            if unlike and not force:
+                raise UsageError(f"not compared: {label(a)} and {label(b)} differ in {', '.join(unlike)}. "
+                                 "Measure both alike, or insist with --force")
+            out += [f"warning: compared although they differ in {', '.join(unlike)}"] * bool(unlike)
+            # Cases of one run took turns, so that what slowed one slowed the other.
+            found = contrast(unpack(a["samples"][scope]), unpack(b["samples"][scope]),
+                             paired=first == other and not unlike)
+            out.append(verdict_line(label(a), label(b), scope, found))
+    for path, report in zip(paths, (first, other)):
+        out += [f"warning: {path} is TAINTED: {reason}" for reason in report["tainted"]]
+    return list(dict.fromkeys(out))
+
+
+def verdict_line(first: str, other: str, scope: str, found: Mapping) -> str:
+    """Return what a comparison found, in a sentence."""
+    says = {"faster": "is faster than", "slower": "is slower than"}.get(
+        found["verdict"], "is not significantly different from")
+    return (f"{scope}: {other} {says} {first}: {found['ratio']:.3f} times as fast, "
+            f"95 % interval {found['low']:.3f} .. {found['high']:.3f}: {found['verdict']}")

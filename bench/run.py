@@ -1,33 +1,112 @@
 """Every case in fresh processes that take turns, so that what slows the machine hits all alike."""
 from __future__ import annotations
 
+import json
 import math
+import os
+import queue
+import signal
+import subprocess
 import sys
+import threading
 import time
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import median
 
-from bench.bar import Bar
-from bench.cases import SCOPES, STAGES, Case
+from tqdm import tqdm
+
+from bench.cases import SCOPES, STAGES, Case, Config
 from bench.machine import counters, machine_taints
-from bench.process import Worker, WorkerFailed
 from data.dataset import available_ram
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 from utils.runs import Interrupt
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
+POLL = 0.1                         # seconds between looks at a signal
 SLICE = 0.5                        # seconds of a turn, at most
 TURNS = (8, 40)                    # slices of a round, least and most
 LOADING = 1800.0                   # seconds after which a process that loads is given up (compilers are slow)
 NEEDED = 0.7e9                     # bytes a process may need; the memory is asked for before it starts
 LOAD = ("import_seconds", "load_seconds", "first_ms", "warm_up_rounds", "warm_up_seconds")
 KINDS = {2: UsageError, 3: DataError, 4: ModelError}       # by exit code; else EnvironmentFault
-REFUSED = {2: "skipped", 5: "skipped"}     # exit codes of what cannot be done here; the others failed
+
+
+class WorkerFailed(Exception):
+    """A worker that reported an error, with its exit code, or died or was silent too long (0)."""
+
+    def __init__(self, message: str, exit_code: int = 0) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Worker:
+    """A process that answers JSON lines; what it writes beside them goes into `log`.
+
+    It is a session of its own, so that Ctrl-C reaches the parent alone. While it is not asked it waits for
+    its standard input and takes no CPU time; when the parent is gone that input ends, and so does it.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=errors, text=True, encoding="utf-8",
+                                             env={**os.environ, **environment}, start_new_session=True)
+        self._answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, name="worker", daemon=True).start()
+
+    def _listen(self) -> None:
+        with self._process.stdout as answers:
+            for line in answers:
+                self._answers.put(line)
+        self._answers.put("")                              # its end
+
+    def ask(self, message: Mapping, seconds: float, poll: Callable[[], object]) -> dict:
+        """Return the answer to a message; `poll` is called while waiting and may raise.
+
+        Raises WorkerFailed where the process reports an error, dies, or is silent for `seconds`.
+        """
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError:                                    # it is gone; the queue tells how
+            pass
+        end = time.monotonic() + seconds
+        while True:
+            poll()
+            try:
+                line = self._answers.get(timeout=POLL)
+                break
+            except queue.Empty:
+                if time.monotonic() > end:
+                    self.kill()
+                    raise WorkerFailed(f"no answer within {seconds:.0f} s") from None
+        if not line:
+            raise WorkerFailed(self._death())
+        answer = json.loads(line)
+        if "error" in answer:
+            self.kill()
+            raise WorkerFailed(answer["error"], answer["exit_code"])
+        return answer
+
+    def kill(self) -> None:
+        """End the process, at once and surely."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+
+    def _death(self) -> str:
+        """How the process ended, with the last line it wrote."""
+        code = self._process.wait()
+        known = {-number.value: f"was killed by {number.name}" for number in signal.Signals}
+        said = self._log.read_text(encoding="utf-8", errors="replace").strip()
+        return (f"the process {known.get(code, f'ended with code {code}')}"
+                + (f": {said.splitlines()[-1][:300]}" if said else ""))
 
 
 @dataclass
@@ -45,7 +124,7 @@ class Taken:
     accuracy: dict = field(default_factory=dict)
 
     def add(self, scope: str, answer: dict, number: int) -> None:
-        """Takes in a slice of round `number`."""
+        """Take in a slice of round `number`."""
         times = answer["times"]
         if scope == SCOPES[1]:
             for stage, column in zip(STAGES, zip(*times)):
@@ -59,69 +138,64 @@ class Taken:
             self.facts[key] = max(self.facts.get(key) or 0, answer[key] or 0) or None
         self.status = "measured"
 
-
     def fail(self, error: WorkerFailed) -> None:
-        """Notes why it cannot be measured: the process refused, which skips the case, or it broke."""
+        """Note why it cannot be measured: skipped where that cannot be done here (2, 5), else failed."""
         self.reason, self.exit_code = str(error), error.exit_code
-        self.status = REFUSED.get(error.exit_code, "failed")
+        self.status = "skipped" if error.exit_code in (2, 5) else "failed"
 
     def words(self, number: int) -> str:
-        """What round `number` gave, in a line."""
-        if self.reason:
-            return f"{self.case.label}: {self.status}: {self.reason}"
+        """Return what round `number` gave, in a line."""
         found = ", ".join(f"{scope} p50 {median(ms for s in rounds[number] for ms in s):.2f} ms"
                           for scope, rounds in self.rounds.items() if len(rounds) > number)
-        return f"{self.case.label}: {found}"
+        return f"{self.case.label}: {f'{self.status}: {self.reason}' if self.reason else found}"
 
 
 class Bench:
     """The cases of a benchmark, measured round by round; `taints` says why the figures deserve no trust.
 
-    plan: which pictures are read, thresholds, scopes; it goes to every process as it is.
+    plan: which images are read, thresholds, scopes; it goes to every process as it is.
     """
 
-    def __init__(self, args: Namespace, plan: dict, cases: Sequence[Case], machine: dict, folder: Path,
+    def __init__(self, config: Config, plan: dict, cases: Sequence[Case], machine: dict, folder: Path,
                  interrupt: Interrupt) -> None:
-        self.args, self.plan, self.machine = args, plan, machine
+        self.config, self.plan, self.machine = config, plan, machine
         self.folder, self.interrupt = folder, interrupt
         self.taken = [Taken(case) for case in cases]
         self.taints: list[str] = []
-        self.scopes = plan["scopes"]
-        calls = math.ceil(args.iterations / args.rounds) if args.full else args.iterations or 0
-        seconds = args.seconds / args.rounds if args.full else 0.0 if args.iterations else args.seconds
+        calls, seconds = config.iterations or 0, 0.0 if config.iterations else config.seconds
+        if config.full:                                    # over all rounds, and both at least
+            calls, seconds = math.ceil(calls / config.rounds), config.seconds / config.rounds
         self.turns = min(TURNS[1], max(TURNS[0], round(seconds / SLICE)))
         self.calls, self.slice = max(1, math.ceil(calls / self.turns)), seconds / self.turns
 
     def measured(self) -> list[Taken]:
-        """The cases of which something was measured."""
+        """Return the cases of which something was measured."""
         return [taken for taken in self.taken if taken.status == "measured"]
 
-    def total(self) -> int:
-        """How many turns all rounds have."""
-        return self.turns * self.args.rounds * len(self.taken)
-
     def forecast(self) -> str:
-        """What is to come, in a line; a process takes some ten seconds to be loaded and warm."""
+        """Return what is to come, in a line; a process takes some ten seconds to be loaded and warm."""
         count = sum(taken.status == "waiting" for taken in self.taken)
-        each, calls = len(self.scopes) * self.slice * self.turns, self.calls * self.turns
-        minutes = self.args.rounds * count * (each + 10) / 60
-        return (f"{count} cases, {self.args.rounds} round(s), at least {each:g} s and {calls} calls a scope "
-                f"each: {max(1, round(minutes))} min or more")
+        each, rounds = len(self.plan["scopes"]) * self.slice * self.turns, self.config.rounds
+        return (f"{count} cases, {rounds} round(s), at least {each:g} s and {self.calls * self.turns} calls "
+                f"a scope each: {max(1, round(rounds * count * (each + 10) / 60))} min or more")
 
-    def run(self, bar: Bar) -> None:
-        """Measures all rounds of all groups, then the accuracies that were asked for."""
-        bar.say(self.forecast())
-        for _, group in groupby(self.taken, key=lambda taken: taken.case.group):
-            members = list(group)
-            for number in range(self.args.rounds):
-                alive = [taken for taken in members if taken.status in ("waiting", "measured")]
-                turn = number % max(1, len(alive))
-                self.round(alive[turn:] + alive[:turn], number, bar)
-        if self.args.data:
-            self.accuracies(bar)
+    def run(self) -> None:
+        """Measure all rounds of all groups, then the accuracies that were asked for."""
+        say(self.forecast())
+        with tqdm(total=self.turns * self.config.rounds * len(self.taken), unit="turn", leave=False,
+                  dynamic_ncols=True, disable=None) as bar:
+            for _, group in groupby(self.taken, key=lambda taken: taken.case.group):
+                members = list(group)
+                for number in range(self.config.rounds):
+                    alive = [taken for taken in members if taken.status in ("waiting", "measured")]
+                    turn = number % max(1, len(alive))
+                    self.round(alive[turn:] + alive[:turn], number, bar)
+        if self.config.data:
+            self.accuracies()
 
-    def round(self, members: list[Taken], number: int, bar: Bar) -> None:
-        """One fresh process a case, loaded one after the other; then they take turns."""
+    def round(self, members: list[Taken], number: int, bar: tqdm) -> None:
+        """Load one fresh process per case, one after the other; then let them take turns."""
+        title = f"round {number + 1}/{self.config.rounds}  "
         with ExitStack() as stack:
             workers = [(taken, worker) for taken in members if (worker := self.begin(taken, number, stack))]
             spent = {id(taken): taken.facts["cpu_seconds"] for taken, _ in workers}
@@ -131,22 +205,22 @@ class Bench:
                 for taken, worker in workers[at:] + workers[:at]:
                     if taken.status != "failed":
                         spent[id(taken)] = self.turn(taken, worker, number) or spent[id(taken)]
-                    bar.step(f"round {number + 1}/{self.args.rounds}  {taken.case.label}")
+                    bar.set_description_str(title + taken.case.label, refresh=False)
+                    bar.update()
             own += time.process_time() + sum(spent.values())
-            self.taint([f"round {number + 1}: {reason}" for reason
-                        in machine_taints(self.machine, before, counters(), own)])
+            self.taints += [f"round {number + 1}: {reason}" for reason
+                            in machine_taints(self.machine, before, counters(), own)]
         for taken, _ in workers:
-            bar.say(f"round {number + 1}/{self.args.rounds}  {taken.words(number)}")
+            say(title + taken.words(number))
 
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
-        """A process with the case loaded and warm; None where it cannot be, which the case then says.
+        """Return a process with the case loaded and warm; None where it cannot be, noted in the case.
 
-        Raises DataError or ModelError where the pictures or the artifact are at fault: the user will want to
+        Raises DataError or ModelError where the images or the artifact are at fault: the user will want to
         know that at once.
         """
         try:
-            worker = self.start(taken.case.threads, stack)
-            answer = worker.ask({"do": "load", **self.plan, **vars(taken.case)}, LOADING, self.poll)
+            worker, answer = self.start(taken.case, "load", stack)
         except WorkerFailed as error:
             taken.fail(error)
             if error.exit_code in (3, 4) and not number:
@@ -157,23 +231,26 @@ class Bench:
         load = {key: answer[key] for key in LOAD}
         taken.facts = {**taken.facts, **answer, "loads": [*taken.facts.get("loads", []), load]}
         if not answer["steady"]:
-            self.taint([f"round {number + 1}: {taken.case.label}: not steady after "
-                        f"{answer['warm_up_rounds']} rounds of warm-up"])
+            self.taints.append(f"round {number + 1}: {taken.case.label}: not steady after "
+                               f"{answer['warm_up_rounds']} rounds of warm-up")
         return None if taken.status == "skipped" else worker
 
-    def start(self, threads: int, stack: ExitStack) -> Worker:
-        """A new process that ends with the stack. Raises EnvironmentFault where memory is short."""
+    def start(self, case: Case, do: str, stack: ExitStack) -> tuple[Worker, dict]:
+        """Return a new process that ends with the stack, told to `do` something with a case, and its answer.
+
+        Raises EnvironmentFault where memory is short.
+        """
         left = available_ram()
         if left < NEEDED:
             raise EnvironmentFault(f"{left / 1e9:.1f} GB of memory are left, too little for one more process "
                                    "beside the others: give fewer --weights, --runtimes or --precisions")
-        variables = {"OMP_NUM_THREADS": str(threads)}
-        worker = Worker([sys.executable, str(SCRIPT), "--worker"], variables, self.folder / "workers.log")
+        worker = Worker([sys.executable, str(SCRIPT), "--worker"], {"OMP_NUM_THREADS": str(case.threads)},
+                        self.folder / "workers.log")
         stack.callback(worker.kill)
-        return worker
+        return worker, worker.ask({"do": do, **self.plan, **vars(case)}, LOADING, self.poll)
 
     def settle(self, taken: Taken, answer: dict) -> None:
-        """The case under the precision that is really run; skipped where another case is that already."""
+        """Call the case by the precision that is really run; skip it where another case is that already."""
         real = replace(taken.case, precision=answer["precision"], device=answer["device"])
         if any(other.case == real for other in self.taken if other is not taken):
             taken.status = "skipped"
@@ -183,9 +260,9 @@ class Bench:
             taken.case = real
 
     def turn(self, taken: Taken, worker: Worker, number: int) -> float:
-        """CPU seconds of the worker so far, after a slice of each scope; 0 where it died."""
+        """Measure a slice of each scope; return the worker's CPU seconds so far, 0 where it died."""
         spent = 0.0
-        for scope in self.scopes:
+        for scope in self.plan["scopes"]:
             limit = 60 + 20 * self.slice + 20 * self.calls * taken.facts["first_ms"] / 1e3
             try:
                 answer = worker.ask({"do": "slice", "scope": scope, "seconds": self.slice,
@@ -197,28 +274,29 @@ class Bench:
             spent = answer["cpu_seconds"]
         return spent
 
-    def accuracies(self, bar: Bar) -> None:
-        """AP of every artifact in its runtime and precision, once for each size."""
+    def accuracies(self) -> None:
+        """Measure the AP of every artifact in its runtime and precision, once for each size."""
         known: dict[tuple, dict] = {}
         for taken in self.taken:
             case = taken.case
             key = case.weights, case.runtime, case.precision, case.imgsz
             if taken.status == "measured" and key not in known:
-                bar.say(f"accuracy of {case.label}")
+                say(f"accuracy of {case.label}")
                 with ExitStack() as stack:
                     try:
-                        worker = self.start(case.threads, stack)
-                        worker.ask({"do": "load", **self.plan, **vars(case)}, LOADING, self.poll)
-                        known[key] = worker.ask({"do": "accuracy", "data": self.args.data}, math.inf,
+                        worker, _ = self.start(case, "load", stack)
+                        known[key] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
                                                 self.poll)
                     except WorkerFailed as error:
                         known[key] = {"fault": str(error), "exit_code": error.exit_code}
             taken.accuracy = known.get(key, {})
 
     def poll(self) -> None:
-        """Raises Interrupted after a signal."""
+        """Raise Interrupted after a signal."""
         self.interrupt.stop("stopped by a signal; what was measured is saved")
 
-    def taint(self, reasons: Sequence[str]) -> None:
-        """Notes reasons for distrust."""
-        self.taints += reasons
+
+def say(text: str) -> None:
+    """Print a line that stays; a progress bar makes way for it."""
+    tqdm.write(text)
+    sys.stdout.flush()

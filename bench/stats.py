@@ -15,14 +15,14 @@ Rounds = Sequence[Sequence[Sequence[float]]]       # a round is a process, of sl
 
 
 def flat(rounds: Rounds) -> np.ndarray:
-    """All milliseconds of a case [N] in the order they were taken."""
+    """Return all milliseconds of a case [N] in the order they were taken."""
     return np.array([ms for slices in rounds for times in slices for ms in times], dtype=float)
 
 
 def figures(rounds: Rounds, batch: int, seconds: float = 0.0) -> dict[str, object]:
-    """What a report says of the calls of one scope; times in ms a call of `batch` pictures.
+    """Return what a report says of the calls of one scope; times in ms per call of `batch` images.
 
-    fps: batch / p50; sustained_fps: pictures over `seconds`, the time from the slices' first call to their
+    fps: batch / p50; sustained_fps: images over `seconds`, the time from the slices' first call to their
     last (None without it); spread: quartiles' distance / median; rounds: the median of each process.
     """
     times = flat(rounds)
@@ -37,35 +37,36 @@ def figures(rounds: Rounds, batch: int, seconds: float = 0.0) -> dict[str, objec
 
 def contrast(first: Rounds, other: Rounds, paired: bool, draws: int = DRAWS,
              seed: int = 0) -> dict[str, object]:
-    """How many times as fast the other is as the first, `ratio`, with its 95 % interval and a verdict.
+    """Return how many times as fast the other is as the first, `ratio`, its 95 % interval and a verdict.
 
     The ratio is of medians. Drawn with replacement are processes, and within them slices of time: calls that
     follow each other are alike and would make the interval too narrow. paired: both took turns in one run, so
     a slice is drawn together with its neighbour of the other, and what slowed both is no difference.
     """
     generator = np.random.default_rng(seed)
+    sides = [first, other]
     if paired:
-        count = [min(len(a), len(b)) for a, b in zip(first, other)]
-        used = [[slices[:n] for slices, n in zip(rounds, count) if n] for rounds in (first, other)]
-        weights = _draw([n for n in count if n], draws, generator)
-        medians = [_medians(rounds, weights) for rounds in used]
+        pairs = [(a[:len(b)], b[:len(a)]) for a, b in zip(first, other) if a and b]
+        sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+        weights = [_draw(sides[0], draws, generator)] * 2
     else:
-        medians = [_medians(rounds, _draw([len(s) for s in rounds], draws, generator))
-                   for rounds in (first, other)]
+        weights = [_draw(side, draws, generator) for side in sides]
+    medians = [_medians(side, drawn) for side, drawn in zip(sides, weights)]
     low, high = np.percentile(medians[0] / medians[1], (2.5, 97.5)).tolist()
     ratio = float(np.median(flat(first)) / np.median(flat(other)))
     return {"ratio": ratio, "low": low, "high": high, "paired": paired, "verdict": verdict(low, high)}
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval of "times as fast" says; within 1 % of 1 nothing is said to differ."""
+    """Return what an interval of "times as fast" says; within 1 % of 1 nothing is said to differ."""
     if low > 1 + LEAST:
         return "faster"
     return "slower" if high < 1 / (1 + LEAST) else "no significant difference"
 
 
-def _draw(counts: Sequence[int], draws: int, generator: np.random.Generator) -> np.ndarray:
+def _draw(rounds: Rounds, draws: int, generator: np.random.Generator) -> np.ndarray:
     """How often each slice is taken [draws, slices] where processes and then their slices are drawn."""
+    counts = [len(slices) for slices in rounds]
     processes = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=draws)
     return np.concatenate([generator.multinomial(processes[:, at] * n, np.full(n, 1 / n))
                            for at, n in enumerate(counts)], 1)

@@ -1,15 +1,13 @@
-"""A benchmark's report as tables and sentences. No speed stands there without all that it depends on."""
+"""A benchmark's report as tables and sentences. No speed is given without all that it depends on."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from bench.cases import KEYS, SCOPES, STAGES, label, shared
-from evaluation.report import aligned
-from evaluation.report import shown as shown_value
-from utils.text import markdown
+from utils.text import aligned, markdown, shown
 
-MEANING = {"network": "network alone: uint8 pictures in memory to raw maps",
-           "end-to-end": "end to end: picture files to drawn pictures, one stage after the other"}
+MEANING = {"network": "network alone: uint8 images in memory to head outputs",
+           "end-to-end": "end to end: image files to drawn images, one stage after the other"}
 SPEED = ("case", "p50", "p90", "p99", "FPS = batch/p50", "sustained", "as fast (95 %)", "verdict")
 COST = ("case", "AP50", "parameters", "GMACs", "GFLOPs", "MB", "load s", "first ms", "warm-up", "peak MB")
 LAYERS = ("layer", "op", "width", "ms", "limit", "MMACs", "MB", "GMAC/s", "MACs/byte", "bound")
@@ -17,9 +15,9 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def tables(report: Mapping) -> list[Table]:
-    """Caption, columns and rows: speed by scope, stages, what the cases cost, what was not measured.
+    """Return caption, columns and rows: speed by scope, stages, what the cases cost, what was not measured.
 
-    What all cases have in common stands in the caption instead of in every row.
+    What all cases have in common is in the caption instead of in every row.
     """
     measured = [row for row in report["cases"] if row["status"] == "measured"]
     same = shared(report["cases"])
@@ -57,7 +55,7 @@ def _speed(row: Mapping, scope: str) -> list[str]:
 
 
 def _ratio(found: Mapping | None) -> str:
-    """How many times as fast, with the interval; empty for the case the others are held against."""
+    """How many times as fast, with the interval; empty for the case that the others are compared with."""
     return f"{found['ratio']:.2f}x ({found['low']:.2f} .. {found['high']:.2f})" if found else ""
 
 
@@ -86,50 +84,42 @@ def _layers(table: Mapping) -> Table:
 
 
 def banner(report: Mapping) -> list[str]:
-    """What taints the figures, empty when nothing does."""
+    """Return what taints the figures, in lines; none when nothing does."""
     reasons = report["tainted"]
-    return [f"TAINTED: {len(reasons)} reasons not to trust these figures", *(f"- {r}" for r in reasons)] \
-        if reasons else []
+    head = f"TAINTED: {len(reasons)} reasons not to trust these figures"
+    return [head, *(f"- {reason}" for reason in reasons)] if reasons else []
 
 
 def conditions(report: Mapping) -> list[str]:
-    """Where and how it was measured, in lines; what could not be read is said to be unknown."""
+    """Return where and how it was measured, in lines; what could not be read is said to be unknown."""
     at, how = report["environment"], report["settings"]
-    load = at["before"]["load"]
-    shown = {key: "unknown" if at[key] is None else shown_value(at[key])
-             for key in ("governor", "microcode", "hypervisor")}
-    clocks = ", ".join(map(str, at["before"]["mhz"])) + " MHz" if at["before"]["mhz"] else "unknown"
+    load, mhz = at["before"]["load"], at["before"]["mhz"]
+    read = {key: "unknown" if at[key] is None else shown(at[key])
+            for key in ("governor", "microcode", "hypervisor")}
+    clocks = ", ".join(map(str, mhz)) + " MHz" if mhz else "unknown"
     gpus = "".join(f"; GPU {gpu['name']}, driver {gpu['driver_version']}" for gpu in at["gpus"])
     versions = ", ".join(f"{name} {number}" for name, number in at["libraries"].items())
-    rounds = f"{how['rounds']} round(s) of fresh processes, {how['turns']} interleaved slices each"
-    return [f"{at['cpu']}, {len(at['affinity'])} of {at['cores']} cores, microcode {shown['microcode']}, "
-            f"governor {shown['governor']}, clocks {clocks}, hypervisor {shown['hypervisor']}{gpus}",
+    return [f"{at['cpu']}, {len(at['affinity'])} of {at['cores']} cores, microcode {read['microcode']}, "
+            f"governor {read['governor']}, clocks {clocks}, hypervisor {read['hypervisor']}{gpus}",
             f"{at['system']} {at['kernel']}, Python {at['python']}, {versions}; commit {at['commit']}, "
             f"{at['date']}",
-            f"load average before {load[0] if load else 'unknown'}; {rounds}; {how['pictures']} different "
-            f"pictures from {how['source']}; score floor {how['conf_thres']}, NMS IoU {how['iou_thres']}"]
+            f"load average before {load[0] if load else 'unknown'}; {how['rounds']} round(s) of fresh "
+            f"processes, {how['turns']} interleaved slices each; {how['pictures']} different images from "
+            f"{how['source']}; score floor {how['conf_thres']}, NMS IoU {how['iou_thres']}"]
 
 
 def text(report: Mapping) -> str:
-    """The report for a terminal."""
+    """Return the report for a terminal."""
     parts = ["\n".join(conditions(report))]
     parts += [f"{caption}\n{aligned(columns, rows)}" for caption, columns, rows in tables(report)]
     return "\n\n".join([*parts, "\n".join(banner(report))]).rstrip()
 
 
-def page(report: Mapping, pictures: Sequence[str]) -> str:
-    """The report in Markdown."""
+def page(report: Mapping, images: Sequence[str]) -> str:
+    """Return the report in Markdown."""
     parts = ["# Benchmark", "\n".join(f"> {line}" for line in banner(report)),
              "\n".join(f"- {line}" for line in conditions(report)),
-             *(f"![{name}]({name})" for name in pictures)]
+             *(f"![{name}]({name})" for name in images)]
     parts += [f"## {caption[:1].upper()}{caption[1:]}\n\n{markdown(columns, rows)}"
               for caption, columns, rows in tables(report)]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
-
-
-def verdict_line(first: str, other: str, scope: str, found: Mapping) -> str:
-    """What a comparison found, in a sentence."""
-    says = {"faster": "is faster than", "slower": "is slower than"}.get(
-        found["verdict"], "is not significantly different from")
-    return (f"{scope}: {other} {says} {first}: {found['ratio']:.3f} times as fast, "
-            f"95 % interval {found['low']:.3f} .. {found['high']:.3f}: {found['verdict']}")

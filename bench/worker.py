@@ -1,6 +1,6 @@
 """A benchmark's process: one case loaded and warmed up, then timed for a slice whenever it is told to.
 
-It reads a JSON line and answers with one. {"do": "load", ...}: a case with the pictures and thresholds;
+It reads a JSON line and answers with one. {"do": "load", ...}: a case with the images and thresholds;
 {"do": "slice", "scope", "seconds", "calls"}; {"do": "accuracy", "data", ...}; {"do": "layers"}.
 """
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,8 +30,10 @@ WARM_ROUNDS, WARM_SECONDS = 100, 10.0
 
 
 def serve() -> None:
-    """Answers lines of standard input until it ends; a refusal is an answer too, with its exit code."""
-    answers, ready = _own_stdout(), None
+    """Answer lines of standard input until it ends; an error of the user's is an answer too."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)                                  # what libraries print is no answer
+    ready = None
     for line in sys.stdin:
         message = json.loads(line)
         try:
@@ -43,22 +45,14 @@ def serve() -> None:
             else:
                 answer = getattr(ready, message["do"])(message)
         except Exception as error:
-            code = getattr(error, "exit_code", None)
-            if code is None:
+            if (code := getattr(error, "exit_code", None)) is None:
                 raise                              # a fault of its own: the traceback is in the log
             answer = {"error": str(error), "exit_code": code}
         print(json.dumps({**answer, "cpu_seconds": time.process_time()}), file=answers, flush=True)
 
 
-def _own_stdout() -> TextIO:
-    """Standard output for the answers alone: what libraries print goes to standard error instead."""
-    kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return kept
-
-
 class Ready:
-    """A case in its runtime, warmed up on its pictures."""
+    """A case in its runtime, warmed up on its images."""
 
     def __init__(self, spec: dict) -> None:
         self.spec, began = spec, time.perf_counter()
@@ -66,9 +60,10 @@ class Ready:
         self._decode, imported = detections, time.perf_counter()
         self.runtime = load(spec)
         loaded = time.perf_counter()
-        self.photos = _photos(spec)
-        self.batches = self._letterboxed()
-        self.at = 0
+        self.images, self.at, count = read_images(spec), 0, spec["batch"]
+        fitted = [_fit(next(self.images), spec) for _ in range(spec["pictures"])]
+        self.batches = [_tensor([fitted[(start + i) % len(fitted)] for i in range(count)])
+                        for start in range(0, len(fitted), count)]     # made before the network's clock runs
         first = self.network()
         self.times = {"import_seconds": imported - began, "load_seconds": loaded - imported,
                       "first_ms": first}
@@ -76,7 +71,7 @@ class Ready:
         self.times |= self._warm_up(max(WARM_SECONDS, 8e-3 * first))
 
     def facts(self) -> dict:
-        """What the runtime says of itself, how long it took to get here, what the network costs."""
+        """Return what the runtime says of itself, how long it took to get here, what the network costs."""
         from models.count import loose_macs, macs, parameters
         runtime, size = self.runtime, self.spec["imgsz"]
         return {"kind": runtime.kind, "precision": runtime.precision, "device": str(runtime.device),
@@ -85,7 +80,7 @@ class Ready:
                 "variables": {k: v for k, v in os.environ.items() if k.startswith("OMP_")}}
 
     def slice(self, message: dict) -> dict:
-        """Milliseconds of calls of a scope, at least `calls` and for at least `seconds`.
+        """Return milliseconds of calls of a scope, at least `calls` and for at least `seconds`.
 
         The first call is not among them: it brings back the caches that other processes have filled.
         """
@@ -103,7 +98,7 @@ class Ready:
         return {"times": times, "seconds": seconds, **peak_memory()}
 
     def network(self) -> float:
-        """Milliseconds from the next uint8 batch in memory to its raw maps; a GPU is waited for."""
+        """Return milliseconds from the next uint8 batch in memory to its predictions; a GPU is waited for."""
         images = self.batches[self.at % len(self.batches)]
         self.at += 1
         start = time.perf_counter()
@@ -111,40 +106,38 @@ class Ready:
         return 1e3 * (time.perf_counter() - start)
 
     def whole(self) -> list[float]:
-        """Milliseconds of bench_cases.STAGES, from the next files to drawn pictures."""
-        from data.augment import letterbox
+        """Return milliseconds of each of bench.cases.STAGES, from the next files to drawn images."""
         from detection.draw import draw
-        from utils.boxes import scale_back
-        count, size, clock = self.spec["batch"], self.spec["imgsz"], time.perf_counter
+        from utils.boxes import letterbox_geometry, scale_back
+        size, clock = self.spec["imgsz"], time.perf_counter
         stamps = [clock()]
-        photos = [next(self.photos) for _ in range(count)]
+        images = [next(self.images) for _ in range(self.spec["batch"])]
         stamps.append(clock())
-        fitted = [letterbox(photo, size) for photo in photos]
-        images = _tensor([image for image, _ in fitted])
+        batch = _tensor([_fit(image, self.spec) for image in images])
         stamps.append(clock())
-        maps = self._predict(images)
+        predictions = self._predict(batch)
         stamps.append(clock())
         limits = (self.spec[name] for name in ("conf_thres", "iou_thres", "max_det"))
-        found = self._decode(maps, self.runtime.heads, *limits).boxes
-        boxes = [scale_back(b.cpu().numpy(), place, *photo.shape[:2])
-                 for b, (_, place), photo in zip(found, fitted, photos)]
+        found = self._decode(predictions, self.runtime.heads, *limits).boxes
+        boxes = [scale_back(b.cpu().numpy(), letterbox_geometry(*image.shape[:2], size), *image.shape[:2])
+                 for b, image in zip(found, images)]
         stamps.append(clock())
-        for photo, drawn in zip(photos, boxes):
-            draw(photo, drawn, self.runtime.names)
+        for image, drawn in zip(images, boxes):
+            draw(image, drawn, self.runtime.names)
         stamps.append(clock())
         return [1e3 * (b - a) for a, b in zip(stamps, stamps[1:])]
 
     def accuracy(self, message: dict) -> dict:
-        """AP of what is timed here, by val.py's thresholds."""
+        """Return the AP of what is timed here, by val.py's thresholds."""
         from evaluation.evaluate import measure
         return measure(self.runtime, message["data"], self.spec["imgsz"])
 
-    def _predict(self, images: "torch.Tensor") -> list["torch.Tensor"]:
-        maps = self.runtime.predict(images)
+    def _predict(self, images: torch.Tensor) -> list[torch.Tensor]:
+        predictions = self.runtime.predict(images)
         if self.runtime.device.type == "cuda":
             import torch
             torch.cuda.synchronize(self.runtime.device)
-        return maps
+        return predictions
 
     def _warm_up(self, seconds: float) -> dict:
         """Rounds of all scopes until they are steady, and whether they were within the limits."""
@@ -156,23 +149,21 @@ class Ready:
         return {"warm_up_rounds": rounds, "warm_up_seconds": spent,
                 "steady": rounds < WARM_ROUNDS and spent < seconds}
 
-    def _letterboxed(self) -> list["torch.Tensor"]:
-        """Different pictures as uint8 batches [B, 3, S, S], made beforehand for the network alone."""
-        from data.augment import letterbox
-        count, size = self.spec["batch"], self.spec["imgsz"]
-        images = [letterbox(next(self.photos), size)[0] for _ in range(self.spec["pictures"])]
-        starts = range(0, len(images), count)
-        return [_tensor([images[(start + i) % len(images)] for i in range(count)]) for start in starts]
+
+def _fit(image: np.ndarray, spec: dict) -> np.ndarray:
+    """The image letterboxed [S, S, 3]."""
+    from data.augment import letterbox
+    return letterbox(image, spec["imgsz"])[0]
 
 
-def _tensor(images: list[np.ndarray]) -> "torch.Tensor":
-    """uint8 [B, 3, S, S] of letterboxed pictures [S, S, 3], in their memory's order: channels last."""
+def _tensor(images: list[np.ndarray]) -> torch.Tensor:
+    """uint8 [B, 3, S, S] of letterboxed images [S, S, 3], in their memory's order: channels last."""
     import torch
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def load(spec: dict) -> "Runtime":
-    """The runtime of a case. Raises UsageError for a precision that is pointless in torch on this CPU."""
+def load(spec: dict) -> Runtime:
+    """Return the runtime of a case. Raises UsageError for a precision that is pointless on this CPU."""
     from bench.profile.latency import refusal
     from deploy.runtimes.runtime import load_runtime
     from utils.runs import pick_device, tune_cpu
@@ -191,16 +182,16 @@ class Plain:
 
     kind, precision, note, exact = "torch-plain", "fp32", "", None
 
-    def __init__(self, model: "Network", device: "torch.device") -> None:
+    def __init__(self, model: Network, device: torch.device) -> None:
         self.model, self.device = model.to(device), device
 
-    def __call__(self, images: "torch.Tensor") -> list["torch.Tensor"]:
-        """Raw maps of the pictures."""
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the predictions for uint8 images [B, 3, H, W]."""
         return self.model(images.to(self.device).contiguous().float() / 255)
 
 
-def plain(weights: str, device: "torch.device", threads: int) -> "Runtime":
-    """The runtime of a checkpoint without any of the fast path."""
+def plain(weights: str, device: torch.device, threads: int) -> Runtime:
+    """Return the runtime of a checkpoint without any of the fast path."""
     import torch
 
     from deploy.runtimes.runtime import Runtime
@@ -213,33 +204,27 @@ def plain(weights: str, device: "torch.device", threads: int) -> "Runtime":
 
 
 def layers(spec: dict) -> dict:
-    """The layers of a case in eager torch, ONNX Runtime or OpenVINO, beside what this machine reaches."""
+    """Return the layers of a case in eager torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
     from bench.profile.latency import layer_table
     from bench.profile.nodes import node_table
     from bench.profile.roofline import measure_peak
     from bench.profile.timing import torch_threads
-    from data.augment import letterbox
     from models.checkpoint import load as read
-    size, precision, threads = (spec[key] for key in ("imgsz", "precision", "threads"))
-    image = _tensor([letterbox(next(_photos(spec)), size)[0]])[0]
+    precision, threads = spec["precision"], spec["threads"]
+    image = _tensor([_fit(next(read_images(spec)), spec)])[0]
     with torch_threads(threads):
         peak = measure_peak(precision, threads)
         if spec["runtime"] == "torch":
             found = read(spec["weights"])
-            rows = layer_table(found.net, found.state, size, image, precision, peak)
+            rows = layer_table(found.net, found.state, spec["imgsz"], image, precision, peak)
         else:
             rows = node_table(spec["weights"], precision, threads, image, peak)
     return {"peak": peak, "rows": rows}
 
 
-def _photos(spec: dict) -> Iterator[np.ndarray]:
-    """The pictures uint8 [H, W, 3] RGB over and over, decoded each time anew; frames where it is a video."""
+def read_images(spec: dict) -> Iterator[np.ndarray]:
+    """Yield the images uint8 [H, W, 3] RGB over and over, decoded each time again; the frames of a video."""
     from data.images import decode
     from detection.video import read
-    paths = [Path(path) for path in spec["files"]]
-    if spec["video"]:
-        while True:
-            for path in paths:
-                yield from read(path)
-    for path in cycle(paths):
-        yield decode(path)
+    for path in cycle(map(Path, spec["files"])):
+        yield from read(path) if spec["video"] else (decode(path),)

@@ -98,7 +98,7 @@ class _Writer:
             "add": ("Sum" if len(inputs) > 2 else "Add", {}, {}), "mean": ("GlobalAveragePool", {}, {})}[kind]
         inputs = inputs[:1] if kind == "spread" else inputs
         inputs = [*inputs, *(self.number(f"{name}.{at}", value) for at, value in numbers.items())]
-        self.node(op, name, inputs, out, **attributes)
+        self.node(op, out, inputs, out, **attributes)
 
     def _conv(self, step: Step, inputs: list[str], out: str, window: dict[str, list[int]]) -> None:
         """Append a convolution and its activation."""
@@ -118,7 +118,7 @@ class _Writer:
             ("apart", [0, groups, step.out // groups, grid * grid]), ("back", [0, step.out, grid, grid])))
         value = self.node("Reshape", f"{name}.apart", [value, apart], f"{name}.parts")
         value = self.node("Transpose", f"{name}.turn", [value], perm=[0, 2, 1, 3])
-        self.node("Reshape", name, [value, back], out)
+        self.node("Reshape", out, [value, back], out)
 
     def _activation(self, act: str, name: str, value: str, out: str) -> None:
         if act == "swish":

@@ -13,11 +13,11 @@ BACKENDS = ("auto", "pycocotools", "faster")
 
 
 def own_ids(foreign: dict) -> tuple[dict, list[str]]:
-    """A copy with image, category and annotation ids 1.., and a sentence for each kind of unsafe id.
+    """Return a copy with image, category and annotation ids 1.., and a sentence per kind of unsafe id.
 
     pycocotools marks an unmatched box by id 0, so it scores a perfect detection of an annotation with id 0
     as 0.0, and of two annotations with one id it evaluates the second twice. Raises DataError for ids that
-    name nothing.
+    are not unique or name nothing.
     """
     images, categories = foreign.get("images", []), foreign.get("categories", [])
     boxes = foreign.get("annotations", [])
@@ -31,16 +31,17 @@ def own_ids(foreign: dict) -> tuple[dict, list[str]]:
         raise DataError(f"{len(lost)} annotations name an image or a category that is not listed (the first: "
                         f"image {lost[0]['image_id']!r}, category {lost[0]['category_id']!r}): "
                         "python -m data.doctor names them all")
-    truth = {
-        "images": [{"id": i + 1, "height": image.get("height", 0), "width": image.get("width", 0)}
-                   for i, image in enumerate(images)],
+    clean = {
+        "images": [{"id": i, "height": image.get("height", 0), "width": image.get("width", 0)}
+                   for i, image in enumerate(images, 1)],
         "categories": [{"id": i + 1} for i in range(len(categories))],
-        "annotations": [{"id": i + 1, "image_id": positions[a["image_id"]],
-                         "category_id": order[a["category_id"]], "bbox": list(a["bbox"]),
-                         "iscrowd": int(a.get("iscrowd", 0)),
+        "annotations": [{"id": i, "image_id": positions[a["image_id"]], "bbox": list(a["bbox"]),
+                         "category_id": order[a["category_id"]], "iscrowd": int(a.get("iscrowd", 0)),
                          "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
-                        for i, a in enumerate(boxes)]}
-    return truth, _unsafe([a.get("id") for a in boxes])
+                        for i, a in enumerate(boxes, 1)]}
+    seen = Counter(a.get("id") for a in boxes)
+    faults = ((seen[0], "annotations with id 0"), (len(boxes) - len(seen), "duplicate annotation ids"))
+    return clean, [f"{count} {what} renumbered" for count, what in faults if count]
 
 
 def _sorted_ids(ids: list) -> list:
@@ -49,23 +50,13 @@ def _sorted_ids(ids: list) -> list:
     return sorted(ids, key=(lambda key: int(key)) if numeric else str)
 
 
-def _unsafe(ids: list) -> list[str]:
-    """A sentence for ids 0 and one for duplicates among annotation ids, where there are any."""
-    seen = Counter(ids)
-    twice = len(ids) - len(seen)
-    sentences = [f"{seen[0]} annotations with id 0 renumbered"] if seen[0] else []
-    return sentences + ([f"{twice} duplicate annotation ids renumbered"] if twice else [])
-
-
 def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, int]:
-    """Rows [D, 7] as float64 without the non-finite and inside-out ones, and how many those were.
+    """Return rows [D, 7] as float64 without non-finite and inside-out boxes, and how many those were.
 
     Raises DataError where a row points at an image position or a class that does not exist.
     """
     rows = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
-    good = np.isfinite(rows).all(1)
-    good &= (rows[:, 3] >= rows[:, 1]) & (rows[:, 4] >= rows[:, 2])
-    kept = rows[good]
+    kept = rows[np.isfinite(rows).all(1) & (rows[:, 3] >= rows[:, 1]) & (rows[:, 4] >= rows[:, 2])]
     for column, limit, what in ((0, images, "image position"), (6, classes, "class")):
         outside = kept[(kept[:, column] < 0) | (kept[:, column] >= limit)]
         if len(outside):
@@ -75,7 +66,7 @@ def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarra
 
 
 def result_records(rows: np.ndarray) -> list[dict]:
-    """COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, xywh px."""
+    """Return COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, xywh px."""
     boxes = np.concatenate((rows[:, 1:3], rows[:, 3:5] - rows[:, 1:3]), 1)
     columns = zip((rows[:, 0] + 1).astype(int).tolist(), (rows[:, 6] + 1).astype(int).tolist(),
                   rows[:, 5].tolist(), boxes.tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
@@ -83,20 +74,20 @@ def result_records(rows: np.ndarray) -> list[dict]:
              "iscrowd": 0} for i, (image, category, score, box, area) in enumerate(columns, 1)]
 
 
-def evaluate_arrays(truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:
-    """The evaluator's precision [T, R, K, A, 3], recall [T, K, A, 3] (-1: no truth), and the backend's name.
+def evaluate_arrays(ground_truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:
+    """Return precision [T, R, K, A, 3] and recall [T, K, A, 3] (-1: undefined), and the backend's name.
 
-    The last axis is 1, 10 and max_det boxes a picture. `truth` has ids 1.. as own_ids gives them.
+    The last axis is 1, 10 and max_det boxes per image. Ids are 1.., as own_ids gives them.
     """
     coco_class, evaluator, used = _backend(backend)
-    if not truth["images"] or not truth["categories"]:
-        k = len(truth["categories"])
+    if not ground_truth["images"] or not ground_truth["categories"]:
+        k = len(ground_truth["categories"])
         return {"precision": -np.ones((10, 101, k, 4, 3)), "recall": -np.ones((10, k, 4, 3))}, used
     with contextlib.redirect_stdout(io.StringIO()):      # the reference prints its progress
         sets = []
-        for annotations in ([dict(a) for a in truth["annotations"]], found):
+        for annotations in ([dict(a) for a in ground_truth["annotations"]], found):
             one = coco_class()
-            one.dataset = {"info": {}, **truth, "annotations": annotations}
+            one.dataset = {"info": {}, **ground_truth, "annotations": annotations}
             one.createIndex()
             sets.append(one)
         run = evaluator(*sets, iouType="bbox")

@@ -1,27 +1,130 @@
 """The accuracy of a network in whatever runs it: one pass over a data set, measured by pycocotools."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from data.coco.locate import locate
 from data.coco.read import read_coco
 from data.dataset import DetectionSet, make_loader
-from deploy.runtimes.runtime import Runtime
-from evaluation.inference import Finder, collect_detections, matching_classes
 from evaluation.metrics import Metrics, evaluate_detections
 from models.heads.nms import detections
+from utils.boxes import letterbox_geometry, scale_back
+from utils.errors import ModelError
 
-VAL = (0.001, 0.6, 100)                            # score floor, NMS IoU, boxes a picture, as val.py's
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deploy.runtimes.runtime import Runtime
+    from detection.detector import Runs
+
+VAL = (0.001, 0.6, 100)                            # val.py's score floor, NMS IoU, boxes per image
+
+
+def matching_classes(model: Sequence[str], data: Sequence[str]) -> list[int]:
+    """Return the model's class for each class of the data set, by name; case does not matter.
+
+    Raises ModelError where a name is unknown to the model or fits two classes of the data set.
+    """
+    exact = {name: k for k, name in enumerate(model)}
+    folded = {name.strip().casefold(): k for k, name in enumerate(model)}
+    found = [exact.get(name, folded.get(name.strip().casefold(), -1)) for name in data]
+    unknown = [name for name, k in zip(data, found, strict=True) if k < 0 or found.count(k) > 1]
+    if unknown:
+        raise ModelError(f"the model has no class of its own for {', '.join(unknown)}. It knows: "
+                         f"{', '.join(model)}. The data set has: {', '.join(data)}. Evaluate on a set with "
+                         "the model's classes, or fine-tune on this one with train.py")
+    return found
+
+
+class Stopwatch:
+    """Seconds spent in named stages, added up over many calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a `with` block under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def waits(self, name: str, items: Iterable) -> Iterator:
+        """Yield the same items, counting the time until each is there under `name`."""
+        iterator = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(iterator, self)
+            if item is self:
+                return
+            yield item
+
+
+class Finder:
+    """The network, then boxes and NMS, in the data set's classes, each timed by `watch`.
+
+    `decode` is models.heads.decode.detections; `wanted` the model's class for each of the data set's;
+    `dropped` counts the boxes that the decoder rejected as absurd or non-finite.
+    """
+
+    def __init__(self, runtime: Runs, decode: Callable, wanted: Sequence[int], conf_thres: float,
+                 iou_thres: float, max_det: int) -> None:
+        self.runtime, self.decode, self.wanted = runtime, decode, list(wanted)
+        self.thresholds = conf_thres, iou_thres, max_det
+        self.watch, self.dropped = Stopwatch(), 0
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Return boxes [N, 6] (xyxy px of the input, score, class) per image of uint8 [B, 3, H, W]."""
+        import torch
+        with self.watch.stage("network"):
+            predictions = self.runtime.predict(images)
+            if self.runtime.device.type == "cuda":
+                torch.cuda.synchronize()
+        with self.watch.stage("boxes and NMS"):
+            found = self.decode(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
+                                multi_label=True)
+            self.dropped += found.dropped
+            own = torch.full((max(self.wanted) + 1,), -1.0)
+            own[self.wanted] = torch.arange(len(self.wanted), dtype=torch.float32)
+            boxes = [b.cpu() for b in found.boxes]
+            return [torch.cat((b[:, :5], own[b[:, 5].long()][:, None]), 1) for b in boxes]
+
+
+def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tensor]],
+                       sizes: Sequence[tuple[int, int]], progress: bool = True,
+                       poll: Callable[[], object] | None = None) -> np.ndarray:
+    """Return detections float64 [D, 7] (image position, xyxy px of the image, score, class) of all batches.
+
+    A batch has images (uint8 [B, 3, H, W], letterboxed) and indices (positions in the data set); predict
+    gives [N, 6] (xyxy px of the input, score, class) per image; sizes are (height, width) px by position.
+    `poll` is called after each batch and ends the pass by raising.
+    """
+    parts = [np.zeros((0, 7))]
+    with tqdm(total=len(sizes), unit=" images", leave=False, disable=None if progress else True) as bar:
+        for batch in batches:
+            found = predict(batch.images)
+            for position, boxes in zip(batch.indices, found, strict=True):
+                rows = boxes.detach().cpu().double().numpy().reshape(-1, 6)
+                geometry = letterbox_geometry(*sizes[position], tuple(batch.images.shape[-2:]))
+                rows = scale_back(rows, geometry, *sizes[position])
+                parts.append(np.insert(rows, 0, position, axis=1))
+            bar.update(len(found))
+            if poll is not None:
+                poll()
+    return np.concatenate(parts)
 
 
 def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress: bool = True,
              poll: Callable[[], object] | None = None) -> tuple[Metrics, np.ndarray]:
-    """The metrics of a pass, and its detections [D, 7] (as collect_detections gives them).
-
-    batches: of the data set's pictures; poll: called between them, ends the pass by raising.
-    """
+    """Return the metrics of a pass over the data set's batches, and its detections [D, 7]."""
     coco = dataset.coco
     sizes = [(record.height, record.width) for record in coco.images]
     found = collect_detections(batches, finder, sizes, progress, poll)
@@ -30,7 +133,7 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
 
 def measure(runtime: Runtime, data: str, imgsz: int, split: str = "val", batch: int = 1,
             poll: Callable[[], object] | None = None) -> dict[str, float | int | None]:
-    """AP50 and AP50-95 (fractions) of a runtime on one split of --data, and how many pictures it has.
+    """Return map50 and map50_95 (fractions) of a runtime on one split of --data, and its number of images.
 
     Raises as read_coco does, and ModelError where the runtime lacks a class of the set.
     """

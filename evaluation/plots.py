@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, PR and F1 curves, confusion matrix, truths beside predictions.
+"""Plots of a run: learning curves, PR and F1 curves, confusion matrix, ground truth beside predictions.
 
 Figures are objects of their own: no pyplot, no window, no global state. The functions load matplotlib.
 """
@@ -31,7 +31,7 @@ PANELS = (("Training loss", (("loss", "total"), ("box", "box"), ("obj", "objectn
 
 
 def results_png(rows: Sequence[dict], path: Path | str) -> Path:
-    """The written picture of losses, AP, precision, recall and learning rate over the epochs.
+    """Draw losses, AP, precision, recall and learning rate over the epochs; return the PNG's path.
 
     Rows are those of log.jsonl; rows without `epoch` are skipped, and so are missing, None and non-finite
     values.
@@ -40,52 +40,66 @@ def results_png(rows: Sequence[dict], path: Path | str) -> Path:
     axes = fig.subplots(2, 2).ravel()
     rows = [row for row in rows if "epoch" in row]
     for ax, (title, lines) in zip(axes, PANELS, strict=True):
-        drawn = [_line(ax, rows, key, label, COLOURS[i]) for i, (key, label) in enumerate(lines)]
+        drawn = [(_points(rows, key), label, colour) for (key, label), colour in zip(lines, COLOURS)]
         dress(ax, title, "epoch", "")
+        for points, label, colour in drawn:
+            if points:
+                ax.plot(*zip(*points, strict=True), color=colour, label=label, lw=1.8,
+                        marker="." if len(points) < 40 else "")
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        if not any(drawn):
+        if not any(points for points, *_ in drawn):
             ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color=GREY)
         elif len(lines) > 1:
             ax.legend(frameon=False, fontsize=9)
     for ax in axes[1:3]:
         ax.set_ylim(0, 1.02)
-    scored = [row for row in rows if _number(row.get("map50")) is not None]
-    if scored:
-        best = max(scored, key=lambda row: row["map50"])
-        axes[1].plot(best["epoch"], best["map50"], "o", color=BEST, ms=6)
-        _title(axes[1], f"Average precision: best mAP@0.5 {best['map50']:.3f}, epoch {best['epoch']}")
+    if scored := _points(rows, "map50"):
+        epoch, best = max(scored, key=lambda point: point[1])
+        axes[1].plot(epoch, best, "o", color=BEST, ms=6)
+        head(axes[1], f"Average precision: best mAP@0.5 {best:.3f}, epoch {epoch}")
     return save(fig, path)
 
 
 def pr_curve_png(metrics: Metrics, path: Path | str) -> Path:
-    """The written picture of precision over recall at IoU 0.5 a class and their mean, whose area is AP50."""
-    fig = figure(7.5, 5.6)
-    ax = fig.subplots()
-    curves = metrics.curves
-    labels = [None if c.ap50 is None else f"{c.ap50:.3f}" for c in metrics.classes]
-    _class_lines(ax, metrics, curves.recall, curves.pr, labels)
-    if any(labels):
-        _mean_line(ax, curves.recall, curves.pr, metrics.map50)
-    dress(ax, "Precision over recall at IoU 0.5 (AP50 in the legend)", "recall", "precision")
-    return _finish_curves(fig, ax, path)
+    """Draw precision over recall at IoU 0.5 per class and their mean, whose area is AP50."""
+    return _curves_png(metrics, path, "recall", "pr", [c.ap50 for c in metrics.classes], metrics.map50,
+                       ("Precision over recall at IoU 0.5 (AP50 in the legend)", "recall", "precision"))
 
 
 def f1_curve_png(metrics: Metrics, path: Path | str) -> Path:
-    """The written picture of F1 over the confidence a class and their mean, its best point marked."""
+    """Draw F1 over the confidence per class and their mean, its best point marked."""
+    return _curves_png(metrics, path, "confidence", "f1", [c.f1 for c in metrics.classes], metrics.f1,
+                       ("F1 over confidence at IoU 0.5 (F1 at the best confidence in the legend)",
+                        "confidence", "F1"), best=metrics.confidence)
+
+
+def _curves_png(metrics: Metrics, path: Path | str, over: str, kind: str, scores: Sequence[float | None],
+                mean: float, words: tuple[str, str, str], best: float | None = None) -> Path:
+    """Curves `kind` over `over`: a line per class with ground truth, grey where many, and their mean."""
     fig = figure(7.5, 5.6)
     ax = fig.subplots()
-    curves = metrics.curves
-    labels = [None if c.f1 is None else f"{c.f1:.3f}" for c in metrics.classes]
-    _class_lines(ax, metrics, curves.confidence, curves.f1, labels)
-    if any(labels):
-        _mean_line(ax, curves.confidence, curves.f1, metrics.f1)
-        ax.plot(metrics.confidence, metrics.f1, "o", color=BEST, ms=7, label=f"at {metrics.confidence:.3f}")
-    dress(ax, "F1 over confidence at IoU 0.5 (F1 at the best confidence in the legend)", "confidence", "F1")
-    return _finish_curves(fig, ax, path)
+    x, curves = getattr(metrics.curves, over), getattr(metrics.curves, kind)
+    names, many = _legible([c.name for c in metrics.classes]), len(scores) > MANY
+    for k, score in enumerate(scores):
+        if score is not None:
+            ax.plot(x, curves[k], color=GREY if many else COLOURS[k % len(COLOURS)], lw=0.8 if many else 1.5,
+                    label="_" if many else f"{names[k]} {score:.3f}")
+    if many:
+        ax.plot([], [], color=GREY, lw=0.8, label="one line per class")
+    dress(ax, *words)
+    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    if any(score is not None for score in scores):
+        ax.plot(x, np.nanmean(curves, 0), color=INK, lw=2.6, label=f"all classes {mean:.3f}")
+        if best is not None:
+            ax.plot(best, mean, "o", color=BEST, ms=7, label=f"at {best:.3f}")
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        ax.text(0.5, 0.5, "no class has ground truth here", ha="center", color=GREY)
+    return save(fig, path)
 
 
 def confusion_png(metrics: Metrics, path: Path | str) -> Path:
-    """The written picture of the confusion matrix, rows divided by their sums; numbers where they fit."""
+    """Draw the confusion matrix, rows divided by their sums; numbers where they fit."""
     counts = metrics.confusion
     names = [*_legible([c.name for c in metrics.classes]), "background"]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -93,7 +107,7 @@ def confusion_png(metrics: Metrics, path: Path | str) -> Path:
     side = min(15.0, 3.4 + max(0.62 if n <= 12 else 0.36 if n <= 30 else 0.14, 0.14) * n)
     fig = figure(side + 0.8, side)
     ax = fig.subplots()
-    picture = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    drawn = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     size = 9 if n <= 12 else 7.5 if n <= 30 else 5.5
     ax.set_xticks(range(n), names, rotation=90 if n > 4 else 0, fontsize=size)
     ax.set_yticks(range(n), names, fontsize=size)
@@ -101,47 +115,40 @@ def confusion_png(metrics: Metrics, path: Path | str) -> Path:
     ax.set_yticks(np.arange(-0.5, n), minor=True)
     ax.grid(which="minor", color="#e5e9ef", lw=0.4)
     ax.tick_params(which="both", length=0)
-    if n <= 30:
-        _write_numbers(ax, share, counts if n <= 12 else None, 8 if n <= 12 else 6)
-    ax.set(xlabel="predicted", ylabel="truth")
-    _title(ax, f"Confusion at confidence {metrics.confidence:.3f}, IoU 0.5: share of each row")
-    fig.colorbar(picture, ax=ax, fraction=0.04, pad=0.02)
+    for (i, j), value in np.ndenumerate(share) if n <= 30 else ():
+        if value > 0:
+            text = f"{100 * value:.0f} %\n{counts[i, j]}" if n <= 12 else f"{100 * value:.0f}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8 if n <= 12 else 6,
+                    color="white" if value > 0.55 else INK)
+    ax.set(xlabel="predicted", ylabel="ground truth")
+    head(ax, f"Confusion at confidence {metrics.confidence:.3f}, IoU 0.5: share of each row")
+    fig.colorbar(drawn, ax=ax, fraction=0.04, pad=0.02)
     return save(fig, path)
 
 
-def sheet_png(pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str],
-              path: Path | str) -> Path:
-    """The written sheet of pictures, each with its truths on the left and its predictions on the right.
+def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
+              confidence: float, names: Sequence[str], path: Path | str, count: int = 8) -> Path:
+    """Draw `count` images spread over the set: ground truth on the left, predictions on the right.
 
-    A pair is a picture (uint8 [H, W, 3] RGB), its truths [M, 5] (xyxy px, class) and its predictions [N, 6]
-    (xyxy px, score, class).
+    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] (position, xyxy px, score, class)
+    count from `confidence` on; decode reads a path as uint8 [H, W, 3] RGB.
     """
     from detection.draw import contact_sheet, draw
     from detection.outputs import save_picture
-    images, captions = [], []
-    for image, truths, found in pairs:
-        images += [draw(image, truths, names), draw(image, found, names)]
-        captions += ["truth", "predicted"]
+    shown = [i for i, record in enumerate(records) if len(record.boxes)] or list(range(len(records)))
+    chosen = [shown[i] for i in np.linspace(0, len(shown) - 1, min(count, len(shown))).round().astype(int)]
+    good, images = detections[detections[:, 5] >= confidence], []
+    for i in chosen:
+        image = decode(records[i].path)
+        images += [draw(image, records[i].boxes[:, [1, 2, 3, 4, 0]], names),
+                   draw(image, good[good[:, 0] == i, 1:], names)]
+    captions = ["ground truth", "predicted"] * len(chosen)
     save_picture(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
     return Path(path)
 
 
-def sheet_pairs(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
-                confidence: float, count: int = 8) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What sheet_png draws for `count` pictures spread over the set, with detections from `confidence` on.
-
-    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] are (position, xyxy px, score,
-    class), in px of the photo; decode reads a path as uint8 [H, W, 3] RGB.
-    """
-    shown = [i for i, record in enumerate(records) if len(record.boxes)] or list(range(len(records)))
-    chosen = [shown[i] for i in np.linspace(0, len(shown) - 1, min(count, len(shown))).round().astype(int)]
-    good = detections[detections[:, 5] >= confidence]
-    return [(decode(records[i].path), records[i].boxes[:, [1, 2, 3, 4, 0]], good[good[:, 0] == i, 1:])
-            for i in chosen]
-
-
 def evaluation_pngs(metrics: Metrics, folder: Path | str) -> list[tuple[str, Path]]:
-    """Captions and paths of the PR curve, the F1 curve and the confusion matrix, written into `folder`."""
+    """Draw PR curve, F1 curve and confusion matrix into `folder`; return their captions and paths."""
     folder = Path(folder)
     return [("Precision over recall", pr_curve_png(metrics, folder / "pr_curve.png")),
             ("F1 over confidence", f1_curve_png(metrics, folder / "f1_curve.png")),
@@ -155,7 +162,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def save(fig: Figure, path: Path | str) -> Path:
-    """Writes the figure as PNG, in fonts that know its characters."""
+    """Write the figure as PNG, in fonts that know its characters; return the path."""
     from matplotlib.text import Text
     families = ["DejaVu Sans", *_installed()]
     for text in fig.findobj(Text):
@@ -165,70 +172,27 @@ def save(fig: Figure, path: Path | str) -> Path:
 
 
 def dress(ax: Axes, title: str, x: str, y: str) -> None:
-    """Title, axis names, a light grid, no box."""
-    _title(ax, title)
+    """Give the axes a title, names, a light grid and no box."""
+    head(ax, title)
     ax.set(xlabel=x, ylabel=y)
     ax.grid(color="#e5e9ef", lw=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _title(ax: Axes, title: str) -> None:
+def head(ax: Axes, title: str) -> None:
+    """Write the title above the left end of the axes."""
     ax.set_title(title, fontsize=11, color=INK, loc="left")
 
 
-def _number(value: object) -> float | None:
-    """The value as a finite float, or None."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _line(ax: Axes, rows: Sequence[dict], key: str, label: str, colour: str) -> bool:
-    """Whether any row has a number under `key`; if so they are drawn over the epochs."""
-    points = [(row["epoch"], _number(row.get(key))) for row in rows if _number(row.get(key)) is not None]
-    if points:
-        ax.plot(*zip(*points, strict=True), color=colour, label=label, lw=1.8,
-                marker="." if len(points) < 40 else "")
-    return bool(points)
-
-
-def _mean_line(ax: Axes, x: np.ndarray, curves: np.ndarray, score: float) -> None:
-    """The mean over the classes with truths, on top of their lines."""
-    ax.plot(x, np.nanmean(curves, 0), color=INK, lw=2.6, label=f"all classes {score:.3f}")
-
-
-def _class_lines(ax: Axes, metrics: Metrics, x: np.ndarray, curves: np.ndarray,
-                 labels: Sequence[str | None]) -> None:
-    """A line a class that has truths: coloured and named for few classes, thin and grey for many."""
-    names, many = _legible([c.name for c in metrics.classes]), len(metrics.classes) > MANY
-    for k, (curve, label) in enumerate(zip(curves, labels, strict=True)):
-        if label is not None:
-            ax.plot(x, curve, color=GREY if many else COLOURS[k % len(COLOURS)], lw=0.8 if many else 1.5,
-                    label="_" if many else f"{names[k]} {label}")
-    if many:
-        ax.plot([], [], color=GREY, lw=0.8, label="one line a class")
-
-
-def _finish_curves(fig: Figure, ax: Axes, path: Path | str) -> Path:
-    """The written figure of curves on the unit square with its legend beside them."""
-    ax.set(xlim=(0, 1), ylim=(0, 1.02))
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    else:
-        ax.text(0.5, 0.5, "no class has truths here", ha="center", color=GREY)
-    return save(fig, path)
-
-
-def _write_numbers(ax: Axes, share: np.ndarray, counts: np.ndarray | None, size: float) -> None:
-    """Percent (and the count below it) in every cell that is not empty."""
-    for (i, j), value in np.ndenumerate(share):
-        if value > 0:
-            text = f"{100 * value:.0f}" if counts is None else f"{100 * value:.0f} %\n{counts[i, j]}"
-            colour = "white" if value > 0.55 else INK
-            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+def _points(rows: Sequence[dict], key: str) -> list[tuple[int, float]]:
+    """(epoch, value) of the rows that have a finite number under `key`."""
+    return [(row["epoch"], float(row[key])) for row in rows
+            if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
 
 
 def _installed() -> list[str]:
-    """Names of the fonts with Chinese characters that matplotlib finds on this machine."""
+    """Those of CJK_FONTS that matplotlib finds on this machine."""
     from matplotlib import font_manager
     present = {entry.name for entry in font_manager.fontManager.ttflist}
     return [name for name in CJK_FONTS if name in present]

@@ -197,7 +197,7 @@ def aspp(b: Builder, x: str) -> str:
     """Atrous pyramid (arXiv 1706.05587): 1x1, a dilated 3x3 per rate, the mean; side by side, projected."""
     levels = [b.conv(x, "rate1", "hidden")]
     levels += [b.conv(x, f"rate{rate}", "hidden", 3, dilation=rate) for rate in b.layer.rates or (6, 12, 18)]
-    mean = b.conv(b.mean(x, "global"), "global", "hidden", bn=False)
+    mean = b.conv(b.mean(x, "image"), "image", "hidden", bn=False)
     return b.conv(b.concat(*levels, b.spread(mean, levels[0], "spread")), "project")
 
 

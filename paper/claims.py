@@ -1,9 +1,11 @@
-"""Tables of claimed and measured figures, and the verdict on each cell.
+"""Tables of claimed and measured figures, the verdict on each cell, and their forms as text.
 
 A claim is a figure that somebody printed, with its source; a cell without one stays blank there.
 """
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,9 +14,10 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from utils.errors import DataError
+from utils.text import markdown
 
-TOLERANCE = 0.01                   # of the claim: what "within 1 %" means
-# A claim's unit -> how many of the column's own unit it stands for. One multiply-add is two operations.
+TOLERANCE, WITHIN = 0.01, "within 1 %"
+# A claim's unit -> how many of the column's own unit it is. One multiply-add is two operations.
 SCALE = {"M": 1e6, "GMACs": 1e9, "BFLOPs": 0.5e9, "MFLOPs": 0.5e6, "B operations": 0.5e9}
 FIELDS = ("table", "row", "column", "value", "unit", "source", "mark")
 LONG = ("row", "figure", "claimed", "measured", "delta", "verdict")    # header of the long form
@@ -56,7 +59,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: rows of (label, one cell a column), with notes that stand below it."""
+    """A table of the paper: rows of (label, one cell a column), with the notes below it."""
 
     name: str
     title: str
@@ -66,99 +69,72 @@ class Table:
 
 
 def read_claims(text: str) -> tuple[Claim, ...]:
-    """The claims of paper.json. Raises DataError naming a claim without its source, mark or another field."""
+    """Return the claims of paper.json. Raises DataError for one that lacks a field or has another mark."""
     content = json.loads(text, parse_float=Decimal, parse_int=Decimal)
-    claims = []
     for entry in content["claims"]:
         if missing := [name for name in FIELDS if entry.get(name) in (None, "")]:
             raise DataError(f"results/paper.json: the claim {entry} lacks {', '.join(missing)}")
         if entry["mark"] not in content["marks"]:
             raise DataError(f"results/paper.json: the claim {entry} is marked {entry['mark']!r}; only what a "
                             f"source states is a claim: {', '.join(content['marks'])}")
-        claims.append(Claim(**entry))
-    return tuple(claims)
+    return tuple(Claim(**entry) for entry in content["claims"])
 
 
 def claimed(claims: Iterable[Claim], table: str, row: str, column: str) -> Claim | None:
-    """The claim on one cell, or None."""
+    """Return the claim on one cell, or None."""
     return next((c for c in claims if (c.table, c.row, c.column) == (table, row, column)), None)
 
 
-def shown(value: float | int | str | None, unit: str) -> str:
-    """A measured figure as text; empty for None."""
+def figure_text(value: float | int | str | None, unit: str) -> str:
+    """Return a measured figure as text; empty for None."""
     if value is None or isinstance(value, str):
         return value or ""
-    if unit == "FPS":
-        return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-    if unit == "sixteenths":
-        return f"{value:g}/16"
-    styles = {"MACs": ("{:.3f} G", 1e9), "%": ("{:.1f}", 1), "points": ("{:+.1f}", 1), "x": ("{:.2f}", 1),
-              "MB": ("{:.1f}", 1)}
-    style, scale = styles.get(unit, ("{:,}", 1))
-    return style.format(value / scale if scale != 1 else value)
+    if unit == "MACs":
+        return f"{value / 1e9:.3f} G"
+    styles = {"%": "{:.1f}", "points": "{:+.1f}", "MB": "{:.1f}", "x": "{:.2f}", "sixteenths": "{:g}/16",
+              "FPS": "{:.0f}" if value >= 10 else "{:.1f}"}
+    return styles.get(unit, "{:,}").format(value)
 
 
 def claim_text(claim: Claim | None) -> str:
-    """A claim with the digits and the unit it was printed in; empty for None."""
+    """Return a claim with the digits and the unit it was printed in; empty for None."""
     if claim is None:
         return ""
     return {"sixteenths": f"{claim.value}/16", "text": str(claim.value)}.get(
         claim.unit, f"{claim.value} {claim.unit}")
 
 
-def _expected(claim: Claim) -> float:
-    """The claim in its column's unit."""
-    return float(claim.value) * SCALE.get(claim.unit, 1)
+def judge(cell: Cell, unit: str) -> tuple[str, str]:
+    """Return measured minus claimed (points for accuracy, else per cent; "" if incomparable) and the verdict.
 
-
-def _comparable(cell: Cell, unit: str) -> bool:
-    """Whether the two figures of a cell speak of the same thing."""
-    return (cell.claim is not None and cell.measured is not None and unit != "FPS"
-            and (not cell.claim.on or cell.claim.on == cell.on))
-
-
-def delta(cell: Cell, unit: str) -> str:
-    """Measured minus claimed where the two can be compared: in points for accuracy, else in per cent."""
-    if not _comparable(cell, unit) or unit == "text":
-        return ""
-    expected = _expected(cell.claim)
-    if unit in ("%", "points"):
-        return f"{cell.measured - expected:+.1f} points"
-    if unit == "sixteenths":
-        return f"{cell.measured - expected:+g}/16"
-    return f"{100 * (cell.measured / expected - 1):+.1f} %"
-
-
-def verdict(cell: Cell, unit: str) -> str:
-    """One of: within 1 %, off by x %, no claim, needs COCO (or another data set), not run, no verdict.
-
-    No verdict is passed on frames a second, for the claims name no machine that is here. Points and
-    sixteenths are compared as printed.
+    A verdict is one of: within 1 %, off by x, the same, differs, no claim, needs COCO (or another data set),
+    not run, no verdict. None is passed on frames a second, for the claims name no machine that is here.
+    Points and sixteenths are compared as printed.
     """
-    if cell.claim is None:
-        return "no claim"
-    if unit == "FPS":
-        return "no verdict"
-    if not _comparable(cell, unit):
-        return f"needs {cell.claim.on}" if cell.claim.on and cell.claim.on != cell.on else "not run"
+    claim, measured = cell.claim, cell.measured
+    if claim is None or unit == "FPS":
+        return "", "no claim" if claim is None else "no verdict"
+    if claim.on and claim.on != cell.on:
+        return "", f"needs {claim.on}"
+    if measured is None:
+        return "", "not run"
     if unit == "text":
-        return "the same" if cell.measured == cell.claim.value else "differs"
-    expected = _expected(cell.claim)
-    off = abs(cell.measured - expected)
+        return "", "the same" if measured == claim.value else "differs"
+    expected = float(claim.value) * SCALE.get(claim.unit, 1)
+    off = measured - expected
     if unit == "sixteenths":
-        return f"off by {off:g}/16" if off else "within 1 %"
+        return f"{off:+g}/16", f"off by {abs(off):g}/16" if off else WITHIN
     if unit == "points":
-        return f"off by {off:.1f} points" if round(off, 1) else "within 1 %"
-    share = off / abs(expected)
-    if share <= TOLERANCE:
-        return "within 1 %"
-    return f"off by {100 * share:.0f} %" if share >= 0.1 else f"off by {100 * share:.1f} %"
+        return f"{off:+.1f} points", f"off by {abs(off):.1f} points" if round(off, 1) else WITHIN
+    share = 100 * abs(off / expected)
+    word = WITHIN if share <= 100 * TOLERANCE else f"off by {share:.{0 if share >= 10 else 1}f} %"
+    return f"{off:+.1f} points" if unit == "%" else f"{100 * (measured / expected - 1):+.1f} %", word
 
 
 def long_form(table: Table) -> list[tuple[str, ...]]:
-    """A line a judged cell: row, figure, claimed, measured, delta, verdict.
+    """Return a line per judged cell: row, figure, claimed, measured, delta, verdict.
 
-    Cells with neither figure are left out. The row's name stands on its first line.
+    Cells with neither figure are left out. The row's name is on its first line alone.
     """
     lines = []
     for label, cells in table.rows:
@@ -166,28 +142,58 @@ def long_form(table: Table) -> list[tuple[str, ...]]:
         for column, cell in zip(table.columns, cells):
             if column.plain or (cell.measured is None and cell.claim is None):
                 continue
-            lines.append((first, column.title, claim_text(cell.claim), shown(cell.measured, column.unit),
-                          delta(cell, column.unit), verdict(cell, column.unit)))
+            lines.append((first, column.title, claim_text(cell.claim),
+                          figure_text(cell.measured, column.unit), *judge(cell, column.unit)))
             first = ""
     return lines
 
 
-def wide_form(table: Table) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows as the paper prints them; before a figure that anybody claims, a column of claims."""
+def wide_form(table: Table) -> Form:
+    """Return header and rows as the paper prints them, a column of claims before a figure that has any."""
     claims = [any(cells[at].claim for _, cells in table.rows) for at in range(len(table.columns))]
-    header = [""]
+    header, rows = [""], []
     for column, has in zip(table.columns, claims):
         header += [f"{column.title}, claimed"] * has + [column.title]
-    rows = []
     for label, cells in table.rows:
-        row = [label]
+        rows.append([label])
         for column, cell, has in zip(table.columns, cells, claims):
-            row += [claim_text(cell.claim)] * has + [shown(cell.measured, column.unit)]
-        rows.append(tuple(row))
-    return tuple(header), rows
+            rows[-1] += [claim_text(cell.claim)] * has + [figure_text(cell.measured, column.unit)]
+    return header, rows
 
 
 def verdicts(table: Table) -> str:
-    """How many cells got which verdict, in words."""
+    """Return how many cells got which verdict, in words."""
     found = Counter(line[-1] for line in long_form(table))
     return ", ".join(f"{number} {word}" for word, number in found.most_common()) or "nothing measured yet"
+
+
+def csv_text(table: Table) -> str:
+    """Return CSV, a line per cell: figures as numbers in the column's unit, and the source of each claim."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("row", "figure", "unit", "claimed", "claimed_unit", "measured", "measured_on", "delta",
+                     "verdict", "source"))
+    for label, cells in table.rows:
+        for column, cell in zip(table.columns, cells):
+            claim = cell.claim
+            if cell.measured is not None or claim is not None:
+                said = (claim.value, claim.unit, claim.source) if claim else (None, None, None)
+                writer.writerow((label, column.title, column.unit, *said[:2], cell.measured, cell.on,
+                                 *judge(cell, column.unit), said[2]))
+    return out.getvalue()
+
+
+def page(table: Table, image: str = "") -> str:
+    """Return the Markdown page of a table: as the paper prints it, then per cell with verdict and source."""
+    parts = [f"# {table.title}\n", *[f"![{table.title}]({image})\n"] * bool(image),
+             markdown(*wide_form(table))]
+    lines = long_form(table)
+    if any(line[2] for line in lines):
+        parts += ["## Claimed beside measured\n", markdown(LONG, lines)]
+    else:
+        parts.append("Every cell: no claim (the paper's values are not known).\n")
+    sources = dict.fromkeys(f"{claim_text(c.claim)}: {c.claim.source} [{c.claim.mark}]"
+                            for _, cells in table.rows for c in cells if c.claim)
+    parts += ["".join(f"- {note}\n" for note in table.notes)] * bool(table.notes)
+    parts += ["Sources of the claims:\n", "".join(f"- {s}\n" for s in sources)] * bool(sources)
+    return "\n".join(parts)

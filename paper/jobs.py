@@ -1,6 +1,6 @@
 """Jobs that make run records: which are done, which are missing, and running those, each in its own process.
 
-A job is data. Its key is a digest of its command and of the jobs it stands on, so a record tells which plan
+A job is data. Its key is a digest of its command and of the jobs it builds on, so a record tells which plan
 made it, and the run folder is named after the key: the same job always comes back to the same folder.
 """
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import NamedTuple
 from utils.errors import Interrupted
 from utils.runs import Interrupt, write_json
 
-DONE, COLLECT, RESUME, RUN = "done", "to collect", "to go on", "to run"
+DONE, COLLECT, RESUME, RUN = "done", "to collect", "to resume", "to run"
 BULKY = ("confusion", "classes")   # of an evaluation's figures: not needed in a table
-FINDS_ITS_RUN = ("prune.py", "search.py")      # the same command goes on with the same folder
+FINDS_ITS_RUN = ("prune.py", "search.py")      # the same command resumes the same folder
 POLL = 0.2                         # seconds between looks at a signal while a job runs
 
 
@@ -61,8 +61,8 @@ class JobFailed(RuntimeError):
 
 
 def digest(text: str) -> str:
-    """The SHA-256 of a text, in hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the SHA-256 of a text, its first 8 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Plan:
@@ -72,21 +72,21 @@ class Plan:
         self.jobs, self.place = {job.name: job for job in jobs}, place
 
     def key(self, name: str) -> str:
-        """A digest of the job's command and of those it stands on, 8 hexadecimal digits.
+        """Return a digest of the job's command and of those it builds on.
 
         Where the data and the start weights lie does not count: another machine has them elsewhere.
         """
         job = self.jobs[name]
-        return digest(json.dumps([job.script, job.flags, job.content, [self.key(n) for n in job.needs]]))[:8]
+        return digest(json.dumps([job.script, job.flags, job.content, [self.key(n) for n in job.needs]]))
 
     def folder(self, name: str) -> Path:
-        """The job's run folder: the newest with an outcome, else the one it starts in."""
+        """Return the job's run folder: the newest with an outcome, else the one it starts in."""
         base = f"{name}-{self.key(name)}"
         found = [p for p in self.place.runs.glob(f"{base}*") if (p / self.jobs[name].outcome).is_file()]
         return max(found, key=lambda p: p.stat().st_mtime, default=self.place.runs / base)
 
     def record(self, name: str) -> dict | None:
-        """The job's record, whichever plan made it, or the one made by hand that may stand in for it."""
+        """Return the job's record, whichever plan made it, or the one made by hand that stands in for it."""
         also = self.place.records.parent / f"{self.jobs[name].also}.json"
         for path in (self.place.records / f"{name}.json", also):
             if path.is_file():
@@ -94,57 +94,49 @@ class Plan:
         return None
 
     def records(self) -> dict[str, dict]:
-        """Every job's record that there is."""
+        """Return every job's record that there is."""
         return {name: found for name in self.jobs if (found := self.record(name))}
 
-    def state(self, name: str) -> str:
-        """done, to collect (ran, its record not written), to go on (a training cut short) or to run."""
-        record = self.record(name)
-        if record and record.get("key") == self.key(name):
-            return DONE
-        if (self.folder(name) / self.jobs[name].outcome).is_file():
-            return COLLECT
-        return RESUME if self._cut_short(name) else RUN
+    def state(self, name: str, product: bool = False) -> str:
+        """Return DONE, COLLECT (ran, its record not written), RESUME (a training cut short) or RUN.
 
-    def _cut_short(self, name: str) -> bool:
-        """Whether the run folder holds a training to go on with."""
-        return self.jobs[name].script == "train.py" and (self.folder(name) / "weights" / "last.pt").is_file()
+        product: what it leaves for others is needed too: a job whose product is gone is not done.
+        """
+        job, folder, record = self.jobs[name], self.folder(name), self.record(name)
+        if not product or not job.product or (folder / job.product).is_file():
+            if record and record.get("key") == self.key(name):
+                return DONE
+            if (folder / job.outcome).is_file():
+                return COLLECT
+        cut_short = job.script == "train.py" and (folder / "weights" / "last.pt").is_file()
+        return RESUME if cut_short else RUN
 
     def missing(self, names: Iterable[str]) -> list[tuple[Job, str]]:
-        """What is left to do for these jobs, in order, with states.
-
-        A done job is among it only where its product is needed and gone.
-        """
+        """Return what is left to do for these jobs, in order, with states."""
         left: dict[str, str] = {}
 
-        def visit(name: str, for_product: bool) -> None:
-            job, state = self.jobs[name], self.state(name)
-            gone = for_product and job.product and not (self.folder(name) / job.product).is_file()
-            if state == DONE and not gone:
-                return
-            if gone and state in (DONE, COLLECT):
-                state = RESUME if self._cut_short(name) else RUN
-            left[name] = state
-            for need in job.needs:
-                visit(need, state != COLLECT)
+        def visit(name: str, product: bool) -> None:
+            if (state := self.state(name, product)) != DONE:
+                left[name] = state
+                for need in self.jobs[name].needs:
+                    visit(need, state != COLLECT)
         for name in names:
             visit(name, False)
         return [(job, left[job.name]) for job in self.jobs.values() if job.name in left]
 
     def command(self, name: str, state: str = RUN) -> list[str]:
-        """The script and its flags, places filled in."""
+        """Return the script and its flags, places filled in."""
         job = self.jobs[name]
         if state == RESUME:
             return [job.script, "--resume", str(self.folder(name))]
         products = {n: str(self.folder(n) / self.jobs[n].product) for n in job.needs}
-        values = {**self.place.values, **products}
-        flags = [flag.format_map(values) for flag in job.flags]
+        flags = [flag.format_map({**self.place.values, **products}) for flag in job.flags]
         own = () if job.script in FINDS_ITS_RUN else ("--exist-ok",)
         folder = ("--project", str(self.place.runs), "--name", f"{name}-{self.key(name)}")
         return [job.script, *flags, *folder, *own]
 
-    def collect(self, name: str, seconds: float | None) -> Path:
-        """The written record: the outcome, the network's records where there are any, key and wall time."""
+    def collect(self, name: str, seconds: float | None) -> None:
+        """Write the record: the outcome, the network's records where there are any, key and wall time."""
         folder = self.folder(name)
         content = json.loads((folder / self.jobs[name].outcome).read_text(encoding="utf-8"))
         extra = {"job": name, "key": self.key(name), "job_epochs": self.jobs[name].epochs,
@@ -152,12 +144,11 @@ class Plan:
         if (folder / "net.json").is_file():
             extra["net"] = (folder / "net.json").read_text(encoding="utf-8")
         self.place.records.mkdir(parents=True, exist_ok=True)
-        path = self.place.records / f"{name}.json"
-        write_json(path, {**{k: v for k, v in content.items() if k not in BULKY}, **extra})
-        return path
+        write_json(self.place.records / f"{name}.json",
+                   {**{k: v for k, v in content.items() if k not in BULKY}, **extra})
 
     def run(self, names: Iterable[str], say: Callable[[str], None]) -> int:
-        """Runs what is missing and returns how many jobs that were.
+        """Run what is missing and return how many jobs that were.
 
         Raises Interrupted after a signal, and JobFailed with the exit code of a script that failed.
         """
@@ -168,44 +159,38 @@ class Plan:
                 command = self.command(job.name, state)
                 say(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}")
                 began = time.monotonic()
-                _finish(job, command, _call(self.place.root, command, interrupt), interrupt)
+                _run(job, self.place.root, command, interrupt)
                 seconds = round(time.monotonic() - began, 1) if state == RUN else None
-            if not (folder := self.folder(job.name) / job.outcome).is_file():
-                raise JobFailed(f"{job.name} ended well and left no {folder}", 1)
+            if not (outcome := self.folder(job.name) / job.outcome).is_file():
+                raise JobFailed(f"{job.name} ended well and left no {outcome}", 1)
             self.collect(job.name, seconds)
         return len(left)
 
     def rate(self) -> float | None:
-        """Seconds an epoch, the median over trainings that ran in one go; None before the first."""
+        """Return seconds per epoch, the median over trainings that ran in one go; None before the first."""
         rates = sorted(r["job_seconds"] / r["job_epochs"] for r in self.records().values()
                        if r.get("job_seconds") and r.get("job_epochs"))
         return rates[len(rates) // 2] if rates else None
 
 
-def _call(root: Path, command: list[str], interrupt: Interrupt) -> int:
-    """The exit code of a script.
+def _run(job: Job, root: Path, command: list[str], interrupt: Interrupt) -> None:
+    """Run a script to its end; raise Interrupted or JobFailed, which say how to resume.
 
     It has a session of its own, so that a signal reaches it once, from here: a second ends it unsaved.
     """
     child = subprocess.Popen([sys.executable, str(root / command[0]), *command[1:]], start_new_session=True)
     told = False
     try:
-        while True:
-            try:
-                return child.wait(POLL)
-            except subprocess.TimeoutExpired:
-                if interrupt.poll() and not told:
-                    child.send_signal(interrupt.signal)
-                    told = True
+        while (code := child.poll()) is None:
+            if interrupt.poll() and not told:
+                child.send_signal(interrupt.signal)
+                told = True
+            time.sleep(POLL)
     finally:
         if child.poll() is None:
             child.terminate()
-
-
-def _finish(job: Job, command: list[str], code: int, interrupt: Interrupt) -> None:
-    """Nothing where the script ended well, else the error that says how to go on."""
     if interrupt.poll() or code in (130, 143):
-        raise Interrupted(f"stopped during {job.name}; the same command goes on from there",
+        raise Interrupted(f"stopped during {job.name}; the same command resumes it",
                           interrupt.code if interrupt.poll() else code)
     if code:
         raise JobFailed(f"{job.name} ended with code {code}: {shlex.join(command)}; mend what it says and "

@@ -7,59 +7,43 @@ import torch
 
 from models.channels import channels
 from models.count import loose_macs, macs, parameters
-from models.layer import Layer, Net
+from models.layer import Net
 from models.network import Network
 from models.records import from_json
-from models.zoo.build import ZOO, with_heads
-from models.zoo.tiny import MICRO_OPS, SEARCHED, micro_yolo, substitute, yolov3_tiny
+from models.zoo.build import DETECTORS, with_heads
+from models.zoo.paper import block_nets, table2_nets
 from paper.profiles import TABLE4
 from utils.errors import ModelError
 
 WIDTHS = (16, 32, 64, 128, 256, 512)                       # Table 1's input widths
 
 
-def table2_nets() -> dict[str, Net]:
-    """Row of Table 2 -> network of 80 classes.
-
-    All heads reach beyond their cells, so that only the layers differ.
-    """
-    base = yolov3_tiny(xy_scale=2.0)
-    return {"conv": base, "dsconv": substitute(base, dict.fromkeys(MICRO_OPS, "dsconv")),
-            "mbconv": substitute(base, dict.fromkeys(MICRO_OPS, "mbconv")),
-            "mixed-3": substitute(micro_yolo(), kernels=dict.fromkeys(SEARCHED, 3)),
-            "micro-yolo": micro_yolo()}
-
-
 def count(net: Net, imgsz: int) -> dict[str, int]:
-    """Parameters and MACs of a network, each in both counts."""
+    """Return parameters and MACs of a network, each in both counts."""
     return {"trained": parameters(net), "statistics": parameters(net, statistics=True),
             "macs": macs(net, imgsz), "loose_macs": loose_macs(net, imgsz)}
 
 
 def count_rows(records: dict[str, dict]) -> dict[str, dict]:
-    """Row of Tables 2 and 4 -> its counts; the pruned network's where a record carries its layers."""
+    """Return the counts of each row of Tables 2 and 4; of the pruned network where a record carries it."""
     out = {row: count(net, 416) for row, net in table2_nets().items()}
     for row, (_, classes, imgsz, _) in TABLE4.items():
         name = row.removesuffix("-voc")
-        if name in ZOO:
-            out[row] = count(ZOO[name](classes), imgsz)
+        if name in DETECTORS:
+            out[row] = count(DETECTORS[name](classes), imgsz)
     if text := records.get("prune", {}).get("net"):
         out["pruned"] = count(with_heads(from_json(text), 80), 416)
     return out
 
 
 def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
-    """Table 1: input width -> layer type -> kernel weights by records, and by hooks on a built network.
+    """Return {input width: {layer type: kernel weights by records, and by hooks on a built network}}.
 
     Raises ModelError where the two differ.
     """
     out: dict[int, dict[str, tuple[int, int]]] = {}
     for cin in WIDTHS:
-        inner = {"hidden": 2 * cin, "squeeze": max(1, cin // 16)}
-        for kind, op in (("Conv", "conv"), ("DSConv", "dsconv"), ("MBConv", "mbconv")):
-            net = (Layer("stem", "conv", ("image",), cin, 1),
-                   Layer("block", op, ("stem",), 2 * cin, 3, **inner if op == "mbconv" else {}),
-                   Layer("head", "head", ("block",), 6, 1, kind="anchor", anchors=((16.0, 16.0),), assign="best"))
+        for kind, net in block_nets(cin):
             sizes = [p.shape for p in channels(net).params if p.node.layer == "block"]
             total, hooked = sum(prod(size) for size in sizes if len(size) == 4), hooked_weights(net, "block")
             if total != hooked:
@@ -70,7 +54,7 @@ def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
 
 
 def hooked_weights(net: Net, name: str) -> int:
-    """Kernel weights of the convolutions of a layer that a picture really passes, counted by hooks."""
+    """Return kernel weights of the convolutions of a layer that an image really passes, counted by hooks."""
     model, seen = Network(net).eval(), {}
     for key, module in getattr(model, name).named_modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,39 +42,34 @@ class Filled(NamedTuple):
 
 
 def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) -> Filled:
-    """The page with its tables filled.
+    """Return the page with its tables filled.
 
     `make(table, option)` gives a whole table and raises KeyError for an unknown one; ValueErrors say what is
     wrong with its records.
     """
-    lines, out, errors, found, tables, at = text.splitlines(), [], [], [], 0, 0
-    while at < len(lines):
-        out.append(lines[at])
-        if start := OPEN.match(lines[at]):
-            tables += 1
-            end = next((i for i in range(at + 1, len(lines)) if CLOSE.match(lines[i])), None)
-            if end is None or any(OPEN.match(line) for line in lines[at + 1:end]):
-                errors.append(f"{name}:{at + 1}: {start[0].strip()} has no <!-- /table -->")
-                return Filled(text, errors, found, tables)
-            body = lines[at + 1:end]
-            try:
-                made = _records(body, start[2], results) if start[1] == "records" else _whole(
-                    body, make(start[1], start[2]))
-            except (KeyError, ValueError, OSError) as error:
-                errors.append(f"{name}:{at + 1}: {start[0].strip()}: {_words(error)}")
-                made = body
-            found += _differences(name, at + 2, body, made)
-            out += made
-            at = end
-            out.append(lines[at])
-        at += 1
+    lines, out, errors, found, tables, done = text.splitlines(), [], [], [], 0, 0
+    for at, line in enumerate(lines):
+        if not (start := OPEN.match(line)) or at < done:
+            continue
+        tables += 1
+        place = f"{name}:{at + 1}: {line.strip()}"
+        end = next((i for i in range(at + 1, len(lines)) if CLOSE.match(lines[i])), None)
+        if end is None or any(map(OPEN.match, lines[at + 1:end])):
+            return Filled(text, [*errors, f"{place} has no <!-- /table -->"], found, tables)
+        body = made = lines[at + 1:end]
+        try:
+            made = _records(body, start[2], results) if start[1] == "records" else _whole(
+                body, make(start[1], start[2]))
+        except KeyError as error:
+            errors.append(f"{place}: no such table or field: {error.args[0]}")
+        except (ValueError, OSError) as error:
+            errors.append(f"{place}: {error}")
+        found += _differences(name, at + 2, body, made)
+        out += [*lines[done:at + 1], *made]
+        done = end
     if not tables:                                         # a misspelt marker must not pass for agreement
         errors.append(f"{name}: no marked table, hence nothing to compare or to fill")
-    return Filled("\n".join(out) + "\n", errors, found, tables)
-
-
-def _words(error: Exception) -> str:
-    return f"no such table or field: {error.args[0]}" if isinstance(error, KeyError) else str(error)
+    return Filled("\n".join([*out, *lines[done:]]) + "\n", errors, found, tables)
 
 
 def _cells(line: str) -> list[str]:
@@ -102,8 +98,8 @@ def _records(body: Sequence[str], templates: str, results: Path) -> list[str]:
             raise ValueError(f"the row {line.strip()[:60]!r} links to no record in results/")
         cells, record = _cells(line), json.loads((results / link[1]).read_text(encoding="utf-8"))
         own = OWN.search(cells[0])
-        parts = (own[1] if own else templates).split(";")
-        figures = [_figure(part.strip(), record, link[1]) for part in parts]
+        figures = [_figure(part.strip(), record, link[1])
+                   for part in (own[1] if own else templates).split(";")]
         if len(figures) != len(cells) - 2:
             raise ValueError(f"{len(figures)} figures for {len(cells) - 2} cells between label and link of "
                              f"{cells[0][:40]!r}")
@@ -116,11 +112,10 @@ def _figure(template: str, record: dict, file: str) -> str:
     def value(match: re.Match) -> str:
         node: object = record
         for part in match[1].split("."):
-            if isinstance(node, list):
-                node = {str(place): item for place, item in enumerate(node)}
-            if not isinstance(node, dict) or part not in node:
-                raise ValueError(f"{file} has no {match[1]}")
-            node = node[part]
+            try:
+                node = node[int(part) if isinstance(node, list) else part]
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise ValueError(f"{file} has no {match[1]}") from None
         return format(node, match[2] or "")
     return FIELD.sub(value, template)
 
@@ -129,10 +124,6 @@ def _differences(name: str, line: int, body: Sequence[str], made: Sequence[str])
     """What a page says otherwise than results do, a line each; blanks within cells do not count."""
     def plain(text: str) -> list[str]:
         return ["-" if re.fullmatch(r":?-+:?", cell) else cell for cell in _cells(text)] or [text.strip()]
-    faults = []
-    for at in range(max(len(body), len(made))):
-        says, should = (part[at] if at < len(part) else "" for part in (body, made))
-        if plain(says) != plain(should):
-            faults.append(f"{name}:{line + at}: says {says.strip() or 'nothing'!r}, results give "
-                          f"{should.strip() or 'nothing'!r}")
-    return faults
+    return [f"{name}:{at}: says {says.strip() or 'nothing'!r}, results give {should.strip() or 'nothing'!r}"
+            for at, (says, should) in enumerate(zip_longest(body, made, fillvalue=""), line)
+            if plain(says) != plain(should)]

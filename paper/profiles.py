@@ -4,17 +4,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from models.zoo.paper import FACTORISED, TABLE2
 from paper.jobs import Job
 
 TABLES = ("table1", "table2", "table3", "table4", "figure4", "pruning")
 # The layers of the paper's kernel search, as micro-yolo has them.
 KERNELS = {"conv3": 3, "conv5": 5, "conv7": 3, "conv9": 5, "conv11": 3}
 LAYERS = tuple(KERNELS)
-# Rows of Table 2: the name of the row, what it is, and whether its network is made as a net.json.
-TABLE2 = {"conv": "all Conv (YOLOv3-tiny)", "dsconv": "all DSConv, layer 1 Conv",
-          "mbconv": "all MBConv, layer 1 Conv", "mixed-3": "MBConv, DSConv at 13, kernels 3",
-          "micro-yolo": "the same, kernels 3,5,3,5,3 (Micro-YOLO)"}
-# Rows of Table 4: what it is, classes and input side it is counted at, the training that stands behind it.
+# Rows of Table 4: what it is, classes and input side it is counted at, the training behind it.
 TABLE4 = {"yolov3-tiny": ("YOLOv3-tiny", 80, 416, "conv"),
           "yolo-lite-voc": ("YOLO-LITE, VOC", 20, 224, ""),
           "yolo-lite": ("YOLO-LITE, COCO", 80, 224, "yolo-lite"),
@@ -22,7 +19,6 @@ TABLE4 = {"yolov3-tiny": ("YOLOv3-tiny", 80, 416, "conv"),
           "micro-yolo": ("Micro-YOLO", 80, 416, "micro-yolo"),
           "micro-yolo-pruned": ("Micro-YOLO pruned, the zoo's widths", 80, 416, ""),
           "pruned": ("Micro-YOLO pruned by prune.py", 80, 416, "pruned")}
-FACTORISED = ("dsconv", "mbconv", "mixed-3", "micro-yolo")
 NO_FLIP = ("--augment", "no-flip")   # a mirrored digit is no digit
 VALIDATE_EVERY = "5"               # epochs
 TRAINED = (*TABLE2, "yolo-lite", "yolo-nano")
@@ -75,13 +71,13 @@ PROFILES = {
     "coco": Profile(
         "coco", "COCO", "", 416, 100, (), False, ("--layers", *LAYERS, "--epochs", "20"), 640,
         ("--epochs-per-step", "20", "--until", "stored=1.92M", "loose-macs=0.87G"), 620, 118_287 / 600, 120,
-        "600 pictures a second on one GPU, 118,287 pictures an epoch",
+        "600 images a second on one GPU, 118,287 images an epoch",
         "the paper states no epochs, no rate and no pretraining: from scratch, 100 epochs each", gpu=True),
 }
 
 
 def profile_jobs(profile: Profile, nets: Mapping[str, str]) -> tuple[Job, ...]:
-    """The jobs of a profile in the order they can run; `nets` holds the JSON of rows without a zoo name."""
+    """Return a profile's jobs in the order they can run; `nets` holds the JSON of rows without a zoo name."""
     common = ("--data", "{data}", "--imgsz", str(profile.imgsz))
     jobs = []
     for row in TRAINED:
@@ -109,18 +105,14 @@ def profile_jobs(profile: Profile, nets: Mapping[str, str]) -> tuple[Job, ...]:
 
 
 def wanted(tables: tuple[str, ...]) -> tuple[str, ...]:
-    """The jobs whose records the named tables are made from."""
+    """Return the jobs whose records the named tables are made from."""
     return tuple(dict.fromkeys(job for table in tables for job in NEEDS[table]))
 
 
-def duration(jobs: list[Job], profile: Profile, rate: float | None) -> float:
-    """Estimated seconds for the jobs at `rate` seconds an epoch, or at the profile's assumption."""
-    return sum(job.epochs * (rate or profile.seconds) + profile.other for job in jobs)
-
-
 def duration_text(jobs: list[Job], profile: Profile, rate: float | None) -> str:
-    """That estimate in words, with what it rests on."""
-    seconds, epochs = duration(jobs, profile, rate), sum(job.epochs for job in jobs)
+    """Return how long the jobs take at `rate` seconds per epoch, or as the profile assumes, in words."""
+    epochs = sum(job.epochs for job in jobs)
+    seconds = epochs * (rate or profile.seconds) + len(jobs) * profile.other
     time = f"{seconds / 3600:.0f} GPU-hours" if profile.gpu else (
         f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes")
     basis = f"measured here: {rate:.1f} s an epoch" if rate else f"assumed: {profile.assumed}"

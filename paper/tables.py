@@ -1,4 +1,4 @@
-"""The paper's tables put together: claims, counts of networks and run records to tables of cells. Pure."""
+"""The paper's tables put together: claims, counts of networks and run records to tables of cells."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,46 +11,50 @@ Counts = Mapping[str, float]                           # trained, statistics, ma
 MEGABYTE = 2 ** 20                                     # as darknet's and YOLO Nano's lists have it
 COUNTED = (Column("statistics", "parameters with statistics", "parameters"),
            Column("trained", "parameters trained", "parameters"),
-           Column("loose_macs", "MACs, loose", "MACs"), Column("macs", "MACs, pure", "MACs"))
-TWO_COUNTS = ("claims of parameters are held against the count with batch-norm's statistics, claims of MACs "
-              "against the looser count that the paper's figures fit; FLOPs and operations of other "
-              "systems are twice the pure MACs")
+           Column("loose_macs", "MACs, ptflops-style", "MACs"), Column("macs", "MACs, pure", "MACs"))
+TRAINED, LOOSE = COUNTED[1]._replace(key="parameters"), COUNTED[2]
+TWO_COUNTS = ("parameters are judged by the count that includes batch-norm's statistics, MACs by the "
+              "ptflops-style count that the paper's figures fit; FLOPs and operations of other systems are "
+              "twice the pure MACs")
 PAPER_MARKS = ("N", "W:abstract")                      # what the Micro-YOLO paper or its reader state
+MEASURED = ("map50", "map50_drop", "sixteenths", "kernels")    # columns measured on the profile's data
 
 
 class Source(NamedTuple):
-    """What tables are made from: claims, counts of networks by row, the profile and its records by job."""
+    """What tables are made from: claims, counts of networks by row, the profile, its records by job.
+
+    widths: for Table 1, {input width: {layer type: (weights by records, by modules)}}.
+    """
 
     claims: Sequence[Claim]
     counts: Mapping[str, Counts]
     profile: Profile
     records: Mapping[str, dict]
+    widths: Mapping[int, Mapping[str, tuple[int, int]]] = {}
 
-    def map50(self, row: str) -> float | None:
-        """mAP@0.5 in per cent that val.py measured for a row, or None."""
+    def measured(self, row: str) -> tuple[float | None, float | None]:
+        """Return mAP@0.5 in per cent and frames a second of the network alone, of a row's run of val.py."""
         record = self.records.get(f"val-{row}")
-        return 100 * record["map50"] if record else None
+        return (100 * record["map50"], 1000 / record["ms_per_image"]["network"]) if record else (None, None)
 
-    def fps(self, row: str) -> float | None:
-        """Frames a second of the network alone in val.py's run of a row, or None."""
-        record = self.records.get(f"val-{row}")
-        return 1000 / record["ms_per_image"]["network"] if record else None
+    def cells(self, table: str, row: str, columns: Iterable[Column],
+              values: Mapping[str, object]) -> tuple[Cell, ...]:
+        """Return a cell per column, with the claim on it."""
+        return tuple(Cell(values.get(c.key), claimed(self.claims, table, row, c.key),
+                          self.profile.on if c.key in MEASURED else "") for c in columns)
 
-
-def _row(source: Source, table: str, row: str, columns: Iterable[Column], values: Mapping[str, object],
-         on: Sequence[str] = ("map50", "map50_drop", "sixteenths", "kernels")) -> tuple[Cell, ...]:
-    """A cell a column; what lies in `on` was measured on the profile's data."""
-    return tuple(Cell(values.get(c.key), claimed(source.claims, table, row, c.key),
-                      source.profile.on if c.key in on else "") for c in columns)
+    def map50_column(self) -> Column:
+        """Return the column of accuracies."""
+        return Column("map50", f"mAP@0.5 on {self.profile.on}", "%")
 
 
-def layers_table(widths: Mapping[int, Mapping[str, tuple[int, int]]]) -> Table:
-    """Table 1 of {input width: {layer type: (weights by records, by modules)}}."""
-    kinds = list(next(iter(widths.values())))
+def layers_table(source: Source) -> Table:
+    """Return Table 1: the weights of a layer by its type and width."""
+    kinds = list(next(iter(source.widths.values())))
     columns = tuple(Column(f"{kind} {how}", f"{kind}, {how}", "parameters")
                     for kind in kinds for how in ("records", "modules"))
     rows = tuple((str(cin), tuple(Cell(count) for kind in kinds for count in counts[kind]))
-                 for cin, counts in widths.items())
+                 for cin, counts in source.widths.items())
     return Table("table1", "Table 1. Weights of a 3x3 layer by its type and input width, twice as wide out",
                  columns, rows,
                  ("records: counted from them alone; modules: by hooks on the convolutions of a built one",
@@ -59,54 +63,53 @@ def layers_table(widths: Mapping[int, Mapping[str, tuple[int, int]]]) -> Table:
 
 
 def types_table(source: Source) -> Table:
-    """Table 2: the network built of one layer type, and of the mix."""
+    """Return Table 2: the network built of one layer type, and of the mix."""
     columns = (*COUNTED, Column("size_ratio", "times smaller", "x"),
-               Column("macs_ratio", "times fewer MACs", "x"),
-               Column("map50", f"mAP@0.5 on {source.profile.on}", "%"),
+               Column("macs_ratio", "times fewer MACs", "x"), source.map50_column(),
                Column("map50_drop", "mAP@0.5 against all Conv", "points"))
-    base, full, rows = source.counts["conv"], source.map50("conv"), []
+    base, (full, _), rows = source.counts["conv"], source.measured("conv"), []
     for row, label in TABLE2.items():
-        counts, found = source.counts[row], source.map50(row)
+        counts, (found, _) = source.counts[row], source.measured(row)
         values = {**counts, "map50": found}
         if row != "conv":
             values |= {"size_ratio": base["statistics"] / counts["statistics"],
                        "macs_ratio": base["loose_macs"] / counts["loose_macs"],
                        "map50_drop": None if None in (found, full) else found - full}
-        rows.append((label, _row(source, "table2", row, columns, values)))
+        rows.append((label, source.cells("table2", row, columns, values)))
     return Table("table2", "Table 2. The network built of one layer type", columns, tuple(rows),
                  (TWO_COUNTS, "counts at 416 px for 80 classes; all heads' centres reach beyond their cell",
                   _accuracy(source, TABLE2)))
 
 
 def channels_table(source: Source) -> Table:
-    """Table 3: the sixteenths of its channels that every layer lost."""
+    """Return Table 3: the sixteenths of its channels that every layer lost."""
     columns = (Column("original", "channels", "channels", True), Column("width", "left", "channels", True),
                Column("sixteenths", f"removed, on {source.profile.on}", "sixteenths"),
                Column("stopped", "why it stopped", "text", True))
-    record = source.records.get("prune") or {}
-    found = {row["layer"]: row for row in record.get("layers", ())}
-    names = [*found, *(c.row for c in source.claims if c.table == "table3" and c.row not in found)]
-    rows = tuple((name, _row(source, "table3", name, columns, found.get(name, {})))
-                 for name in sorted(names, key=_position))
+    found = {row["layer"]: row for row in source.records.get("prune", {}).get("layers", ())}
+
+    def position(layer: str) -> tuple[int, str]:           # conv9 before conv11
+        return int("".join(filter(str.isdigit, layer.split(".")[0])) or 0), layer
+    names = {*found, *(c.row for c in source.claims if c.table == "table3")}
+    rows = tuple((name, source.cells("table3", name, columns, found.get(name, {})))
+                 for name in sorted(names, key=position))
     return Table("table3", "Table 3. Channels that pruning removed", columns, rows,
                  ("the notes say that most layers cannot lose more than 2/16 and that 11 and 13 lose more",
                   *_pruning_notes(source)))
 
 
 def systems_table(source: Source) -> Table:
-    """Table 4: the systems side by side, with size, cost, accuracy and speed."""
-    columns = (*COUNTED, Column("size", "MB, fp32", "MB"),
-               Column("map50", f"mAP@0.5 on {source.profile.on}", "%"),
+    """Return Table 4: the systems side by side, with size, cost, accuracy and speed."""
+    columns = (*COUNTED, Column("size", "MB, fp32", "MB"), source.map50_column(),
                Column("fps", "FPS here", "FPS"))
-    paper, rows = source.profile.on == "COCO", []
+    rows = []
     for row, (label, classes, imgsz, trained) in TABLE4.items():
-        counts = source.counts.get(row, {})
-        size = 4 * counts["statistics"] / MEGABYTE if "statistics" in counts else None
-        values = {**counts, "size": size, "map50": source.map50(trained), "fps": source.fps(trained)}
-        # The paper's pruned network is what pruning on COCO gives; elsewhere only its counts can be held.
-        claims = "micro-yolo-pruned" if paper and row == "pruned" else row
-        label = f"{label} ({classes} classes, {imgsz} px)"
-        rows.append((label, _row(source, "table4", claims, columns, values)))
+        counts, (map50, fps) = source.counts.get(row, {}), source.measured(trained)
+        size = 4 * counts["statistics"] / MEGABYTE if counts else None
+        # The paper's pruned network is what pruning on COCO gives; elsewhere only its counts can be compared.
+        claims = "micro-yolo-pruned" if source.profile.on == "COCO" and row == "pruned" else row
+        rows.append((f"{label} ({classes} classes, {imgsz} px)", source.cells(
+            "table4", claims, columns, {**counts, "size": size, "map50": map50, "fps": fps})))
     return Table("table4", "Table 4. Detectors compared", columns, tuple(rows),
                  (TWO_COUNTS, "MB: four bytes a parameter, statistics included, 2^20 bytes a MB",
                   "no verdict on FPS: no claim names a machine that is here; " + _speed(source),
@@ -114,33 +117,30 @@ def systems_table(source: Source) -> Table:
 
 
 def kernels_table(source: Source) -> Table:
-    """Figure 4 as a table: the kernel sets that were tried, best first."""
-    columns = (Column("parameters", "parameters trained", "parameters"),
-               Column("loose_macs", "MACs, loose", "MACs"),
-               Column("map50", f"mAP@0.5 on {source.profile.on}", "%"), Column("runs", "runs", "count", True),
+    """Return Figure 4 as a table: the kernel sets that were tried, best first."""
+    columns = (TRAINED, LOOSE, source.map50_column(), Column("runs", "runs", "count", True),
                Column("kernels", "best kernels", "text"))
-    record = source.records.get("search") or {}
+    record = source.records.get("search", {})
     points, best = kernel_points(record)
     rows = []
     for point in sorted(points, key=lambda p: -p["map50"]):
-        mine = {**point, "map50": 100 * point["map50"], "kernels": None}
-        rows.append((point["label"], _row(source, "figure4", "", columns, mine)))
+        values = {**point, "map50": 100 * point["map50"], "kernels": None}
+        rows.append((point["label"], source.cells("figure4", "", columns, values)))
     found = points[best]["kernels"] if points else {}
     answer = (",".join(str(found[layer]) for layer in KERNELS) if found.keys() >= KERNELS.keys() else
               ", ".join(f"{layer} {kernel}" for layer, kernel in found.items()) or None)
-    rows.append(("layers 3, 5, 7, 9, 11", _row(source, "figure4", "best", columns, {"kernels": answer})))
-    how = "no search yet"
-    if record:
-        how = (f"layers searched: {', '.join(record['layers'])}; {record['epochs']} epochs a trial; counted "
-               f"at {record['imgsz']} px")
+    rows.append(("layers 3, 5, 7, 9, 11", source.cells("figure4", "best", columns, {"kernels": answer})))
+    how = "no search yet" if not record else (f"layers searched: {', '.join(record['layers'])}; "
+                                              f"{record['epochs']} epochs a trial; counted at "
+                                              f"{record['imgsz']} px")
     return Table("figure4", "Figure 4. Kernel sets: accuracy against parameters", columns, tuple(rows),
                  (how, _accuracy(source, ())))
 
 
 def kernel_points(record: Mapping) -> tuple[list[dict], int]:
-    """A search's kernel sets, each with its mean map50 over its runs, and the position of the best.
+    """Return a search's kernel sets, each with its mean map50 over `runs` trials, and the best's position.
 
-    A set has label, kernels, parameters, loose_macs, map50 and runs, how many of them there were.
+    A set has label, kernels, parameters, loose_macs, map50 and runs.
     """
     groups: dict[str, list[dict]] = {}
     for trial in record.get("trials", ()):
@@ -156,23 +156,26 @@ def kernel_points(record: Mapping) -> tuple[list[dict], int]:
 
 
 def steps_table(source: Source) -> Table:
-    """The pruning figure as a table: every step, taken or refused."""
+    """Return the pruning figure as a table: every step, accepted or rejected."""
     columns = (Column("sixteenths", "removed", "sixteenths"), Column("width", "left", "channels", True),
-               Column("parameters", "parameters trained", "parameters"),
-               Column("map50", f"mAP@0.5 on {source.profile.on}", "%"),
-               Column("drop", "points lost", "points"),
+               TRAINED, source.map50_column(), Column("drop", "points lost", "points"),
                Column("said", "outcome", "text", True), Column("epochs", "epochs", "count", True))
     rows = []
-    for step in (source.records.get("prune") or {}).get("steps", ()):
-        values = {**step, "map50": 100 * step["map50"], "said": "stands" if step["accepted"] else "refused"}
+    for step in source.records.get("prune", {}).get("steps", ()):
+        said = "accepted" if step["accepted"] else "rejected"
+        values = {**step, "map50": 100 * step["map50"], "said": said}
         rows.append((f"{step['step']} {step['layer']}", tuple(Cell(values.get(c.key)) for c in columns)))
     return Table("pruning", "Progressive pruning, step by step", columns, tuple(rows), _pruning_notes(source))
 
 
+MAKERS = {"table1": layers_table, "table2": types_table, "table3": channels_table, "table4": systems_table,
+          "figure4": kernels_table, "pruning": steps_table}
+
+
 def paper_rows(claims: Sequence[Claim], counts: Mapping[str, Counts]) -> Form:
-    """The marked table `paper`: of every zoo network what the paper states and what the records give."""
-    header = ("network", "parameters, paper", "with statistics", "trained", "MACs, paper", "MACs, loose",
-              "MACs, pure")
+    """Return the marked table `paper`: what the paper states of each zoo network, and what is counted."""
+    header = ("network", "parameters, paper", "with statistics", "trained", "MACs, paper",
+              "MACs, ptflops-style", "MACs, pure")
 
     def said(name: str, column: str) -> str:
         claim = claimed(claims, "table4", name, column)
@@ -181,20 +184,6 @@ def paper_rows(claims: Sequence[Claim], counts: Mapping[str, Counts]) -> Form:
     return header, [(f"`{name}`", said(name, "statistics"), f"{n['statistics']:,}", f"{n['trained']:,}",
                      said(name, "loose_macs").replace("GMACs", "G"), f"{n['loose_macs'] / 1e9:.3f} G",
                      f"{n['macs'] / 1e9:.3f} G") for name, n in counts.items()]
-
-
-def build(source: Source, widths: Mapping[int, Mapping[str, tuple[int, int]]],
-          names: Sequence[str]) -> list[Table]:
-    """The named tables."""
-    makers = {"table1": lambda: layers_table(widths), "table2": lambda: types_table(source),
-              "table3": lambda: channels_table(source), "table4": lambda: systems_table(source),
-              "figure4": lambda: kernels_table(source), "pruning": lambda: steps_table(source)}
-    return [makers[name]() for name in names]
-
-
-def _position(layer: str) -> tuple[int, str]:
-    """conv9 before conv11."""
-    return int("".join(c for c in layer.split(".")[0] if c.isdigit()) or 0), layer
 
 
 def _accuracy(source: Source, rows: Iterable[str]) -> str:
@@ -225,4 +214,4 @@ def _pruning_notes(source: Source) -> tuple[str, ...]:
     return (f"mAP@0.5 {100 * before['map50']:.1f} to {100 * after['map50']:.1f}, parameters "
             f"{before['parameters']:,} to {after['parameters']:,}, MACs {before['macs'] / 1e9:.3f} to "
             f"{after['macs'] / 1e9:.3f} G, {record['epochs']} epochs", f"choices: {choices}",
-            f"profile {source.profile.name}: {source.profile.note}")
+            _accuracy(source, ()))

@@ -9,6 +9,16 @@ from utils.optional import report_nothing
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 report_nothing()                                           # before tests import the libraries themselves
 ROOT = Path(__file__).resolve().parent.parent
+SLOW = {line for line in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the files and tests that tests/slow.txt names."""
+    for item in items:
+        test = item.nodeid.split("[")[0]
+        if {test, test.split("::")[0]} & SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

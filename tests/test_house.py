@@ -206,6 +206,16 @@ def test_no_folder_is_a_crowd_and_no_room_is_the_house():
     assert max(shares.values()) <= 0.16 * sum(shares.values()), f"the largest room is too large: {shares}"
     assert shares["utils"] <= 1200
 
+
+def test_every_test_that_is_called_slow_exists():
+    """A renamed test would come back into `make check`."""
+    for line in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines():
+        path, _, name = line.partition("::")
+        if line and not line.startswith("#"):
+            text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+            assert f"def {name or 'test_'}" in text, f"tests/slow.txt: {line} is no test any more"
+
+
 def _cycles(edges: dict[str, set[str]]) -> list[str]:
     """Modules that lie on an import circle: what is left when leaves are taken away again and again."""
     left = dict(edges)

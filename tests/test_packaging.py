@@ -65,9 +65,9 @@ def test_every_outside_library_that_the_project_imports_is_listed(root: Path):
     package = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml",
                "faster_coco_eval": "faster-coco-eval", "torch_pruning": "torch-pruning"}
     known = {name for kind in ("", "-dev", "-export") for name in listed(root / f"requirements{kind}.txt")}
-    rooms = ("", "loops/", "models/", "data/", "utils/")
-    files = [path for room in rooms for path in root.glob(f"{room}*.py")]
-    ours = {path.stem for path in root.glob("*.py")} | {"loops", "models", "data", "utils"}
+    packages = {path.parent.name for path in root.glob("*/__init__.py")}
+    files = [*root.glob("*.py"), *(path for name in packages for path in (root / name).rglob("*.py"))]
+    ours = {path.stem for path in root.glob("*.py")} | packages
     used = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

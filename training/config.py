@@ -48,7 +48,8 @@ class Recipe:
     multi_scale: bool = option(False, "vary the input side by half to one and a half, a new one each step")
     precision: str = option("auto", "of the forward pass in training",
                             choices=("auto", "fp32", "bf16", "fp16"))
-    box: float | None = option(None, "weight of the box loss (default: the head's, 5)", NOT_NEGATIVE, type=float)
+    box: float | None = option(None, "weight of the box loss (default: the head's, 5)", NOT_NEGATIVE,
+                               type=float)
     obj: float | None = option(None, "weight of the objectness loss (1)", NOT_NEGATIVE, type=float)
     cls: float | None = option(None, "weight of the class loss (1)", NOT_NEGATIVE, type=float)
     distill: float = option(1.0, "weight of the teacher's part in the loss", NOT_NEGATIVE)
@@ -65,7 +66,7 @@ class Recipe:
         return max(1, round(self.nominal_batch / self.batch_size))
 
     def loss_weights(self, terms: Mapping[str, float]) -> dict[str, float]:
-        """Return the weight of each term of a loss: this config's where it names one, else that in `terms`."""
+        """Return each loss term's weight: this config's where it names one, else that in `terms`."""
         given = {name: getattr(self, name, None) for name in terms}
         return {name: weight if given[name] is None else given[name] for name, weight in terms.items()}
 

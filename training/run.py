@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple, TextIO
 
 import numpy as np
@@ -19,9 +18,8 @@ from data.dataset import DetectionSet
 from data.images import decode
 from data.loader import Loader, make_loader
 from deploy.runtimes.runtime import torch_runtime
-from evaluation import figures
-from evaluation.evaluate import VAL, evaluate
-from evaluation.inference import Finder
+from evaluation import report
+from evaluation.evaluate import VAL, Finder, evaluate
 from evaluation.metrics import Metrics
 from evaluation.plots import results_png
 from models import checkpoint as checkpoints
@@ -225,18 +223,16 @@ class Run:
         metrics, finder, found = self.validator(best.net, best.state)
         cost = {"weights": str(file), "data": config.data, "split": "val",
                 "parameters": parameters(best.net), "macs": macs(best.net, config.imgsz),
-                "loose_macs": loose_macs(best.net, config.imgsz),
-                "bytes": file.stat().st_size, "dropped_by_decoder": finder.dropped}
-        limits = dict(zip(("conf_thres", "iou_thres", "max_det"), VAL))
-        how = figures.settings(SimpleNamespace(**asdict(config), **limits), finder.runtime)
-        result = figures.summarise(metrics, cost, finder, how, False)
+                "loose_macs": loose_macs(best.net, config.imgsz), "bytes": file.stat().st_size}
+        result = report.summarise(metrics, cost, finder, interval=False, imgsz=config.imgsz,
+                                  batch_size=config.batch_size, workers=config.workers, cache=config.cache)
         notes = self.folder / NOTES
         result["notes"] += notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
         runs.write_json(self.folder / "metrics.json", result)
-        print("\n".join(figures.lines(result, metrics)))
+        print("\n".join(report.lines(result, metrics)))
         curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]
-        return figures.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
-                                  lambda path: decode(path, config.max_pixels), curves)
+        return report.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
+                                 lambda path: decode(path, config.max_pixels), curves)
 
     def write_row(self, row: dict) -> None:
         """Write one epoch's row into log.jsonl, results.csv and TensorBoard."""

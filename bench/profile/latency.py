@@ -10,13 +10,13 @@ from torch import Tensor
 from bench.profile.roofline import bound, layer_bytes, measure_peak
 from bench.profile.timing import Call, interleaved, ratio, summary, torch_threads, warm_up
 from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
-from evaluation.report import aligned
 from models.channels import channels
 from models.count import layer_macs, macs, parameters
 from models.layer import Net
 from models.nodes import Node
 from utils import runs
 from utils.errors import UsageError
+from utils.text import aligned
 
 State = dict[str, Tensor]
 FELL = 0.97                        # a layer's time fell when it is below this share of what it was

@@ -129,7 +129,7 @@ def scan_png(units: Sequence[str], sixteenths: Sequence[int], drops: Sequence[Se
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="share of the layer's channels taken away")
-    ax.set_title("Points lost without training (grey: not measured)", fontsize=11, color=INK, loc="left")
+    plots.head(ax, "Points lost without training (grey: not measured)")
     return plots.save(fig, path)
 
 

@@ -60,14 +60,16 @@ class _Writer:
         self.lines, self.blobs, self.vectors = [], 0, set()
         self.line("Input", INPUT, (), "")
 
-    def line(self, op: str, name: str, inputs: tuple[str, ...], settings: str) -> None:
-        """Append a layer whose one output carries its name, and the split of that output where needed."""
+    def line(self, op: str, name: str, inputs: tuple[str, ...], settings: str, parts: int = 1,
+             part: int = 0) -> None:
+        """Append a layer whose output, the `part`-th of `parts`, carries its name, and its split."""
         sources = []
         for value in inputs:
             many = self.readers[value] > 1
             sources.append(f"{value}.{self.taken[value]}" if many else value)
             self.taken[value] += 1
-        self._write(op, name, sources, [name], settings)
+        outputs = [name if at == part else f"{name}.other{at}" for at in range(parts)]
+        self._write(op, name, sources, outputs, settings)
         if (count := self.readers[name]) > 1:
             self._write("Split", f"{name}.split", [name], [f"{name}.{at}" for at in range(count)], "")
 
@@ -99,11 +101,11 @@ class _Writer:
             "avgpool": ("Pooling", f"0=1 {window} 6=1"), "mean": ("Pooling", "0=1 4=1"),
             "average": ("Pooling", f"0=1 1={step.stride} 2={step.stride} 5=1"),
             "upsample": ("Interp", f"0=1 1={step.stride:.1f} 2={step.stride:.1f}"),
-            "spread": ("Interp", "0=1 6=1"), "concat": ("Concat", "0=0"), "mul": ("BinaryOp", "0=2"),
-            "slice": ("Crop", f"2={node.part * node.channels} 5={node.channels}"),
+            "spread": ("Interp", "0=1 5=1"), "concat": ("Concat", "0=0"), "mul": ("BinaryOp", "0=2"),
+            "slice": ("Slice", f"-23300={node.parts}," + ",".join([str(node.channels)] * node.parts)),
             "shuffle": ("ShuffleChannel", f"0={node.groups}"),
             "add": ("Eltwise", "0=1") if len(inputs) > 2 else ("BinaryOp", "0=0")}[kind]
-        self.line(op, name, inputs, settings)
+        self.line(op, name, inputs, settings, node.parts if kind == "slice" else 1, node.part)
 
 
 def _convolution(step: Step, weights: int, flat: bool, name: str) -> tuple[str, str, tuple[str, ...], str]:

@@ -30,6 +30,7 @@ class _Whole(nn.Module):
 def to_torchscript(net: Net, state: dict[str, Tensor], imgsz: int, precision: str = "fp32") -> bytes:
     """Return the TorchScript file of a network, traced; it takes any batch and any side that fits."""
     model = from_state(*fold(net, state)).to(DTYPES[precision]).to(memory_format=torch.channels_last)
+    model.requires_grad_(False)
     images, buffer = torch.zeros(2, 3, imgsz, imgsz, dtype=torch.uint8), io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # that tracing is the older of torch's two ways

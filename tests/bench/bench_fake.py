@@ -2,7 +2,7 @@
 
 By its account loading takes 3 CPU seconds and every slice half a one. What it does is in the artifact's name,
 words between dashes: ms10 (a call takes that long), killed or silent (from the second slice on), refused,
-broken (when loaded), broken64 (at that side alone), unread (a picture is torn), blind (it has no accuracy),
+broken (when loaded), broken64 (at that side alone), unread (an image is torn), blind (it has no accuracy),
 bf16 (what it runs in, whatever was asked for), unsteady.
 """
 import json
@@ -18,13 +18,13 @@ FAKE = Path(__file__).resolve()
 
 
 def noise(folder: Path) -> Path:
-    """The folder, with three pictures of noise in three sizes."""
+    """The folder, with three images of noise in three sizes."""
     import cv2
     import numpy as np
     folder.mkdir(exist_ok=True)
     for at, side in enumerate((60, 90, 120)):
-        picture = np.random.default_rng(at).integers(0, 255, (side, 100, 3), np.uint8)
-        cv2.imwrite(str(folder / f"{at}.jpg"), picture)
+        image = np.random.default_rng(at).integers(0, 255, (side, 100, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{at}.jpg"), image)
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 import benchmark
 from bench import run
 from bench.cases import STAGES
-from bench.process import Worker, WorkerFailed
+from bench.run import Worker, WorkerFailed
 from models.checkpoint import Checkpoint, save
 from tests.bench.bench_fake import FAKE, empty_set
 from tests.helpers.nets import randomised, small_net

@@ -19,7 +19,7 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "tiny.pt"
 
 
-def test_a_picture_that_cannot_be_read_is_the_datas_fault(bench):
+def test_an_image_that_cannot_be_read_is_the_datas_fault(bench):
     code, _, err, report = bench(["net-unread.pt"], *SHORT)
     assert code == 3 and "0.jpg is torn" in err and report == {}
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench import machine
 from bench.cases import Case, label, matrix, pack, short_names, unpack
-from bench.compare import compare
+from bench.report import compare
 from bench.stats import contrast, figures, verdict
 from utils.errors import DataError, UsageError
 

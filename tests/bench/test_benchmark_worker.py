@@ -11,8 +11,7 @@ import torch
 
 from bench import plan, worker
 from bench.cases import STAGES
-from bench.profile import nodes as profiled
-from bench.profile import roofline
+from bench.profile import nodes, roofline
 from deploy import export
 from deploy.runtimes.runtime import load_runtime
 from models.checkpoint import Checkpoint, save
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three pictures of noise in three sizes."""
+    """Three images of noise in three sizes."""
     return noise(tmp_path / "pictures")
 
 
@@ -89,14 +88,14 @@ def test_the_layers_come_with_their_bound_and_the_roofline(weights, pictures, mo
 
 
 def test_nodes_are_added_up_by_layer_and_what_is_none_stands_apart():
-    nodes = [("cast_kernel_time", "Cast", 1.0), ("conv1_nchwc_kernel_time", "Conv", 2.0),
-             ("mb3.expand/WithoutBiases", "Convolution", 3.0), ("mb3.se.average", "AvgPool", 4.0),
-             ("ReorderOutput_token_126_kernel_time", "ReorderOutput", 5.0), ("pool2", "MaxPool", 6.0),
-             ("scale_abcd_acdb_conv1/WithoutBiases", "Reorder", 7.0), ("mb31", "Conv", 8.0)]
-    found = profiled.by_layer(small_net(), nodes)
+    planted = [("cast_kernel_time", "Cast", 1.0), ("conv1_nchwc_kernel_time", "Conv", 2.0),
+               ("mb3.expand/WithoutBiases", "Convolution", 3.0), ("mb3.se.average", "AvgPool", 4.0),
+               ("ReorderOutput_token_126_kernel_time", "ReorderOutput", 5.0), ("pool2", "MaxPool", 6.0),
+               ("scale_abcd_acdb_conv1/WithoutBiases", "Reorder", 7.0), ("mb31", "Conv", 8.0)]
+    found = nodes.by_layer(small_net(), planted)
     assert found == {"conv1": 2, "pool2": 6, "mb3": 7, "pool4": 0, "ds5": 0, "head6": 0, "reorders": 12,
                      "other": 9}
-    rows = profiled.rows_of(small_net(), 64, "fp32", [found, found], PEAK)
+    rows = nodes.rows_of(small_net(), 64, "fp32", [found, found], PEAK)
     assert [row["layer"] for row in rows] == list(found)
     assert {row["layer"]: row["ms"] for row in rows} == found
     assert [row["bound"] for row in rows[-2:]] == ["none", "none"]
@@ -112,20 +111,20 @@ def test_a_runtime_tells_what_its_layers_take(tmp_path: Path, weights: Path, for
     job = export.Export(str(weights), checkpoint, 64, False, False, noise_)
     row = export.export(job, form, tmp_path, "net")
     assert not row["faults"]
-    found = profiled.node_table(tmp_path / row["file"], "fp32", 1, torch.from_numpy(noise_[0]), PEAK)
+    found = nodes.node_table(tmp_path / row["file"], "fp32", 1, torch.from_numpy(noise_[0]), PEAK)
     took = {row["layer"]: row["ms"] for row in found}
     assert all(took[name] > 0 for name in ("conv1", "mb3", "ds5", "head6")), took
     assert took["other"] < sum(took.values()) / 2
     with pytest.raises(ValueError, match="ONNX Runtime and OpenVINO alone"):
-        profiled.node_table(weights, "fp32", 1, torch.from_numpy(noise_[0]), PEAK)
+        nodes.node_table(weights, "fp32", 1, torch.from_numpy(noise_[0]), PEAK)
 
 
 def test_frames_of_a_video_are_read_over_and_over(tmp_path: Path):
     film(tmp_path / "a.mp4", 3)
-    frames = list(islice(worker._photos({"files": [str(tmp_path / "a.mp4")], "video": True}), 7))
+    frames = list(islice(worker.read_images({"files": [str(tmp_path / "a.mp4")], "video": True}), 7))
     assert len(frames) == 7 and np.array_equal(frames[0], frames[3]) and frames[0].shape == (240, 320, 3)
 
 
-def test_pictures_are_spread_over_the_source(pictures: Path):
+def test_images_are_spread_over_the_source(pictures: Path):
     assert [p.name for p in plan.spread(sorted(pictures.iterdir()), 2)] == ["0.jpg", "2.jpg"]
     assert len(plan.spread(sorted(pictures.iterdir()), 9)) == 3

@@ -91,8 +91,8 @@ def made_matches(right):
     """One class, a truth a picture, a detection on each: right or wrong."""
     n, order = len(right), np.arange(len(right))
     none = np.zeros(n, int)
-    return Matches(row=order, image=order, label=none, score=1 - order / n, truth=np.where(right, order, -1),
-                   ignored=none.astype(bool), truth_image=order, truth_label=none, truth_index=order,
+    return Matches(row=order, image=order, label=none, score=1 - order / n, target=np.where(right, order, -1),
+                   ignored=none.astype(bool), target_image=order, target_label=none, target_index=order,
                    images=n, classes=1)
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.ncnn_file import to_ncnn
 from deploy.onnx_file import to_onnx
+from deploy.runtimes.ncnn import to_ncnn
 from deploy.runtimes.torchscript import to_torchscript
 from models.graph import outputs
 from models.network import Network

@@ -1,4 +1,4 @@
-"""Pictures of a run: what is drawn is what was measured, for any number and script of class names."""
+"""Plots of a run: what is drawn is what was measured, for any number and script of class names."""
 import subprocess
 import sys
 import warnings
@@ -18,19 +18,19 @@ ROWS = [{"epoch": e, "loss": 3 / e, "box": 1 / e, "obj": 1.5 / e, "cls": 0.5 / e
 
 
 def measured(classes: int = 4, names: list[str] | None = None) -> Metrics:
-    """Metrics of random pictures with `classes` classes."""
-    truth, rows = crowded(60, classes)
-    return evaluate_detections(truth, rows, names or [f"c{k}" for k in range(classes)])
+    """Metrics of random images with `classes` classes."""
+    ground_truth, rows = crowded(60, classes)
+    return evaluate_detections(ground_truth, rows, names or [f"c{k}" for k in range(classes)])
 
 
 def pixels(path: Path) -> np.ndarray:
-    """The picture [H, W, 3] as written."""
+    """The image [H, W, 3] as written."""
     import cv2
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
 def assert_drawn(path: Path, least: tuple[int, int]) -> None:
-    """The file is a picture of at least (width, height) px with something on it."""
+    """The file is an image of at least (width, height) px with something on it."""
     image = pixels(path)
     assert image.shape[1] >= least[0] and image.shape[0] >= least[1]
     assert 0.001 < (image < 200).any(2).mean() < 0.9, "blank, or black"
@@ -39,8 +39,8 @@ def assert_drawn(path: Path, least: tuple[int, int]) -> None:
 @pytest.fixture
 def figures(monkeypatch) -> list:
     """The figures that are saved, in order, instead of files alone."""
-    saved, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda fig, path: (saved.append(fig), save(fig, path))[1])
+    saved, save = [], plots.save
+    monkeypatch.setattr(plots, "save", lambda fig, path: (saved.append(fig), save(fig, path))[1])
     return saved
 
 
@@ -87,16 +87,16 @@ def test_the_f1_curve_marks_the_best_confidence(tmp_path, figures):
     assert max(drawn[f"all classes {metrics.f1:.3f}"][1]) == pytest.approx(metrics.f1)
 
 
-def test_classes_without_truth_have_no_line_and_no_class_at_all_a_sentence(tmp_path, figures):
-    truth, rows = crowded(20, 2)
-    truth["categories"].append({"id": 9, "name": "ghost"})
+def test_classes_without_ground_truth_have_no_line_and_no_class_at_all_a_sentence(tmp_path, figures):
+    ground_truth, rows = crowded(20, 2)
+    ground_truth["categories"].append({"id": 9, "name": "ghost"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.evaluation_pngs(evaluate_detections(truth, rows, ("a", "b", "ghost")), tmp_path)
+        plots.evaluation_pngs(evaluate_detections(ground_truth, rows, ("a", "b", "ghost")), tmp_path)
         assert not any("ghost" in label for label in lines(figures[0].axes[0]))
-        empty = evaluate_detections({**truth, "annotations": []}, rows, ("a", "b", "ghost"))
+        empty = evaluate_detections({**ground_truth, "annotations": []}, rows, ("a", "b", "ghost"))
         plots.evaluation_pngs(empty, tmp_path)
-        assert "no class has truths" in figures[3].axes[0].texts[0].get_text()
+        assert "no class has ground truth" in figures[3].axes[0].texts[0].get_text()
 
 
 def test_the_confusion_matrix_writes_shares_and_counts_of_few_classes(tmp_path, figures):
@@ -132,33 +132,39 @@ def test_chinese_names_are_drawn_or_replaced_never_boxes(tmp_path):
     assert legible[0] == ("红细胞" if plots._installed() else "class 0")
 
 
-def test_a_sheet_shows_truths_left_and_predictions_right(tmp_path):
-    image = np.full((100, 120, 3), 90, np.uint8)
-    pair = image, np.array([[20.0, 20, 60, 60, 0]]), np.zeros((0, 6))
-    path = plots.sheet_png([pair], ["cat"], tmp_path / "sheet.png")
+class Record:
+    """An image of a set: its path and boxes."""
+
+    def __init__(self, path: Path, boxes: np.ndarray) -> None:
+        self.path, self.boxes = path, boxes
+
+
+def test_a_sheet_shows_ground_truth_left_and_predictions_right(tmp_path):
+    record = Record(tmp_path / "a.png", np.array([[0, 20.0, 20, 60, 60]]))
+    path = plots.sheet_png([record], np.zeros((0, 7)), lambda path: np.full((100, 120, 3), 90, np.uint8), 0.5,
+                           ["cat"], tmp_path / "sheet.png")
     sheet = pixels(path)
     middle = sheet.shape[1] // 2
     grey = [(np.ptp(half.astype(int), axis=2) < 12).mean() for half in (sheet[:, :middle], sheet[:, middle:])]
     assert grey[0] < 0.999 < grey[1], "a coloured box on the left alone"
-    plots.sheet_png([], ["cat"], tmp_path / "empty.png")
+    plots.sheet_png([], np.zeros((0, 7)), pixels, 0.5, ["cat"], tmp_path / "empty.png")
 
 
-def test_the_sheet_takes_pictures_across_the_set_and_detections_above_the_confidence(tmp_path):
-    class Record:
-        def __init__(self, i: int) -> None:
-            self.path = tmp_path / f"图 {i}.png"
-            self.boxes = np.array([[1, 2, 3, 40, 50]], np.float32)[:i % 10]
-            save_picture(self.path, np.full((60, 80, 3), i, np.uint8))
+def test_the_sheet_takes_images_across_the_set_and_detections_above_the_confidence(tmp_path, monkeypatch):
+    records = [Record(tmp_path / f"图 {i}.png", np.array([[1, 2, 3, 40, 50]], np.float32)[:i % 10])
+               for i in range(20)]
+    for i, record in enumerate(records):
+        save_picture(record.path, np.full((60, 80, 3), i, np.uint8))
     rows = np.array([[i, 1, 2, 30, 40, score, 0] for i in range(20) for score in (0.9, 0.1)], dtype=float)
-
-    def decode(path: Path) -> np.ndarray:
-        return pixels(path)
-    pairs = plots.sheet_pairs([Record(i) for i in range(20)], rows, decode, 0.5, count=3)
-    assert [image[0, 0, 0] for image, _, _ in pairs] == [1, 9, 19]         # 0 and 10 show no truth
-    for _, truths, found in pairs:
-        assert truths.tolist() == [[2, 3, 40, 50, 1]]
-        assert found.tolist() == [[1, 2, 30, 40, 0.9, 0]]
-    assert len(plots.sheet_pairs([Record(0)], rows[:0], decode, 0.5)) == 1
+    drawn = []
+    monkeypatch.setattr("detection.draw.draw",
+                        lambda image, boxes, names: drawn.append((image, boxes)) or image)
+    plots.sheet_png(records, rows, pixels, 0.5, ["a", "b"], tmp_path / "sheet.png", count=3)
+    assert [image[0, 0, 0] for image, _ in drawn[::2]] == [1, 9, 19]      # 0 and 10 show no ground truth
+    assert [boxes.tolist() for _, boxes in drawn] == [[[2, 3, 40, 50, 1]], [[1, 2, 30, 40, 0.9, 0]]] * 3
+    drawn.clear()
+    plots.sheet_png(records[:1], rows[:0], pixels, 0.5, ["a", "b"], tmp_path / "sheet.png")
+    assert len(drawn) == 2, "where no image has ground truth, one is shown all the same"
 
 
 def test_plotting_leaves_pyplot_alone(tmp_path, root):

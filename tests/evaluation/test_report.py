@@ -8,7 +8,8 @@ import pytest
 
 from detection.outputs import save_picture
 from evaluation.metrics import evaluate_detections
-from evaluation.report import CLASS_COLUMNS, aligned, class_rows, shown, write_report
+from evaluation.report import CLASS_COLUMNS, class_rows, write_report
+from utils.text import aligned, shown
 
 
 class Page(HTMLParser):
@@ -34,22 +35,22 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     """A PNG file with a Chinese name."""
     path = tmp_path / "图.png"
     save_picture(path, np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
     return path
 
 
-def test_the_page_embeds_its_pictures_and_asks_for_nothing_else(tmp_path, picture):
-    tables, images = [("Table", ("a", "b"), [[1, 2]])], [("Curve", picture)]
+def test_the_page_embeds_its_images_and_asks_for_nothing_else(tmp_path, image):
+    tables, images = [("Table", ("a", "b"), [[1, 2]])], [("Curve", image)]
     path = write_report(tmp_path, "run", {"mAP@0.5": 0.5}, tables, images)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert path == tmp_path / "report.html" and page.open == []
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     kind, data = images[0]["src"].split(",", 1)
-    assert kind == "data:image/png;base64" and base64.b64decode(data) == picture.read_bytes()
+    assert kind == "data:image/png;base64" and base64.b64decode(data) == image.read_bytes()
     assert images[0]["alt"] == "Curve"
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?://|url\(|@import", text)
@@ -62,9 +63,9 @@ def test_it_serves_light_and_dark_screens_and_telephones(tmp_path):
     assert "default-src 'none'" in text
 
 
-def test_every_text_is_escaped(tmp_path, picture):
+def test_every_text_is_escaped(tmp_path, image):
     evil = "<script>alert('&\"')</script>"
-    images = [(evil, picture), (evil, "gone.png")]
+    images = [(evil, image), (evil, "gone.png")]
     path = write_report(tmp_path, evil, {evil: evil}, [(evil, (evil,), [[evil]])], images)
     page = Page(path.read_text(encoding="utf-8"))
     assert "script" not in {tag for tag, _ in page.tags}
@@ -72,7 +73,7 @@ def test_every_text_is_escaped(tmp_path, picture):
     assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == [evil]
 
 
-def test_a_picture_that_is_missing_is_named_and_another_kind_refused(tmp_path):
+def test_an_image_that_is_missing_is_named_and_another_kind_refused(tmp_path):
     text = write_report(tmp_path, "run", {}, (), [("Confusion", tmp_path / "confusion.png")]).read_text()
     assert "Confusion: confusion.png was not made" in text
     with pytest.raises(ValueError, match="a.svg"):
@@ -101,13 +102,13 @@ def test_values_are_shown_as_people_write_them(value, said):
 
 
 def test_the_class_table_as_text_is_aligned_even_with_chinese_names():
-    truth = {"images": [{"id": 1}], "categories": [{"id": 1}, {"id": 2}],
-             "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}]}
-    metrics = evaluate_detections(truth, np.array([[0, 0, 0, 9, 9, 0.5, 0]]), ("红细胞", "dog"))
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1}, {"id": 2}],
+                    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}]}
+    metrics = evaluate_detections(ground_truth, np.array([[0, 0, 0, 9, 9, 0.5, 0]]), ("红细胞", "dog"))
     rows = class_rows(metrics)
     assert rows == [["all"] + [1] * 7, ["红细胞"] + [1] * 7, ["dog", 0, 0] + [None] * 5]
     assert aligned(CLASS_COLUMNS, rows).splitlines() == [
-        "class   images  truths      P      R     F1   AP50  AP50-95",
-        "all          1       1  1.000  1.000  1.000  1.000    1.000",
-        "红细胞       1       1  1.000  1.000  1.000  1.000    1.000",
-        "dog          0       0    n/a    n/a    n/a    n/a      n/a"]
+        "class   images  boxes      P      R     F1   AP50  AP50-95",
+        "all          1      1  1.000  1.000  1.000  1.000    1.000",
+        "红细胞       1      1  1.000  1.000  1.000  1.000    1.000",
+        "dog          0      0    n/a    n/a    n/a    n/a      n/a"]

@@ -2,7 +2,6 @@
 import json
 from pathlib import Path
 
-import models.heads.decode
 import numpy as np
 import pytest
 import torch
@@ -12,10 +11,11 @@ from data.coco.locate import locate
 from data.coco.read import read_coco
 from detection.outputs import save_picture
 from models.checkpoint import Checkpoint, save
+from models.heads import nms
 from models.heads.nms import Found
 from models.network import Network, initialise
 from models.zoo.build import build
-from tests.evaluation.test_inference import in_input
+from tests.evaluation.test_evaluate import in_input
 from tests.helpers.scripts import call
 from utils import runs
 
@@ -33,7 +33,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Five pictures of mixed shapes with unsafe annotation ids, gapped category ids and a crowd."""
+    """Five images of mixed shapes with unsafe annotation ids, gapped category ids and a crowd."""
     root = tmp_path_factory.mktemp("set")
     (root / "annotations").mkdir()
     (root / "images").mkdir()
@@ -65,7 +65,7 @@ def run_val(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def perfect(monkeypatch, data):
-    """Makes the decoder find every truth, in the input's px and in the model's classes."""
+    """Make the decoder find every ground-truth box, in the input's px and in the model's classes."""
     coco, place = read_coco(*locate(data).val), []
 
     def find(maps: list, heads: tuple, *_: object, classes: list[int], **__: object) -> Found:
@@ -77,7 +77,7 @@ def perfect(monkeypatch, data):
                     for box in record.boxes.tolist()]
             out.append(torch.tensor(rows).reshape(-1, 6))
         return Found(out, 1)
-    monkeypatch.setattr(models.heads.decode, "detections", find)
+    monkeypatch.setattr(nms, "detections", find)
 
 
 @pytest.mark.usefixtures("perfect")
@@ -89,8 +89,8 @@ def test_a_perfect_detector_scores_one_through_letterbox_and_names(run_val, weig
     assert rows["all"] == ["5", "7", "1.000", "1.000", "1.000", "1.000", "1.000"]
     assert rows["dog"][:2] == ["2", "2"] and rows["cat"][:2] == ["4", "5"]
     assert "annotation-id-zero" in said and "duplicate-annotation-id" in said
-    for piece in ("score floor 0.001", "NMS IoU 0.6", "at most 100 boxes", "input 96", "5 pictures",
-                  "2 classes (all with truths)", "GMACs", "looser count", "MB on disk", "network",
+    for piece in ("score floor 0.001", "NMS IoU 0.6", "at most 100 boxes", "input 96", "5 images",
+                  "2 classes (all with ground truth)", "GMACs", "ptflops-style", "MB on disk", "network",
                   "3 non-finite or absurd"):
         assert piece in said, piece
     found = json.loads((tmp_path / "results" / "row.json").read_text())
@@ -104,7 +104,7 @@ def test_a_perfect_detector_scores_one_through_letterbox_and_names(run_val, weig
         assert (folder / name).stat().st_size > 300, name
 
 
-def test_no_boxes_at_all_is_zero_and_a_class_without_truth_is_named(run_val, weights, data, tmp_path):
+def test_no_boxes_at_all_is_zero_and_a_class_without_ground_truth_is_named(run_val, weights, data, tmp_path):
     content = json.loads((data / "annotations" / "instances_val.json").read_text())
     content["categories"].append({"id": 8, "name": "Bird"})
     (tmp_path / "annotations").mkdir()
@@ -112,7 +112,7 @@ def test_no_boxes_at_all_is_zero_and_a_class_without_truth_is_named(run_val, wei
     (tmp_path / "images").symlink_to(data / "images")
     code, said, _ = run_val("--weights", weights, "--data", tmp_path, "--conf-thres", 1, "--workers", 0,
                             "--imgsz", 64)
-    assert code == 0 and "without truth: Bird" in said and "input 64" in said
+    assert code == 0 and "without ground truth: Bird" in said and "input 64" in said
     rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line}
     assert rows["all"][2:] == ["0.000"] * 5 and rows["Bird"] == ["0", "0"] + ["n/a"] * 5
     code, said, _ = run_val("--weights", weights, "--data", data, "--workers", 0, "--half")

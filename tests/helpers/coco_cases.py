@@ -1,4 +1,4 @@
-"""Truths and detections for the tests of evaluation, and pycocotools run the usual way as their oracle."""
+"""Ground truth and detections for the tests of evaluation; pycocotools run the usual way, their oracle."""
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +27,7 @@ def row(image: int, label: int, box: tuple, score: float = 0.9) -> list[float]:
 
 
 def crowded(images: int = 60, classes: int = 4, seed: int = 0) -> tuple[dict, np.ndarray]:
-    """Random truths (some crowds, all sizes) and detections near and far from them, with tied scores."""
+    """Random ground truth (some crowds, all sizes) and detections near and far from it, with tied scores."""
     rng = np.random.default_rng(seed)
     boxes, rows = [], []
     for image in range(images):
@@ -44,13 +44,13 @@ def crowded(images: int = 60, classes: int = 4, seed: int = 0) -> tuple[dict, np
     return coco(boxes, tuple(f"c{k}" for k in range(classes)), images), np.array(rows)
 
 
-def plain_pycocotools(truth: dict, rows: np.ndarray) -> object:
+def plain_pycocotools(ground_truth: dict, rows: np.ndarray) -> object:
     """COCOeval after the usual loadRes, evaluate, accumulate, summarize."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
-        reference.dataset = copy.deepcopy(truth)
+        reference.dataset = copy.deepcopy(ground_truth)
         reference.createIndex()
         results = [{"image_id": int(r[0]) + 1, "category_id": int(r[6]) + 1, "score": r[5],
                     "bbox": [r[1], r[2], r[3] - r[1], r[4] - r[2]]} for r in rows.tolist()]
@@ -62,5 +62,5 @@ def plain_pycocotools(truth: dict, rows: np.ndarray) -> object:
 
 
 def twelve(metrics: object) -> list[float]:
-    """The twelve numbers with pycocotools' -1 where there is no truth."""
+    """The twelve numbers with pycocotools' -1 where there is no ground truth."""
     return [-1.0 if getattr(metrics, name) is None else getattr(metrics, name) for name in NUMBERS]

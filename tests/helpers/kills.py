@@ -12,27 +12,39 @@ from pathlib import Path
 KILLS = int(os.environ.get("KILLS", "0"))          # how many instead of a test's own number
 
 
+def moments() -> random.Random:
+    """Return a source of random moments, new at every call; KILL_SEED in the environment repeats them.
+
+    The seed is printed, so that pytest shows it with a test that fails.
+    """
+    seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(2 ** 31))
+    print(f"KILL_SEED={seed}")
+    return random.Random(seed)
+
+
 def killed_often(command: Callable[[str], list[str]], folder: Path, check: Callable[[str], None], kills: int,
                  root: Path, seconds: tuple[float, float]) -> list[str]:
-    """The runs that were brought to their end, each compared by `check` with what nobody disturbed.
+    """Return the runs that were brought to their end, each compared by `check` with what nobody disturbed.
 
     command: run's name -> words after `python`; folder: where its run folder lies. The same command is
     started until it has been killed `kills` times in all, `seconds` (least, most) after its start; a run that
     ends sooner, or had written its result when it was killed, is checked and the next begun. The last one is
-    left alone until it ends. The moments are new at every call.
+    left alone until it ends. Raises RuntimeError where a run fails, or so many end that no kill is likely.
     """
-    rng, names, left = random.Random(), ["killed-1-"], kills
+    rng, names, left = moments(), ["killed-1-"], kills
     said = ""
-    while True:
+    while len(names) <= 10 + 3 * kills:
+        after = rng.uniform(*seconds) if left else 300
         process = subprocess.Popen([sys.executable, *command(names[-1])], cwd=root, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
-            _, said = process.communicate(timeout=rng.uniform(*seconds) if left else 300)
+            _, said = process.communicate(timeout=after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             left -= 1
+            print(f"{names[-1]} was killed {after:.2f} s after its start")
             if not (folder / names[-1] / "result.json").is_file():
                 continue
         if process.returncode not in (0, -signal.SIGKILL):
@@ -42,3 +54,5 @@ def killed_often(command: Callable[[str], list[str]], folder: Path, check: Calla
         if not left:
             return names
         names.append(f"killed-{len(names) + 1}-")
+    raise RuntimeError(f"{len(names) - 1} runs ended and {kills - left} of {kills} kills happened: moments "
+                       f"within {seconds} s are too late for this machine")

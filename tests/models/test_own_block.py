@@ -5,8 +5,8 @@ import torch
 
 from compress.fold import fold
 from compress.prune import prune
-from deploy.ncnn_file import to_ncnn
 from deploy.onnx_file import to_onnx
+from deploy.runtimes.ncnn import to_ncnn
 from models.blocks import BLOCKS, block
 from models.channels import channels
 from models.checkpoint import Checkpoint, load, save

@@ -68,7 +68,7 @@ def made_records() -> dict[str, dict]:
               "map50": 0.4 - 0.01 * n, "drop": 1.0, "interval": None, "accepted": n < 3, "seconds": 1.0,
               "parameters": 1_900, "macs": 2_900_000} for n in (1, 2, 3)]
     prune = {"kind": "prune", "parent": {**network, "map50": 0.4}, "child": {**network, "map50": 0.38},
-             "choices": {"order": "front", "until": {}}, "steps": steps, "epochs": 3,
+             "choices": {"order": "front", "until": {}, "tolerance": 0.5}, "steps": steps, "epochs": 3,
              "layers": [{"layer": "conv13", "original": 1024, "width": 896, "sixteenths": 2, "stopped": "-"},
                         {"layer": "conv9", "original": 256, "width": 240, "sixteenths": 1, "stopped": "-"}],
              "net": to_json(micro_yolo_pruned(10))}

@@ -1,4 +1,4 @@
-"""Tables: verdicts, text forms, claims with their sources, counts held against formulas."""
+"""Tables: verdicts, text forms, claims with their sources, counts compared with formulas."""
 import csv
 import io
 import json
@@ -15,18 +15,19 @@ from paper.claims import (
     Column,
     Table,
     claim_text,
-    delta,
+    csv_text,
+    figure_text,
+    judge,
     long_form,
+    page,
     read_claims,
-    shown,
-    verdict,
     wide_form,
 )
 from paper.profiles import PROFILES, TABLES
-from paper.tables import Source, build
+from paper.tables import MAKERS, Source
 from tests.paper.table_cases import made_records
 from utils.errors import DataError, ModelError
-from utils.text import csv_text, latex, markdown, page
+from utils.text import latex, markdown
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,13 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("cell", "unit", "difference", "word"), VERDICTS, ids=[v[-1] for v in VERDICTS])
 def test_a_cell_is_judged_by_its_claim_and_by_what_it_was_measured_on(cell, unit, difference, word):
-    assert (delta(cell, unit), verdict(cell, unit)) == (difference, word)
+    assert judge(cell, unit) == (difference, word)
 
 
 def test_figures_are_shown_in_their_units_and_claims_with_the_digits_they_were_printed_with(claims):
     cases = {(2548565, "parameters"): "2,548,565", (1.0986e9, "MACs"): "1.099 G", (45.6, "FPS"): "46",
              (2.44, "FPS"): "2.4", (None, "%"): "", (-1.66, "points"): "-1.7", (1.5, "sixteenths"): "1.5/16"}
-    assert {case: shown(*case) for case in cases} == cases
+    assert {case: figure_text(*case) for case in cases} == cases
     said = {claim_text(c) for c in claims}
     assert {"1.10 GMACs", "4.0 MB", "6/16", "3,5,3,5,3", "-0.7 points", "33.81 %"} <= said
 
@@ -106,6 +107,11 @@ def source(claims, profile: str = "smoke", records: dict | None = None) -> Sourc
     return Source(claims, nets.count_rows(records), PROFILES[profile], records)
 
 
+def build(made: Source, *names: str) -> list[Table]:
+    """The named tables."""
+    return [MAKERS[name](made) for name in names]
+
+
 def test_table_1_is_the_papers_formulas_by_records_and_by_modules(claims, monkeypatch):
     widths = nets.layer_weights()
     for cin, found in widths.items():
@@ -120,11 +126,11 @@ def test_table_1_is_the_papers_formulas_by_records_and_by_modules(claims, monkey
 
 def test_every_known_size_and_cost_of_the_papers_networks_is_met_within_one_per_cent(claims):
     judged = {}
-    for table in build(source(claims), {}, ("table2", "table4")):
+    for table in build(source(claims), "table2", "table4"):
         for label, cells in table.rows:
             for column, cell in zip(table.columns, cells):
                 if cell.claim and column.unit in ("parameters", "MACs", "x", "MB"):
-                    judged[label.split(" (")[0], column.key] = verdict(cell, column.unit)
+                    judged[label.split(" (")[0], column.key] = judge(cell, column.unit)[1]
     beyond = {key: word for key, word in judged.items() if word != "within 1 %"}
     # YOLO Nano's own figures do not fit the widths that are public, see results/paper.json.
     assert set(beyond) == {("YOLO Nano, VOC", "macs"), ("YOLO Nano, VOC", "size")}
@@ -133,7 +139,7 @@ def test_every_known_size_and_cost_of_the_papers_networks_is_met_within_one_per_
 
 def test_the_tables_hold_what_the_records_say(claims):
     records = made_records()
-    two, three, four, figure, steps = build(source(claims, records=records), {}, TABLES[1:])
+    two, three, four, figure, steps = build(source(claims, records=records), *TABLES[1:])
     cells = {(table.name, label, column.key): cell for table in (two, three, four, figure, steps)
              for label, row in table.rows for column, cell in zip(table.columns, row)}
     assert cells["table2", "all DSConv, layer 1 Conv", "map50_drop"].measured == pytest.approx(5.0)
@@ -146,15 +152,15 @@ def test_the_tables_hold_what_the_records_say(claims):
     assert cells["figure4", "53", "map50"].measured == pytest.approx(29.5)
     assert cells["figure4", "53", "runs"].measured == 2
     assert cells["figure4", "layers 3, 5, 7, 9, 11", "kernels"].measured == "conv9 5, conv11 3"
-    assert cells["pruning", "3 conv13", "said"].measured == "refused"
+    assert cells["pruning", "3 conv13", "said"].measured == "rejected"
     assert any("A CPU, 2 threads, fp32, 160 px, batch 1" in note for note in four.notes)
     for table in (two, three, four, figure, steps):
         assert "say nothing about the paper" in " ".join(table.notes)
 
 
 def test_on_coco_the_accuracies_are_judged(claims):
-    [table] = build(source(claims, "coco", made_records()), {}, ["table4"])
-    words = {label: verdict(cells[5], "%") for label, cells in table.rows}
+    [table] = build(source(claims, "coco", made_records()), "table4")
+    words = {label: judge(cells[5], "%")[1] for label, cells in table.rows}
     assert words["Micro-YOLO (80 classes, 416 px)"] == "off by 7.4 %"         # 30.0 made, 32.4 claimed
     assert words["Micro-YOLO pruned by prune.py (80 classes, 416 px)"].startswith("off by")
     assert words["YOLO Nano, VOC (20 classes, 416 px)"] == "needs VOC"
@@ -176,7 +182,7 @@ def test_the_text_forms_are_aligned_and_escaped():
     assert len({len(line) for line in rows}) == 1 and any(r"50 \% off" in line for line in rows)
     assert len({tuple(m.start() for m in re.finditer(" & ", line)) for line in rows}) == 1
     header, wide = wide_form(TABLE)
-    assert header == ("", "a_1, claimed", "a_1", "b") and wide[1] == ("three", "", "", "")
+    assert header == ["", "a_1, claimed", "a_1", "b"] and wide[1] == ["three", "", "", ""]
     assert "## Claimed beside measured" in page(TABLE) and "1.00 M: somewhere [N]" in page(TABLE)
 
 

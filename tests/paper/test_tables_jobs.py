@@ -1,4 +1,4 @@
-"""tables.py's jobs: what is planned, run, skipped and gone on with; exit codes; the files of a profile."""
+"""tables.py's jobs: what is planned, run, skipped and resumed; exit codes; the files of a profile."""
 import importlib
 import json
 import os
@@ -53,7 +53,7 @@ def run(place: Place, *jobs: Job) -> int:
     return Plan(jobs or (TRAIN, VAL), place).run([(jobs or (TRAIN, VAL))[-1].name], lambda line: None)
 
 
-def test_a_half_done_profile_goes_on_and_what_is_done_is_not_run_again(place):
+def test_a_half_done_profile_resumes_and_what_is_done_is_not_run_again(place):
     (place.root / "cut").touch()
     with pytest.raises(Interrupted) as stop:
         run(place)
@@ -75,7 +75,7 @@ def test_a_job_that_ran_but_has_no_record_is_only_collected(place):
     assert run(place) == 2 and calls(place) == ["train", "val"] and run(place) == 0
 
 
-def test_a_changed_command_runs_the_job_and_all_that_stand_on_it_anew(place):
+def test_a_changed_command_runs_the_job_and_all_that_build_on_it_again(place):
     run(place)
     other = TRAIN._replace(flags=("--data", "{data}", "--epochs", "5"))
     assert run(place, other, VAL) == 2 and calls(place) == ["train", "val", "train", "val"]
@@ -118,7 +118,7 @@ def test_a_signal_to_this_process_reaches_the_script_once(place):
         os.kill(os.getpid(), signal.SIGTERM)
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(Interrupted, match="the same command goes on") as stop:
+    with pytest.raises(Interrupted, match="the same command resumes") as stop:
         run(place, slow)
     sender.join()
     assert stop.value.exit_code == 143 and (place.root / "signals.txt").read_text() == "1"
@@ -176,7 +176,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
         "train-mixed-3", "train-micro-yolo", "search", "prune", "to"]
     assert "4 jobs, 14 epochs, about" in out and not list(tmp_path.iterdir())
     assert command(monkeypatch, "--profile", "coco", "--dry-run") == 0
-    assert "GPU-hours (assumed: 600 pictures a second on one GPU" in capsys.readouterr().out
+    assert "GPU-hours (assumed: 600 images a second on one GPU" in capsys.readouterr().out
     assert command(monkeypatch, "--profile", "coco", "--dry-run", "--only", "table1") == 0
     assert "nothing to do" in capsys.readouterr().out
 
@@ -203,8 +203,8 @@ def test_the_tables_of_the_records_that_exist_are_written_and_nothing_else(tmp_p
     assert new == {folder / f"{name}.{suffix}" for name in TABLES for suffix in ("md", "csv", "tex", "png")}
     import cv2
     for name in TABLES:
-        picture = cv2.imread(f"results/smoke/{name}.png")
-        dark = (picture < 128).any(2)
+        image = cv2.imread(f"results/smoke/{name}.png")
+        dark = (image < 128).any(2)
         assert 0.002 < dark.mean() < 0.5, f"{name}.png is blank or black"
         inside = np.pad(dark[2:-2, 2:-2], 2)
         assert np.array_equal(dark, inside), f"{name}.png is cut off"

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -81,13 +82,13 @@ RECORDS = "<!-- table:records {} -->\n| a | b | c |\n|-|-|-|\n| x | 1 | {} |\n<!
 ])
 def test_a_marked_table_that_results_cannot_give_is_an_error_with_its_line(tmp_path, body, said):
     (tmp_path / "r.json").write_text('{"m": 1}')
-    got = fill("intro\n" + body, "page.md", tmp_path, tables.page_table(tmp_path))
+    got = fill("intro\n" + body, "page.md", tmp_path, partial(tables.page_table, tmp_path))
     assert len(got.errors) == 1 and got.errors[0].startswith("page.md:2:") and said in got.errors[0]
 
 
 def test_a_profiles_tables_are_made_for_pages_from_its_records(tmp_path):
     write_records(tmp_path / "smoke")
-    make = tables.page_table(tmp_path)
+    make = partial(tables.page_table, tmp_path)
     judged = [row[1:] for row in make("smoke/table4", "long")[1]]
     assert ("mAP@0.5 on scenes", "12.26 %", "35.0", "", "needs COCO") in judged
     assert make("smoke/figure4", "")[1][0][0] == "53"

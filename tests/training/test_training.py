@@ -1,7 +1,6 @@
 """Training as a user runs it: resumed after any death with the same bits, and on several processes."""
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from models.heads.loss import DetectionLoss
 from models.network import Network, initialise
 from models.records import to_json
 from models.sync_bn import synchronise
+from tests.helpers.kills import moments
 from tests.helpers.nets import small_net
 from training.config import TrainConfig
 from training.optim import make_optimizer
@@ -76,26 +76,32 @@ def assert_same_run(a, b):
 
 
 def interrupt(root, words, number, rng):
-    """Runs the command and sends the signal at a random moment after its first checkpoint; its exit code."""
+    """Run the command and send the signal at a random moment after its first checkpoint; return its exit code
+    and what it said.
+    """
     process = subprocess.Popen(words, cwd=root, env=environment(), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     project, name = words[words.index("--project") + 1], words[words.index("--name") + 1]
     first = os.path.join(project, name, "weights", "last.pt")
     while not os.path.exists(first) and process.poll() is None:
         time.sleep(0.02)
-    time.sleep(rng.uniform(0.0, 0.3))              # the whole run takes a second on a fast machine
+    after = rng.uniform(0.0, 0.3)                  # the whole run takes a second on a fast machine
+    time.sleep(after)
     process.send_signal(number)
     output = process.communicate(timeout=120)
+    print(f"{signal.Signals(number).name} {after:.3f} s after the first checkpoint was there: "
+          f"exit code {process.returncode}")
     return process.returncode, "".join(output)
 
 
 def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bits(root, tiny_set, reference):
-    rng = random.Random()                                  # a new moment at every run of the test
+    rng, codes = moments(), []
     words = command(tiny_set, tiny_set / "runs", "--name", "killed", "--save-minutes", "0.005")
-    code, output = interrupt(root, words, signal.SIGKILL, rng)
-    assert code in (-signal.SIGKILL, 0), output
-    for _ in range(2):
-        code, output = interrupt(root, [*words, "--resume"], signal.SIGKILL, rng)
+    for more in ((), ("--resume",), ("--resume",)):
+        code, output = interrupt(root, [*words, *more], signal.SIGKILL, rng)
+        assert code in (-signal.SIGKILL, 0), output
+        codes.append(code)
+    assert -signal.SIGKILL in codes, "every process ended before it was killed: nothing was tested"
     done = train(root, *words, "--resume")
     assert done.returncode == 0, done.stderr
     run = tiny_set / "runs" / "killed"
@@ -105,7 +111,7 @@ def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bits(root, 
 
 def test_sigterm_saves_exits_143_and_the_run_continues_exactly(root, tiny_set, reference):
     words = command(tiny_set, tiny_set / "runs", "--name", "stopped")
-    code, output = interrupt(root, words, signal.SIGTERM, random.Random())
+    code, output = interrupt(root, words, signal.SIGTERM, moments())
     assert code == 143 and "--resume" in output, (code, output)
     saved = load(tiny_set / "runs" / "stopped" / "weights" / "last.pt").training
     assert saved["step"] == saved["epoch"] * 3 + (saved["batch"] + 1) // 2

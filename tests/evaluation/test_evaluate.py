@@ -1,11 +1,11 @@
-"""The pass over a data set: geometry of mixed picture sizes, classes by name, timing, and stopping."""
+"""The pass over a data set: geometry of mixed image sizes, classes by name, timing, and stopping."""
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from evaluation.inference import Finder, Stopwatch, collect_detections, matching_classes
+from evaluation.evaluate import Finder, Stopwatch, collect_detections, matching_classes
 from utils.boxes import letterbox_geometry
 from utils.errors import Interrupted, ModelError
 
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
 
 def in_input(box: list[float], size: tuple[int, int], side: int | tuple[int, int]) -> list[float]:
-    """An xyxy box in px of a photo of (height, width), in px of its letterboxed input."""
+    """An xyxy box in px of an image of (height, width), in px of its letterboxed input."""
     geometry = letterbox_geometry(*size, side)
     sx, sy = geometry.width / size[1], geometry.height / size[0]
     return [box[0] * sx + geometry.left, box[1] * sy + geometry.top, box[2] * sx + geometry.left,
@@ -28,8 +28,8 @@ def in_input(box: list[float], size: tuple[int, int], side: int | tuple[int, int
 
 
 @pytest.mark.parametrize("side", [(96, 96), (64, 160)])
-def test_boxes_come_back_to_their_own_photos_in_any_order(side):
-    truth = [[1.0, 2.0, w - 3.0, h - 4.0] for h, w in SIZES]
+def test_boxes_come_back_to_their_own_images_in_any_order(side):
+    ground_truth = [[1.0, 2.0, w - 3.0, h - 4.0] for h, w in SIZES]
     order, seen = [3, 1, 4, 0, 2], []
 
     def predict(images: torch.Tensor) -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def test_boxes_come_back_to_their_own_photos_in_any_order(side):
         for _ in images:
             position = order[len(seen)]
             seen.append(position)
-            corner = in_input(truth[position], SIZES[position], side)
+            corner = in_input(ground_truth[position], SIZES[position], side)
             rows = [[*corner, 0.9, position]] * (position % 3)             # none, one, two
             out.append(torch.tensor(rows).reshape(-1, 6))
         return out
@@ -46,17 +46,17 @@ def test_boxes_come_back_to_their_own_photos_in_any_order(side):
     rows = collect_detections(batches, predict, SIZES)
     assert rows.dtype == np.float64 and rows[:, 0].tolist() == [1, 4, 2, 2] == rows[:, 6].tolist()
     for row in rows:
-        assert row[1:5] == pytest.approx(truth[int(row[0])], abs=1e-3)
+        assert row[1:5] == pytest.approx(ground_truth[int(row[0])], abs=1e-3)
         assert row[5] == pytest.approx(0.9)
 
 
-def test_boxes_that_reach_into_the_border_are_cut_at_the_photo():
+def test_boxes_that_reach_into_the_border_are_cut_at_the_image():
     rows = collect_detections([Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), [0])],
                               lambda images: [torch.tensor([[-50.0, -50, 900, 900, 0.5, 1]])], [(200, 320)])
     assert rows.tolist() == [[0, 0, 0, 320, 200, 0.5, 1]]
 
 
-def test_no_pictures_and_no_boxes_are_empty_rows():
+def test_no_images_and_no_boxes_are_empty_rows():
     assert collect_detections([], list, []).shape == (0, 7)
     none = collect_detections([Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0])],
                               lambda images: [torch.zeros(0, 6)], [(20, 20)])
@@ -90,7 +90,7 @@ def test_classes_are_matched_by_name_whatever_their_order_or_case():
 
 def test_the_finder_asks_for_the_wanted_classes_and_renames_them():
     class Runtime:
-        """Passes the pictures on as maps."""
+        """Passes the images on as maps."""
 
         device, heads = torch.device("cpu"), ("a head",)
 
