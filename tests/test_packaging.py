@@ -54,7 +54,8 @@ def test_the_libraries_of_the_project_are_listed_with_their_lower_bounds(root: P
     assert {name: got.get(name) for name in wanted} == wanted
     others = {"torchvision", "tensorboard", "matplotlib", "scikit-learn", "pyyaml", "pillow", "tqdm", "numpy"}
     assert got.keys() >= others
-    tools = {"pytest", "pytest-xdist", "ruff", "faster-coco-eval", "playwright", "torch-pruning"}
+    tools = {"pytest", "pytest-xdist", "ruff", "faster-coco-eval", "playwright", "torch-pruning",
+             "timm"}
     assert listed(root / "requirements-dev.txt").keys() == tools
     runtimes = {"onnx", "onnxruntime", "openvino", "nncf", "ncnn"}
     assert listed(root / "requirements-export.txt").keys() == runtimes
