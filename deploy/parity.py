@@ -76,16 +76,13 @@ def compare(exact: Runtime, other: Runtime, images: Sequence[np.ndarray],
                 return {"max_diff": math.inf, "mean_share": math.inf, "matched": 0.0, "boxes": 0}
             off = (got - wanted).abs()
             worst, shares = max(worst, float(off.max())), [*shares, float(off.mean() / wanted.std())]
-        for found, back in zip(_boxes(exact, a), _boxes(exact, b), strict=True):
+        boxes_of = [detections(outputs, exact.heads, NEARLY, NMS_IOU, MAX_DET).boxes for outputs in (a, b)]
+        for found, back in zip(*boxes_of, strict=True):
             for mine, theirs in ((found, back), (back, found)):
                 sure = mine[mine[:, 4] > SURE]
                 hits, boxes = hits + _matched(sure, theirs), boxes + len(sure)
     return {"max_diff": worst, "mean_share": max(shares), "matched": hits / boxes if boxes else None,
             "boxes": boxes}
-
-
-def _boxes(runtime: Runtime, outputs: list[Tensor]) -> list[Tensor]:
-    return [found.cpu() for found in detections(outputs, runtime.heads, NEARLY, NMS_IOU, MAX_DET).boxes]
 
 
 def _matched(mine: Tensor, theirs: Tensor) -> int:

@@ -1,7 +1,6 @@
 """An ONNX graph as the quantisers see it: who makes and reads each value, and what stays in float.
 
-That is found by where a node stands, never by its name: names change with whoever wrote the file, and a head
-that is missed costs the accuracy.
+That is found by where a node stands, never by its name: a head that is missed costs the accuracy.
 """
 from __future__ import annotations
 
@@ -41,6 +40,10 @@ class Graph:
                 self.readers.setdefault(value, []).append(node)
         self.constants = {c.name: c for c in model.graph.initializer}
         self.outputs = {value.name for value in model.graph.output}
+
+    def side(self) -> int:
+        """Return the side in px of the images that the model takes."""
+        return self.model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
     def convolutions(self) -> list[onnx.NodeProto]:
         """Return the convolutions, in the order they run."""
@@ -109,11 +112,17 @@ def read(path: Path) -> Graph:
 
 def taps(graph: Graph, values: Sequence[str]) -> Taps:
     """Return a function from an image batch uint8 to the named values, which runs nothing behind them."""
-    helper, ort = (needs(name, "to quantise ONNX files") for name in ("onnx.helper", "onnxruntime"))
-    model, options = type(graph.model)(), ort.RunOptions()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(value) for value in values)
-    options.only_execute_path_to_fetches = True
-    session = onnx_session(model.SerializeToString(), torch.get_num_threads())
-    return lambda image: dict(zip(values, session.run(values, {INPUT: image}, options), strict=True))
+    helper, left, wanted = needs("onnx.helper", "to quantise ONNX files"), list(values), set()
+    while left:
+        node = graph.maker.get(left.pop())
+        if node is not None and node.name not in wanted:
+            wanted.add(node.name)
+            left += node.input
+    nodes = [node for node in graph.nodes if node.name in wanted]
+    used = {value for node in nodes for value in node.input}
+    part = helper.make_graph(nodes, "part", graph.model.graph.input,
+                             [helper.make_empty_tensor_value_info(value) for value in values],
+                             [constant for name, constant in graph.constants.items() if name in used])
+    cut = helper.make_model(part, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
+    session = onnx_session(cut.SerializeToString(), torch.get_num_threads())
+    return lambda image: dict(zip(values, session.run(values, {INPUT: image}), strict=True))

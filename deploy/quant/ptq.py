@@ -52,7 +52,7 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
     """
     needs("onnxruntime", "to quantise ONNX files")
     exact = read(source)
-    images = usable(images, side_of(exact))
+    images = usable(images, exact.side())
     narrow = lacks_vnni() if narrow is None else narrow
     kept = {"entrance": [node.name for node in exact.entrance()], "vector": exact.from_means(),
             "output": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
@@ -91,11 +91,6 @@ def lacks_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "")
     return "sse2" in flags and "vnni" not in flags and "amx_int8" not in flags
-
-
-def side_of(graph: Graph) -> int:
-    """Return the side in px of the images that a model takes."""
-    return graph.model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
 
 def left_float(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
@@ -178,7 +173,7 @@ def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) 
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
     from openvino.passes import ConstantFolding, Manager
     graph = read(source)
-    images, exact = usable(images, side_of(graph)), read_model(source)
+    images, exact = usable(images, graph.side()), read_model(source)
     folding = Manager()                                    # else biases are formulas nncf does not correct
     folding.register_pass(ConstantFolding())
     folding.run_passes(exact)
@@ -194,8 +189,7 @@ def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) 
                 if "Convolution" in op.get_type_name()     # its bias is a node of its own here
                 and op.get_friendly_name().removesuffix("/WithoutBiases") in floats]))
     layers = [n.name.removesuffix(".conv") for n in graph.convolutions() if n.name not in kept["vector"]]
-    runs = [_openvino_taps(model, layers) for model in (exact, quantised)]
-    rows = layers_sqnr(*runs, layers, images[:COMPARED])
+    rows = layers_sqnr(*(_openvino_taps(m, layers) for m in (exact, quantised)), layers, images[:COMPARED])
     ov.save_model(quantised, target, compress_to_fp16=False)
     return {"layers": rows, "calibration": len(images), "left_float": left_float(graph, kept),
             "weight_bits": 8, "method": "NNCF, preset mixed, fast bias correction"}
