@@ -1,5 +1,4 @@
-"""`--source` as frames with names: a picture, a folder, a glob, a list file or a video. Knows nothing of
-networks."""
+"""`--source` as frames with names: an image, a folder, a glob, a list file or a video; no network here."""
 from __future__ import annotations
 
 import glob
@@ -13,14 +12,14 @@ from detection.video import Frame, probe, read
 from utils.errors import DataError
 from utils.redact import masked
 
-PICTURES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .jp2 .ppm .pgm".split())
+IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .jp2 .ppm .pgm".split())
 VIDEOS = frozenset(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .ts".split())
-KNOWN = f"pictures ({' '.join(sorted(PICTURES))}) and videos ({' '.join(sorted(VIDEOS))})"
+KNOWN = f"images ({' '.join(sorted(IMAGES))}) and videos ({' '.join(sorted(VIDEOS))})"
 
 
 @dataclass
 class Source:
-    """Frames of some files, in order; iterate it once or more often. `kind` is "picture", "video" or "files".
+    """Frames of some files, in order; iterate it once or more often. `kind` is "image", "video" or "files".
 
     A file that cannot be read is left out when it is one of several, and listed in `faults` as (path, reason)
     while iterating; DataError is raised where none can be read. `total` is the number of frames expected (0:
@@ -54,16 +53,15 @@ class Source:
 
 
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
-    """The frames that `source` names: the path of a picture, video, folder or list file (.txt), or a glob.
+    """Return the frames that `source` names: the path of an image, video, folder or list file, or a glob.
 
     A folder is not searched below its first level; its files come in natural order (2 before 10), as do a
-    glob's; a list file keeps its own order, its paths count from its folder, empty lines and lines that begin
-    with # are left out. Raises DataError that says what was tried and what is supported.
+    glob's; a list file keeps its own order, and its paths count from its folder. Raises DataError.
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
         raise DataError(f"--source {masked(source)}: live sources (cameras, streams) are for detect.py only; "
-                        "give a picture, a folder, a glob, a list file (.txt) or a video file")
+                        "give an image, a folder, a glob, a list file (.txt) or a video file")
     path = Path(source).expanduser()
     if os.path.isdir(path):                                # unlike Path.is_dir, no error for a name too long
         found = sorted(path.iterdir(), key=natural)
@@ -77,19 +75,18 @@ def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
         found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
         return _several(source, found, f"the pattern {masked(source)}", max_pixels)
     tried = masked(str(path.absolute()))
-    raise DataError(f"--source {masked(source)}: no such file or folder (tried {tried}); give a picture, "
+    raise DataError(f"--source {masked(source)}: no such file or folder (tried {tried}); give an image, "
                     f"a folder, a glob in quotes, a list file (.txt) or a video; supported are {KNOWN}")
 
 
 def natural(path: Path) -> tuple:
-    """A sorting key by which img2 comes before img10, and upper case beside lower case."""
+    """Return a sorting key: img2 comes before img10, and upper case beside lower case."""
     parts = [part for part in re.split(r"(\d+)", str(path)) if part]
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts], str(path)
 
 
 def unique_names(paths: tuple[Path, ...]) -> list[str]:
-    """File names without folders, of which no two share a stem: a second a.png or a.jpg becomes a_2.png,
-    a_2.jpg."""
+    """Return file names without folders, no stem twice: a second a.png or a.jpg becomes a_2.png, a_2.jpg."""
     taken: set[str] = set()
     out = []
     for path in paths:
@@ -103,7 +100,7 @@ def unique_names(paths: tuple[Path, ...]) -> list[str]:
 
 
 def list_lines(path: Path) -> list[str]:
-    """The lines of a list file in its order, without empty ones and comments (#)."""
+    """Return the lines of a list file in its order, without empty ones and comments (#)."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -115,20 +112,20 @@ def list_lines(path: Path) -> list[str]:
 def _single(source: str, path: Path, max_pixels: int) -> Source:
     if path.suffix.lower() in VIDEOS:
         return Source(source, "video", (path,), max_pixels, probe(path).frames)
-    if path.suffix.lower() in PICTURES:
-        return Source(source, "picture", (path,), max_pixels, 1)
+    if path.suffix.lower() in IMAGES:
+        return Source(source, "image", (path,), max_pixels, 1)
     what = path.suffix or "a file without suffix"
     raise DataError(f"--source {masked(source)}: {what} is not supported; supported are {KNOWN}")
 
 
 def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
-    """The source of many files; `filtered` leaves out whatever is no picture or video by its suffix."""
-    known = PICTURES | VIDEOS
+    """Return the source of many files; `filtered` leaves out what is no image or video by its suffix."""
+    known = IMAGES | VIDEOS
     paths = tuple(path for path in found if not filtered or path.suffix.lower() in known and path.is_file())
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
-        raise DataError(f"--source {masked(source)}: {what} names no picture or video ({len(found)} entries"
+        raise DataError(f"--source {masked(source)}: {what} names no image or video ({len(found)} entries"
                         f"{seen}); supported are {KNOWN}")
     videos = [path for path in paths if path.suffix.lower() in VIDEOS]
     total = len(paths) - len(videos)
@@ -141,8 +138,7 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
 
 
 def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
-    """The frames of one file; the generator returns what was amiss ("": nothing). Raises DataError if
-    nothing can be read."""
+    """Yield the frames of one file and return what was amiss ("": nothing). Raises DataError."""
     if not path.is_file():
         raise DataError(f"{masked(str(path))}: no such file")
     if path.suffix.lower() in VIDEOS:
@@ -151,7 +147,7 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
             yield Frame(name, path, image, count - 1, info)
         short = count < 0.98 * info.frames - 1             # containers err by a frame or two
         return f"{path}: only {count} of {info.frames} frames could be read" if short else ""
-    if path.suffix.lower() not in PICTURES:
+    if path.suffix.lower() not in IMAGES:
         raise DataError(f"{path}: not supported by its suffix; supported are {KNOWN}")
     from data.images import decode
     yield Frame(name, path, decode(path, max_pixels), 0, None)

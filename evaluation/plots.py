@@ -117,12 +117,12 @@ def sheet_png(pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names:
     (xyxy px, score, class).
     """
     from detection.draw import contact_sheet, draw
-    from detection.outputs import save_picture
+    from detection.outputs import save_image
     images, captions = [], []
     for image, truths, found in pairs:
         images += [draw(image, truths, names), draw(image, found, names)]
         captions += ["truth", "predicted"]
-    save_picture(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
+    save_image(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
     return Path(path)
 
 

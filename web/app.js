@@ -134,7 +134,7 @@ async function startFile(file) {
   }
 }
 
-/** Writes the numbers beside the sliders; a still picture is looked at again. */
+/** Writes the numbers beside the sliders; a still image is looked at again. */
 function moved() {
   for (const id of ['score', 'iou']) part(`${id}-value`).textContent = Number(part(id).value).toFixed(2);
   clearTimeout(soon);

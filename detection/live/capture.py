@@ -6,12 +6,13 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-import numpy as np
-
 from detection.live.streams import Stream
+
+if TYPE_CHECKING:
+    from cv2 import VideoCapture
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 ASK = 3.0                          # seconds for finding out why an address could not be opened
@@ -35,21 +36,8 @@ class Refusal:
     final: bool = False
 
 
-class Capture(Protocol):
-    """What is asked of an opened stream: OpenCV's VideoCapture, or a file in its place."""
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        """Whether there was a next frame, and it: uint8 [H, W, 3] BGR."""
-
-    def get(self, prop: int) -> float:
-        """A property by OpenCV's number."""
-
-    def release(self) -> None:
-        """Closes the stream."""
-
-
-def open_capture(stream: Stream, limits: Limits) -> Capture | None:
-    """The opened stream, or None. FFmpeg reads addresses; a camera goes by the system's own way.
+def open_capture(stream: Stream, limits: Limits) -> "VideoCapture | None":
+    """Open the stream, or return None. FFmpeg reads addresses; a camera goes by the system's own way.
 
     Decoding takes one thread: more would each hold back a frame. OpenCV and FFmpeg are kept silent, for what
     they print may hold the address with its password; `why_not` says what was amiss.
@@ -70,7 +58,7 @@ def open_capture(stream: Stream, limits: Limits) -> Capture | None:
 
 
 def why_not(stream: Stream, limits: Limits) -> Refusal:
-    """Why the stream could not be opened, found out by a look at the device or a question to the server."""
+    """Find out why the stream could not be opened, by a look at the device or a question to the server."""
     return _why_no_camera(stream) if stream.camera else _why_no_answer(stream.source, limits)
 
 
@@ -83,23 +71,23 @@ def _why_no_camera(stream: Stream) -> Refusal:
         return Refusal(f"there is no {device} (cameras here: {', '.join(others) or 'none'})", final=True)
     if not os.access(device, os.R_OK | os.W_OK):
         return Refusal(f"{device} may not be opened by this user; on most systems: "
-                       "sudo usermod -aG video $USER, and log in anew", final=True)
+                       "sudo usermod -aG video $USER, and log in again", final=True)
     if others := _holders(device):
         return Refusal(f"{device} is busy: in use by {others}; end that program, or choose another camera")
-    return Refusal(f"{device} gives no pictures; it may be busy, or be no camera that takes pictures")
+    return Refusal(f"{device} gives no images; it may be busy, or be no camera that takes images")
 
 
 def _holders(device: Path) -> str:
-    """The other processes that have the device open, as far as this user may see them."""
-    found = []
+    """Return the other processes that have the device open, as far as this user may see them."""
+    found = {}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if os.path.samefile(link, device) and link.parts[2] != str(os.getpid()):
                 name = (link.parent.parent / "comm").read_text().strip()
-                found.append(f"{name} (process {link.parts[2]})")
+                found[f"{name} (process {link.parts[2]})"] = None
         except OSError:                                    # it ended meanwhile, or is another user's
             continue
-    return ", ".join(dict.fromkeys(found))
+    return ", ".join(found)
 
 
 def _why_no_answer(source: str, limits: Limits) -> Refusal:
@@ -121,7 +109,7 @@ def _why_no_answer(source: str, limits: Limits) -> Refusal:
 
 
 def _answer(line: socket.socket, parts: SplitResult, patience: float) -> Refusal:
-    """What the server says when the stream is asked for without a password."""
+    """Return what the server says when the stream is asked for without a password."""
     place, scheme = parts.netloc.rpartition("@")[2], parts.scheme.lower()
     if scheme == "rtsp":
         words = f"DESCRIBE {urlunsplit(('rtsp', place, *parts[2:]))} RTSP/1.0\r\nCSeq: 1"

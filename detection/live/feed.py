@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detection.live.capture import Limits, open_capture
 from detection.live.health import Board
-from detection.live.reader import Open, Reader, Taken
+from detection.live.reader import Reader, Taken
 from detection.live.streams import Stream
 from detection.video import Frame, VideoInfo
 from utils.errors import DataError, EnvironmentFault
@@ -27,7 +27,7 @@ class Feed:
     """
 
     def __init__(self, streams: Sequence[Stream], board: Board, limits: Limits, most: int,
-                 go_on: Callable[[], bool], opener: Open = open_capture) -> None:
+                 go_on: Callable[[], bool], opener: Callable = open_capture) -> None:
         self._go_on, self._limits, self._most, self.begun = go_on, limits, most, False
         self._ready, self._turn, self._start = threading.Condition(), 0, 0.0
         self.readers = [Reader(stream, board.streams[stream.name], limits, self._ready, board.say, opener)
@@ -40,7 +40,13 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Tell all threads to end, and wait a moment for them; one that hangs in a driver stays behind."""
+        left = [thread for reader in self.readers for thread in reader.stop()]
+        with self._ready:
+            self._ready.notify_all()
+        deadline = time.monotonic() + PATIENCE
+        for thread in left:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def __iter__(self) -> Iterator[list[Frame]]:
         while self._go_on():
@@ -57,7 +63,7 @@ class Feed:
                 self.check()
 
     def _take(self) -> list[tuple[Reader, Taken]]:
-        """One frame of each reader that has one, beginning behind the one that came last, up to `most`."""
+        """Return one frame of each reader that has one, up to `most`, beginning behind the last served."""
         taken, count, first = [], len(self.readers), self._turn
         for at in range(first, first + count):
             frame = self.readers[at % count].take() if len(taken) < self._most else None
@@ -67,27 +73,17 @@ class Feed:
         return taken
 
     def check(self, over: bool = False) -> None:
-        """Raises what is said of streams that never came: after the time limit for opening, at once where
+        """Raise what is said of streams that never came: after the time limit for opening, at once where
         waiting is of no use, or when all is `over`."""
         found = [reader.refusal for reader in self.readers]
         hopeless = all(refusal is not None and refusal.final for refusal in found)
         if not (over or hopeless or time.monotonic() - self._start > self._limits.opening):
             return
-        first = self.readers[0]
-        reason = found[0].reason if found[0] else "sent no picture"
-        more = f" (and {len(found) - 1} more, none of which sent a picture)" if len(found) > 1 else ""
+        reason = found[0].reason if found[0] else "sent no image"
+        more = f" (and {len(found) - 1} more, none of which sent an image)" if len(found) > 1 else ""
         seconds = "" if hopeless else f" within {time.monotonic() - self._start:.0f} s (--open-timeout)"
         kind = EnvironmentFault if all(reader.stream.camera for reader in self.readers) else DataError
-        raise kind(f"--source {first.stream.label}: {reason}{more}; no picture came{seconds}")
-
-    def close(self) -> None:
-        """Tells all threads to end, and waits a moment for them; one that hangs in a driver stays behind."""
-        left = [thread for reader in self.readers for thread in reader.stop()]
-        with self._ready:
-            self._ready.notify_all()
-        deadline = time.monotonic() + PATIENCE
-        for thread in left:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        raise kind(f"--source {self.readers[0].stream.label}: {reason}{more}; no image came{seconds}")
 
 
 def _frame(stream: Stream, taken: Taken) -> Frame:

@@ -12,7 +12,7 @@ import json
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -22,32 +22,9 @@ SCRIPTS = ("app.js", "bench.js", "capture.js", "draw.js", "words.js")
 PAGES = {"/": "index.html", "/style.css": "style.css", "/icon.svg": "icon.svg", "/backend.js": "server.js",
          **{f"/{name}": name for name in SCRIPTS}}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-MAX_BODY = 32 * 2 ** 20                        # bytes of one picture
+MAX_BODY = 32 * 2 ** 20                        # bytes of one image
 SECURITY = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
             "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
-
-
-class Answers(Protocol):
-    """What the server asks of the networks (detection.serve.app.Networks)."""
-
-    first: str
-
-    def listing(self) -> list[dict[str, str]]:
-        """Key and label of every network."""
-
-    def open(self, key: str) -> dict[str, Any]:
-        """What a page must know of a network."""
-
-    def detect(self, key: str, data: np.ndarray, conf: float, iou: float) -> dict[str, Any]:
-        """The boxes of a picture."""
-
-
-class Serves(Protocol):
-    """What a connection asks of its server (detection.serve.port.PageServer)."""
-
-    host: str
-    networks: Answers
-    defaults: dict[str, float]
 
 
 class Refusal(Exception):
@@ -63,18 +40,18 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version, timeout = "HTTP/1.1", 60
     server_version, sys_version = "micro-yolo", ""
-    server: Serves
+    server: Any                                # a detection.serve.app.PageServer
 
     def do_GET(self) -> None:
-        """Answers with a page of the table, or the list of networks."""
+        """Answer with a page of the table, or the list of networks."""
         self._answer({"/api/models": self._models}, page=True)
 
     def do_POST(self) -> None:
-        """Answers with a network's description, or a picture's boxes."""
+        """Answer with a network's description, or an image's boxes."""
         self._answer({"/api/open": self._open, "/api/detect": self._detect}, page=False)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: a line a frame would bury what matters."""
+        """Log nothing: a line a frame would bury what matters."""
 
     def _answer(self, calls: dict[str, Any], page: bool) -> None:
         parts = urlsplit(self.path)
@@ -102,13 +79,15 @@ class Handler(BaseHTTPRequestHandler):
             return self._send_json(known.get(code, HTTPStatus.UNPROCESSABLE_ENTITY), {"error": str(error)})
 
     def _check_sender(self) -> None:
-        """Raises Refusal for a Host that could be another site's name, and for what other sites caused."""
+        """Raise Refusal for a Host that could be another site's name, and for what other sites caused."""
         given = self.headers.get("Host", "")
+        name = ""
         try:
             name = urlsplit(f"//{given}").hostname or ""
+            known = name in ("localhost", self.server.host.lower()) or bool(ipaddress.ip_address(name))
         except ValueError:
-            name = ""
-        if not (_is_address(name) or name in ("localhost", self.server.host.lower())):
+            known = False
+        if not known:
             raise Refusal(HTTPStatus.FORBIDDEN, f"this server does not answer to the name {name!r}: open it "
                                                 "by its address, or start it with --host NAME")
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
@@ -125,10 +104,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.networks.open(self._query.get("model", ""))
 
     def _detect(self) -> dict[str, Any]:
-        data = self._body()
+        data = np.frombuffer(self._body(), np.uint8)
         conf, iou = self._number("conf"), self._number("iou")
-        key = self._query.get("model", "")
-        return self.server.networks.detect(key, np.frombuffer(data, np.uint8), conf, iou)
+        return self.server.networks.detect(self._query.get("model", ""), data, conf, iou)
 
     def _number(self, name: str) -> float:
         try:
@@ -140,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         return value
 
     def _body(self) -> bytes:
-        """What was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
+        """Return what was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
         kind = self.headers.get("Content-Type", "")
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {kind!r}: needs an image/ type")
@@ -152,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
             while left > 0 and (part := self.rfile.read(min(left, 2 ** 16))):
                 left -= len(part)
             size = f"{int(length) / 2 ** 20:.0f} MiB, above the limit of {MAX_BODY // 2 ** 20}"
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the picture has {size}: save it smaller")
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the image has {size}: save it smaller")
         data = self.rfile.read(int(length))
         if len(data) < int(length):
             raise ConnectionResetError("the client went away")
@@ -170,11 +148,3 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -11,7 +11,7 @@ import pytest
 from detection.live import capture
 from detection.live.capture import Limits, why_not
 from detection.live.health import Board
-from detection.live.pace import LONGEST, Lag, backoff
+from detection.live.reader import LONGEST, Lag, backoff
 from detection.live.streams import Stream, live_streams
 from utils.errors import DataError
 from utils.redact import masked
@@ -83,7 +83,7 @@ def test_waiting_doubles_up_to_a_minute_and_chance_moves_its_second_half():
     assert backoff(100_000, 1.0) == 60, "hours of trying do not overflow"
 
 
-def test_a_reader_that_falls_behind_its_stream_is_noticed_and_clocks_set_anew_are_not():
+def test_a_reader_that_falls_behind_its_stream_is_noticed_and_clocks_set_again_are_not():
     lag = Lag()
     assert [lag.behind(10 + k / 10, k / 10) for k in range(5)] == [0] * 5
     assert lag.behind(10.4, 0.5) == 0, "the quickest so far"
@@ -106,7 +106,7 @@ def test_a_camera_says_whether_it_is_absent_forbidden_or_busy(tmp_path, monkeypa
         finally:
             other.kill()
     assert not busy.final and f"busy: in use by sleep (process {other.pid})" in busy.reason
-    assert "gives no pictures" in why_not(Stream("0", "camera0"), Limits()).reason
+    assert "gives no images" in why_not(Stream("0", "camera0"), Limits()).reason
     monkeypatch.setattr(os, "access", lambda *_: False)
     forbidden = why_not(Stream("0", "camera0"), Limits())
     assert forbidden.final and "usermod -aG video" in forbidden.reason

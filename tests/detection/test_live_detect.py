@@ -80,7 +80,7 @@ def test_a_stream_that_is_killed_restarted_and_resized_is_followed_without_its_p
         camera.kill()
         wait_for(lambda: stream_health(health)["state"] == "waiting")
         before = results(health)
-        camera.picture = lambda k: coloured(480, 640)
+        camera.image = lambda k: coloured(480, 640)
         camera.begin()
         wait_for(lambda: results(health) > before + 30)
 
@@ -89,7 +89,7 @@ def test_a_stream_that_is_killed_restarted_and_resized_is_followed_without_its_p
     assert code == 130 and "stopped by a signal" in err
     name = f"127-0-0-1-{camera.port}"
     assert f"{name}: live, 320x240 px" in out and f"{name}: live again, 640x480 px" in out
-    assert "640x480 px now; they were 320x240" in out and f"the video goes on in {name}-part2.mkv" in out
+    assert "640x480 px now; they were 320x240" in out and f"the video continues in {name}-part2.mkv" in out
     found = json.loads((folder / "summary.json").read_text())
     stream, = found["streams"]
     assert stream["reconnects"] == 1 and stream["last_error"] and stream["address"].startswith("http://***@127.0.0.1")
@@ -160,7 +160,7 @@ def test_a_run_that_ends_with_the_trial_batch_finds_no_fault_with_the_stream(cam
     (("--source", "99"), 5, "there is no /dev/video99"),
     (("--source", "1000"), 5, "there is no /dev/video1000"),
     (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--open-timeout", "0.5"), 3, "refuses the connection"),
-    (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--duration", "0.3"), 3, "no picture came"),
+    (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--duration", "0.3"), 3, "no image came"),
     (("--source", "ftp://me:S3CRET@host/x"), 3, "ftp:// is not supported"),
     (("--source", "0", "--health", "../h.json"), 2, "nothing outside of it"),
     (("--source", "0", "--health", "args.json"), 2, "none of args.json"),
@@ -239,5 +239,5 @@ def test_an_rtsp_server_that_is_killed_and_restarted_is_followed(watched):
     found = json.loads((folder / "summary.json").read_text())
     stream, = found["streams"]
     assert code == 130 and stream["reconnects"] == 1 and "live again" in out
-    assert found["boxes"] == 2 * found["frames"], "every picture is whole"
+    assert found["boxes"] == 2 * found["frames"], "every image is whole"
     assert count_frames(folder / f"127-0-0-1-{server.port}.mkv") > 30

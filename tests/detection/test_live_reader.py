@@ -151,7 +151,7 @@ def test_a_call_that_ignores_its_time_limit_is_given_up_and_no_more_than_three_h
         hang.set()
 
 
-def test_a_picture_of_another_size_is_said_and_passed_on():
+def test_an_image_of_another_size_is_said_and_passed_on():
     frames = [numbered(1)] * 20 + [numbered(2, 48, 64)] * 40
     feed, board = open_feed({"a": lambda: FileCapture(frames)})
     shapes = []
@@ -165,7 +165,7 @@ def test_a_picture_of_another_size_is_said_and_passed_on():
     assert any("64x48 px now; they were 32x24" in text for text in board.news())
 
 
-def test_a_stream_that_comes_faster_than_it_can_be_read_is_joined_anew_at_its_end(monkeypatch):
+def test_a_stream_that_comes_faster_than_it_can_be_read_is_joined_again_at_its_end(monkeypatch):
     monkeypatch.setattr(reader, "BEHIND", 0.3)
     monkeypatch.setattr(reader, "backoff", lambda *_: 0.01)
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from detection.outputs import Outputs
-from detection.recorder import Recorder
 from detection.threads import Pulse
-from detection.video import Frame, VideoInfo, probe
+from detection.video import Frame, Recorder, VideoInfo, probe
 from tests.helpers.live_cases import coloured, count_frames, wait_for
 from utils.errors import DiskError
 
@@ -28,7 +27,7 @@ def test_a_recording_plays_at_the_speed_of_life(tmp_path):
     record(recorder, [*steady, *slow, *fast, *(36 + k / 10 for k in range(20))])
     recorder.close()
     info = probe(tmp_path / "a.mkv")
-    assert info.fps == 10 and abs(info.frames - 80) <= 2, "8 s of pictures; the cut is left out"
+    assert info.fps == 10 and abs(info.frames - 80) <= 2, "8 s of images; the cut is left out"
     capture, brightness = cv2.VideoCapture(str(tmp_path / "a.mkv")), []
     while (frame := capture.read()[1]) is not None:
         brightness.append(float(frame.mean()))
@@ -54,7 +53,7 @@ def test_another_size_begins_another_file_and_few_frames_make_one(tmp_path):
 
 def test_a_killed_process_leaves_a_recording_that_plays(tmp_path):
     code = ("import os, sys, signal, numpy as np\nfrom pathlib import Path\n"
-            "from detection.recorder import Recorder\nrecorder = Recorder(Path(sys.argv[1]))\n"
+            "from detection.video import Recorder\nrecorder = Recorder(Path(sys.argv[1]))\n"
             "rng = np.random.default_rng(0)\n"
             "for k in range(400):\n    recorder.write(rng.integers(0, 255, (96, 128, 3), np.uint8), k / 20)\n"
             "os.kill(os.getpid(), signal.SIGKILL)")
@@ -103,7 +102,7 @@ def test_finite_videos_that_are_read_side_by_side_are_each_written_whole(tmp_pat
     assert [probe(tmp_path / name).frames for name in ("a.mp4", "b.mp4")] == [12, 12]
 
 
-def test_the_window_shows_the_newest_picture_of_each_stream_side_by_side(tmp_path):
+def test_the_window_shows_the_newest_image_of_each_stream_side_by_side(tmp_path):
     outputs, none = Outputs(tmp_path, ("red",), images=False, view=True), np.zeros((0, 6))
     image = coloured(480, 640)
     outputs.write(Frame("a", Path("a"), image, 0, VideoInfo(25, 0, 640, 480), 1.0, True), none)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import detect
-from detection.serve import app
-from detection.serve.port import listen
+from detection.serve.app import listen
+from detection.serve.networks import found_weights
 from tests.helpers.detect_cases import ROOT
 from tests.helpers.scripts import call
 from tests.helpers.serve_cases import Client
@@ -46,7 +46,7 @@ def test_weights_are_found_where_training_and_export_leave_them(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     os.utime(tmp_path / "runs/train/exp/weights/best.pt", (1, 1))
-    found = [path.relative_to(tmp_path).as_posix() for path in app.found_weights(tmp_path, tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in found_weights(tmp_path, tmp_path)]
     folders = [name.removesuffix("/model.xml").removesuffix("/model.param") for name in wanted]
     assert sorted(found) == sorted(folders) and found[:2] == ["weights/a.pt", "weights/b.onnx"]
     assert found[-1] == "runs/train/exp/weights/best.pt", "the oldest run comes last"

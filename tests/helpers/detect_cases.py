@@ -1,4 +1,4 @@
-"""A network set by hand that finds cells of pure colour and nothing else, and pictures with such cells."""
+"""A network set by hand that finds cells of pure colour and nothing else, and images with such cells."""
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,9 +51,9 @@ def running(capsys, monkeypatch, tmp_path: Path) -> Iterator[Callable]:
     yield go
 
 
-def photo(height: int, width: int, cells: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture whose (row, column, class) cells of the network's input are of pure colour, and those
-    boxes [N, 5] (xyxy px of the picture, class)."""
+def scene(height: int, width: int, cells: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """A grey image whose (row, column, class) cells of the network's input are of pure colour, and those
+    boxes [N, 5] (xyxy px of the image, class)."""
     image, boxes = np.full((height, width, 3), 114, np.uint8), []
     scale = min(SIZE / height, SIZE / width)
     left, top = (SIZE - round(width * scale)) // 2, (SIZE - round(height * scale)) // 2
@@ -77,7 +77,7 @@ def save(path: Path, image: np.ndarray) -> Path:
 
 def film(path: Path, frames: int, size: tuple[int, int] = (240, 320), fps: float = 12.5) -> np.ndarray:
     """A video of one red and one green cell; the boxes of every frame."""
-    image, boxes = photo(*size, [(2, 1, 0), (3, 3, 1)])
+    image, boxes = scene(*size, [(2, 1, 0), (3, 3, 1)])
     video = VideoFile(path, fps, size[1], size[0])
     for _ in range(frames):
         video.write(image)
