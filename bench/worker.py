@@ -240,6 +240,6 @@ def _photos(spec: dict) -> Iterator[np.ndarray]:
     if spec["video"]:
         while True:
             for path in paths:
-                yield from read(path)
+                yield from (image for image, _ in read(path))
     for path in cycle(paths):
         yield decode(path)

@@ -5,12 +5,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from detection.draw import contact_sheet, draw
-from detection.video import Frame, Recorder, VideoFile
+from detection.video import Frame, Recorder
 from utils.errors import DiskError
 
 FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file names, on one system or another
@@ -36,7 +37,7 @@ class Outputs:
         self.shown: np.ndarray | None = None
         self._say = say
         self._seen: dict[str, np.ndarray] = {}
-        self._videos: dict[str, VideoFile | Recorder] = {}
+        self._videos: dict[str, Recorder] = {}
         self._json = (folder / "predictions.json").open("w", encoding="utf-8") if json else None
         self._between = "[\n"                              # what stands before the next row of the JSON
         if txt:
@@ -64,18 +65,12 @@ class Outputs:
             suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
             save_image(self.folder / (stem(frame) + suffix), drawn)
             return
-        path = self.folder / Path(frame.name).stem
-        if frame.live:
-            if frame.name not in self._videos:
-                self._videos[frame.name] = Recorder(path, self._say)
-            self._videos[frame.name].write(drawn, frame.taken)
-            return
-        if frame.index == 0:
+        if frame.name not in self._videos:
             if not frame.taken:                            # files come one by one, streams side by side
                 self._end_videos()
-            self._videos[frame.name] = VideoFile(path.with_name(f"{path.name}.mp4"), frame.video.fps,
-                                                 frame.video.width, frame.video.height)
-        self._videos[frame.name].write(drawn)
+            base = self.folder / Path(frame.name).stem
+            self._videos[frame.name] = Recorder(base, frame.live, self._say)
+        self._videos[frame.name].write(drawn, frame.seconds, frame.video)
 
     def _look(self, frame: Frame, drawn: np.ndarray) -> np.ndarray:
         """Return what the window shows: the image, or the newest of each stream side by side."""
@@ -109,15 +104,11 @@ class Outputs:
             save_image(folder / f"{stem(frame)}_{number}.jpg", crop)
 
     def _end_videos(self) -> None:
-        """Finish all open videos, also where one cannot be. Raises the first error."""
-        videos, self._videos, errors = self._videos, {}, []
-        for video in videos.values():
-            try:
-                video.close()
-            except DiskError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        """Finish all open videos, also where one cannot be."""
+        videos, self._videos = self._videos, {}
+        with ExitStack() as stack:
+            for video in videos.values():
+                stack.callback(video.close)
 
     def counts(self, boxes: np.ndarray | None = None) -> dict[str, int]:
         """Return boxes by class name, most first: of boxes [N, 6], or of all that were written."""

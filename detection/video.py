@@ -1,27 +1,44 @@
-"""Frames, and the videos they come from and go to: read one by one, written to files that play."""
+"""Frames, and the videos they come from and go to: read and written by PyAV, with the time of each frame."""
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.errors import DataError, DiskError
 
-HELD = 8                           # frames that set a recording's rate; they wait in memory until then
-WAIT = 2.0                         # seconds after which fewer must do
-GAP = 2.0                          # seconds without a frame from which on the time is left out
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+GAP = 2.0                          # seconds without a frame from which on a recording leaves the time out
+BAD = 200                          # damaged packets in a row that end a video
+TICKS = 90_000                     # per second: the times of frames in a file, whatever its frame rate
+# VP9 plays in every browser and asks for no licence. A frame of 768x432 px takes 4.6 ms of a core and 2.8 kB
+# at 44.5 dB; x264 superfast 5.2 ms, 6.2 kB, 45.3 dB; OpenCV's MPEG-4 (in no browser) 1.5 ms, 3.6 kB, 39.7 dB.
+CODEC, OPTIONS = "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "g": "100"}
+# A killed process leaves a file that plays but for its last seconds
+CONTAINERS = {".mp4": ("mp4", {"movflags": "+hybrid_fragmented"}),
+              ".mkv": ("matroska", {"cluster_time_limit": "1000", "flush_packets": "1"})}
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says of itself: frames per second (> 0), frames (0: unknown), size in px as shown."""
+    """What a video says of itself: frames per second (> 0), frames (0: unknown), size in px as stored, turned
+    upright, and a pixel's width over its height."""
 
     fps: float
     frames: int
     width: int
     height: int
+    aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -29,8 +46,9 @@ class Frame:
     """One image to look at: uint8 [H, W, 3] RGB.
 
     `name` is its file's name, made unique within the source also without its suffix; `index` counts from 0
-    within the file; `video` is None for an image file. Of a stream, `taken` is when it was read (monotonic
-    s); `live` tells that frames before it may have been dropped, and that the stream has no end.
+    within the file; `video` is None for an image file, of others `seconds` is the frame's time. Of a stream,
+    `taken` is when it was read (monotonic s); `live` tells that frames before it may have been dropped, and
+    that the stream has no end.
     """
 
     name: str
@@ -40,136 +58,186 @@ class Frame:
     video: VideoInfo | None
     taken: float = 0.0
     live: bool = False
+    seconds: float = 0.0
 
 
-def probe(path: Path) -> VideoInfo:
-    """Return rate, length and shown size of a video. Raises DataError where no frame can be read."""
-    import cv2
+@contextmanager
+def _opened(path: Path, max_pixels: float) -> "Iterator[tuple[InputContainer, VideoStream]]":
+    """Open a video and its best stream. Raises DataError where there is none that can be read."""
+    import av
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    capture = cv2.VideoCapture(str(path))
+    what = f"{path}: not a readable video ({path.stat().st_size} bytes"
     try:
-        good, image = capture.read() if capture.isOpened() else (False, None)
-        fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    finally:
-        capture.release()
-    if not good:
-        raise DataError(f"{path}: not a readable video ({path.stat().st_size} bytes); is it complete? "
-                        "Converting it to an H.264 mp4 often helps")
-    rate = float(fps) if 0 < fps < 1000 else 25.0          # NaN, 0 and 90000 are what broken headers say
-    length = int(frames) if 0 < frames < 1e9 else 0        # recorded live, or without an index
-    return VideoInfo(rate, length, image.shape[1], image.shape[0])
+        with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:    # any name
+            stream = container.streams.best("video")
+            if stream is None or stream.codec_context is None:
+                raise DataError(f"{what}, no picture in it that FFmpeg knows)")
+            if stream.width * stream.height > max_pixels:
+                raise DataError(f"{path}: claims frames of {stream.width}x{stream.height} px, above the "
+                                f"limit of {max_pixels:,} pixels; raise --max-pixels if that is right")
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except av.FFmpegError as error:
+        raise DataError(f"{what}; {error.strerror}); is it complete? "
+                        "Converting it to an H.264 mp4 often helps") from None
 
 
-def read(path: Path) -> Generator[np.ndarray, None, int]:
-    """Yield every frame of a video in order, uint8 [H, W, 3] RGB, turned upright, and return their number."""
-    import cv2
-    capture = cv2.VideoCapture(str(path))
-    count = 0
-    try:
-        while True:
-            good, image = capture.read()
-            if not good:
-                return count
-            count += 1
-            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    finally:
-        capture.release()
+def probe(path: Path, max_pixels: float = math.inf) -> VideoInfo:
+    """Return what a video says of itself. Raises DataError where no frame of it can be decoded."""
+    with _opened(path, max_pixels) as (container, stream):
+        frame = next(decoded(container, stream), None)
+        if frame is None:
+            raise DataError(f"{path}: not a readable video ({path.stat().st_size} bytes): "
+                            f"no frame of it can be decoded ({stream.codec_context.name})")
+        turned = frame.rotation % 180 != 0
+        length = stream.frames or float((stream.duration or 0) * stream.time_base
+                                        or (container.duration or 0) / 1e6) * rate_of(stream)
+        width, height = (frame.width, frame.height)[::-1 if turned else 1]
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        return VideoInfo(rate_of(stream), round(length) if length < 1e9 else 0, width, height,
+                         1 / aspect if turned else aspect)
+
+
+def rate_of(stream: "VideoStream") -> float:
+    """Return the frames per second; 25 where there are none or absurd ones, as broken headers say."""
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    return rate if 0 < rate < 1000 else 25.0
+
+
+def read(path: Path, max_pixels: float = math.inf,
+         damaged: Callable[[float], object] = lambda _: None) -> Iterator[tuple[np.ndarray, float]]:
+    """Yield every frame of a video in order, uint8 [H, W, 3] RGB turned upright, with its time in seconds.
+
+    What cannot be decoded is left out, and its time given to `damaged`.
+    """
+    with _opened(path, max_pixels) as (container, stream):
+        start, due = None, [0.0]                           # when the next frame is expected
+        for frame in decoded(container, stream, lambda: damaged(due[0])):
+            start = frame.time if start is None else start
+            now = due[0] if frame.time is None else frame.time - start
+            due[0] = now + 1 / rate_of(stream)
+            yield upright(frame, "rgb24"), now
+
+
+def upright(frame: "VideoFrame", form: str) -> np.ndarray:
+    """Return a frame as uint8 [H, W, 3] in the format rgb24 or bgr24, turned as its video says."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format=form), frame.rotation // 90))
+
+
+def decoded(container: "InputContainer", stream: "VideoStream", damaged: Callable[[], object] = lambda: None,
+            whole: bool = False) -> "Iterator[VideoFrame]":
+    """Yield the frames of an opened video; what cannot be decoded is told by `damaged()` and passed over.
+
+    BAD damaged packets in a row end it; where packets must be `whole`, so does one that was cut on its way.
+    """
+    import av
+    bad = 0
+    while bad < BAD:
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode() if not packet.is_corrupt else None
+                except av.InvalidDataError:
+                    frames = None
+                if frames is None:
+                    damaged()
+                bad = 0 if frames else bad + (frames is None)
+                if bad == BAD or whole and packet.is_corrupt:
+                    return
+                yield from frames or ()
+            return
+        except av.InvalidDataError:                        # between packets: behind it may be others
+            damaged()
+            bad += BAD if whole else 1
 
 
 class VideoFile:
-    """A video being written, mp4 or mkv by its suffix (MPEG-4 part 2, which every OpenCV wheel can write).
+    """A video being written, mp4 or mkv by its suffix; one size, the frames at their times.
 
-    An mp4 is playable once closed. `count` is the number of frames so far.
+    `count` is the number of frames so far. Raises DiskError when the disk is full, at once.
     """
 
-    def __init__(self, path: Path, fps: float, width: int, height: int) -> None:
-        import cv2
-        self.path, self.fps, self.size, self.count = path, fps, (width, height), 0
-        self._out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, self.size)
-        if not self._out.isOpened():
-            raise DiskError(f"{path}: this OpenCV cannot begin a video of {width}x{height} px; is the folder "
-                            "writable and the disk not full? --nosave runs without images and videos")
+    def __init__(self, path: Path, info: VideoInfo) -> None:
+        import av
+        self.path, self.count, self._last = path, 0, -1
+        form, options = CONTAINERS[path.suffix]
+        rate = Fraction(info.fps).limit_denominator(1001)
+        with self._on_disk():
+            self._file = path.open("w+b", buffering=0)
+            self._out = av.open(self._file, "w", format=form, options=options)
+        self._stream = self._out.add_stream(CODEC, rate=rate, options=OPTIONS)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = info.width, info.height, "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, TICKS)
+        self._stream.codec_context.sample_aspect_ratio = info.aspect
+        self._step = round(TICKS / info.fps)
 
-    def write(self, image: np.ndarray) -> None:
-        """Add one frame, uint8 [H, W, 3] RGB; another size than the first frame's is fitted to it."""
-        import cv2
-        if image.shape[1::-1] != self.size:
-            image = cv2.resize(image, self.size)
-        self._out.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        import av
+        try:
+            yield
+        except (OSError, av.FFmpegError) as error:
+            raise DiskError(f"{self.path}: {error.strerror}, after {self.count} frames; free some space, "
+                            "choose another --project, or use --nosave (no images, no videos)") from None
+
+    def write(self, image: np.ndarray, seconds: float) -> None:
+        """Add a frame, uint8 [H, W, 3] RGB of the file's size, at a time that must grow."""
+        import av
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        self._last = frame.pts = max(round(seconds * TICKS), self._last + 1)
+        frame.time_base, frame.duration = Fraction(1, TICKS), self._step
+        self._mux(frame)
         self.count += 1
 
+    def _mux(self, frame: "VideoFrame | None") -> None:
+        with self._on_disk():
+            for packet in self._stream.encode(frame):
+                self._out.mux(packet)
+
     def close(self) -> None:
-        """Finish the file. Raises DiskError where frames are missing: OpenCV is silent on a full disk."""
-        self._out.release()
+        """Finish the file."""
         try:
-            held = probe(self.path).frames if self.count else 0
-        except DataError:
-            held = 0
-        if held < self.count:
-            raise DiskError(f"{self.path}: {held} of {self.count} frames reached the disk; is it full? "
-                            "--nosave runs without images and videos")
+            if self.count:
+                self._mux(None)
+            with self._on_disk():
+                self._out.close()
+        finally:
+            self._file.close()
 
 
 class Recorder:
-    """The video of a live stream, BASE.mkv, at a fixed rate: that of its first frames.
+    """The video of a file or a stream, BASE with its suffix; each frame at its time.
 
-    A frame is placed where its time says: the one before it is repeated up to there, and one that comes too
-    early for the rate is left out. Longer gaps, in which the stream was dead, are left out. Images of another
-    size begin another file, BASE-part2.mkv, because a file has one size. Matroska, because it plays also when
-    the process was killed (but for the last seconds): an mp4 without its end does not.
+    Images of another size begin another file, BASE-part2, because a file has one size. Of a `live` stream
+    longer gaps, in which it was dead, are left out.
     """
 
-    def __init__(self, base: Path, say: Callable[[str], None] = lambda _: None) -> None:
-        self._base, self._say, self._part = base, say, 0
-        self._file: VideoFile | None = None
-        self._held: list[tuple[float, np.ndarray]] = []
-        self._start = 0.0
-        self._last: np.ndarray | None = None
+    def __init__(self, base: Path, live: bool, say: Callable[[str], None] = lambda _: None) -> None:
+        self._base, self._suffix, self._live, self._say = base, ".mkv" if live else ".mp4", live, say
+        self._part, self._file = 0, None
+        self._last, self._start, self._size = 0.0, 0.0, (0, 0)
 
-    def write(self, image: np.ndarray, taken: float) -> None:
-        """Add a frame, uint8 [H, W, 3] RGB, that was taken at `taken` (monotonic s)."""
-        before = self._held[-1][1] if self._held else self._last
-        if before is not None and before.shape != image.shape:
+    def write(self, image: np.ndarray, seconds: float, info: VideoInfo) -> None:
+        """Add a frame, uint8 [H, W, 3] RGB, of that time and of a video like that."""
+        size = image.shape[1::-1]
+        if self._file is None or size != self._size:
             self.close()
-        if self._file is not None:
-            self._add(image, taken)
-            return
-        self._held.append((taken, image))
-        if len(self._held) == HELD or taken - self._held[0][0] >= WAIT:
-            self._begin()
-
-    def _begin(self) -> None:
-        """Open the file at the held frames' rate (the median of their distances), and write them."""
-        held, self._held = self._held, []
-        between = np.diff([taken for taken, _ in held])
-        rate = 1 / max(1 / 60, float(np.median(between))) if len(between) else 1.0
-        self._part += 1
-        name = f"{self._base.name}-part{self._part}.mkv" if self._part > 1 else f"{self._base.name}.mkv"
-        height, width = held[0][1].shape[:2]
-        self._file = VideoFile(self._base.parent / name, round(max(1.0, rate), 1), width, height)
-        self._start = held[0][0]
-        if self._part > 1:
-            self._say(f"{self._base.name}: the video continues in {name}, at {width}x{height} px")
-        for taken, image in held:
-            self._add(image, taken)
-
-    def _add(self, image: np.ndarray, taken: float) -> None:
-        fps, count = self._file.fps, self._file.count
-        due = round((taken - self._start) * fps)           # frames that belong before this one
-        if due - count > GAP * fps:
-            self._start += (due - count) / fps
-            due = count
-        for _ in range(count, due):
-            self._file.write(self._last)
-        if due >= count:
-            self._file.write(image)
-        self._last = image
+            self._part += 1
+            part = f"-part{self._part}" if self._part > 1 else ""
+            path = self._base.with_name(self._base.name + part + self._suffix)
+            self._file = VideoFile(path, replace(info, width=size[0], height=size[1]))
+            self._size, self._last = size, seconds
+            self._start = seconds if self._live or part else 0.0
+            if part:
+                self._say(f"{self._base.name}: the video continues in {path.name}, at {size[0]}x{size[1]} px")
+        if self._live and seconds - self._last > GAP:
+            self._start += seconds - self._last - 1 / info.fps
+        self._last = seconds
+        self._file.write(image, seconds - self._start)
 
     def close(self) -> None:
-        """Finish the file; safe to call twice. Raises DiskError where frames are missing."""
-        if self._held:
-            self._begin()
-        file, self._file, self._last = self._file, None, None
+        """Finish the file; safe to call twice."""
+        file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -1,18 +1,21 @@
-"""A live stream opened by OpenCV, with time limits, and why one could not be opened."""
+"""A live stream opened, with time limits, and why one could not be."""
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from detection.live.streams import Stream
+from detection.video import decoded, rate_of, upright
 
 if TYPE_CHECKING:
-    from cv2 import VideoCapture
+    import numpy as np
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 ASK = 3.0                          # seconds for finding out why an address could not be opened
@@ -36,24 +39,90 @@ class Refusal:
     final: bool = False
 
 
-def open_capture(stream: Stream, limits: Limits) -> "VideoCapture | None":
-    """Open the stream, or return None. FFmpeg reads addresses; a camera goes by the system's own way.
+class Capture(Protocol):
+    """What is asked of an opened stream: OpenCV's VideoCapture, `Address`, or a test's frames."""
 
-    Decoding takes one thread: more would each hold back a frame. OpenCV and FFmpeg are kept silent, for what
-    they print may hold the address with its password; `why_not` says what was amiss.
+    def read(self) -> "tuple[bool, np.ndarray | None]":
+        """Return whether there was a next frame, and it: uint8 [H, W, 3] BGR."""
+
+    def get(self, prop: int) -> float:
+        """Return a property by OpenCV's number."""
+
+    def release(self) -> None:
+        """Close the stream."""
+
+
+class Address:
+    """An address opened by FFmpeg through PyAV. Raises av.FFmpegError where it cannot be.
+
+    Decoding takes one thread: more would each hold back a frame. A damaged frame is passed over. HLS comes in
+    segments of some seconds; its frames are given at the pace of their own times.
     """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|flags;low_delay")
+
+    def __init__(self, address: str, limits: Limits) -> None:
+        import av
+        av.logging.set_level(None)                         # what FFmpeg says may hold the password
+        options = {"rtsp_transport": "tcp", "analyzeduration": "500000"}   # us: few old frames come first
+        self._container = av.open(address, timeout=(limits.opening, limits.reading),
+                                  metadata_errors="replace",
+                                  options=options if address.lower().startswith("rtsp") else {})
+        self._stream = self._container.streams.best("video")
+        if self._stream is None:
+            raise av.StreamNotFoundError(0, "no video")
+        self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
+        self._length = self._stream.frames or (self._container.duration or 0) / 1e6 * rate_of(self._stream)
+        self._frames = decoded(self._container, self._stream, whole=self._length > 0)
+        self._seconds, self._limit = 0.0, limits.reading
+        self._origin = -math.inf if "hls" in self._container.format.name else None
+
+    def read(self) -> "tuple[bool, np.ndarray | None]":
+        """Return whether there was a next frame, and it: uint8 [H, W, 3] BGR."""
+        import av
+        try:
+            frame = next(self._frames, None)
+        except (av.FFmpegError, OSError):
+            frame = None
+        if frame is None:
+            return False, None
+        self._seconds = frame.time or 0.0
+        if self._origin is not None:
+            self._pace()
+        return True, upright(frame, "bgr24")
+
+    def _pace(self) -> None:
+        """Wait until the frame is due; a late one moves what follows, and so does a leap of its clock."""
+        wait = self._origin + self._seconds - time.monotonic()
+        if 0 <= wait < self._limit / 2:
+            time.sleep(wait)
+        else:
+            self._origin = time.monotonic() - self._seconds
+
+    def get(self, prop: int) -> float:
+        """Return a property by OpenCV's number: rate, number of frames (0: unknown), or time in ms."""
+        import cv2
+        return {cv2.CAP_PROP_FPS: rate_of(self._stream), cv2.CAP_PROP_FRAME_COUNT: self._length,
+                cv2.CAP_PROP_POS_MSEC: 1000 * self._seconds}[prop]
+
+    def release(self) -> None:
+        """Close the stream."""
+        self._frames.close()
+        self._container.close()
+
+
+def open_capture(stream: Stream, limits: Limits) -> Capture | None:
+    """Open the stream, or return None; `why_not` says what was amiss. OpenCV reads cameras."""
+    if not stream.camera:
+        import av
+        try:
+            return Address(stream.source, limits)
+        except (av.FFmpegError, OSError):
+            return None
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(1, round(limits.reading))))
     import cv2
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    if stream.camera:
-        name = int(stream.source) if stream.source.isdigit() else stream.source
-        capture = cv2.VideoCapture(name, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
-    else:
-        capture = cv2.VideoCapture(stream.source, cv2.CAP_FFMPEG, [
-            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(1000 * limits.opening),
-            cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(1000 * limits.reading), cv2.CAP_PROP_N_THREADS, 1])
+    name = int(stream.source) if stream.source.isdigit() else stream.source
+    capture = cv2.VideoCapture(name, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
     return capture if capture.isOpened() else None
 
 

@@ -90,4 +90,5 @@ def _frame(stream: Stream, taken: Taken) -> Frame:
     import cv2
     image = cv2.cvtColor(taken.image, cv2.COLOR_BGR2RGB)
     info = VideoInfo(taken.fps, 0, image.shape[1], image.shape[0])
-    return Frame(stream.name, Path(stream.name), image, taken.index, info, taken.time, taken.live)
+    return Frame(stream.name, Path(stream.name), image, taken.index, info, taken.time, taken.live,
+                 taken.time if taken.live else taken.seconds)

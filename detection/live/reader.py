@@ -9,14 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from detection.live.capture import Limits, Refusal, open_capture, why_not
+from detection.live.capture import Capture, Limits, Refusal, open_capture, why_not
 from detection.live.health import StreamHealth
 from detection.live.streams import Stream
 from utils.cli import LEFT_BEHIND
 
 if TYPE_CHECKING:
     import numpy as np
-    from cv2 import VideoCapture
 
 LONGEST = 60.0                     # seconds between two tries, at most
 LEAP = 2.0                         # seconds a frame's delay may change by at once; more is a clock set again
@@ -29,12 +28,13 @@ DEPTH = 8                          # frames of a finite video that wait for the 
 
 
 class Taken(NamedTuple):
-    """A frame uint8 [H, W, 3] BGR, its number in its stream, when it was read (monotonic s), the stream's own
-    rate, and whether it is one of a live stream (else of a finite video)."""
+    """A frame uint8 [H, W, 3] BGR, its number in its stream, when it was read (monotonic s), its own time (s)
+    in a finite video, the stream's own rate, and whether it is one of a live stream."""
 
     image: "np.ndarray"
     index: int
     time: float
+    seconds: float
     fps: float
     live: bool
 
@@ -90,7 +90,7 @@ class Reader:
 
     def __init__(self, stream: Stream, health: StreamHealth, limits: Limits, ready: threading.Condition,
                  say: Callable[[str], None],
-                 opener: "Callable[[Stream, Limits], VideoCapture | None]" = open_capture) -> None:
+                 opener: Callable[[Stream, Limits], Capture | None] = open_capture) -> None:
         self.stream, self.health, self.limits = stream, health, limits
         self.refusal: Refusal | None = None
         self.ended = False
@@ -183,7 +183,7 @@ class Reader:
             self.refusal = refusal
         return refusal.reason
 
-    def _drain(self, capture: "VideoCapture", turn: Turn) -> str:
+    def _drain(self, capture: Capture, turn: Turn) -> str:
         """Read until the stream breaks, and return why it did."""
         import cv2
         fps, told = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -200,11 +200,12 @@ class Reader:
             if not good or now - asked > PATIENCE * self.limits.reading:  # a decoder's last frame is old
                 return self._why_broken(position, length, already, now - asked)
             position += 1
-            if lag and (late := lag.behind(now, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)) > BEHIND:
+            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if lag and (late := lag.behind(now, seconds)) > BEHIND:
                 return f"came faster than it could be read, and was {late:.0f} s behind"
             self.health.behind = round(late, 2) if lag else None
             if position > already:
-                self._put(Taken(image, self._read, now, fps, not length), turn)
+                self._put(Taken(image, self._read, now, seconds, fps, not length), turn)
         return ""
 
     def _why_broken(self, position: int, length: int, already: int, waited: float) -> str:

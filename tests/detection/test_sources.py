@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from detection.sources import natural, open_source, unique_names
-from detection.video import VideoFile, probe
-from utils.errors import DataError, DiskError
+from detection.video import VideoFile, VideoInfo, probe
+from utils.errors import DataError
 from utils.redact import masked, masked_values
 
 
@@ -23,9 +23,9 @@ def save(path: Path, value: int = 50, size: tuple[int, int] = (24, 32)) -> Path:
 
 def film(path: Path, frames: int = 12, fps: float = 12.5, size: tuple[int, int] = (64, 96)) -> Path:
     """A video whose frame k is k * 15 bright, in red."""
-    video = VideoFile(path, fps, size[1], size[0])
+    video = VideoFile(path, VideoInfo(fps, 0, size[1], size[0]))
     for k in range(frames):
-        video.write(np.full((*size, 3), (15 * k, 0, 0), np.uint8))
+        video.write(np.full((*size, 3), (15 * k, 0, 0), np.uint8), k / fps)
     video.close()
     return path
 
@@ -105,7 +105,11 @@ def test_a_listed_file_that_is_missing_is_reported_and_the_rest_is_read(tmp_path
 
 
 def test_a_video_cut_short_says_how_much_of_it_was_read(tmp_path):
-    path = film(tmp_path / "v.avi", 60, size=(240, 320))
+    path = tmp_path / "v.avi"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (320, 240))
+    for k in range(60):
+        video.write(np.full((240, 320, 3), 4 * k, np.uint8))
+    video.release()
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
     source = open_source(str(path))
@@ -195,20 +199,8 @@ def test_a_video_file_keeps_rate_size_and_count_also_at_odd_sizes(tmp_path):
         path = film(tmp_path / "v.mp4", 7, fps, size)
         info = probe(path)
         assert info.frames == 7 and info.fps == pytest.approx(fps, rel=1e-3)
-        assert abs(info.width - size[1]) <= 1 and abs(info.height - size[0]) <= 1
+        assert (info.width, info.height) == size[::-1]
         path.unlink()
-
-
-def test_a_video_that_did_not_reach_the_disk_is_an_error(tmp_path):
-    for keep in (0, 300):
-        video = VideoFile(tmp_path / "v.mp4", 10.0, 96, 64)
-        for _ in range(20):
-            video.write(np.zeros((64, 96, 3), np.uint8))
-        video._out.release()
-        with (tmp_path / "v.mp4").open("r+b") as file:
-            file.truncate(keep)
-        with pytest.raises(DiskError, match="0 of 20 frames reached the disk"):
-            video.close()
 
 
 def test_real_videos_are_read_whole(shared):
