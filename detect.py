@@ -29,7 +29,7 @@ VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, writt
           "--read-timeout": (float, 10.0, "live: seconds without a frame after which to connect again"),
           "--host": (str, "127.0.0.1", "with --serve: the address to listen at"),
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}
-PAGE = ("--host", "--port")        # what only --serve heeds, and what it does not
+PAGE = ("--host", "--port", "--origin")    # what only --serve heeds, and what it does not
 NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--save-txt",
            "--save-conf", "--save-json", "--save-crop", "--view-img", "--health", "--duration",
            "--open-timeout", "--read-timeout")
@@ -47,6 +47,8 @@ def parse() -> argparse.Namespace:
         out.add_argument(flag, action="store_true", help=words)
     for flag, (kind, default, words) in VALUES.items():
         out.add_argument(flag, type=kind, default=default, help=words)
+    out.add_argument("--origin", nargs="+", default=[],
+                     help="with --serve, behind a proxy: the page's addresses there, as https://cam.example.org")
     args = out.parse_args()
     if args.serve and (idle := cli.typed(out, NO_PAGE)):
         out.error(f"--serve shows a page, which opens its own sources and writes nothing, and does not heed "
@@ -92,7 +94,7 @@ def main() -> None:
     if args.serve:
         from detection.detector import NetworkConfig
         from detection.serve.app import serve
-        serve(configured(NetworkConfig, args), args.host, args.port)
+        serve(configured(NetworkConfig, args), args.host, args.port, args.origin)
     else:
         from detection.run import DetectConfig, detect
         detect(configured(DetectConfig, args))

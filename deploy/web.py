@@ -29,7 +29,7 @@ def write_web(folder: Path, onnx: Path, card: dict) -> None:
         shutil.copyfile(WEB / name, folder / name)
     shutil.copyfile(WEB / "local.js", folder / "backend.js")       # served pages have server.js here
     for path in scripts:
-        shutil.copyfile(path, folder / "ort" / path.name)
+        shutil.copyfile(path, folder / "ort" / path.name.replace(".mjs", ".js"))
     shutil.copyfile(onnx, folder / "model.onnx")
     card = {**card, "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest()}
     (folder / "card.json").write_text(json.dumps(card, ensure_ascii=False), encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from detection.draw import contact_sheet, draw
+from detection.sources import printable
 from detection.video import Frame, Recorder
 from utils.errors import DiskError
 
@@ -82,7 +83,7 @@ class Outputs:
     def _write_json(self, frame: Frame, boxes: np.ndarray) -> None:
         """Add one line a box: top left corner and size in px, as COCO has it, and the data set's category."""
         for x1, y1, x2, y2, score, label in boxes.tolist():
-            row: dict[str, object] = {"image_id": self.frames, "file_name": frame.path.name}
+            row: dict[str, object] = {"image_id": self.frames, "file_name": printable(frame.path.name)}
             if frame.video is not None:
                 row["frame"] = frame.index
             if frame.live:
@@ -149,6 +150,8 @@ def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, 3] RGB by the path's suffix; non-ASCII paths work. Raises OSError, DiskError."""
     import cv2
+    if path.suffix == ".jpg" and max(image.shape) > 65_500:        # JPEG has no larger ones
+        path = path.with_suffix(".png")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
     good, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not good:

@@ -1,6 +1,7 @@
 """Detection from flags to files: every frame of files, or the newest frames of live streams."""
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -23,7 +24,7 @@ from utils.redact import masked, masked_values
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -60,6 +61,7 @@ def detect(config: DetectConfig) -> None:
     streams = live_streams(config.source)
     check_live(config, streams)
     source = None if streams else open_source(config.source, config.max_pixels)
+    check_folder(config, source.paths if source else ())
     tune_cpu(config.threads)
     limits = {"conf": config.conf_thres, "iou": config.iou_thres}
     detector, interrupt = make_detector(config, config.weights, limits), Interrupt()
@@ -87,6 +89,25 @@ def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
     if name is not None and (Path(name).name != name or not name.endswith(".json") or name in taken):
         raise UsageError(f"--health {name}: needs a name that ends in .json and is none of "
                          f"{', '.join(taken)}; it is written into the run folder, nothing outside of it")
+
+
+def check_folder(config: DetectConfig, paths: Sequence[Path]) -> None:
+    """Raise UsageError where --exist-ok would write over the source, or over what no detection has written."""
+    folder = Path(config.project, config.name)
+    if not (config.exist_ok and folder.is_dir()):
+        return
+    for path in paths:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--exist-ok: {folder} holds the source {path}, which results may be written "
+                             "over; choose another --name")
+    content = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
+    try:
+        args = json.loads((folder / "args.json").read_text(encoding="utf-8")) if content else ["save_crop"]
+    except (OSError, ValueError):
+        args = []
+    if "save_crop" not in args:
+        raise UsageError(f"--exist-ok: {folder} holds {content[0]} and is not the folder of a detection; "
+                         "choose another --name")
 
 
 @dataclass(frozen=True)
@@ -141,7 +162,7 @@ class Run:
         config, board = self.config, Board((stream.name, stream.label) for stream in streams)
         progress = FrameLog(0, bar=True)
         limits = Limits(config.open_timeout, config.read_timeout)
-        end = time.monotonic() + (config.duration or math.inf)
+        end = math.inf                                     # --duration counts from the first frame
 
         def write(item: tuple) -> None:
             frame, boxes, _ = item
@@ -149,7 +170,10 @@ class Run:
             board.streams[frame.name].result(frame.taken, time.monotonic())
 
         def go_on() -> bool:
+            nonlocal end
             pulse.check()
+            if feed.begun and end == math.inf:
+                end = time.monotonic() + (config.duration or math.inf)
             return time.monotonic() < end and self.go_on(outputs)
 
         try:

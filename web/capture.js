@@ -2,10 +2,9 @@
 
 /** A fault that the page has words for. */
 export class Trouble extends Error {
-  constructor(word, detail = '') {
+  constructor(word, detail = '', values = {}) {
     super(word + detail);
-    this.word = word;
-    this.detail = detail;
+    Object.assign(this, { word, detail, values });
   }
 }
 

@@ -4,27 +4,36 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import socket
 import sys
+from collections.abc import Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from detection.detector import NetworkConfig
-from detection.serve.http import Handler
+from detection.serve.http import Budget, Handler
 from detection.serve.networks import ROOT, Networks, found_weights
-from utils.errors import EnvironmentFault, Interrupted
+from utils.errors import EnvironmentFault, UsageError
 
+MOST_BYTES = 256 * 2 ** 20                     # of images in memory at a time, before they are decoded
 LOOK_AHEAD = 100                               # ports above the one given, among which one may be free
 
 
-def serve(config: NetworkConfig, host: str, port: int) -> None:
-    """Show the page until a signal comes, then raise Interrupted.
+def serve(config: NetworkConfig, host: str, port: int, origins: Sequence[str]) -> None:
+    """Show the page until a signal comes, then end with its exit code.
 
-    Raises EnvironmentFault when the port is taken, and what loading the first network raises.
+    origins: addresses (scheme://host[:port]) under which proxies show it. Raises UsageError for one that is
+    none, EnvironmentFault when the port is taken, and what loading the first network raises.
     """
     from utils.runs import Interrupt, tune_cpu
-    server = listen(host, port)
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            raise UsageError(f"--origin {origin}: needs the form https://name or https://name:port, and "
+                             "no path")
+    server = listen(host, port, origins)
     try:
         tune_cpu(config.threads)
         networks = Networks(config, lambda: found_weights(ROOT, Path.cwd()))
@@ -36,19 +45,24 @@ def serve(config: NetworkConfig, host: str, port: int) -> None:
             server.handle_request()
     finally:
         server.server_close()
-    raise Interrupted(f"stopped by a signal after {networks.images} images", interrupt.code)
+    print(f"stopped by a signal after {networks.images} images")
+    raise SystemExit(interrupt.code)
 
 
 class PageServer(ThreadingHTTPServer):
     """The page's server: bound when made; it answers once `begin` gave it its networks."""
 
     daemon_threads, block_on_close, timeout = True, False, 0.3
+    request_queue_size = 128                   # clients that may come at once
     allow_reuse_address = os.name != "nt"      # there it would let two servers share a port
     networks: Networks
     defaults: dict[str, float]
 
-    def __init__(self, host: str, address: tuple, family: socket.AddressFamily) -> None:
-        self.address_family, self.host = family, host
+    def __init__(self, host: str, origins: Sequence[str], address: tuple,
+                 family: socket.AddressFamily) -> None:
+        self.address_family, self.host, self.origins = family, host, tuple(map(str.lower, origins))
+        self.names = ("localhost", host.lower(), *(urlsplit(origin).hostname for origin in self.origins))
+        self.bodies = Budget(MOST_BYTES)
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
@@ -72,7 +86,7 @@ class PageServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def listen(host: str, port: int) -> PageServer:
+def listen(host: str, port: int, origins: Sequence[str] = ()) -> PageServer:
     """Return a server bound to the address. Raises EnvironmentFault that says what to do instead."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -80,7 +94,7 @@ def listen(host: str, port: int) -> PageServer:
         raise EnvironmentFault(f"--host {host}: no such address ({error.strerror}); give 127.0.0.1, or an "
                                "address of this computer") from None
     try:
-        server = PageServer(host, address, family)
+        server = PageServer(host, origins, address, family)
     except OSError as error:
         raise EnvironmentFault(_bind_fault(error, host, port, address, family)) from None
     if not ipaddress.ip_address(server.server_address[0].partition("%")[0]).is_loopback:

@@ -2,13 +2,16 @@
 
 There is no password, so two doors are kept shut. A page of another site must not reach this server through
 the browser: requests with a foreign Origin, or as a form could send them, are refused. And a foreign name
-must not be pointed at this address (DNS rebinding): the Host header must be an address, localhost or the
---host that was given.
+must not be pointed at this address (DNS rebinding): the Host header must be an address, localhost, --host or
+that of an --origin.
 """
 from __future__ import annotations
 
 import ipaddress
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -35,6 +38,26 @@ class Refusal(Exception):
         self.status = status
 
 
+class Budget:
+    """Bytes that all connections share: who needs some waits until they are free."""
+
+    def __init__(self, most: int) -> None:
+        self._free, self._changed = most, threading.Condition()
+
+    @contextmanager
+    def room_for(self, count: int) -> Iterator[None]:
+        """Hold `count` bytes in a `with` block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += count
+                self._changed.notify_all()
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection, kept open over many requests."""
 
@@ -54,16 +77,20 @@ class Handler(BaseHTTPRequestHandler):
         """Log nothing: a line a frame would bury what matters."""
 
     def _answer(self, calls: dict[str, Any], page: bool) -> None:
-        parts = urlsplit(self.path)
-        self._query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        place, _, query = self.path.partition("?")
+        self._query = {name: values[-1] for name, values in parse_qs(query).items()}
         try:
             self._check_sender()
-            if page and parts.path in PAGES:
-                path = WEB / PAGES[parts.path]
+            length = self.headers.get_all("Content-Length", [])
+            if "Transfer-Encoding" in self.headers or len(length) > 1 or page and length not in ([], ["0"]):
+                raise Refusal(HTTPStatus.BAD_REQUEST, "a request with a body needs one Content-Length and no "
+                                                      "Transfer-Encoding, and a GET has no body")
+            if page and place in PAGES:
+                path = WEB / PAGES[place]
                 return self._send(HTTPStatus.OK, path.read_bytes(), TYPES[path.suffix])
-            if parts.path not in calls:
+            if place not in calls:
                 raise Refusal(HTTPStatus.NOT_FOUND, "there is no such page here")
-            return self._send_json(HTTPStatus.OK, calls[parts.path]())
+            return self._send_json(HTTPStatus.OK, calls[place]())
         except Refusal as refusal:
             self.close_connection = True       # what was not read of a body is no next request
             return self._send_json(refusal.status, {"error": str(refusal)})
@@ -84,15 +111,16 @@ class Handler(BaseHTTPRequestHandler):
         name = ""
         try:
             name = urlsplit(f"//{given}").hostname or ""
-            known = name in ("localhost", self.server.host.lower()) or bool(ipaddress.ip_address(name))
+            known = name in self.server.names or bool(ipaddress.ip_address(name))
         except ValueError:
             known = False
         if not known:
             raise Refusal(HTTPStatus.FORBIDDEN, f"this server does not answer to the name {name!r}: open it "
-                                                "by its address, or start it with --host NAME")
+                                                "by its address, or start it with --host NAME or, behind a "
+                                                "proxy, --origin https://NAME")
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
         foreign = self.command == "POST" and site not in ("none", "same-origin")
-        if foreign or origin not in (None, f"http://{given}"):
+        if foreign or origin not in (None, f"http://{given}", f"https://{given}", *self.server.origins):
             raise Refusal(HTTPStatus.FORBIDDEN, "a page of another site may not use this server")
 
     def _models(self) -> dict[str, Any]:
@@ -104,9 +132,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.networks.open(self._query.get("model", ""))
 
     def _detect(self) -> dict[str, Any]:
-        data = np.frombuffer(self._body(), np.uint8)
         conf, iou = self._number("conf"), self._number("iou")
-        return self.server.networks.detect(self._query.get("model", ""), data, conf, iou)
+        with self.server.bodies.room_for(self._length()):
+            data = np.frombuffer(self._body(), np.uint8)
+            return self.server.networks.detect(self._query.get("model", ""), data, conf, iou)
 
     def _number(self, name: str) -> float:
         try:
@@ -117,13 +146,13 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.BAD_REQUEST, f"{name}={self._query[name]}: needs a number, 0 to 1")
         return value
 
-    def _body(self) -> bytes:
-        """Return what was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
+    def _length(self) -> int:
+        """Return the bytes of the body. Raises Refusal for what a form could send, or more than MAX_BODY."""
         kind = self.headers.get("Content-Type", "")
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {kind!r}: needs an image/ type")
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
+        if not (length.isascii() and length.isdigit() and len(length) < 16):
             raise Refusal(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
         if int(length) > MAX_BODY:
             left = min(int(length), 8 * MAX_BODY)      # a browser that still sends would not read the answer
@@ -131,8 +160,12 @@ class Handler(BaseHTTPRequestHandler):
                 left -= len(part)
             size = f"{int(length) / 2 ** 20:.0f} MiB, above the limit of {MAX_BODY // 2 ** 20}"
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the image has {size}: save it smaller")
-        data = self.rfile.read(int(length))
-        if len(data) < int(length):
+        return int(length)
+
+    def _body(self) -> bytes:
+        length = self._length()
+        data = self.rfile.read(length)
+        if len(data) < length:
             raise ConnectionResetError("the client went away")
         return data
 

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import socket
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from detection.serve import http
 from detection.serve.app import listen
 from detection.serve.networks import Networks
 from tests.helpers.detect_cases import NAMES, match, save, scene
+from tests.helpers.live_cases import wait_for
 from tests.helpers.serve_cases import Client, config
 
 
@@ -101,7 +103,7 @@ def test_a_body_that_is_too_large_or_of_unknown_length_is_refused(client, monkey
     status, answer = client.detect(b"x" * 5000)
     assert status == 413 and "above the limit" in answer["error"]
     status, _, body = client.ask("POST", "/api/detect", iter([b"x"]), Transfer_Encoding="chunked")
-    assert status == 411 and b"Content-Length" in body
+    assert status == 400 and b"Content-Length" in body
 
 
 def test_pages_of_other_sites_and_foreign_names_are_turned_away(client):
@@ -150,14 +152,75 @@ def test_a_client_that_goes_away_leaves_no_traceback_and_the_server_alive(client
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_many_clients_at_once_get_their_own_boxes(client):
-    images = [scene(240, 320, [(2, k % 5, k % 3)]) for k in range(8)]
-    results: list = [None] * 8
+@pytest.mark.parametrize("head", [
+    "POST {} HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    "POST {} HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /a.js",
+    "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST {} HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    f"POST {{}} HTTP/1.1\r\nContent-Length: {'9' * 5000}\r\n\r\n", "GET //[ HTTP/1.1\r\n\r\n",
+    "GET \\x HTTP/9\r\n\r\n", "\r\n\r\n", f"GET / HTTP/1.1\r\n{'A: b' * 20_000}\r\n\r\n"])
+def test_a_request_that_could_be_read_two_ways_is_refused_once_and_its_connection_closed(client, head, capfd):
+    """A proxy before this server could take the rest for a second request, or the other way round."""
+    head = head.format("/api/detect").replace(" HTTP/1.1\r\n", " HTTP/1.1\r\nHost: localhost\r\n"
+                                              "Content-Type: image/png\r\n", 1)
+    with socket.create_connection(("127.0.0.1", client.port), 10) as line:
+        line.sendall(head.encode())
+        line.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := line.recv(65536):
+            answer += part
+    assert answer.count(b"HTTP/1.1 ") <= 1 and b" 200 " not in answer[:20]
+    assert b" 500 " not in answer[:20] and "Traceback" not in capfd.readouterr().err
+
+
+def test_proxies_show_the_page_under_https_and_under_names_that_origin_gives(nets):
+    server = listen("127.0.0.1", 0, ["https://cam.example.org:8443"])
+    networks = Networks(config(nets["good"]), list)
+    server.begin(networks, {"conf": 0.25, "iou": 0.45})
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    there, image = Client(server.server_port, networks.first), encoded(scene(160, 160, [(1, 1, 0)])[0])
+    for headers, status in (({"Host": "127.0.0.1:8443", "Origin": "https://127.0.0.1:8443"}, 200),
+                            ({"Host": "cam.example.org:8443", "Origin": "https://cam.example.org:8443"}, 200),
+                            ({"Origin": "https://cam.example.org:8443"}, 200),
+                            ({"Origin": "https://cam.example.org"}, 403), ({"Host": "example.org"}, 403),
+                            ({"Host": "127.0.0.1:8443", "Origin": "https://127.0.0.1:9"}, 403)):
+        assert there.detect(image, **headers)[0] == status, headers
+    server.shutdown()
+    server.server_close()
+
+
+def test_bodies_share_a_budget_of_memory():
+    budget, held, order = http.Budget(10), threading.Event(), []
+
+    def take(count: int) -> None:
+        with budget.room_for(count):
+            order.append(count)
+            held.wait(5)
+
+    first = threading.Thread(target=take, args=(7,))
+    first.start()
+    wait_for(lambda: order)
+    others = [threading.Thread(target=take, args=(count,)) for count in (4, 3)]
+    for thread in others:
+        thread.start()
+    wait_for(lambda: len(order) == 2)
+    time.sleep(0.1)
+    assert order == [7, 3], "4 more do not fit beside 7"
+    held.set()
+    for thread in (first, *others):
+        thread.join(5)
+    assert order == [7, 3, 4]
+
+
+def test_32_clients_at_once_get_their_own_boxes(client):
+    images = [scene(240, 320, [(2, k % 5, k % 3)]) for k in range(32)]
+    results: list = [None] * 32
 
     def ask(k: int) -> None:
         results[k] = client.detect(encoded(images[k][0]))[1]
 
-    threads = [threading.Thread(target=ask, args=(k,)) for k in range(8)]
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
