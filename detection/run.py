@@ -92,14 +92,14 @@ def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
 
 
 def check_folder(config: DetectConfig, paths: Sequence[Path]) -> None:
-    """Raise UsageError where --exist-ok would write over the source, or over what no detection has written."""
+    """Raise UsageError where --exist-ok would write over the source, or what no detection wrote."""
     folder = Path(config.project, config.name)
     if not (config.exist_ok and folder.is_dir()):
         return
     for path in paths:
         if path.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"--exist-ok: {folder} holds the source {path}, which results may be written "
-                             "over; choose another --name")
+            raise UsageError(f"--exist-ok: {folder} holds the source {path}, which is then at risk; choose "
+                             "another --name")
     content = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
     try:
         args = json.loads((folder / "args.json").read_text(encoding="utf-8")) if content else ["save_crop"]

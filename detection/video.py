@@ -138,7 +138,7 @@ def decoded(container: "InputContainer", stream: "VideoStream", damaged: Callabl
             for packet in container.demux(stream):
                 try:
                     frames = packet.decode() if not packet.is_corrupt else None
-                except av.InvalidDataError:
+                except av.FFmpegError:
                     frames = None
                 if frames is None:
                     damaged()

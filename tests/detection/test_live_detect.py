@@ -134,11 +134,13 @@ def test_a_webcam_is_read_by_its_number_and_duration_ends_it_with_0(run, nets, m
 
     def fake(stream, limits):
         opened.append(stream.source)
+        time.sleep(1)
         return FileCapture([coloured()] * 1000, 25.0)
 
     monkeypatch.setattr("detection.run.Feed", lambda *given: whole(*given, opener=fake))
     code, out, _, folder = run("--weights", nets["good"], "--source", "0", "--duration", "4", "--save-txt")
     found = json.loads((folder / "summary.json").read_text())
+    assert 90 < found["streams"][0]["frames_read"] < 110, "--duration counts from the first frame"
     assert code == 0 and opened == ["0"] and found["frames"] > 5 and found["boxes"] == 2 * found["frames"]
     assert "camera0: live, 320x240 px" in out and (folder / "camera0.mkv").is_file()
     labels = sorted((folder / "labels").iterdir())

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -14,7 +15,8 @@ from detection.live.feed import Feed
 from detection.live.health import Board
 from detection.live.streams import Stream, live_streams
 from detection.video import VideoFile, VideoInfo
-from tests.helpers.live_cases import MjpegCamera, free_port, number_of, numbered, wait_for
+from tests.helpers.browser_cases import served
+from tests.helpers.live_cases import MjpegCamera, coloured, free_port, number_of, numbered, wait_for
 from utils.errors import DataError
 
 LIMITS = Limits(20, 5)
@@ -226,3 +228,51 @@ def test_a_login_in_the_address_opens_a_camera_and_a_wrong_one_is_said(camera, q
     with pytest.raises(DataError, match="refuses the user name and password") as error, feed:
         list(feed)
     assert "WRONG" not in str(error.value)
+
+
+def test_a_camera_that_sends_damaged_images_and_another_size_is_read_on_undistorted(quick):
+    """OpenCV's reader ended at the first damage, and squeezed all images into the first one's size."""
+    camera = MjpegCamera(lambda k: coloured(240, 320 if k < 40 else 160), fps=50.0)
+    whole = camera.encode
+    camera.encode = lambda k: whole(k) if k % 5 else np.random.default_rng(k).bytes(3000)
+    feed, board = open_feed(camera.begin().address())
+    sizes = []
+    with feed:
+        for frames in feed:
+            sizes.append(frames[0].image.shape[:2])
+            if sizes.count((240, 160)) > 5:
+                break
+    camera.kill()
+    found = board.snapshot()["streams"][0]
+    assert found["reconnects"] == 0 and found["last_error"] == "" and set(sizes) == {(240, 320), (240, 160)}
+    assert any("its images are 160x240 px now; they were 320x240" in text for text in board.news())
+
+
+def test_hls_is_given_at_its_own_pace_though_it_comes_in_segments(tmp_path, quick):
+    """Ten frames come at once each second; nearly all must be seen, not only the last of each segment."""
+    over = threading.Event()
+
+    def publish() -> None:
+        with av.open(str(tmp_path / "live.m3u8"), "w", format="hls", options={
+                "hls_time": "1", "hls_list_size": "4", "hls_flags": "delete_segments"}) as out:
+            stream = out.add_stream("mpeg4", rate=10, options={"g": "10"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for k in range(600):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(k % 200, 48, 64), format="bgr24")))
+                if over.wait(0.1):
+                    return
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    wait_for((tmp_path / "live2.ts").exists)
+    with served(tmp_path) as address:
+        feed, board = open_feed(f"{address}live.m3u8")
+        start = time.monotonic()
+        with feed:
+            for _ in feed:
+                if time.monotonic() - start > 8:
+                    break
+    over.set()
+    thread.join()
+    found = board.snapshot()["streams"][0]
+    assert found["frames_read"] > 50 and found["frames_dropped"] < 0.2 * found["frames_read"], found

@@ -54,6 +54,9 @@ class MjpegCamera:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
+    def encode(self, k: int) -> bytes:
+        return cv2.imencode(".jpg", self.image(k), [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+
     def _serve(self, to: http.server.BaseHTTPRequestHandler) -> None:
         server = self._server
         while self.still.is_set() and server is self._server:
@@ -68,7 +71,7 @@ class MjpegCamera:
         to.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         to.end_headers()
         while server is self._server:
-            data = cv2.imencode(".jpg", self.image(self.sent), [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+            data = self.encode(self.sent)
             to.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data))
             to.wfile.write(data + b"\r\n")
             self.sent += 1

@@ -12,7 +12,7 @@ import pytest
 from detection.serve.app import listen
 from detection.serve.networks import Networks
 from tests.helpers.browser_cases import Page, chromium, launch, mjpeg, need_browser, served, web_folder
-from tests.helpers.detect_cases import ROOT, match, save, scene
+from tests.helpers.detect_cases import ROOT, film, match, save, scene
 from tests.helpers.serve_cases import config
 
 SURE = 0.3                         # boxes with this score must be among the other side's, whose least is 0.25
@@ -95,7 +95,32 @@ def test_boxes_of_an_image_in_the_browser_are_python_s(kind, request, browser, n
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no image")
     page.page.set_input_files("#file", tmp_path / "torn.jpg")
     page.says("cannot open the file as an image or a video: torn.jpg")
+    assert [page.text(name) for name in ("fps", "count", "found")] == ["–", "–", ""], "nothing of the last"
     page.close()
+
+
+def test_a_stopped_video_leaves_no_figures(browser, live, tmp_path):
+    film(tmp_path / "v.mp4", 25)
+    page = Page(browser, live).ready()
+    page.page.set_input_files("#file", tmp_path / "v.mp4")
+    assert page.text("count") == "–" or page.seen(2)
+    page.seen(3)
+    page.page.click("#stop")
+    assert [page.text(name) for name in ("fps", "network", "total", "count", "found")] == [*"––––", ""]
+    page.close()
+
+
+def test_the_server_s_refusals_are_told_in_the_page_s_language(browser, live, tmp_path):
+    """Of an image that the browser reads and the server does not."""
+    image = save(tmp_path / "a.png", scene(240, 320, [(2, 1, 0)])[0])
+    for locale, said in (("en-GB", "The server says: the image sent"), ("zh-CN", "服务器无法把该文件作为图片读取")):
+        page = Page(browser, live, locale=locale).ready()
+        page.context.route("**/api/detect*", lambda route: route.fulfill(
+            status=415, json={"error": "the image sent: is damaged"}))
+        page.page.set_input_files("#file", image)
+        page.says(said)
+        assert page.text("count") == "–"
+        page.close()
 
 
 @pytest.mark.parametrize("kind", ["static", "live"])
