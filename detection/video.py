@@ -91,11 +91,9 @@ def probe(path: Path, max_pixels: float = math.inf) -> VideoInfo:
             raise DataError(f"{path}: not a readable video ({path.stat().st_size} bytes): "
                             f"no frame of it can be decoded ({stream.codec_context.name})")
         turned = frame.rotation % 180 != 0
-        length = stream.frames or float((stream.duration or 0) * stream.time_base
-                                        or (container.duration or 0) / 1e6) * rate_of(stream)
         width, height = (frame.width, frame.height)[::-1 if turned else 1]
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        return VideoInfo(rate_of(stream), round(length) if length < 1e9 else 0, width, height,
+        return VideoInfo(rate_of(stream), length_of(container, stream), width, height,
                          1 / aspect if turned else aspect)
 
 
@@ -103,6 +101,13 @@ def rate_of(stream: "VideoStream") -> float:
     """Return the frames per second; 25 where there are none or absurd ones, as broken headers say."""
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     return rate if 0 < rate < 1000 else 25.0
+
+
+def length_of(container: "InputContainer", stream: "VideoStream") -> int:
+    """Return how many frames an opened video has, as far as it says so; 0: unknown."""
+    seconds = (stream.duration or 0) * stream.time_base or Fraction(container.duration or 0, 1_000_000)
+    length = stream.frames or round(float(seconds) * rate_of(stream))
+    return length if 0 < length < 1e9 else 0
 
 
 def read(path: Path, max_pixels: float = math.inf,

@@ -4,13 +4,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from detection.live.capture import Limits, open_capture
 from detection.live.health import Board
-from detection.live.reader import Reader, Taken
+from detection.live.reader import Reader
 from detection.live.streams import Stream
-from detection.video import Frame, VideoInfo
+from detection.video import Frame
 from utils.errors import DataError, EnvironmentFault
 
 TICK = 0.1                         # seconds between looks at what else there is to do while no frame comes
@@ -56,19 +55,19 @@ class Feed:
                 reader.tend()
             self.begun = self.begun or bool(taken)
             if taken:
-                yield [_frame(reader.stream, frame) for reader, frame in taken]
+                yield taken
             elif all(reader.over for reader in self.readers):
                 return
             elif not self.begun:
                 self.check()
 
-    def _take(self) -> list[tuple[Reader, Taken]]:
+    def _take(self) -> list[Frame]:
         """Return one frame of each reader that has one, up to `most`, beginning behind the last served."""
         taken, count, first = [], len(self.readers), self._turn
         for at in range(first, first + count):
             frame = self.readers[at % count].take() if len(taken) < self._most else None
             if frame is not None:
-                taken.append((self.readers[at % count], frame))
+                taken.append(frame)
                 self._turn = (at + 1) % count
         return taken
 
@@ -84,11 +83,3 @@ class Feed:
         seconds = "" if hopeless else f" within {time.monotonic() - self._start:.0f} s (--open-timeout)"
         kind = EnvironmentFault if all(reader.stream.camera for reader in self.readers) else DataError
         raise kind(f"--source {self.readers[0].stream.label}: {reason}{more}; no image came{seconds}")
-
-
-def _frame(stream: Stream, taken: Taken) -> Frame:
-    import cv2
-    image = cv2.cvtColor(taken.image, cv2.COLOR_BGR2RGB)
-    info = VideoInfo(taken.fps, 0, image.shape[1], image.shape[0])
-    return Frame(stream.name, Path(stream.name), image, taken.index, info, taken.time, taken.live,
-                 taken.time if taken.live else taken.seconds)

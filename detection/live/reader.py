@@ -7,15 +7,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detection.live.capture import Capture, Limits, Refusal, open_capture, why_not
+from detection.live.capture import Limits, Refused, open_capture, why_no_camera
 from detection.live.health import StreamHealth
 from detection.live.streams import Stream
+from detection.video import Frame, VideoInfo
 from utils.cli import LEFT_BEHIND
 
 if TYPE_CHECKING:
-    import numpy as np
+    from detection.live.capture import Address
 
 LONGEST = 60.0                     # seconds between two tries, at most
 LEAP = 2.0                         # seconds a frame's delay may change by at once; more is a clock set again
@@ -25,18 +27,6 @@ BEHIND = 5.0                       # seconds a reader may fall behind a stream b
 PATIENCE = 0.95                    # share of the time limit after which a frame comes too late
 STUCK = 3                          # given-up threads of one stream that may hang at a time
 DEPTH = 8                          # frames of a finite video that wait for the network
-
-
-class Taken(NamedTuple):
-    """A frame uint8 [H, W, 3] BGR, its number in its stream, when it was read (monotonic s), its own time (s)
-    in a finite video, the stream's own rate, and whether it is one of a live stream."""
-
-    image: "np.ndarray"
-    index: int
-    time: float
-    seconds: float
-    fps: float
-    live: bool
 
 
 class Turn:
@@ -90,12 +80,12 @@ class Reader:
 
     def __init__(self, stream: Stream, health: StreamHealth, limits: Limits, ready: threading.Condition,
                  say: Callable[[str], None],
-                 opener: Callable[[Stream, Limits], Capture | None] = open_capture) -> None:
+                 opener: "Callable[[Stream, Limits], Address]" = open_capture) -> None:
         self.stream, self.health, self.limits = stream, health, limits
-        self.refusal: Refusal | None = None
+        self.refusal: Refused | None = None
         self.ended = False
         self._ready, self._say, self._open = ready, say, opener
-        self._box: deque[Taken] = deque()
+        self._box: deque[Frame] = deque()
         self._turns: list[tuple[Turn, threading.Thread]] = []
         self._read, self._trouble = 0, ""
 
@@ -106,7 +96,7 @@ class Reader:
         self._turns = [old for old in self._turns if old[1].is_alive()] + [(turn, thread)]
         thread.start()
 
-    def take(self) -> Taken | None:
+    def take(self) -> Frame | None:
         """Return the next frame, or None; the caller holds `ready`."""
         if not self._box:
             return None
@@ -170,20 +160,21 @@ class Reader:
     def _once(self, turn: Turn) -> str:
         """Open the stream, read until it breaks, and return why it did."""
         before = self._read
-        capture = turn.timed(self.limits.opening, lambda: self._open(self.stream, self.limits))
-        if capture is not None:
+        try:
+            capture = turn.timed(self.limits.opening, lambda: self._open(self.stream, self.limits))
             try:
                 reason = self._drain(capture, turn)
             finally:
                 capture.release()
-            if self._read > before or self.ended or not self.stream.camera:
-                return reason                              # a camera in use elsewhere opens and gives nothing
-        refusal = why_not(self.stream, self.limits)
-        if not turn.gone.is_set():
-            self.refusal = refusal
-        return refusal.reason
+            if self._read == before and not self.ended and self.stream.camera:
+                raise why_no_camera(self.stream)           # one in use elsewhere opens and gives nothing
+        except Refused as refused:
+            if not turn.gone.is_set():
+                self.refusal = refused
+            reason = refused.reason
+        return reason
 
-    def _drain(self, capture: Capture, turn: Turn) -> str:
+    def _drain(self, capture: "Address", turn: Turn) -> str:
         """Read until the stream breaks, and return why it did."""
         import cv2
         fps, told = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -205,7 +196,10 @@ class Reader:
                 return f"came faster than it could be read, and was {late:.0f} s behind"
             self.health.behind = round(late, 2) if lag else None
             if position > already:
-                self._put(Taken(image, self._read, now, seconds, fps, not length), turn)
+                image, name = cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.stream.name
+                info = VideoInfo(fps, length, image.shape[1], image.shape[0])
+                self._put(Frame(name, Path(name), image, self._read, info, now, not length,
+                                seconds if length else now), turn)
         return ""
 
     def _why_broken(self, position: int, length: int, already: int, waited: float) -> str:
@@ -219,7 +213,7 @@ class Reader:
             return f"sent nothing for {waited:.0f} s"
         return "was cut" if position else "was opened, and sent no image"
 
-    def _put(self, frame: Taken, turn: Turn) -> None:
+    def _put(self, frame: Frame, turn: Turn) -> None:
         """Put a frame into the box; one of a finite video waits for room."""
         size, before = frame.image.shape[1::-1], self.health.size
         with self._ready:
@@ -231,7 +225,7 @@ class Reader:
             self._box.append(frame)
             self._read += 1
             self.refusal, known = None, self.health.state == "live"
-            self.health.frame(size, dropped, frame.time)
+            self.health.frame(size, dropped, frame.taken)
             self._ready.notify_all()
         if before and before != size:
             self._say(f"{self.stream.name}: its images are {size[0]}x{size[1]} px now; they were "

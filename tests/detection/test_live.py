@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detection.live import capture
-from detection.live.capture import Limits, why_not
+from detection.live.capture import why_no_camera
 from detection.live.health import Board
 from detection.live.reader import LONGEST, Lag, backoff
 from detection.live.streams import Stream, live_streams
@@ -97,18 +97,18 @@ def test_a_camera_says_whether_it_is_absent_forbidden_or_busy(tmp_path, monkeypa
     device = tmp_path / "video0"
     monkeypatch.setattr(Stream, "device", str(device))
     monkeypatch.setattr(capture.sys, "platform", "linux")
-    absent = why_not(Stream("0", "camera0"), Limits())
+    absent = why_no_camera(Stream("0", "camera0"))
     assert absent.final and f"there is no {device}" in absent.reason
     device.write_bytes(b"")
     with device.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
         try:
-            busy = why_not(Stream("0", "camera0"), Limits())
+            busy = why_no_camera(Stream("0", "camera0"))
         finally:
             other.kill()
     assert not busy.final and f"busy: in use by sleep (process {other.pid})" in busy.reason
-    assert "gives no images" in why_not(Stream("0", "camera0"), Limits()).reason
+    assert "gives no images" in why_no_camera(Stream("0", "camera0")).reason
     monkeypatch.setattr(os, "access", lambda *_: False)
-    forbidden = why_not(Stream("0", "camera0"), Limits())
+    forbidden = why_no_camera(Stream("0", "camera0"))
     assert forbidden.final and "usermod -aG video" in forbidden.reason
 
 

@@ -113,7 +113,8 @@ def test_a_stopped_video_leaves_no_figures(browser, live, tmp_path):
 def test_the_server_s_refusals_are_told_in_the_page_s_language(browser, live, tmp_path):
     """Of an image that the browser reads and the server does not."""
     image = save(tmp_path / "a.png", scene(240, 320, [(2, 1, 0)])[0])
-    for locale, said in (("en-GB", "The server says: the image sent"), ("zh-CN", "服务器无法把该文件作为图片读取")):
+    chinese = "服务器无法把该文件作为图片读取"
+    for locale, said in (("en-GB", "The server says: the image sent"), ("zh-CN", chinese)):
         page = Page(browser, live, locale=locale).ready()
         page.context.route("**/api/detect*", lambda route: route.fulfill(
             status=415, json={"error": "the image sent: is damaged"}))
