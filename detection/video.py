@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +25,8 @@ TICKS = 90_000                     # per second: the times of frames in a file, 
 # at 44.5 dB; x264 superfast 5.2 ms, 6.2 kB, 45.3 dB; OpenCV's MPEG-4 (in no browser) 1.5 ms, 3.6 kB, 39.7 dB.
 CODEC, OPTIONS = "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "g": "100"}
 # A killed process leaves a file that plays but for its last seconds
-CONTAINERS = {".mp4": ("mp4", {"movflags": "+hybrid_fragmented"}),
-              ".mkv": ("matroska", {"cluster_time_limit": "1000", "flush_packets": "1"})}
+FILE = ".mp4", "mp4", {"movflags": "+hybrid_fragmented"}
+LIVE = ".mkv", "matroska", {"cluster_time_limit": "1000", "flush_packets": "1"}
 
 
 @dataclass(frozen=True)
@@ -157,25 +157,53 @@ def decoded(container: "InputContainer", stream: "VideoStream", damaged: Callabl
             bad += BAD if whole else 1
 
 
-class VideoFile:
-    """A video being written, mp4 or mkv by its suffix; one size, the frames at their times.
+class Recorder:
+    """The video of a file or a stream being written, at BASE with its suffix; each frame at its time.
 
-    `count` is the number of frames so far. Raises DiskError when the disk is full, at once.
+    Images of another size begin another file, BASE-part2, because a file has one size. Of a `live` stream
+    longer gaps, in which it was dead, are left out. Raises DiskError when the disk is full, at once.
     """
 
-    def __init__(self, path: Path, info: VideoInfo) -> None:
+    def __init__(self, base: Path, live: bool, say: Callable[[str], None] = lambda _: None) -> None:
+        self._base, self._live, self._say = base, live, say
+        self._suffix, form, options = LIVE if live else FILE
+        self._how = {"format": form, "options": options}
+        self._part, self._size, self._count = 0, (0, 0), 0
+        self._file = self._out = None
+
+    def write(self, image: np.ndarray, seconds: float, info: VideoInfo) -> None:
+        """Add a frame, uint8 [H, W, 3] RGB, of a time that grows, of a video like that."""
         import av
-        self.path, self.count, self._last = path, 0, -1
-        form, options = CONTAINERS[path.suffix]
-        rate = Fraction(info.fps).limit_denominator(1001)
+        if image.shape[1::-1] != self._size or self._out is None:
+            self.close()
+            self._begin(image.shape[1::-1], seconds, info)
+        if self._live and seconds - self._last > GAP:
+            self._start += seconds - self._last - 1 / info.fps
+        self._last = seconds
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        self._ticks = frame.pts = max(round((seconds - self._start) * TICKS), self._ticks + 1)
+        frame.time_base, frame.duration = Fraction(1, TICKS), round(TICKS / info.fps)
         with self._on_disk():
-            self._file = path.open("w+b", buffering=0)
-            self._out = av.open(self._file, "w", format=form, options=options)
+            self._out.mux(self._stream.encode(frame))
+        self._count += 1
+
+    def _begin(self, size: tuple[int, int], seconds: float, info: VideoInfo) -> None:
+        import av
+        self._part += 1
+        part = f"-part{self._part}" if self._part > 1 else ""
+        self._path = self._base.with_name(self._base.name + part + self._suffix)
+        self._size, self._last, self._ticks, self._count = size, seconds, -1, 0
+        self._start = seconds if self._live or part else 0.0
+        if part:
+            self._say(f"{self._base.name}: the video continues in {self._path.name}, at {size[0]}x{size[1]} px")
+        with self._on_disk():
+            self._file = self._path.open("w+b", buffering=0)
+            self._out = av.open(self._file, "w", **self._how)
+        rate = Fraction(info.fps).limit_denominator(1001)
         self._stream = self._out.add_stream(CODEC, rate=rate, options=OPTIONS)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = info.width, info.height, "yuv420p"
+        self._stream.width, self._stream.height, self._stream.pix_fmt = *size, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS)
         self._stream.codec_context.sample_aspect_ratio = info.aspect
-        self._step = round(TICKS / info.fps)
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -183,66 +211,14 @@ class VideoFile:
         try:
             yield
         except (OSError, av.FFmpegError) as error:
-            raise DiskError(f"{self.path}: {error.strerror}, after {self.count} frames; free some space, "
+            raise DiskError(f"{self._path}: {error.strerror}, after {self._count} frames; free some space, "
                             "choose another --project, or use --nosave (no images, no videos)") from None
-
-    def write(self, image: np.ndarray, seconds: float) -> None:
-        """Add a frame, uint8 [H, W, 3] RGB of the file's size, at a time that must grow."""
-        import av
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        self._last = frame.pts = max(round(seconds * TICKS), self._last + 1)
-        frame.time_base, frame.duration = Fraction(1, TICKS), self._step
-        self._mux(frame)
-        self.count += 1
-
-    def _mux(self, frame: "VideoFrame | None") -> None:
-        with self._on_disk():
-            for packet in self._stream.encode(frame):
-                self._out.mux(packet)
-
-    def close(self) -> None:
-        """Finish the file."""
-        try:
-            if self.count:
-                self._mux(None)
-            with self._on_disk():
-                self._out.close()
-        finally:
-            self._file.close()
-
-
-class Recorder:
-    """The video of a file or a stream, BASE with its suffix; each frame at its time.
-
-    Images of another size begin another file, BASE-part2, because a file has one size. Of a `live` stream
-    longer gaps, in which it was dead, are left out.
-    """
-
-    def __init__(self, base: Path, live: bool, say: Callable[[str], None] = lambda _: None) -> None:
-        self._base, self._suffix, self._live, self._say = base, ".mkv" if live else ".mp4", live, say
-        self._part, self._file = 0, None
-        self._last, self._start, self._size = 0.0, 0.0, (0, 0)
-
-    def write(self, image: np.ndarray, seconds: float, info: VideoInfo) -> None:
-        """Add a frame, uint8 [H, W, 3] RGB, of that time and of a video like that."""
-        size = image.shape[1::-1]
-        if self._file is None or size != self._size:
-            self.close()
-            self._part += 1
-            part = f"-part{self._part}" if self._part > 1 else ""
-            path = self._base.with_name(self._base.name + part + self._suffix)
-            self._file = VideoFile(path, replace(info, width=size[0], height=size[1]))
-            self._size, self._last = size, seconds
-            self._start = seconds if self._live or part else 0.0
-            if part:
-                self._say(f"{self._base.name}: the video continues in {path.name}, at {size[0]}x{size[1]} px")
-        if self._live and seconds - self._last > GAP:
-            self._start += seconds - self._last - 1 / info.fps
-        self._last = seconds
-        self._file.write(image, seconds - self._start)
 
     def close(self) -> None:
         """Finish the file; safe to call twice."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        out, self._out = self._out, None
+        if out is None:
+            return
+        with self._file, self._on_disk():
+            out.mux(self._stream.encode(None))
+            out.close()

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -14,11 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from detection.detector import NetworkConfig
-from detection.serve.http import Budget, Handler
-from detection.serve.networks import ROOT, Networks, found_weights
+from detection.serve.http import Handler
 from utils.errors import EnvironmentFault, UsageError
 
-MOST_BYTES = 256 * 2 ** 20                     # of images in memory at a time, before they are decoded
+BODIES = 8                                     # images in memory at a time, of 32 MiB at most, still coded
 LOOK_AHEAD = 100                               # ports above the one given, among which one may be free
 
 
@@ -34,6 +34,7 @@ def serve(config: NetworkConfig, host: str, port: int, origins: Sequence[str]) -
             raise UsageError(f"--origin {origin}: needs the form https://name or https://name:port, and "
                              "no path")
     server = listen(host, port, origins)
+    from detection.serve.networks import ROOT, Networks, found_weights  # loads torch
     try:
         tune_cpu(config.threads)
         networks = Networks(config, lambda: found_weights(ROOT, Path.cwd()))
@@ -55,14 +56,12 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads, block_on_close, timeout = True, False, 0.3
     request_queue_size = 128                   # clients that may come at once
     allow_reuse_address = os.name != "nt"      # there it would let two servers share a port
-    networks: Networks
-    defaults: dict[str, float]
 
     def __init__(self, host: str, origins: Sequence[str], address: tuple,
                  family: socket.AddressFamily) -> None:
         self.address_family, self.host, self.origins = family, host, tuple(map(str.lower, origins))
         self.names = ("localhost", host.lower(), *(urlsplit(origin).hostname for origin in self.origins))
-        self.bodies = Budget(MOST_BYTES)
+        self.bodies = threading.BoundedSemaphore(BODIES)
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
@@ -70,8 +69,8 @@ class PageServer(ThreadingHTTPServer):
         super(ThreadingHTTPServer.__base__, self).server_bind()
         self.server_name, self.server_port = self.host, self.server_address[1]
 
-    def begin(self, networks: Networks, defaults: dict[str, float]) -> None:
-        """Take the networks, and the thresholds that the page starts with."""
+    def begin(self, networks: Any, defaults: dict[str, float]) -> None:
+        """Take the networks (detection.serve.networks), and the thresholds that the page starts with."""
         self.networks, self.defaults = networks, defaults
 
     @property

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -36,26 +33,6 @@ class Refusal(Exception):
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
-
-
-class Budget:
-    """Bytes that all connections share: who needs some waits until they are free."""
-
-    def __init__(self, most: int) -> None:
-        self._free, self._changed = most, threading.Condition()
-
-    @contextmanager
-    def room_for(self, count: int) -> Iterator[None]:
-        """Hold `count` bytes in a `with` block."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= count)
-            self._free -= count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += count
-                self._changed.notify_all()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -133,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _detect(self) -> dict[str, Any]:
         conf, iou = self._number("conf"), self._number("iou")
-        with self.server.bodies.room_for(self._length()):
+        with self.server.bodies:
             data = np.frombuffer(self._body(), np.uint8)
             return self.server.networks.detect(self._query.get("model", ""), data, conf, iou)
 
@@ -146,8 +123,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.BAD_REQUEST, f"{name}={self._query[name]}: needs a number, 0 to 1")
         return value
 
-    def _length(self) -> int:
-        """Return the bytes of the body. Raises Refusal for what a form could send, or more than MAX_BODY."""
+    def _body(self) -> bytes:
+        """Return what was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
         kind = self.headers.get("Content-Type", "")
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {kind!r}: needs an image/ type")
@@ -160,12 +137,8 @@ class Handler(BaseHTTPRequestHandler):
                 left -= len(part)
             size = f"{int(length) / 2 ** 20:.0f} MiB, above the limit of {MAX_BODY // 2 ** 20}"
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the image has {size}: save it smaller")
-        return int(length)
-
-    def _body(self) -> bytes:
-        length = self._length()
-        data = self.rfile.read(length)
-        if len(data) < length:
+        data = self.rfile.read(int(length))
+        if len(data) < int(length):
             raise ConnectionResetError("the client went away")
         return data
 

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from detection.detector import NetworkConfig, make_detector
+import numpy as np
+import torch
+
+from data.augment import letterbox
+from data.images import decode_bytes
+from detection.detector import Detector, NetworkConfig, make_detector
+from utils.boxes import scale_back
 from utils.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from detection.detector import Detector
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPORTED = ("*.onnx", "*.torchscript", "*/model.xml", "*/model.param")     # a folder goes by its main file
@@ -62,21 +63,21 @@ class Networks:
         """Return what the page must know of the network `key`, loading it. Raises as loading does."""
         return self._worker.submit(self._describe, key).result()
 
-    def detect(self, key: str, data: "np.ndarray", conf: float, iou: float) -> dict[str, Any]:
+    def detect(self, key: str, data: np.ndarray, conf: float, iou: float) -> dict[str, Any]:
         """Return the boxes of an image's file (bytes as uint8 [n]) in px of the image, its size, times in ms.
 
         Raises DataError for bytes that are no image, and what loading the network raises.
         """
         return self._worker.submit(self._detect, key, data, conf, iou).result()
 
-    def _take(self, key: str) -> tuple["Detector", int, dict[str, float]]:
+    def _take(self, key: str) -> tuple[Detector, int, dict[str, float]]:
         if key not in self._paths:
             raise UsageError("this network is not in the list any more: load the page again")
         if key not in self._open:
             limits = {"conf": self._config.conf_thres, "iou": self._config.iou_thres}
             detector = make_detector(self._config, str(self._paths[key]), limits)
             size = self._config.imgsz or detector.runtime.imgsz
-            _warm_up(detector, size)
+            detector(torch.zeros(1, 3, size, size, dtype=torch.uint8))     # the first image waits for no planning
             self._open[key] = detector, size, limits
         taken = self._open[key] = self._open.pop(key)          # used last, dropped last
         while len(self._open) > KEPT:
@@ -89,12 +90,7 @@ class Networks:
         where = f"{runtime.kind} {runtime.precision}, {runtime.device}"
         return {"names": list(runtime.names), "imgsz": size, "where": where, "notes": detector.notes}
 
-    def _detect(self, key: str, data: "np.ndarray", conf: float, iou: float) -> dict[str, Any]:
-        import torch
-
-        from data.augment import letterbox
-        from data.images import decode_bytes
-        from utils.boxes import scale_back
+    def _detect(self, key: str, data: np.ndarray, conf: float, iou: float) -> dict[str, Any]:
         start = time.perf_counter()
         detector, size, limits = self._take(key)
         image = decode_bytes(data, "the image sent", self._config.max_pixels)
@@ -107,16 +103,6 @@ class Networks:
         boxes = scale_back(found.astype("float64"), place, height, width).round(5).tolist()
         ms = {"network": 1000 * (detector.seconds - before), "total": 1000 * (time.perf_counter() - start)}
         return {"boxes": boxes, "width": width, "height": height, "ms": ms}
-
-
-def _warm_up(detector: "Detector", size: int) -> None:
-    """Take noise the whole way, so that the first image waits for no import and no planning."""
-    import torch
-
-    import data.augment  # noqa: F401
-    import data.images  # noqa: F401
-    noise = torch.Generator().manual_seed(0)
-    detector(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=noise))
 
 
 def key_of(path: Path) -> str:

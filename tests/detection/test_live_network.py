@@ -14,7 +14,7 @@ from detection.live.capture import Limits, Refused, open_capture
 from detection.live.feed import Feed
 from detection.live.health import Board
 from detection.live.streams import Stream, live_streams
-from detection.video import VideoFile, VideoInfo
+from detection.video import Recorder, VideoInfo
 from tests.helpers.browser_cases import served
 from tests.helpers.live_cases import MjpegCamera, coloured, free_port, number_of, numbered, wait_for
 from utils.errors import DataError
@@ -131,10 +131,11 @@ class Files(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def film(tmp_path):
     """The address of a video of 120 frames, each of another brightness."""
-    video = VideoFile(tmp_path / "film.mkv", VideoInfo(25.0, 0, 320, 240))
+    video = Recorder(tmp_path / "film", live=True)
     rng = np.random.default_rng(0)
     for k in range(120):
-        video.write(rng.integers(0, 30, (240, 320, 3), np.uint8) + np.uint8(k + 60), k / 25)
+        video.write(rng.integers(0, 30, (240, 320, 3), np.uint8) + np.uint8(k + 60), k / 25,
+                    VideoInfo(25.0, 0, 320, 240))
     video.close()
     served = type("Served", (Files,), {"path_served": tmp_path / "film.mkv"})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)

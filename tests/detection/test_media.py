@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from detection.sources import open_source, printable, unique_names
-from detection.video import VideoFile, VideoInfo, probe, read
+from detection.video import Recorder, VideoInfo, probe, read
 from tests.helpers.detect_cases import film, save, scene
 from utils.errors import DataError
 
@@ -230,9 +230,9 @@ def test_results_are_never_written_over_the_source_or_what_no_detection_wrote(tm
 
 
 def test_frames_of_equal_or_falling_times_are_written_one_after_the_other(tmp_path):
-    video = VideoFile(tmp_path / "a.mp4", VideoInfo(10, 0, 64, 48))
+    video = Recorder(tmp_path / "a", live=False)
     for at in (0, 0.1, 0.1, 0.05, 0.3):
-        video.write(np.zeros((48, 64, 3), np.uint8), at)
+        video.write(np.zeros((48, 64, 3), np.uint8), at, VideoInfo(10, 0, 64, 48))
     video.close()
     times = times_of(tmp_path / "a.mp4")
     assert len(times) == 5 and times == sorted(set(times)) and times[-1] == pytest.approx(0.3, abs=0.001)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detection.sources import natural, open_source, unique_names
-from detection.video import VideoFile, VideoInfo, probe
+from detection.video import Recorder, VideoInfo, probe
 from utils.errors import DataError
 from utils.redact import masked, masked_values
 
@@ -23,9 +23,9 @@ def save(path: Path, value: int = 50, size: tuple[int, int] = (24, 32)) -> Path:
 
 def film(path: Path, frames: int = 12, fps: float = 12.5, size: tuple[int, int] = (64, 96)) -> Path:
     """A video whose frame k is k * 15 bright, in red."""
-    video = VideoFile(path, VideoInfo(fps, 0, size[1], size[0]))
+    video = Recorder(path.with_suffix(""), live=False)
     for k in range(frames):
-        video.write(np.full((*size, 3), (15 * k, 0, 0), np.uint8), k / fps)
+        video.write(np.full((*size, 3), (15 * k, 0, 0), np.uint8), k / fps, VideoInfo(fps, 0, *size))
     video.close()
     return path
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 import detect
-from detection.video import VideoFile, VideoInfo
+from detection.video import Recorder, VideoInfo
 from tests.helpers.scripts import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,9 +78,9 @@ def save(path: Path, image: np.ndarray) -> Path:
 def film(path: Path, frames: int, size: tuple[int, int] = (240, 320), fps: float = 12.5) -> np.ndarray:
     """A video of one red and one green cell; the boxes of every frame."""
     image, boxes = scene(*size, [(2, 1, 0), (3, 3, 1)])
-    video = VideoFile(path, VideoInfo(fps, 0, size[1], size[0]))
+    video = Recorder(path.with_suffix(""), live=path.suffix == ".mkv")
     for k in range(frames):
-        video.write(image, k / fps)
+        video.write(image, k / fps, VideoInfo(fps, 0, size[1], size[0]))
     video.close()
     return boxes
 
