@@ -1,40 +1,43 @@
-"""Boxes drawn or written for pictures, videos, cameras and streams.
+"""Draw or write the boxes of images, videos, cameras and streams.
 
-    python detect.py --weights weights/micro-yolo-voc5.pt --source photos/ --save-txt
+    python detect.py --weights weights/micro-yolo-voc5.pt --source images/ --save-txt
     python detect.py --source rtsp://user:password@camera/stream --health health.json
 """
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from utils import cli
 
+T = TypeVar("T")
 SHIPPED = Path(__file__).resolve().parent / "weights" / "micro-yolo-voc5.pt"
 SWITCHES = {"--fp32": "full precision also where half is native (the default there is half)",
-            "--nosave": "write no pictures and videos",
+            "--nosave": "write no images and videos",
             "--save-txt": "write labels/*.txt: class and cxcywh normalised",
             "--save-conf": "with --save-txt: the score at the end of each line",
             "--save-json": "write predictions.json: COCO results with file names",
             "--save-crop": "write crops/CLASS/*.jpg",
-            "--view-img": "show the drawn pictures in a window; q ends",
-            "--serve": "show a page in the browser instead: cameras, pictures, videos"}
+            "--view-img": "show the drawn images in a window; q ends",
+            "--serve": "show a page in the browser instead: cameras, images, videos"}
 VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, written each second"),
           "--duration": (float, None, "live: seconds after which to end"),
           "--open-timeout": (float, 30.0, "live: seconds for opening; if none opens: code 5 (cameras) or 3"),
-          "--read-timeout": (float, 10.0, "live: seconds without a frame after which to connect anew"),
+          "--read-timeout": (float, 10.0, "live: seconds without a frame after which to connect again"),
           "--host": (str, "127.0.0.1", "with --serve: the address to listen at"),
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}
-PAGE = ("--host", "--port")        # what only --serve heeds, and what it does not
+PAGE = ("--host", "--port", "--origin")    # what only --serve heeds, and what it does not
 NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--save-txt",
            "--save-conf", "--save-json", "--save-crop", "--view-img", "--health", "--duration",
            "--open-timeout", "--read-timeout")
 
 
 def parse() -> argparse.Namespace:
-    """The command line's flags, checked."""
-    out = cli.parser("Boxes drawn or written for a picture, a folder, a glob, a list file, a video, a camera "
+    """Return the command line's flags, checked."""
+    out = cli.parser("Draw or write the boxes of an image, a folder, a glob, a list file, a video, a camera "
                      "(0, /dev/video0), an rtsp:// or http:// stream, or a list file of several.",
                      "weights", "source", "imgsz", "device", "half", "conf-thres", "iou-thres", "max-det",
                      "classes", "batch-size", "threads", "max-pixels", "project", "name", "exist-ok",
@@ -44,6 +47,8 @@ def parse() -> argparse.Namespace:
         out.add_argument(flag, action="store_true", help=words)
     for flag, (kind, default, words) in VALUES.items():
         out.add_argument(flag, type=kind, default=default, help=words)
+    out.add_argument("--origin", nargs="+", default=[],
+                     help="with --serve, behind a proxy: the page's addresses there, as https://cam.example.org")
     args = out.parse_args()
     if args.serve and (idle := cli.typed(out, NO_PAGE)):
         out.error(f"--serve shows a page, which opens its own sources and writes nothing, and does not heed "
@@ -63,7 +68,7 @@ def parse() -> argparse.Namespace:
 
 
 def own_threads(weights: str) -> int:
-    """The network's threads where --threads is not given, by what was measured on two cores.
+    """Return the network's threads where --threads is not given, by what was measured on two cores.
 
     One core is left to reading and writing: yolov3-tiny in torch, bf16, went through cars.mp4 at 52 frames a
     second with two threads, at 55 with one. ONNX files get all: micro-yolo over 300 JPEGs, 54 against 41.
@@ -73,8 +78,13 @@ def own_threads(weights: str) -> int:
     return count if weights.endswith(".onnx") else max(1, count - 1)
 
 
+def configured(kind: type[T], args: argparse.Namespace) -> T:
+    """Return a configuration of that dataclass, each of its fields from the flag of its name."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
 def main() -> None:
-    """Detects as the flags say."""
+    """Detect as the flags say."""
     args = parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")    # spinning threads would starve reader and writer
     if args.weights is None:
@@ -82,11 +92,12 @@ def main() -> None:
         print(f"no --weights given: using the shipped {SHIPPED.parent.name}/{SHIPPED.name}")
     args.threads = own_threads(args.weights) if args.threads is None else args.threads
     if args.serve:
+        from detection.detector import NetworkConfig
         from detection.serve.app import serve
-        serve(args)
+        serve(configured(NetworkConfig, args), args.host, args.port, args.origin)
     else:
-        from detection.run import detect
-        detect(args)
+        from detection.run import DetectConfig, detect
+        detect(configured(DetectConfig, args))
 
 
 if __name__ == "__main__":

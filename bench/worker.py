@@ -227,4 +227,4 @@ def read_images(spec: dict) -> Iterator[np.ndarray]:
     from data.images import decode
     from detection.video import read
     for path in cycle(map(Path, spec["files"])):
-        yield from read(path) if spec["video"] else (decode(path),)
+        yield from (image for image, _ in read(path)) if spec["video"] else (decode(path),)

@@ -29,7 +29,7 @@ def write_web(folder: Path, onnx: Path, metadata: dict) -> Path:
         shutil.copyfile(WEB / name, folder / name)
     shutil.copyfile(WEB / "local.js", folder / "backend.js")       # served pages have server.js here
     for path in scripts:
-        shutil.copyfile(path, folder / "ort" / path.name)
+        shutil.copyfile(path, folder / "ort" / path.name.replace(".mjs", ".js"))
     shutil.copyfile(onnx, folder / "model.onnx")
     text = json.dumps({**metadata, "onnx_sha256": digest(onnx)}, ensure_ascii=False)
     (folder / FILE).write_text(text, encoding="utf-8")

@@ -1,9 +1,10 @@
-"""From frames to boxes in px of the photos; network, decoding and letterbox are given. Time and refuse are
-counted."""
+"""From frames to boxes in px of the images; the network's time and the cells it left out are counted."""
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -16,12 +17,32 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Letterboxes an image [H, W, 3] to [S, S, 3], and says where it lies there
+Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network to run and how: detect.py's flags of these names."""
+
+    weights: str
+    imgsz: int | None
+    device: str
+    half: bool
+    fp32: bool
+    threads: int
+    conf_thres: float
+    iou_thres: float
+    max_det: int
+    classes: Sequence[str] | None
+    max_pixels: int
+
 
 class Batch(NamedTuple):
     """Frames, where each lies in the network's input, and that input, uint8 [B, 3, S, S]."""
 
     frames: list[Frame]
-    places: list[Geometry]
+    places: Sequence[Geometry]
     images: "Tensor"
 
 
@@ -33,11 +54,11 @@ class Runs(Protocol):
     note: str
 
     def predict(self, images: "Tensor") -> list["Tensor"]:
-        """Raw maps of uint8 pictures [B, 3, H, W]."""
+        """Return the head outputs of uint8 images [B, 3, H, W]."""
 
 
 class Detector:
-    """Pictures in, boxes out. `find(runtime, maps)` decodes raw maps to (boxes, how many cells were dropped).
+    """Images in, boxes out. `find(runtime, outputs)` decodes head outputs to (boxes, cells left out).
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
     that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. The first batch
@@ -52,20 +73,19 @@ class Detector:
         self._tried = self._warm = False
 
     def warm_up(self, images: "Tensor") -> None:
-        """Takes the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
+        """Take the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
         self._find(self.runtime, self._timed(images)[0])
         self._warm = True
 
     def __call__(self, images: "Tensor") -> list[np.ndarray]:
-        """Boxes [N, 6] (xyxy px of the input, score, class; best first) of each picture of [B, 3, H, W]
-        uint8."""
+        """Return boxes [N, 6] (xyxy px of the input, score, class; best first) of each of [B, 3, H, W]."""
         if not self._start:
             if not self._warm:                             # a live frame would be a pass old by then
                 self.warm_up(images)
             self._start = time.perf_counter()
-        maps, seconds = self._timed(images)
+        outputs, seconds = self._timed(images)
         self.seconds += seconds
-        boxes, dropped = self._find(self.runtime, maps)
+        boxes, dropped = self._find(self.runtime, outputs)
         if dropped and self.runtime.precision != "fp32" and not self._tried:
             self._tried, exact = True, self._exact()
             if exact.precision == "fp32":                  # a file in int8 stays what it is
@@ -77,16 +97,16 @@ class Detector:
         return [found.cpu().numpy() for found in boxes]
 
     def _timed(self, images: "Tensor") -> tuple[list["Tensor"], float]:
-        """The raw maps, and the seconds the network alone took for them; a GPU is waited for."""
+        """Return the head outputs and the seconds the network alone took for them; a GPU is waited for."""
         start = time.perf_counter()
-        maps = self.runtime.predict(images)
+        outputs = self.runtime.predict(images)
         if self.runtime.device.type == "cuda":
             import torch
             torch.cuda.synchronize(self.runtime.device)
-        return maps, time.perf_counter() - start
+        return outputs, time.perf_counter() - start
 
     def since_start(self) -> float:
-        """Seconds since the first batch began, after its trial pass; 0 before."""
+        """Return the seconds since the first batch began, after its trial pass; 0 before."""
         return time.perf_counter() - self._start if self._start else 0.0
 
     @property
@@ -95,46 +115,52 @@ class Detector:
         return [note for note in (*self._notes, self.runtime.note) if note]
 
     def alone(self, images: "Tensor", seconds: float = 1.0, most: int = 50) -> float:
-        """Pictures a second of the bare network while nothing else runs: the median of up to `most`
-        passes."""
+        """Return the images per second of the bare network, from the median of up to `most` passes."""
         times: list[float] = []
         while len(times) < 3 or len(times) < most and sum(times) < seconds:
             times.append(self._timed(images)[1])
         return len(images) / float(np.median(times))
 
 
-def batches(frames: Iterable[Frame], fit: Callable[[np.ndarray], tuple[np.ndarray, Geometry]],
-            count: int) -> Iterator[Batch]:
-    """The frames, `count` at a time; `fit` letterboxes a picture [H, W, 3] to [S, S, 3] and says where it
-    lies there."""
-    held: list[Frame] = []
-    fitted: list[tuple[np.ndarray, Geometry]] = []
-    for frame in frames:
-        held.append(frame)
-        fitted.append(fit(frame.image))
-        if len(held) == count:
-            yield _batch(held, fitted)
-            held, fitted = [], []
-    if held:
-        yield _batch(held, fitted)
+def make_detector(config: NetworkConfig, weights: str, limits: dict[str, float]) -> Detector:
+    """Return the network of `weights` on the device and in the precision that `config` asks for.
+
+    limits: its score and IoU thresholds, "conf" and "iou", which may change between calls.
+    """
+    from deploy.runtimes.runtime import load_runtime
+    from models.heads.nms import detections
+    from utils.runs import pick_device
+    device = pick_device(config.device)
+    precision = "half" if config.half else "fp32" if config.fp32 else "auto"
+    runtime = load_runtime(weights, device, precision, config.threads)
+    runtime.check_side(config.imgsz or runtime.imgsz, weights)
+    classes = class_indices(config.classes, runtime.names)
+    return Detector(runtime, lambda runtime, maps: detections(
+        maps, runtime.heads, limits["conf"], limits["iou"], config.max_det, classes),
+        lambda: load_runtime(weights, device, "fp32", config.threads))
 
 
-def batch_of(frames: list[Frame], fit: Callable[[np.ndarray], tuple[np.ndarray, Geometry]]) -> Batch:
-    """One batch of all the frames, which may differ in size; `fit` as in `batches`."""
-    return _batch(frames, [fit(frame.image) for frame in frames])
+def batches(frames: Iterable[Frame], fit: Fit, count: int) -> Iterator[Batch]:
+    """Yield the frames letterboxed, `count` at a time."""
+    frames = iter(frames)
+    while some := list(islice(frames, count)):
+        yield batch_of(some, fit)
 
 
-def _batch(frames: list[Frame], fitted: list[tuple[np.ndarray, Geometry]]) -> Batch:
+def batch_of(frames: list[Frame], fit: Fit) -> Batch:
+    """Return one batch of all the frames, which may differ in size."""
     import torch
-    images = torch.from_numpy(np.stack([image for image, _ in fitted])).permute(0, 3, 1, 2)
-    return Batch(frames, [place for _, place in fitted], images)       # channels_last without a copy
+    images, places = zip(*(fit(frame.image) for frame in frames))
+    return Batch(frames, places, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))   # channels_last
 
 
 def follow(reader: Iterable[Batch], detector: Detector,
            put: Callable[[tuple[Frame, np.ndarray, float]], None],
            go_on: Callable[[], bool]) -> "Tensor | None":
-    """The first batch's images (None: there was none), once every frame went to `put` with its boxes [N, 6]
-    (xyxy px of the photo, score, class) and the network's ms for it; ends early when `go_on()` is false."""
+    """Give every frame to `put` with its boxes [N, 6] (xyxy px of the image, score, class) and network's ms.
+
+    Returns the first batch's images (None: there was none). Ends early when `go_on()` is false.
+    """
     first = None
     for batch in reader:
         first = batch.images if first is None else first
@@ -149,8 +175,7 @@ def follow(reader: Iterable[Batch], detector: Detector,
 
 
 def class_indices(wanted: Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
-    """The class numbers of names or numbers, ascending; None for None. Raises UsageError with the list of
-    classes."""
+    """Return the class numbers of names or numbers, ascending; None for None. Raises UsageError."""
     if wanted is None:
         return None
     number = {str(index): index for index in range(len(names))}

@@ -1,4 +1,4 @@
-"""Boxes and labels drawn on pictures of any size, and sheets of such pictures."""
+"""Boxes and labels drawn on images of any size, and sheets of such images."""
 from __future__ import annotations
 
 import math
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 HERSHEY = cv2.FONT_HERSHEY_SIMPLEX
+UNICODE = hasattr(cv2, "FontFace")  # OpenCV 5 writes more than ASCII, by a font of its own
 TEXT_PX = 27.0                     # height of a text line at font scale 1, as cv2.getTextSize gives it
 GOLDEN = 0.6180339887498949        # steps of the golden ratio never bring two hues close to each other soon
 CROWD = 100                        # labels that later ones make way for; more leave no free place
@@ -16,7 +17,7 @@ CROWD = 100                        # labels that later ones make way for; more l
 
 @cache
 def colour(index: int) -> tuple[int, int, int]:
-    """The RGB colour (0..255) of class `index`: the same in every run, and distinct from its neighbours'.
+    """Return the RGB colour (0..255) of class `index`: always the same, and distinct from its neighbours'.
 
     Hues step by the golden ratio in OKLCH (Ottosson 2020), where equal steps look equal; three lightnesses
     take turns.
@@ -30,35 +31,30 @@ def colour(index: int) -> tuple[int, int, int]:
     linear = (4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
               -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
               -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short)
-    red, green, blue = (round(255 * _gamma(min(1.0, max(0.0, value)))) for value in linear)
+    light = np.clip(linear, 0, 1)                          # to sRGB by IEC 61966-2-1
+    coded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    red, green, blue = (255 * coded).round().astype(int).tolist()
     return red, green, blue
 
 
-def _gamma(linear: float) -> float:
-    """The sRGB value (0..1) of a linear light value (0..1), IEC 61966-2-1."""
-    return 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
-
-
 def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white RGB, whichever stands out more from `background` (Rec. 709 luminance of the RGB
-    value)."""
+    """Return black or white RGB, whichever stands out more from `background` by Rec. 709 luminance."""
     red, green, blue = background
     return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 128 else (255, 255, 255)
 
 
 def stroke(height: int, width: int) -> tuple[int, float]:
-    """Line width in px (at least 1) and font scale that read well on a picture of height x width px."""
+    """Return line width in px (at least 1) and font scale that read well on an image of height x width px."""
     side = (height + width) / 2
     return max(1, round(side * 0.0036)), (5 + 0.018 * side) / TEXT_PX
 
 
 def draw(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], scores: bool = True,
          labels: bool = True, line: int | None = None) -> np.ndarray:
-    """A copy of the picture [H, W, 3] (uint8 RGB) with its boxes and their labels.
+    """Return a copy of the image [H, W, 3] (uint8 RGB) with its boxes and their labels.
 
-    `boxes` [N, 6] holds xyxy px of the picture, score, class; with 5 columns (xyxy, class) they are truths
-    and carry no score. A class without a name is written by its number. Boxes with non-finite corners are
-    left out.
+    `boxes` [N, 6] holds xyxy px, score, class; with 5 columns (xyxy, class) they are ground truth and carry
+    no score. A class without a name is written by its number. Boxes with non-finite corners are left out.
     """
     out = np.ascontiguousarray(image).copy()
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, np.shape(boxes)[-1] if len(boxes) else 6)
@@ -79,19 +75,13 @@ def draw(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], scores: boo
 
 
 def class_name(index: int, names: Sequence[str]) -> str:
-    """The name of class `index`, or its number where it has none or this OpenCV's font cannot write it."""
+    """Return the name of class `index`, or its number where it has none or OpenCV's font cannot write it."""
     name = names[index] if 0 <= index < len(names) else f"class {index}"
-    return name if name.isascii() or _unicode_font() else f"class {index}"
-
-
-@cache
-def _unicode_font() -> bool:
-    """Whether cv2.putText writes more than ASCII: OpenCV 5 and later, built with its own font."""
-    return hasattr(cv2, "FontFace")
+    return name if name.isascii() or UNICODE else f"class {index}"
 
 
 def _corners(row: np.ndarray, height: int, width: int, thick: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two corners in whole px such that the line, drawn centred on them, stays inside the picture."""
+    """Return two corners in whole px such that the line, drawn centred on them, stays inside the image."""
     inset = thick // 2
     x1, x2 = np.clip(row[[0, 2]].round(), inset, max(inset, width - 1 - inset)).astype(int)
     y1, y2 = np.clip(row[[1, 3]].round(), inset, max(inset, height - 1 - inset)).astype(int)
@@ -100,11 +90,10 @@ def _corners(row: np.ndarray, height: int, width: int, thick: int) -> tuple[tupl
 
 def _label(out: np.ndarray, text: str, row: np.ndarray, scale: float, fill: tuple[int, int, int],
            placed: list[tuple[int, int, int, int]]) -> None:
-    """Writes one filled label into `out`, where it covers earlier labels least; its place is added to
-    `placed`."""
+    """Write one filled label where it covers the `placed` ones least, and add its place to them."""
     height, width = out.shape[:2]
     (text_w, text_h), base = cv2.getTextSize(text, HERSHEY, scale, 1)
-    if text_w + 4 > width:                                 # a long name on a narrow picture
+    if text_w + 4 > width:                                 # a long name on a narrow image
         scale = max(0.2, scale * (width - 4) / text_w)
         (text_w, text_h), base = cv2.getTextSize(text, HERSHEY, scale, 1)
     pad = max(1, round(text_h * 0.15))
@@ -116,10 +105,9 @@ def _label(out: np.ndarray, text: str, row: np.ndarray, scale: float, fill: tupl
     cv2.putText(out, text, foot, HERSHEY, scale, text_colour(fill), 1, cv2.LINE_AA)
 
 
-def _place(row: np.ndarray, size: tuple[int, int], picture: tuple[int, int],
+def _place(row: np.ndarray, size: tuple[int, int], image: tuple[int, int],
            placed: list[tuple[int, int, int, int]]) -> tuple[int, int]:
-    """The top left corner (x, y) of a label of `size` (w, h) px, inside the picture and clear of `placed` if
-    possible.
+    """Return the corner (x, y) of a label of `size` (w, h) px inside the image, best clear of `placed`.
 
     Tried in turn: above the box, inside its top, below, inside its bottom, each at its left, then at its
     right end.
@@ -129,8 +117,8 @@ def _place(row: np.ndarray, size: tuple[int, int], picture: tuple[int, int],
     best, least = (0, 0), math.inf
     for wanted_x in lefts:
         for wanted_y in tops:
-            x = max(0, min(wanted_x, picture[0] - size[0]))
-            y = max(0, min(wanted_y, picture[1] - size[1]))
+            x = max(0, min(wanted_x, image[0] - size[0]))
+            y = max(0, min(wanted_y, image[1] - size[1]))
             cover = _covered((x, y, x + size[0], y + size[1]), placed[:CROWD])
             if cover < least:
                 best, least = (x, y), cover
@@ -140,21 +128,17 @@ def _place(row: np.ndarray, size: tuple[int, int], picture: tuple[int, int],
 
 
 def _covered(box: tuple[int, int, int, int], placed: list[tuple[int, int, int, int]]) -> int:
-    """The px of `placed` boxes that `box` would cover (all xyxy px)."""
+    """Return the px of `placed` boxes that `box` would cover (all xyxy px)."""
     x1, y1, x2, y2 = box
-    total = 0
-    for left, top, right, bottom in placed:
-        if left < x2 and x1 < right and top < y2 and y1 < bottom:
-            total += (min(x2, right) - max(x1, left)) * (min(y2, bottom) - max(y1, top))
-    return total
+    return sum(max(0, min(x2, right) - max(x1, left)) * max(0, min(y2, bottom) - max(y1, top))
+               for left, top, right, bottom in placed)
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, int] = (320, 320),
                   captions: Sequence[str] = (), gap: int = 6) -> np.ndarray:
-    """One picture [H, W, 3] (uint8 RGB) of all `images`, undistorted in cells of (width, height) px, row by
-    row.
+    """Return one image [H, W, 3] (uint8 RGB) of all `images`, undistorted in cells of (width, height) px.
 
-    Captions, where given, stand above their pictures. An empty list gives one empty cell.
+    Captions, where given, are above their images. An empty list gives one empty cell.
     """
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
@@ -174,7 +158,7 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, i
 
 
 def _caption(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:
-    """Writes one line at (x, y), shortened at its end to `width` px."""
+    """Write one line at (x, y), shortened at its end to `width` px."""
     while text and cv2.getTextSize(text, HERSHEY, 0.5, 1)[0][0] > width:
         text = text[:-2] + "." if len(text) > 2 else ""
     cv2.putText(sheet, text, (x, y + 15), HERSHEY, 0.5, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,18 +1,18 @@
-"""What detection leaves behind: drawn pictures and videos, label files, a JSON of results, crops."""
+"""What detection leaves behind: drawn images and videos, label files, a JSON of results, crops."""
 from __future__ import annotations
 
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from detection.draw import contact_sheet, draw
-from detection.recorder import Recorder
-from detection.video import Frame, VideoFile
+from detection.sources import printable
+from detection.video import Frame, Recorder
 from utils.errors import DiskError
 
 FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file names, on one system or another
@@ -21,9 +21,9 @@ FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file nam
 class Outputs:
     """Writes the boxes of frame after frame into `folder`, and counts them.
 
-    images: drawn pictures and videos; txt: labels/NAME.txt, a line a box: class and cxcywh normalised, with
+    images: drawn images and videos; txt: labels/NAME.txt, a line a box: class and cxcywh normalised, with
     the score last if `scores`; json: predictions.json, COCO results; crops: crops/CLASS/NAME_NUMBER.jpg. With
-    `view`, `shown` is the last drawn picture. `per_class` counts boxes by class index, `frames` what was
+    `view`, `shown` is the last drawn image. `per_class` counts boxes by class index, `frames` what was
     written.
     """
 
@@ -38,14 +38,14 @@ class Outputs:
         self.shown: np.ndarray | None = None
         self._say = say
         self._seen: dict[str, np.ndarray] = {}
-        self._videos: dict[str, VideoFile | Recorder] = {}
-        self._json = _begin_json(folder / "predictions.json") if json else None
-        self._comma = ""
+        self._videos: dict[str, Recorder] = {}
+        self._json = (folder / "predictions.json").open("w", encoding="utf-8") if json else None
+        self._between = "[\n"                              # what stands before the next row of the JSON
         if txt:
             (folder / "labels").mkdir(exist_ok=True)
 
     def write(self, frame: Frame, boxes: np.ndarray) -> None:
-        """Writes one frame with its boxes [N, 6] (xyxy px of the frame, score, class)."""
+        """Write one frame with its boxes [N, 6] (xyxy px of the frame, score, class)."""
         self.frames += 1
         self.per_class += self._count(boxes)
         if self.images or self.view:
@@ -64,33 +64,26 @@ class Outputs:
     def _save(self, frame: Frame, drawn: np.ndarray) -> None:
         if frame.video is None:
             suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
-            save_picture(self.folder / (stem(frame) + suffix), drawn)
+            save_image(self.folder / (stem(frame) + suffix), drawn)
             return
-        path = self.folder / Path(frame.name).stem
-        if frame.live:
-            if frame.name not in self._videos:
-                self._videos[frame.name] = Recorder(path, self._say)
-            self._videos[frame.name].write(drawn, frame.taken)
-            return
-        if frame.index == 0:
+        if frame.name not in self._videos:
             if not frame.taken:                            # files come one by one, streams side by side
                 self._end_videos()
-            self._videos[frame.name] = VideoFile(path.with_name(f"{path.name}.mp4"), frame.video.fps,
-                                                 frame.video.width, frame.video.height)
-        self._videos[frame.name].write(drawn)
+            base = self.folder / Path(frame.name).stem
+            self._videos[frame.name] = Recorder(base, frame.live, self._say)
+        self._videos[frame.name].write(drawn, frame.seconds, frame.video)
 
     def _look(self, frame: Frame, drawn: np.ndarray) -> np.ndarray:
-        """What the window shows: the picture, or the newest of each stream side by side."""
+        """Return what the window shows: the image, or the newest of each stream side by side."""
         self._seen = (self._seen if frame.taken else {}) | {frame.name: drawn}
         if len(self._seen) == 1:
             return drawn
         return contact_sheet(list(self._seen.values()), math.ceil(math.sqrt(len(self._seen))), (640, 480))
 
     def _write_json(self, frame: Frame, boxes: np.ndarray) -> None:
-        """Adds one line a box: top left corner and size in px, as COCO has it, with the data set's
-        category id."""
+        """Add one line a box: top left corner and size in px, as COCO has it, and the data set's category."""
         for x1, y1, x2, y2, score, label in boxes.tolist():
-            row: dict[str, object] = {"image_id": self.frames, "file_name": frame.path.name}
+            row: dict[str, object] = {"image_id": self.frames, "file_name": printable(frame.path.name)}
             if frame.video is not None:
                 row["frame"] = frame.index
             if frame.live:
@@ -98,8 +91,8 @@ class Outputs:
             row |= {"category_id": self._ids[int(label)], "category": self.names[int(label)],
                     "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
                     "score": round(score, 5)}
-            self._json.write(self._comma + json.dumps(row, ensure_ascii=False))
-            self._comma = ",\n"
+            self._json.write(self._between + json.dumps(row, ensure_ascii=False))
+            self._between = ",\n"
 
     def _write_crops(self, frame: Frame, boxes: np.ndarray) -> None:
         for number, row in enumerate(boxes, 1):
@@ -109,21 +102,17 @@ class Outputs:
             x1, y1 = (max(0, math.floor(value)) for value in row[:2])
             x2, y2 = (math.ceil(value) for value in row[2:4])
             crop = frame.image[y1:max(y2, y1 + 1), x1:max(x2, x1 + 1)]
-            save_picture(folder / f"{stem(frame)}_{number}.jpg", crop)
+            save_image(folder / f"{stem(frame)}_{number}.jpg", crop)
 
     def _end_videos(self) -> None:
-        """Finishes all open videos, also where one cannot be; raises the first error."""
-        videos, self._videos, errors = self._videos, {}, []
-        for video in videos.values():
-            try:
-                video.close()
-            except DiskError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        """Finish all open videos, also where one cannot be."""
+        videos, self._videos = self._videos, {}
+        with ExitStack() as stack:
+            for video in videos.values():
+                stack.callback(video.close)
 
     def counts(self, boxes: np.ndarray | None = None) -> dict[str, int]:
-        """Class name -> number of boxes, most first: of boxes [N, 6], or of all that were written."""
+        """Return boxes by class name, most first: of boxes [N, 6], or of all that were written."""
         number = self.per_class if boxes is None else self._count(boxes)
         return {self.names[k]: int(number[k]) for k in np.argsort(-number, kind="stable") if number[k]}
 
@@ -134,25 +123,21 @@ class Outputs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Finishes the open videos and the JSON; safe to call twice."""
+        """Finish the open videos and the JSON."""
         if self._json is not None:
-            self._json.write("\n]\n")
+            self._json.write("[\n]\n" if self._between == "[\n" else "\n]\n")
             self._json.close()
-            self._json = None
         self._end_videos()
 
 
 def stem(frame: Frame) -> str:
-    """The name of the frame's own files, without suffix: a video's frames count from 1."""
+    """Return the name of the frame's own files, without suffix: a video's frames count from 1."""
     base = Path(frame.name).stem
     return base if frame.video is None else f"{base}_{frame.index + 1:06d}"
 
 
 def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
-    """YOLO label lines of boxes [N, 6] (xyxy px, score, class) in a picture of `shape` (H, W, ...)."""
+    """Return YOLO label lines of boxes [N, 6] (xyxy px, score, class) in an image of `shape` (H, W, ...)."""
     height, width = shape[:2]
     lines = []
     for x1, y1, x2, y2, score, label in boxes.tolist():
@@ -162,21 +147,21 @@ def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
     return "".join(lines)
 
 
-def save_picture(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3] RGB by the path's suffix, also where the path is not ASCII; raises OSError or
-    DiskError."""
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] RGB by the path's suffix; non-ASCII paths work. Raises OSError, DiskError."""
     import cv2
+    if path.suffix == ".jpg" and max(image.shape) > 65_500:        # JPEG has no larger ones
+        path = path.with_suffix(".png")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
     good, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not good:
         size = f"{image.shape[1]}x{image.shape[0]}"
-        raise DiskError(f"{path}: a picture of {size} px could not be encoded; try --nosave")
+        raise DiskError(f"{path}: an image of {size} px could not be encoded; try --nosave")
     path.write_bytes(data.tobytes())
 
 
 def category_ids(class_map: Mapping[str, int], classes: int) -> list[int | str]:
-    """The category id of each class in the data set the network was trained on; class index + 1 where it
-    is unknown."""
+    """Return each class's category id in the training's data set; class index + 1 where it is unknown."""
     ids: list[int | str] = list(range(1, classes + 1))
     for given, index in class_map.items():
         ids[index] = int(given) if given.lstrip("-").isdecimal() else given
@@ -184,11 +169,5 @@ def category_ids(class_map: Mapping[str, int], classes: int) -> list[int | str]:
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """"3 person, 1 car": how many boxes of which class, or "no boxes"."""
+    """Return "3 person, 1 car", how many boxes of which class, or "no boxes"."""
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no boxes"
-
-
-def _begin_json(path: Path) -> IO[str]:
-    out = path.open("w", encoding="utf-8")
-    out.write("[\n")
-    return out

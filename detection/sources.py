@@ -1,5 +1,4 @@
-"""`--source` as frames with names: a picture, a folder, a glob, a list file or a video. Knows nothing of
-networks."""
+"""`--source` as frames with names: an image, a folder, a glob, a list file or a video; no network here."""
 from __future__ import annotations
 
 import glob
@@ -7,24 +6,39 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detection.video import Frame, probe, read
+import numpy as np
+
+from detection.video import Frame, VideoInfo, probe, read
 from utils.errors import DataError
 from utils.redact import masked
 
-PICTURES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .jp2 .ppm .pgm".split())
-VIDEOS = frozenset(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .ts".split())
-KNOWN = f"pictures ({' '.join(sorted(PICTURES))}) and videos ({' '.join(sorted(VIDEOS))})"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOVING = frozenset(".gif .webp .apng .avif .heic .heif".split())       # one image or several, read by Pillow
+IMAGES = MOVING | frozenset(".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .jp2 .ppm .pgm".split())
+VIDEOS = frozenset(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .ts .mts .m2ts .m2v .3gp .3g2 .asf .flv "
+                   ".mjpeg .mjpg .mxf .ogv .vob .qt".split())
+TEXTS = frozenset(".txt .json .xml .csv .yaml .yml .md .html .log .ini .db".split())   # no wonder in a folder
+LARGEST = 2 ** 30                  # bytes of an image file
+ROOM = 200                         # bytes of a name; results add to it, and 255 is what file systems take
+HEIF = find_spec("pillow_heif") is not None
+if not HEIF:
+    IMAGES -= {".heic", ".heif"}
+KNOWN = f"images ({' '.join(sorted(IMAGES))}) and videos ({' '.join(sorted(VIDEOS))})"
 
 
 @dataclass
 class Source:
-    """Frames of some files, in order; iterate it once or more often. `kind` is "picture", "video" or "files".
+    """Frames of some files, in order; iterate it once or more often. `kind` is "image", "video" or "files".
 
     A file that cannot be read is left out when it is one of several, and listed in `faults` as (path, reason)
-    while iterating; DataError is raised where none can be read. `total` is the number of frames expected (0:
-    unknown).
+    while iterating, behind the `others` of a folder, which have other suffixes; DataError is raised where
+    none can be read. `total` is the number of frames expected (0: unknown).
     """
 
     text: str
@@ -32,10 +46,11 @@ class Source:
     paths: tuple[Path, ...]
     max_pixels: int
     total: int
+    others: tuple[tuple[Path, str], ...] = ()
     faults: list[tuple[Path, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Frame]:
-        self.faults.clear()
+        self.faults[:] = self.others
         empty = True
         for path, name in zip(self.paths, unique_names(self.paths)):
             try:
@@ -43,10 +58,12 @@ class Source:
                 empty = False
             except (DataError, OSError) as error:
                 amiss = str(error)
+            except MemoryError:
+                amiss = f"{path}: there is not enough memory for it"
             if amiss:
-                self.faults.append((path, amiss))
+                self.faults.append((path, printable(amiss)))
         if empty:
-            path, reason = self.faults[0]
+            path, reason = self.faults[len(self.others)]
             others = len(self.paths) - 1
             more = f" (and {others} more, none of which can be read)" if others else ""
             shown = masked(str(path))                      # a line of a list may be a mistyped address
@@ -54,16 +71,15 @@ class Source:
 
 
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
-    """The frames that `source` names: the path of a picture, video, folder or list file (.txt), or a glob.
+    """Return the frames that `source` names: the path of an image, video, folder or list file, or a glob.
 
     A folder is not searched below its first level; its files come in natural order (2 before 10), as do a
-    glob's; a list file keeps its own order, its paths count from its folder, empty lines and lines that begin
-    with # are left out. Raises DataError that says what was tried and what is supported.
+    glob's; a list file keeps its own order, and its paths count from its folder. Raises DataError.
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
         raise DataError(f"--source {masked(source)}: live sources (cameras, streams) are for detect.py only; "
-                        "give a picture, a folder, a glob, a list file (.txt) or a video file")
+                        "give an image, a folder, a glob, a list file (.txt) or a video file")
     path = Path(source).expanduser()
     if os.path.isdir(path):                                # unlike Path.is_dir, no error for a name too long
         found = sorted(path.iterdir(), key=natural)
@@ -77,33 +93,43 @@ def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
         found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
         return _several(source, found, f"the pattern {masked(source)}", max_pixels)
     tried = masked(str(path.absolute()))
-    raise DataError(f"--source {masked(source)}: no such file or folder (tried {tried}); give a picture, "
+    raise DataError(f"--source {masked(source)}: no such file or folder (tried {tried}); give an image, "
                     f"a folder, a glob in quotes, a list file (.txt) or a video; supported are {KNOWN}")
 
 
 def natural(path: Path) -> tuple:
-    """A sorting key by which img2 comes before img10, and upper case beside lower case."""
+    """Return a sorting key: img2 comes before img10, and upper case beside lower case."""
     parts = [part for part in re.split(r"(\d+)", str(path)) if part]
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts], str(path)
 
 
 def unique_names(paths: tuple[Path, ...]) -> list[str]:
-    """File names without folders, of which no two share a stem: a second a.png or a.jpg becomes a_2.png,
-    a_2.jpg."""
-    taken: set[str] = set()
-    out = []
-    for path in paths:
-        stem, number = path.stem, 1
-        while stem.lower() in taken:                       # some file systems do not tell A from a
-            number += 1
-            stem = f"{path.stem}_{number}"
-        taken.add(stem.lower())
-        out.append(stem + path.suffix)
+    """Return names for the results of files, no stem twice: a second a.png or a.jpg becomes a_2.png, a_2.jpg.
+
+    Nor does an image have the name of a video's frame (clip_000001), and none is too long to be added to.
+    """
+    films = [path.suffix.lower() in VIDEOS | MOVING for path in paths]
+    taken: dict[str, bool] = {}                            # stem, lower case -> whether it has frames
+    out = [""] * len(paths)
+    for at in sorted(range(len(paths)), key=lambda at: not films[at]):
+        base = printable(paths[at].stem).encode()[:ROOM].decode(errors="ignore")
+        stem, number = base, 1
+        while stem.lower() in taken or not films[at] and taken.get(re.sub(r"_\d{6,}$", "", stem.lower())):
+            number += 1                                    # some file systems do not tell A from a
+            stem = f"{base}_{number}"
+        taken[stem.lower()] = films[at]
+        out[at] = stem + paths[at].suffix
     return out
 
 
+def printable(text: str) -> str:
+    """Return the text with what is no Unicode, or would steer a terminal, replaced."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def list_lines(path: Path) -> list[str]:
-    """The lines of a list file in its order, without empty ones and comments (#)."""
+    """Return the lines of a list file in its order, without empty ones and comments (#)."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -114,45 +140,104 @@ def list_lines(path: Path) -> list[str]:
 
 def _single(source: str, path: Path, max_pixels: int) -> Source:
     if path.suffix.lower() in VIDEOS:
-        return Source(source, "video", (path,), max_pixels, probe(path).frames)
-    if path.suffix.lower() in PICTURES:
-        return Source(source, "picture", (path,), max_pixels, 1)
-    what = path.suffix or "a file without suffix"
-    raise DataError(f"--source {masked(source)}: {what} is not supported; supported are {KNOWN}")
+        return Source(source, "video", (path,), max_pixels, probe(path, max_pixels).frames)
+    if path.suffix.lower() in IMAGES:
+        count = _frame_count(path)
+        return Source(source, "image" if count == 1 else "video", (path,), max_pixels, count)
+    raise DataError(f"--source {masked(source)}: {_unsupported(path)}; supported are {KNOWN}")
+
+
+def _unsupported(path: Path) -> str:
+    more = ": pip install pillow-heif" if path.suffix.lower() in MOVING else ""
+    return f"{path.suffix or 'a file without suffix'} is not supported{more}"
 
 
 def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
-    """The source of many files; `filtered` leaves out whatever is no picture or video by its suffix."""
-    known = PICTURES | VIDEOS
+    """Return the source of many files; `filtered` leaves out what is no image or video by its suffix."""
+    known = IMAGES | VIDEOS
     paths = tuple(path for path in found if not filtered or path.suffix.lower() in known and path.is_file())
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
-        raise DataError(f"--source {masked(source)}: {what} names no picture or video ({len(found)} entries"
+        raise DataError(f"--source {masked(source)}: {what} names no image or video ({len(found)} entries"
                         f"{seen}); supported are {KNOWN}")
-    videos = [path for path in paths if path.suffix.lower() in VIDEOS]
-    total = len(paths) - len(videos)
-    for path in videos:
+    total = 0
+    for path in paths:
         try:
-            total += probe(path).frames
-        except DataError:
+            total += probe(path, max_pixels).frames if path.suffix.lower() in VIDEOS else _frame_count(path)
+        except (DataError, OSError):
             continue                                       # it is reported when its turn comes
-    return Source(source, "files", paths, max_pixels, total)
+    others: dict[str, list[Path]] = {}
+    for path in sorted(set(found).difference(paths)):
+        if path.is_file() and path.name[0] != "." and path.suffix.lower() not in TEXTS:
+            others.setdefault(path.suffix.lower(), []).append(path)
+    left = tuple((first, printable(f"{first}{f' and {len(more)} more' * bool(more)}: {_unsupported(first)}"))
+                 for first, *more in others.values())
+    return Source(source, "files", paths, max_pixels, total, left)
 
 
 def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
-    """The frames of one file; the generator returns what was amiss ("": nothing). Raises DataError if
-    nothing can be read."""
+    """Yield the frames of one file and return what was amiss ("": nothing). Raises DataError."""
     if not path.is_file():
         raise DataError(f"{masked(str(path))}: no such file")
     if path.suffix.lower() in VIDEOS:
-        info, count = probe(path), 0
-        for count, image in enumerate(read(path), 1):
-            yield Frame(name, path, image, count - 1, info)
-        short = count < 0.98 * info.frames - 1             # containers err by a frame or two
-        return f"{path}: only {count} of {info.frames} frames could be read" if short else ""
-    if path.suffix.lower() not in PICTURES:
-        raise DataError(f"{path}: not supported by its suffix; supported are {KNOWN}")
+        info, count, bad = probe(path, max_pixels), 0, []
+        for count, (image, seconds) in enumerate(read(path, max_pixels, bad.append), 1):
+            yield Frame(name, path, image, count - 1, info, seconds=seconds)
+        damaged = f"{len(bad)} damaged frames, the first at {bad[0]:.2f} s; " if bad else ""
+        if damaged or count < 0.98 * info.frames - 1:      # containers err by a frame or two
+            return f"{path}: {damaged}only {count} of {info.frames or 'more'} frames could be read"
+        return ""
+    if path.suffix.lower() not in IMAGES:
+        raise DataError(f"{path}: {_unsupported(path)}; supported are {KNOWN}")
+    if (size := path.stat().st_size) > LARGEST:
+        raise DataError(f"{path}: has {size / 2 ** 30:.1f} GiB, above the limit of {LARGEST / 2 ** 30:.0f}")
+    if path.suffix.lower() in (".avif", ".heic", ".heif") or _frame_count(path) > 1:
+        return (yield from _pillow_frames(path, name, max_pixels))
     from data.images import decode
     yield Frame(name, path, decode(path, max_pixels), 0, None)
     return ""
+
+
+def _open_pillow(path: Path) -> "Image":
+    from PIL import Image
+    if HEIF:
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    return Image.open(path, formats=("GIF", "WEBP", "PNG", "AVIF", *["HEIF"] * HEIF))
+
+
+def _frame_count(path: Path) -> int:
+    """Return how many frames an image file holds; 1 where that cannot be told."""
+    if path.suffix.lower() not in MOVING:
+        return 1
+    try:
+        with _open_pillow(path) as file:
+            return getattr(file, "n_frames", 1)
+    except Exception:                                      # Pillow raises many types; decoding will say why
+        return 1
+
+
+def _pillow_frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
+    """Yield the frames of an image or animation with their times, as `_frames` does."""
+    from PIL import ImageOps
+    index, seconds = 0, 0.0
+    try:
+        with _open_pillow(path) as file:
+            count, info = getattr(file, "n_frames", 1), None
+            if file.width * file.height > max_pixels:
+                raise DataError(f"claims {file.width}x{file.height} pixels, above the limit of "
+                                f"{max_pixels:,}; raise --max-pixels if that is right")
+            for index in range(count):
+                file.seek(index)
+                image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+                step = (file.info.get("duration") or 100) / 1000       # browsers show 0 as 100 ms
+                if count > 1:
+                    info = info or VideoInfo(1 / step, count, *image.shape[1::-1])
+                yield Frame(name, path, image, index, info, seconds=seconds)
+                seconds += step
+        return ""
+    except Exception as error:                             # as above
+        if index:
+            return f"{path}: only {index} of {count} frames could be read ({error})"
+        raise DataError(f"{path}: cannot be read ({error}); export it again") from None

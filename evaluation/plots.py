@@ -134,7 +134,7 @@ def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path]
     count from `confidence` on; decode reads a path as uint8 [H, W, 3] RGB.
     """
     from detection.draw import contact_sheet, draw
-    from detection.outputs import save_picture
+    from detection.outputs import save_image
     shown = [i for i, record in enumerate(records) if len(record.boxes)] or list(range(len(records)))
     chosen = [shown[i] for i in np.linspace(0, len(shown) - 1, min(count, len(shown))).round().astype(int)]
     good, images = detections[detections[:, 5] >= confidence], []
@@ -143,7 +143,7 @@ def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path]
         images += [draw(image, records[i].boxes[:, [1, 2, 3, 4, 0]], names),
                    draw(image, good[good[:, 0] == i, 1:], names)]
     captions = ["ground truth", "predicted"] * len(chosen)
-    save_picture(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
+    save_image(Path(path), contact_sheet(images, 4 if len(images) > 2 else 2, (400, 320), captions))
     return Path(path)
 
 

@@ -24,7 +24,7 @@ function tell(what, bad = false) {
 }
 
 function fault(error) {
-  tell(error instanceof Trouble ? () => say(error.word) + error.detail : error.message, true);
+  tell(error instanceof Trouble ? () => say(error.word, error.values) + error.detail : error.message, true);
 }
 
 const limits = () => ({ conf: Number(part('score').value), iou: Number(part('iou').value) });
@@ -50,12 +50,15 @@ async function openNet(id, why = '') {
   follow();
 }
 
-/** Shows the frames of a source instead of the one before. */
+/** Shows the frames of a source instead of the one before, whose image and figures go. */
 function show(next) {
   turn += 1;
   source?.close();
   source = next;
   last = null;
+  for (const id of ['fps', 'network', 'total', 'count']) part(id).textContent = '–';
+  part('found').replaceChildren();
+  canvas.width = canvas.width;                          // empties it
   document.body.classList.toggle('showing', Boolean(next));
   document.body.classList.toggle('live', Boolean(next?.live));
   follow();
@@ -85,7 +88,10 @@ async function follow() {
     } while (source.live);
   } catch (error) {
     if (mine !== turn) return;
-    if (net.provider !== 'webgpu') return fault(error);
+    if (net.provider !== 'webgpu') {
+      show(null);
+      return fault(error);
+    }
     part('choice').value = 'wasm';
     openNet('wasm', error.message).catch(fault);
   }
@@ -130,11 +136,12 @@ async function startFile(file) {
     show(await openFile(file));
     tell(file.name);
   } catch (error) {
+    show(null);
     fault(error);
   }
 }
 
-/** Writes the numbers beside the sliders; a still picture is looked at again. */
+/** Writes the numbers beside the sliders; a still image is looked at again. */
 function moved() {
   for (const id of ['score', 'iou']) part(`${id}-value`).textContent = Number(part(id).value).toFixed(2);
   clearTimeout(soon);

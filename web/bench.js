@@ -1,4 +1,4 @@
-// Times on this device, said as benchmark.py says them: warmed up, on pictures, with reasons for distrust.
+// Times on this device, said as benchmark.py says them: warmed up, on images, with reasons for distrust.
 
 const WARM = { least: 10, seconds: 15, off: 0.05 };    // steady: two neighbouring medians of five differ by less
 const RUNS = { least: 50, most: 1000 };
@@ -6,8 +6,8 @@ const DRIFT = 0.1;                                     // between the medians of
 const PERCENTILES = [50, 90, 95, 99];
 
 /**
- * The report, a JSON-able object. net: an opened network (local.js); card: its card; frames: pictures to take in
- * turn; told(stage, share) is called as it goes on.
+ * The report, a JSON-able object. net: an opened network (local.js); card: its card; frames: images to take in
+ * turn; told(stage, share) is called as it continues.
  */
 export async function measure(net, card, frames, input, told, seconds = 10) {
   const limits = { conf: 0.25, iou: 0.45 };
@@ -33,7 +33,7 @@ export async function measure(net, card, frames, input, told, seconds = 10) {
       network_ms: figures(rows.map((ms) => ms.network)), end_to_end_ms: figures(rows.map((ms) => ms.total), took),
       stages_ms: Object.fromEntries(['pixels', 'letterbox', 'network', 'decode'].map((name) =>
         [name, percentile(rows.map((ms) => ms[name]), 50)])),
-      scope: 'network: from uint8 pixels to raw maps in memory; end to end: from a decoded frame to boxes, without '
+      scope: 'network: from uint8 pixels to head outputs in memory; end to end: from a decoded frame to boxes, without '
         + 'camera and drawing; the clock of a browser has steps of 0.1 to 1 ms',
       tainted: [...tainted] };
   } finally {
@@ -104,7 +104,7 @@ function percentile(times, p) {
   return sorted[low] + ((sorted[low + 1] ?? sorted[low]) - sorted[low]) * (at - low);
 }
 
-/** Eight different made-up pictures of 1280 x 720 px, for a device that has none at hand. */
+/** Eight different made-up images of 1280 x 720 px, for a device that has none at hand. */
 export async function madeUp() {
   const canvas = document.createElement('canvas');
   [canvas.width, canvas.height] = [1280, 720];

@@ -1,11 +1,10 @@
-// Where pictures come from: a camera, a picture file, a video file. Each gives frames one at a time.
+// Where images come from: a camera, an image file, a video file. Each gives frames one at a time.
 
 /** A fault that the page has words for. */
 export class Trouble extends Error {
-  constructor(word, detail = '') {
+  constructor(word, detail = '', values = {}) {
     super(word + detail);
-    this.word = word;
-    this.detail = detail;
+    Object.assign(this, { word, detail, values });
   }
 }
 
@@ -37,7 +36,7 @@ export async function cameras() {
   return all.filter((device) => device.kind === 'videoinput');
 }
 
-/** A source of the frames of a picture or video file. */
+/** A source of the frames of an image or video file. */
 export async function openFile(file) {
   if (!file.type.startsWith('video/')) {
     try {
@@ -59,7 +58,7 @@ export async function openFile(file) {
   return { ...frames(video), close: () => { video.pause(); URL.revokeObjectURL(address); } };
 }
 
-/** A source of one picture. `file` goes to a server as it is, so that both sides decode the same bytes. */
+/** A source of one image. `file` goes to a server as it is, so that both sides decode the same bytes. */
 export function stillOf(bitmap, file = null) {
   return { live: false, next: async () => ({ picture: bitmap, file }), close: () => bitmap.close?.() };
 }

@@ -3,7 +3,7 @@
 
 const GREY = 114;                 // border of the letterbox
 const MAX_CANDIDATES = 8192;      // NMS is quadratic, and a broken network finds millions
-const EXP_LIMIT = 8;              // exp(8) anchors is wider than any picture
+const EXP_LIMIT = 8;              // exp(8) anchors is wider than any image
 
 const { max, min, floor, ceil, exp, log, fround } = Math;
 const sigmoid = (x) => 1 / (1 + exp(-x));
@@ -15,7 +15,7 @@ function round(value) {
   return rest === 0.5 ? low + (low % 2) : low + (rest > 0.5);
 }
 
-/** Where a photo of width x height px lies in the network's input of size x size px. */
+/** Where an image of width x height px lies in the network's input of size x size px. */
 export function geometry(width, height, size) {
   const scale = min(size / height, size / width);
   const w = max(1, round(width * scale));
@@ -114,7 +114,7 @@ function enlarge(rgba, width, height, place, out, size) {
   });
 }
 
-/** One line of the resized picture into its three planes; a clamped array rounds as cv2 does. */
+/** One line of the resized image into its three planes; a clamped array rounds as cv2 does. */
 function put(line, row, place, out, size) {
   const plane = size * size;
   let at = (place.top + row) * size + place.left;
@@ -126,7 +126,7 @@ function put(line, row, place, out, size) {
 }
 
 /**
- * Boxes [[x1, y1, x2, y2, score, class], ...] (px of the input), best first, of one picture's raw maps.
+ * Boxes [[x1, y1, x2, y2, score, class], ...] (px of the input), best first, of one image's head outputs.
  * maps: {data: Float32Array of [A, 5 + K, G, G], cells: G} a head; heads: {stride, anchors, xy_scale} each.
  */
 export function detections(maps, heads, limits) {
@@ -146,7 +146,7 @@ function candidates({ data, cells }, { stride, anchors, xy_scale: reach }, { con
   const plane = cells * cells;
   const channels = data.length / (anchors.length * plane);
   const floorOf = conf <= 0 ? -Infinity : conf < 1 ? log(conf / (1 - conf)) : Infinity;
-  const limit = 8 * cells * stride;              // eight pictures wide is no object
+  const limit = 8 * cells * stride;              // eight images wide is no object
   const whole = allFinite(data, 0, data.length, 1);
   let dropped = 0;
   for (let a = 0; a < anchors.length; a++) {
@@ -200,7 +200,7 @@ function suppress(boxes, side, limit) {
   return kept.map((k) => boxes[k]);
 }
 
-/** The same boxes in px of the width x height photo, clipped to it. */
+/** The same boxes in px of the width x height image, clipped to it. */
 export function scaleBack(boxes, place, width, height) {
   const [sx, sy] = [width / place.width, height / place.height];
   const fit = (value, offset, scale, most) => min(max((value - offset) * scale, 0), most);

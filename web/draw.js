@@ -3,7 +3,7 @@
 const GOLDEN = 0.6180339887498949;
 const LIGHTNESS = [0.7, 0.58, 0.82];
 
-/** The colour of a class, the same as in pictures drawn by detect.py. */
+/** The colour of a class, the same as in images drawn by detect.py. */
 export function colour(index) {
   return `oklch(${LIGHTNESS[index % 3]} 0.19 ${(360 * (0.08 + index * GOLDEN)) % 360}deg)`;
 }
@@ -14,8 +14,8 @@ export function textColour(index) {
 }
 
 /**
- * Draws the picture and its boxes, as sharp as the screen shows them; lines and text keep their size there,
- * whatever the picture's.
+ * Draws the image and its boxes, as sharp as the screen shows them; lines and text keep their size there,
+ * whatever the image's.
  */
 export function draw(canvas, picture, boxes, names) {
   const room = canvas.parentElement.clientWidth * devicePixelRatio;

@@ -41,12 +41,14 @@ function encode(picture) {
 
 async function call(what, options) {
   let answer;
+  let content;
   try {
     answer = await fetch(`api/${what}`, { method: 'POST', ...options });
+    content = await answer.json();
   } catch {
-    throw new Trouble('server-gone');
+    throw new Trouble('server-gone');                  // or a proxy answers in its place
   }
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
-  return content;
+  if (answer.ok) return content;
+  const word = [413, 415, 422].includes(answer.status) ? `refused-${answer.status}` : 'refused';
+  throw new Trouble(word, '', { said: content.error, status: answer.status });
 }

@@ -2,8 +2,9 @@
 
 import { detections, headsOf, letterbox, scaleBack } from './detect.js';
 
-const RUNTIMES = { webgpu: ['ort.webgpu.bundle.min.mjs', 'ort-wasm-simd-threaded.asyncify.wasm'],
-  wasm: ['ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'] };
+// named .js: Debian's nginx calls an .mjs no script, and browsers then refuse it
+const RUNTIMES = { webgpu: ['ort.webgpu.bundle.min.js', 'ort-wasm-simd-threaded.asyncify.wasm'],
+  wasm: ['ort.wasm.bundle.min.js', 'ort-wasm-simd-threaded.wasm'] };
 let ort;
 let session;
 let card;
@@ -37,7 +38,7 @@ function describe(adapter) {
   return { vendor, architecture, device, description };
 }
 
-/** Raw maps of what lies in `input`. */
+/** Head outputs of what lies in `input`. */
 async function run() {
   const side = card.imgsz;
   const bytes = new Uint8Array(input.buffer);

@@ -1,22 +1,24 @@
-"""A live stream opened by OpenCV, with time limits, and why one could not be opened."""
+"""A live stream opened, with time limits, or why it could not be."""
 from __future__ import annotations
 
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import SplitResult, urlsplit, urlunsplit
-
-import numpy as np
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from detection.live.streams import Stream
+from detection.video import decoded, length_of, rate_of, upright
+
+if TYPE_CHECKING:
+    import numpy as np
+    from cv2 import VideoCapture
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
-ASK = 3.0                          # seconds for finding out why an address could not be opened
-WORDS = {"401": "refuses the user name and password, or has no such stream (401)", "403": "forbids it (403)",
-         "404": "knows no such stream (404)"}
+EIO = 5                            # FFmpeg's word for names that are not known and for answers it cannot read
 
 
 @dataclass(frozen=True)
@@ -27,118 +29,139 @@ class Limits:
     reading: float = 10.0
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refused(Exception):
     """Why a stream could not be opened, in words; `final`: trying again is of no use."""
 
-    reason: str
-    final: bool = False
+    def __init__(self, reason: str, final: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.final = reason, final
 
 
-class Capture(Protocol):
-    """What is asked of an opened stream: OpenCV's VideoCapture, or a file in its place."""
+class Address:
+    """An address opened by FFmpeg through PyAV, with what is asked of OpenCV's VideoCapture.
 
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        """Whether there was a next frame, and it: uint8 [H, W, 3] BGR."""
+    Decoding takes one thread: more would each hold back a frame. A damaged frame is passed over. HLS comes in
+    segments of some seconds; its frames are given at the pace of their own times. Raises Refused.
+    """
+
+    def __init__(self, address: str, limits: Limits) -> None:
+        import av
+        av.logging.set_level(None)                         # what FFmpeg says may hold the password
+        options = {"rtsp_transport": "tcp", "analyzeduration": "500000"}   # us: few old frames come first
+        try:
+            self._container = av.open(address, timeout=(limits.opening, limits.reading),
+                                      metadata_errors="replace",
+                                      options=options if address.lower().startswith("rtsp") else {})
+        except (av.FFmpegError, OSError) as error:
+            raise _refused(address, error, limits) from None
+        self._stream = self._container.streams.best("video")
+        if self._stream is None:
+            raise Refused("sends no video")
+        self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
+        self._length = length_of(self._container, self._stream)
+        self._frames = decoded(self._container, self._stream, whole=self._length > 0)
+        self._paced, self._limit = "hls" in self._container.format.name, limits.reading
+        self._seconds = self._origin = 0.0
+
+    def read(self) -> "tuple[bool, np.ndarray | None]":
+        """Return whether there was a next frame, and it: uint8 [H, W, 3] BGR."""
+        import av
+        try:
+            frame = next(self._frames, None)
+        except (av.FFmpegError, OSError):
+            frame = None
+        if frame is None:
+            return False, None
+        self._seconds = frame.time or 0.0
+        if self._paced:
+            self._wait()
+        return True, upright(frame, "bgr24")
+
+    def _wait(self) -> None:
+        """Wait until the frame is due; a late one, or a leap of its clock, moves those that follow."""
+        early = self._origin + self._seconds - time.monotonic()
+        if 0 <= early < self._limit / 2:
+            time.sleep(early)
+        else:
+            self._origin = time.monotonic() - self._seconds
 
     def get(self, prop: int) -> float:
-        """A property by OpenCV's number."""
+        """Return a property by OpenCV's number: rate, number of frames (0: unknown), or time in ms."""
+        import cv2
+        return {cv2.CAP_PROP_FPS: rate_of(self._stream), cv2.CAP_PROP_FRAME_COUNT: self._length,
+                cv2.CAP_PROP_POS_MSEC: 1000 * self._seconds}[prop]
 
     def release(self) -> None:
-        """Closes the stream."""
+        """Close the stream."""
+        self._frames.close()
+        self._container.close()
 
 
-def open_capture(stream: Stream, limits: Limits) -> Capture | None:
-    """The opened stream, or None. FFmpeg reads addresses; a camera goes by the system's own way.
-
-    Decoding takes one thread: more would each hold back a frame. OpenCV and FFmpeg are kept silent, for what
-    they print may hold the address with its password; `why_not` says what was amiss.
-    """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|flags;low_delay")
+def open_capture(stream: Stream, limits: Limits) -> "Address | VideoCapture":
+    """Open the stream: an address by FFmpeg, a camera by OpenCV in the system's own way. Raises Refused."""
+    if not stream.camera:
+        return Address(stream.source, limits)
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(1, round(limits.reading))))
     import cv2
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    if stream.camera:
-        name = int(stream.source) if stream.source.isdigit() else stream.source
-        capture = cv2.VideoCapture(name, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
-    else:
-        capture = cv2.VideoCapture(stream.source, cv2.CAP_FFMPEG, [
-            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(1000 * limits.opening),
-            cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(1000 * limits.reading), cv2.CAP_PROP_N_THREADS, 1])
-    return capture if capture.isOpened() else None
+    name = int(stream.source) if stream.source.isdigit() else stream.source
+    capture = cv2.VideoCapture(name, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
+    if not capture.isOpened():
+        raise why_no_camera(stream)
+    return capture
 
 
-def why_not(stream: Stream, limits: Limits) -> Refusal:
-    """Why the stream could not be opened, found out by a look at the device or a question to the server."""
-    return _why_no_camera(stream) if stream.camera else _why_no_answer(stream.source, limits)
-
-
-def _why_no_camera(stream: Stream) -> Refusal:
+def why_no_camera(stream: Stream) -> Refused:
+    """Find out by a look at the device why a camera cannot be opened or gives nothing."""
     if sys.platform != "linux":
-        return Refusal("cannot be opened; is it plugged in, and free?")
+        return Refused("cannot be opened; is it plugged in, and free?")
     device = Path(stream.device)
     if not device.exists():
         others = sorted(str(path) for path in Path("/dev").glob("video*"))
-        return Refusal(f"there is no {device} (cameras here: {', '.join(others) or 'none'})", final=True)
+        return Refused(f"there is no {device} (cameras here: {', '.join(others) or 'none'})", final=True)
     if not os.access(device, os.R_OK | os.W_OK):
-        return Refusal(f"{device} may not be opened by this user; on most systems: "
-                       "sudo usermod -aG video $USER, and log in anew", final=True)
+        return Refused(f"{device} may not be opened by this user; on most systems: "
+                       "sudo usermod -aG video $USER, and log in again", final=True)
     if others := _holders(device):
-        return Refusal(f"{device} is busy: in use by {others}; end that program, or choose another camera")
-    return Refusal(f"{device} gives no pictures; it may be busy, or be no camera that takes pictures")
+        return Refused(f"{device} is busy: in use by {others}; end that program, or choose another camera")
+    return Refused(f"{device} gives no images; it may be busy, or be no camera that takes images")
 
 
 def _holders(device: Path) -> str:
-    """The other processes that have the device open, as far as this user may see them."""
-    found = []
+    """Return the other processes that have the device open, as far as this user may see them."""
+    found = {}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if os.path.samefile(link, device) and link.parts[2] != str(os.getpid()):
                 name = (link.parent.parent / "comm").read_text().strip()
-                found.append(f"{name} (process {link.parts[2]})")
+                found[f"{name} (process {link.parts[2]})"] = None
         except OSError:                                    # it ended meanwhile, or is another user's
             continue
-    return ", ".join(dict.fromkeys(found))
+    return ", ".join(found)
 
 
-def _why_no_answer(source: str, limits: Limits) -> Refusal:
-    parts = urlsplit(source)
-    scheme, host = parts.scheme.lower(), parts.hostname
-    port, patience = parts.port or PORTS[scheme], min(ASK, limits.opening)
+def _refused(address: str, error: OSError, limits: Limits) -> Refused:
+    """Return FFmpeg's error in words that hold no password."""
+    import av
+    parts = urlsplit(address)
+    port = parts.port or PORTS[parts.scheme.lower()]
+    if isinstance(error, av.HTTPUnauthorizedError):
+        if not parts.username:
+            return Refused("asks for a user name and password (401): scheme://user:password@...", final=True)
+        return Refused("refuses the user name and password, or has no such stream (401)")
+    for kind, words in (
+            (av.HTTPForbiddenError, "forbids it (403)"),
+            (av.HTTPNotFoundError, "knows no such stream (404)"),
+            ((av.HTTPClientError, av.HTTPError), f"refuses: {error.strerror}"),
+            (ConnectionRefusedError, f"refuses the connection at port {port}; is the server running?"),
+            ((av.ExitError, TimeoutError), f"sends nothing at port {port} within {limits.opening:g} s")):
+        if isinstance(error, kind):
+            return Refused(words)
     try:
-        with socket.create_connection((host, port), patience) as line:
-            return _answer(line, parts, patience) if scheme in ("rtsp", "http") else Refusal(
-                f"answers at port {port}, but no video could be opened there")
-    except socket.gaierror:
-        return Refusal(f"the host name {host} is not known here")
-    except TimeoutError:
-        return Refusal(f"does not answer at port {port}")
-    except ConnectionRefusedError:
-        return Refusal(f"refuses the connection at port {port}; is the server running?")
-    except OSError as error:
-        return Refusal(f"cannot be reached at port {port}: {error.strerror or 'no connection'}")
-
-
-def _answer(line: socket.socket, parts: SplitResult, patience: float) -> Refusal:
-    """What the server says when the stream is asked for without a password."""
-    place, scheme = parts.netloc.rpartition("@")[2], parts.scheme.lower()
-    if scheme == "rtsp":
-        words = f"DESCRIBE {urlunsplit(('rtsp', place, *parts[2:]))} RTSP/1.0\r\nCSeq: 1"
-    else:
-        words = f"GET {urlunsplit(('', '', *parts[2:4], '')) or '/'} HTTP/1.0\r\nHost: {place}"
-    line.settimeout(patience)
-    try:
-        line.sendall(f"{words}\r\n\r\n".encode())
-        reply = line.recv(64).decode("latin-1").split()
-    except TimeoutError:
-        return Refusal("takes the connection and sends nothing")
+        socket.getaddrinfo(parts.hostname, port)
     except OSError:
-        reply = []
-    if len(reply) < 2 or not reply[1].isdigit():
-        return Refusal(f"does not speak {scheme} at port {parts.port or PORTS[scheme]}")
-    if reply[1] == "401" and not parts.username:
-        return Refusal("asks for a user name and password (401): scheme://user:password@...", final=True)
-    if reply[1].startswith("2"):
-        return Refusal("answers, but sends no video that could be read")
-    return Refusal(WORDS.get(reply[1], f"answers with code {reply[1]}"))
+        return Refused(f"the host name {parts.hostname} is not known here")
+    if isinstance(error, (av.InvalidDataError, av.EOFError)) or error.errno == EIO:
+        return Refused(f"answers at port {port}, but sends no video that could be read")
+    return Refused(f"cannot be reached at port {port}: {error.strerror or 'no connection'}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from detection.live.capture import Limits, open_capture
 from detection.live.health import Board
-from detection.live.reader import Open, Reader, Taken
+from detection.live.reader import Reader
 from detection.live.streams import Stream
-from detection.video import Frame, VideoInfo
+from detection.video import Frame
 from utils.errors import DataError, EnvironmentFault
 
 TICK = 0.1                         # seconds between looks at what else there is to do while no frame comes
@@ -27,7 +26,7 @@ class Feed:
     """
 
     def __init__(self, streams: Sequence[Stream], board: Board, limits: Limits, most: int,
-                 go_on: Callable[[], bool], opener: Open = open_capture) -> None:
+                 go_on: Callable[[], bool], opener: Callable = open_capture) -> None:
         self._go_on, self._limits, self._most, self.begun = go_on, limits, most, False
         self._ready, self._turn, self._start = threading.Condition(), 0, 0.0
         self.readers = [Reader(stream, board.streams[stream.name], limits, self._ready, board.say, opener)
@@ -40,7 +39,13 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Tell all threads to end, and wait a moment for them; one that hangs in a driver stays behind."""
+        left = [thread for reader in self.readers for thread in reader.stop()]
+        with self._ready:
+            self._ready.notify_all()
+        deadline = time.monotonic() + PATIENCE
+        for thread in left:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def __iter__(self) -> Iterator[list[Frame]]:
         while self._go_on():
@@ -50,48 +55,31 @@ class Feed:
                 reader.tend()
             self.begun = self.begun or bool(taken)
             if taken:
-                yield [_frame(reader.stream, frame) for reader, frame in taken]
+                yield taken
             elif all(reader.over for reader in self.readers):
                 return
             elif not self.begun:
                 self.check()
 
-    def _take(self) -> list[tuple[Reader, Taken]]:
-        """One frame of each reader that has one, beginning behind the one that came last, up to `most`."""
+    def _take(self) -> list[Frame]:
+        """Return one frame of each reader that has one, up to `most`, beginning behind the last served."""
         taken, count, first = [], len(self.readers), self._turn
         for at in range(first, first + count):
             frame = self.readers[at % count].take() if len(taken) < self._most else None
             if frame is not None:
-                taken.append((self.readers[at % count], frame))
+                taken.append(frame)
                 self._turn = (at + 1) % count
         return taken
 
     def check(self, over: bool = False) -> None:
-        """Raises what is said of streams that never came: after the time limit for opening, at once where
+        """Raise what is said of streams that never came: after the time limit for opening, at once where
         waiting is of no use, or when all is `over`."""
         found = [reader.refusal for reader in self.readers]
         hopeless = all(refusal is not None and refusal.final for refusal in found)
         if not (over or hopeless or time.monotonic() - self._start > self._limits.opening):
             return
-        first = self.readers[0]
-        reason = found[0].reason if found[0] else "sent no picture"
-        more = f" (and {len(found) - 1} more, none of which sent a picture)" if len(found) > 1 else ""
+        reason = found[0].reason if found[0] else "sent no image"
+        more = f" (and {len(found) - 1} more, none of which sent an image)" if len(found) > 1 else ""
         seconds = "" if hopeless else f" within {time.monotonic() - self._start:.0f} s (--open-timeout)"
         kind = EnvironmentFault if all(reader.stream.camera for reader in self.readers) else DataError
-        raise kind(f"--source {first.stream.label}: {reason}{more}; no picture came{seconds}")
-
-    def close(self) -> None:
-        """Tells all threads to end, and waits a moment for them; one that hangs in a driver stays behind."""
-        left = [thread for reader in self.readers for thread in reader.stop()]
-        with self._ready:
-            self._ready.notify_all()
-        deadline = time.monotonic() + PATIENCE
-        for thread in left:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _frame(stream: Stream, taken: Taken) -> Frame:
-    import cv2
-    image = cv2.cvtColor(taken.image, cv2.COLOR_BGR2RGB)
-    info = VideoInfo(taken.fps, 0, image.shape[1], image.shape[0])
-    return Frame(stream.name, Path(stream.name), image, taken.index, info, taken.time, taken.live)
+        raise kind(f"--source {self.readers[0].stream.label}: {reason}{more}; no image came{seconds}")

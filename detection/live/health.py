@@ -10,27 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.frame_log import shorten
+from detection.screen import shorten
 
 WINDOW = 5.0                       # seconds over which rates are counted
 RECENT = 256                       # results whose latency is told
-
-
-class Rate:
-    """Events a second over the last WINDOW seconds."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=600)
-
-    def add(self, now: float) -> None:
-        """Counts one event."""
-        self._times.append(now)
-
-    def value(self, now: float) -> float:
-        """The rate; 0 where fewer than two events are recent."""
-        recent = [at for at in self._times if now - at <= WINDOW]
-        span = recent[-1] - recent[0] if recent else 0.0
-        return (len(recent) - 1) / span if span else 0.0
 
 
 class StreamHealth:
@@ -46,45 +29,46 @@ class StreamHealth:
         self.size: tuple[int, int] | None = None
         self.behind: float | None = None
         self._error, self._error_time, self._due = "", "", 0.0
-        self._reads, self._done, self._latency = Rate(), Rate(), deque[float](maxlen=RECENT)
+        self._reads, self._done = deque[float](maxlen=600), deque[float](maxlen=600)
+        self._latency = deque[float](maxlen=RECENT)
         self._lock = threading.Lock()
 
     def moved(self, state: str, error: str = "", wait: float = 0.0) -> None:
-        """Notes a new state; `wait`: the seconds until the next try."""
+        """Note a new state; `wait`: the seconds until the next try."""
         with self._lock:
             self.state, self._due = state, time.monotonic() + wait
             if error:
                 self._error, self._error_time = error, _now()
 
     def frame(self, size: tuple[int, int], dropped: int, now: float) -> None:
-        """Counts a frame of (width, height) px that was read, and those that it pushed out unseen."""
+        """Count a frame of (width, height) px that was read, and those that it pushed out unseen."""
         with self._lock:
             self.reconnects += self.state != "live" and self.read > 0
             self.state, self.size = "live", size
             self.read, self.dropped = self.read + 1, self.dropped + dropped
-            self._reads.add(now)
+            self._reads.append(now)
 
     def skip(self, count: int) -> None:
-        """Counts frames that were taken and not looked at."""
+        """Count frames that were taken and not looked at."""
         with self._lock:
             self.dropped += count
 
     def result(self, taken: float, now: float) -> None:
-        """Counts a frame that was read at `taken` and whose boxes are written `now`, in monotonic seconds."""
+        """Count a frame that was read at `taken` and whose boxes are written `now`, in monotonic seconds."""
         with self._lock:
             self.results += 1
-            self._done.add(now)
+            self._done.append(now)
             self._latency.append(now - taken)
 
     def snapshot(self) -> dict[str, object]:
-        """Everything, ready for JSON: rates over 5 seconds, latencies over the last 256 results."""
+        """Return everything, ready for JSON: rates over 5 seconds, latencies over the last 256 results."""
         with self._lock:
             now, times = time.monotonic(), list(self._latency)
             p50, p90 = np.percentile(times, (50, 90)).tolist() if times else (None, None)
             wait = max(0.0, self._due - now) if self.state == "waiting" else 0.0
             return {"name": self.name, "address": self.address, "state": self.state,
                     "retry_in_seconds": round(wait, 1), "size": list(self.size) if self.size else None,
-                    "fps": round(self._done.value(now), 2), "fps_read": round(self._reads.value(now), 2),
+                    "fps": _rate(self._done, now), "fps_read": _rate(self._reads, now),
                     "frames_read": self.read, "frames_dropped": self.dropped, "results": self.results,
                     "latency_ms": {"p50": _ms(p50), "p90": _ms(p90)}, "behind_seconds": self.behind,
                     "reconnects": self.reconnects,
@@ -98,22 +82,19 @@ class Board:
         self.streams = {name: StreamHealth(name, address) for name, address in streams}
         self._said: deque[str] = deque(maxlen=1000)
         self._start = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Adds a sentence."""
-        self._said.append(text)
+        self.say = self._said.append
 
     def news(self) -> list[str]:
-        """The sentences that were added since the last call."""
+        """Return the sentences that were added since the last call."""
         return [self._said.popleft() for _ in range(len(self._said))]
 
     def snapshot(self, running: bool = True) -> dict[str, object]:
-        """What the health file holds."""
+        """Return what the health file holds."""
         return {"time": _now(), "running": running, "seconds": round(time.monotonic() - self._start, 1),
                 "rss_mb": rss_mb(), "streams": [health.snapshot() for health in self.streams.values()]}
 
     def line(self, width: int = 118) -> str:
-        """The status line: every stream where that fits, else the sums and the streams that are not live."""
+        """Return the status line: every stream where that fits, else the sums and those that are not live."""
         found = [health.snapshot() for health in self.streams.values()]
         whole = " | ".join(in_short(one) for one in found)
         if len(whole) <= width:
@@ -124,17 +105,15 @@ class Board:
 
 
 def in_short(found: dict) -> str:
-    """A few words on a stream's snapshot."""
+    """Return a few words on a stream's snapshot."""
     if found["state"] == "waiting":
         why = shorten(found["last_error"], 32)
         return f"{found['name']} waiting {found['retry_in_seconds']:.0f} s: {why}"
-    if found["state"] != "live":
-        return f"{found['name']} {found['state']}"
-    return f"{found['name']} {counts_in_words(found)}"
+    return f"{found['name']} {counts_in_words(found) if found['state'] == 'live' else found['state']}"
 
 
 def counts_in_words(found: dict) -> str:
-    """Rate, latency and what was dropped of a stream's snapshot."""
+    """Return rate, latency and what was dropped of a stream's snapshot."""
     p50, p90 = found["latency_ms"]["p50"], found["latency_ms"]["p90"]
     late = f"{p50:.0f}/{p90:.0f} ms" if p50 is not None else "no results yet"
     again = f", {found['reconnects']} reconnects" if found["reconnects"] else ""
@@ -142,12 +121,19 @@ def counts_in_words(found: dict) -> str:
 
 
 def rss_mb() -> float | None:
-    """The resident memory of this process in MB; None where the system does not say (Linux does)."""
+    """Return the resident memory of this process in MB; None where the system does not say (Linux does)."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
     return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmRSS")), None)
+
+
+def _rate(times: Iterable[float], now: float) -> float:
+    """Return the events per second over the last WINDOW seconds; 0 for fewer than two."""
+    recent = [at for at in times if now - at <= WINDOW]
+    span = recent[-1] - recent[0] if recent else 0.0
+    return round((len(recent) - 1) / span, 2) if span else 0.0
 
 
 def _ms(seconds: float | None) -> float | None:

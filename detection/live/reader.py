@@ -7,34 +7,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from detection.live.capture import Capture, Limits, Refusal, open_capture, why_not
+from detection.live.capture import Limits, Refused, open_capture, why_no_camera
 from detection.live.health import StreamHealth
-from detection.live.pace import LONGEST, Lag, backoff
 from detection.live.streams import Stream
+from detection.video import Frame, VideoInfo
 from utils.cli import LEFT_BEHIND
 
-Open = Callable[[Stream, Limits], Capture | None]
+if TYPE_CHECKING:
+    from detection.live.capture import Address
+
+LONGEST = 60.0                     # seconds between two tries, at most
+LEAP = 2.0                         # seconds a frame's delay may change by at once; more is a clock set again
 STEADY = 5.0                       # seconds a stream must have been live for its tries to count from 0 again
 GRACE = 5.0                        # seconds a call may take beyond its limit before its thread is given up
-BEHIND = 5.0                       # seconds a reader may fall behind a stream before it joins it anew
+BEHIND = 5.0                       # seconds a reader may fall behind a stream before it joins it again
 PATIENCE = 0.95                    # share of the time limit after which a frame comes too late
 STUCK = 3                          # given-up threads of one stream that may hang at a time
 DEPTH = 8                          # frames of a finite video that wait for the network
-
-
-class Taken(NamedTuple):
-    """A frame uint8 [H, W, 3] BGR, its number in its stream, when it was read (monotonic s), the stream's own
-    rate, and whether it is one of a live stream (else of a finite video)."""
-
-    image: np.ndarray
-    index: int
-    time: float
-    fps: float
-    live: bool
 
 
 class Turn:
@@ -44,12 +36,38 @@ class Turn:
         self.gone, self.deadline = threading.Event(), math.inf
 
     def timed(self, seconds: float, call: Callable[[], object]) -> object:
-        """What `call()` returns; while it runs the deadline stands."""
+        """Return what `call()` returns; while it runs the deadline holds."""
         self.deadline = time.monotonic() + seconds + GRACE
         try:
             return call()
         finally:
             self.deadline = math.inf
+
+
+def backoff(attempt: int, chance: float) -> float:
+    """Return the seconds to wait after the failed try number `attempt` (from 0): 1, 2, 4, ... 60, of which
+    `chance` (0..1) decides the second half, so that many streams do not all come back at once."""
+    return min(LONGEST, 2.0 ** min(attempt, 10)) * (0.5 + 0.5 * chance)
+
+
+class Lag:
+    """How late frames are read, from the times they carry: the least delay seen counts as none."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+        self._least = 0.0
+
+    def behind(self, now: float, position: float) -> float:
+        """Return the seconds by which a frame of time `position`, read at `now`, is later than the quickest.
+
+        A delay that leaps, or a time that does not move, says that the stream's clock is no measure: it
+        counts from there again.
+        """
+        delay = now - position
+        if self._last is None or position == self._last[1] or abs(delay - self._last[0]) > LEAP:
+            self._least = delay
+        self._last, self._least = (delay, position), min(self._least, delay)
+        return delay - self._least
 
 
 class Reader:
@@ -61,25 +79,25 @@ class Reader:
     """
 
     def __init__(self, stream: Stream, health: StreamHealth, limits: Limits, ready: threading.Condition,
-                 say: Callable[[str], None], opener: Open = open_capture, seed: int | None = None) -> None:
+                 say: Callable[[str], None],
+                 opener: "Callable[[Stream, Limits], Address]" = open_capture) -> None:
         self.stream, self.health, self.limits = stream, health, limits
-        self.refusal: Refusal | None = None
+        self.refusal: Refused | None = None
         self.ended = False
         self._ready, self._say, self._open = ready, say, opener
-        self._random = random.Random(seed)
-        self._box: deque[Taken] = deque()
+        self._box: deque[Frame] = deque()
         self._turns: list[tuple[Turn, threading.Thread]] = []
         self._read, self._trouble = 0, ""
 
     def start(self) -> None:
-        """Begins to read, in a new thread."""
+        """Begin to read, in a new thread."""
         turn, name = Turn(), LEFT_BEHIND + self.stream.name
         thread = threading.Thread(target=self._work, args=(turn,), name=name, daemon=True)
         self._turns = [old for old in self._turns if old[1].is_alive()] + [(turn, thread)]
         thread.start()
 
-    def take(self) -> Taken | None:
-        """The next frame, or None; the caller holds `ready`."""
+    def take(self) -> Frame | None:
+        """Return the next frame, or None; the caller holds `ready`."""
         if not self._box:
             return None
         self._ready.notify_all()
@@ -91,7 +109,7 @@ class Reader:
         return self.ended and not self._box
 
     def tend(self) -> None:
-        """Gives up a thread whose call ignores its time limit, and starts another in its place."""
+        """Give up a thread whose call ignores its time limit, and start another in its place."""
         turn, _ = self._turns[-1]
         if time.monotonic() <= turn.deadline or turn.gone.is_set():
             return
@@ -102,20 +120,20 @@ class Reader:
         self.start()
 
     def stop(self) -> list[threading.Thread]:
-        """The threads that are yet to end, now that they were told to."""
+        """Tell the threads to end, and return those that are yet to."""
         for turn, _ in self._turns:
             turn.gone.set()
         return [thread for _, thread in self._turns if thread.is_alive()]
 
     def _work(self, turn: Turn) -> None:
-        """Runs in the thread: open, read, wait, and again."""
+        """Open, read, wait, and again, in the thread."""
         attempt = 0
         while not turn.gone.is_set():
             self.health.moved("connecting")
             start, before = time.monotonic(), self._read
             try:
                 reason = self._once(turn)
-            except Exception as error:                     # whatever one stream brings, the others go on
+            except Exception as error:                     # whatever one stream brings, the others continue
                 reason = f"could not be read ({type(error).__name__})"
             if turn.gone.is_set():
                 return
@@ -126,13 +144,13 @@ class Reader:
                     self._ready.notify_all()
                 return
             attempt = 0 if self._read > before and time.monotonic() - start > STEADY else attempt
-            pause = backoff(attempt, self._random.random())
+            pause = backoff(attempt, random.random())
             self._fail(reason, pause)
             turn.gone.wait(pause)
             attempt += 1
 
     def _fail(self, reason: str, pause: float) -> None:
-        """Notes a failure, and says it unless it is the one that was said last."""
+        """Note a failure, and say it unless it is the one that was said last."""
         self.health.moved("waiting", reason, pause)
         if reason != self._trouble:
             self._trouble = reason
@@ -140,28 +158,29 @@ class Reader:
                       f"at intervals of up to {LONGEST:.0f} s")
 
     def _once(self, turn: Turn) -> str:
-        """Why it broke, once the stream was opened and read until then."""
+        """Open the stream, read until it breaks, and return why it did."""
         before = self._read
-        capture = turn.timed(self.limits.opening, lambda: self._open(self.stream, self.limits))
-        if capture is not None:
+        try:
+            capture = turn.timed(self.limits.opening, lambda: self._open(self.stream, self.limits))
             try:
                 reason = self._drain(capture, turn)
             finally:
                 capture.release()
-            if self._read > before or self.ended or not self.stream.camera:
-                return reason                              # a camera in use elsewhere opens and gives nothing
-        refusal = why_not(self.stream, self.limits)
-        if not turn.gone.is_set():
-            self.refusal = refusal
-        return refusal.reason
+            if self._read == before and not self.ended and self.stream.camera:
+                raise why_no_camera(self.stream)           # one in use elsewhere opens and gives nothing
+        except Refused as refused:
+            if not turn.gone.is_set():
+                self.refusal = refused
+            reason = refused.reason
+        return reason
 
-    def _drain(self, capture: Capture, turn: Turn) -> str:
-        """Reads until the stream breaks, and says why it did."""
+    def _drain(self, capture: "Address", turn: Turn) -> str:
+        """Read until the stream breaks, and return why it did."""
         import cv2
         fps, told = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         length = int(told) if self.stream.source.lower().startswith("http") and 0 < told < 1e9 else 0
         fps = float(fps) if 0 < fps < 1000 else 25.0
-        position, already = 0, self._read if length else 0  # a finite video begins anew: skip what was seen
+        position, already = 0, self._read if length else 0  # a finite video begins again: skip what was seen
         lag = Lag() if self.stream.source.lower().startswith("rtsp") else None   # others tell no true times
         while not turn.gone.is_set():
             asked = time.monotonic()
@@ -172,15 +191,19 @@ class Reader:
             if not good or now - asked > PATIENCE * self.limits.reading:  # a decoder's last frame is old
                 return self._why_broken(position, length, already, now - asked)
             position += 1
-            if lag and (late := lag.behind(now, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)) > BEHIND:
+            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if lag and (late := lag.behind(now, seconds)) > BEHIND:
                 return f"came faster than it could be read, and was {late:.0f} s behind"
             self.health.behind = round(late, 2) if lag else None
             if position > already:
-                self._put(Taken(image, self._read, now, fps, not length), turn)
+                image, name = cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.stream.name
+                info = VideoInfo(fps, length, image.shape[1], image.shape[0])
+                self._put(Frame(name, Path(name), image, self._read, info, now, not length,
+                                seconds if length else now), turn)
         return ""
 
     def _why_broken(self, position: int, length: int, already: int, waited: float) -> str:
-        """What ended the reading; notes the end of a finite video.
+        """Return what ended the reading, and note the end of a finite video.
 
         Lengths are told a little too long at times: a video that stops at the same frame again has ended.
         """
@@ -188,10 +211,10 @@ class Reader:
             self.ended = True
         if waited > PATIENCE * self.limits.reading:
             return f"sent nothing for {waited:.0f} s"
-        return "was cut" if position else "was opened, and sent no picture"
+        return "was cut" if position else "was opened, and sent no image"
 
-    def _put(self, frame: Taken, turn: Turn) -> None:
-        """Puts a frame into the box; one of a finite video waits for room."""
+    def _put(self, frame: Frame, turn: Turn) -> None:
+        """Put a frame into the box; one of a finite video waits for room."""
         size, before = frame.image.shape[1::-1], self.health.size
         with self._ready:
             while not frame.live and len(self._box) >= DEPTH and not turn.gone.is_set():
@@ -202,10 +225,10 @@ class Reader:
             self._box.append(frame)
             self._read += 1
             self.refusal, known = None, self.health.state == "live"
-            self.health.frame(size, dropped, frame.time)
+            self.health.frame(size, dropped, frame.taken)
             self._ready.notify_all()
         if before and before != size:
-            self._say(f"{self.stream.name}: its pictures are {size[0]}x{size[1]} px now; they were "
+            self._say(f"{self.stream.name}: its images are {size[0]}x{size[1]} px now; they were "
                       f"{before[0]}x{before[1]}")
         if not known:
             again = " again" if self._trouble else ""

@@ -43,7 +43,7 @@ class Stream:
 
 
 def live_streams(source: str) -> tuple[Stream, ...]:
-    """The live streams that `source` names; none where it names files.
+    """Return the live streams that `source` names; none where it names files.
 
     A list file (.txt) of several counts as live once a line of it is; all must be then. Raises DataError for
     such a mixture, and for an address that cannot be one.
@@ -73,7 +73,7 @@ def _streams(sources: Sequence[str]) -> tuple[Stream, ...]:
 
 
 def _name(source: str) -> str:
-    """A file name that tells nothing secret: the camera, or host and port."""
+    """Return a file name that tells nothing secret: the camera, or host and port."""
     if source.isdigit() and len(source) > DIGITS:
         raise DataError(f"--source {source}: no camera has that number; give {KNOWN}")
     if not ADDRESS.match(source):

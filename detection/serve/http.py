@@ -2,8 +2,8 @@
 
 There is no password, so two doors are kept shut. A page of another site must not reach this server through
 the browser: requests with a foreign Origin, or as a form could send them, are refused. And a foreign name
-must not be pointed at this address (DNS rebinding): the Host header must be an address, localhost or the
---host that was given.
+must not be pointed at this address (DNS rebinding): the Host header must be an address, localhost, --host or
+that of an --origin.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import json
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -22,32 +22,9 @@ SCRIPTS = ("app.js", "bench.js", "capture.js", "draw.js", "words.js")
 PAGES = {"/": "index.html", "/style.css": "style.css", "/icon.svg": "icon.svg", "/backend.js": "server.js",
          **{f"/{name}": name for name in SCRIPTS}}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-MAX_BODY = 32 * 2 ** 20                        # bytes of one picture
+MAX_BODY = 32 * 2 ** 20                        # bytes of one image
 SECURITY = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
             "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
-
-
-class Answers(Protocol):
-    """What the server asks of the networks (detection.serve.app.Networks)."""
-
-    first: str
-
-    def listing(self) -> list[dict[str, str]]:
-        """Key and label of every network."""
-
-    def open(self, key: str) -> dict[str, Any]:
-        """What a page must know of a network."""
-
-    def detect(self, key: str, data: np.ndarray, conf: float, iou: float) -> dict[str, Any]:
-        """The boxes of a picture."""
-
-
-class Serves(Protocol):
-    """What a connection asks of its server (detection.serve.port.PageServer)."""
-
-    host: str
-    networks: Answers
-    defaults: dict[str, float]
 
 
 class Refusal(Exception):
@@ -63,30 +40,34 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version, timeout = "HTTP/1.1", 60
     server_version, sys_version = "micro-yolo", ""
-    server: Serves
+    server: Any                                # a detection.serve.app.PageServer
 
     def do_GET(self) -> None:
-        """Answers with a page of the table, or the list of networks."""
+        """Answer with a page of the table, or the list of networks."""
         self._answer({"/api/models": self._models}, page=True)
 
     def do_POST(self) -> None:
-        """Answers with a network's description, or a picture's boxes."""
+        """Answer with a network's description, or an image's boxes."""
         self._answer({"/api/open": self._open, "/api/detect": self._detect}, page=False)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: a line a frame would bury what matters."""
+        """Log nothing: a line a frame would bury what matters."""
 
     def _answer(self, calls: dict[str, Any], page: bool) -> None:
-        parts = urlsplit(self.path)
-        self._query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        place, _, query = self.path.partition("?")
+        self._query = {name: values[-1] for name, values in parse_qs(query).items()}
         try:
             self._check_sender()
-            if page and parts.path in PAGES:
-                path = WEB / PAGES[parts.path]
+            length = self.headers.get_all("Content-Length", [])
+            if "Transfer-Encoding" in self.headers or len(length) > 1 or page and length not in ([], ["0"]):
+                raise Refusal(HTTPStatus.BAD_REQUEST, "a request with a body needs one Content-Length and no "
+                                                      "Transfer-Encoding, and a GET has no body")
+            if page and place in PAGES:
+                path = WEB / PAGES[place]
                 return self._send(HTTPStatus.OK, path.read_bytes(), TYPES[path.suffix])
-            if parts.path not in calls:
+            if place not in calls:
                 raise Refusal(HTTPStatus.NOT_FOUND, "there is no such page here")
-            return self._send_json(HTTPStatus.OK, calls[parts.path]())
+            return self._send_json(HTTPStatus.OK, calls[place]())
         except Refusal as refusal:
             self.close_connection = True       # what was not read of a body is no next request
             return self._send_json(refusal.status, {"error": str(refusal)})
@@ -102,18 +83,21 @@ class Handler(BaseHTTPRequestHandler):
             return self._send_json(known.get(code, HTTPStatus.UNPROCESSABLE_ENTITY), {"error": str(error)})
 
     def _check_sender(self) -> None:
-        """Raises Refusal for a Host that could be another site's name, and for what other sites caused."""
+        """Raise Refusal for a Host that could be another site's name, and for what other sites caused."""
         given = self.headers.get("Host", "")
+        name = ""
         try:
             name = urlsplit(f"//{given}").hostname or ""
+            known = name in self.server.names or bool(ipaddress.ip_address(name))
         except ValueError:
-            name = ""
-        if not (_is_address(name) or name in ("localhost", self.server.host.lower())):
+            known = False
+        if not known:
             raise Refusal(HTTPStatus.FORBIDDEN, f"this server does not answer to the name {name!r}: open it "
-                                                "by its address, or start it with --host NAME")
+                                                "by its address, or start it with --host NAME or, behind a "
+                                                "proxy, --origin https://NAME")
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
         foreign = self.command == "POST" and site not in ("none", "same-origin")
-        if foreign or origin not in (None, f"http://{given}"):
+        if foreign or origin not in (None, f"http://{given}", f"https://{given}", *self.server.origins):
             raise Refusal(HTTPStatus.FORBIDDEN, "a page of another site may not use this server")
 
     def _models(self) -> dict[str, Any]:
@@ -125,10 +109,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.networks.open(self._query.get("model", ""))
 
     def _detect(self) -> dict[str, Any]:
-        data = self._body()
         conf, iou = self._number("conf"), self._number("iou")
-        key = self._query.get("model", "")
-        return self.server.networks.detect(key, np.frombuffer(data, np.uint8), conf, iou)
+        with self.server.bodies:
+            data = np.frombuffer(self._body(), np.uint8)
+            return self.server.networks.detect(self._query.get("model", ""), data, conf, iou)
 
     def _number(self, name: str) -> float:
         try:
@@ -140,19 +124,19 @@ class Handler(BaseHTTPRequestHandler):
         return value
 
     def _body(self) -> bytes:
-        """What was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
+        """Return what was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
         kind = self.headers.get("Content-Type", "")
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {kind!r}: needs an image/ type")
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
+        if not (length.isascii() and length.isdigit() and len(length) < 16):
             raise Refusal(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
         if int(length) > MAX_BODY:
             left = min(int(length), 8 * MAX_BODY)      # a browser that still sends would not read the answer
             while left > 0 and (part := self.rfile.read(min(left, 2 ** 16))):
                 left -= len(part)
             size = f"{int(length) / 2 ** 20:.0f} MiB, above the limit of {MAX_BODY // 2 ** 20}"
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the picture has {size}: save it smaller")
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the image has {size}: save it smaller")
         data = self.rfile.read(int(length))
         if len(data) < int(length):
             raise ConnectionResetError("the client went away")
@@ -170,11 +154,3 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -8,7 +8,7 @@ import torch
 
 from deploy.runtimes.runtime import load_runtime
 from models.checkpoint import load
-from tests.helpers.detect_cases import photo, save
+from tests.helpers.detect_cases import save, scene
 from tests.helpers.export_cases import batch, checkpoint, exported
 from tests.helpers.nets import small_net
 
@@ -77,7 +77,7 @@ def test_detect_reaches_ncnn_s_fp16_by_half_on_a_cpu_without_bf16(nets, run, mac
     given, side = export.read(str(nets["good"]), None)
     job = export.Export(str(nets["good"]), given, side, False, False, parity.embedded_images(side)[:1])
     row = export.export(job, "ncnn", tmp_path, "good")
-    picture = save(tmp_path / "a.png", photo(160, 160, [(1, 1, 0)])[0])
+    picture = save(tmp_path / "a.png", scene(160, 160, [(1, 1, 0)])[0])
     for flags, precision in (((), "fp32"), (("--half",), "fp16")):
         code, out, err, folder = run("--weights", tmp_path / row["file"], "--source", picture, *flags)
         assert code == 0 and "1 red" in out, err

@@ -1,4 +1,4 @@
-"""detect.py on videos, also when they are interrupted, and with the official network on real photos."""
+"""detect.py on videos, also when they are interrupted, and with the official network on real images."""
 import json
 import signal
 import subprocess
@@ -51,22 +51,22 @@ def test_ctrl_c_leaves_a_playable_video_and_ends_with_130(nets, tmp_path):
     assert f"{frames} frames" in out
 
 
-def test_the_official_network_finds_the_buses_of_real_photos(shared, tmp_path, run):
-    """The first twelve buses of voc5 that fill more than 15 % of their photo, at IoU 0.5 or more."""
+def test_the_official_network_finds_the_buses_of_real_images(shared, tmp_path, run):
+    """The first twelve buses of voc5 that fill more than 15 % of their image, at IoU 0.5 or more."""
     found = json.loads((shared / "voc5/annotations/instances_val.json").read_text())
     bus = next(category["id"] for category in found["categories"] if category["name"] == "bus")
     files = {image["id"]: image for image in found["images"]}
-    large = [truth for truth in found["annotations"] if truth["category_id"] == bus and truth["area"] > 0.15
-             * files[truth["image_id"]]["width"] * files[truth["image_id"]]["height"]][:12]
-    paths = [(shared / "voc5/images" / files[truth["image_id"]]["file_name"]).resolve() for truth in large]
+    large = [box for box in found["annotations"] if box["category_id"] == bus and box["area"] > 0.15
+             * files[box["image_id"]]["width"] * files[box["image_id"]]["height"]][:12]
+    paths = [(shared / "voc5/images" / files[box["image_id"]]["file_name"]).resolve() for box in large]
     (tmp_path / "list.txt").write_text("\n".join(map(str, paths)))
     weights = shared / "weights/yolov3-tiny.weights"
     code, _, _, folder = run("--weights", weights, "--source", tmp_path / "list.txt", "--nosave",
                              "--save-json", "--classes", "bus")
     rows = json.loads((folder / "predictions.json").read_text())
     hits = 0
-    for position, truth in enumerate(large, 1):
-        x, y, w, h = truth["bbox"]
+    for position, box in enumerate(large, 1):
+        x, y, w, h = box["bbox"]
         for a, b, c, d in (row["bbox"] for row in rows if row["image_id"] == position):
             inner = max(0, min(x + w, a + c) - max(x, a)) * max(0, min(y + h, b + d) - max(y, b))
             hits += inner / (w * h + c * d - inner) >= 0.5

@@ -9,7 +9,7 @@ from detection.draw import class_name, colour, contact_sheet, draw, stroke, text
 GREY = 90
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def canvas(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), GREY, np.uint8)
 
 
@@ -24,7 +24,7 @@ def box(x1: float, y1: float, x2: float, y2: float, score: float = 0.9, label: i
 
 @pytest.mark.parametrize("size", [(20, 30), (240, 320), (375, 500), (500, 333), (3000, 4000)])
 def test_a_box_is_drawn_where_it_lies_and_the_argument_stays_as_it_was(size):
-    before = picture(*size)
+    before = canvas(*size)
     corners = np.array([0.3, 0.4, 0.8, 0.9]) * np.array([size[1], size[0]] * 2)
     after = draw(before, box(*corners), ("car",), labels=False)
     assert (before == GREY).all() and after.shape == before.shape and after.dtype == np.uint8
@@ -36,19 +36,19 @@ def test_a_box_is_drawn_where_it_lies_and_the_argument_stays_as_it_was(size):
     assert (inside == GREY).all(), "the box is not filled"
 
 
-def test_lines_and_text_grow_with_the_picture_and_never_vanish():
+def test_lines_and_text_grow_with_the_image_and_never_vanish():
     lines, scales = zip(*(stroke(side, side) for side in (8, 320, 640, 2000, 4000)))
     assert lines[0] == lines[1] == 1 and list(lines) == sorted(lines) and lines[-1] >= 10
     assert list(scales) == sorted(scales)
-    assert scales[1] * drawing.TEXT_PX >= 10, "text of at least 10 px on a 320 px picture"
+    assert scales[1] * drawing.TEXT_PX >= 10, "text of at least 10 px on a 320 px image"
 
 
 @pytest.mark.parametrize("corners", [(0, 0, 40, 40), (280, 0, 319, 30), (0, 200, 30, 239),
                                      (290, 210, 319, 239), (0, 0, 319, 239), (-50, -50, 500, 500),
                                      (318, 5, 319, 6)])
-def test_the_label_stays_whole_inside_the_picture(corners):
+def test_the_label_stays_whole_inside_the_image(corners):
     """A label drawn on a wide canvas has as many filled pixels as the same label at a border."""
-    free, edge = picture(900, 900), picture(240, 320)
+    free, edge = canvas(900, 900), canvas(240, 320)
     wanted = drawing._label
     sizes = []
     for image, place in ((free, (400, 400, 600, 600)), (edge, corners)):
@@ -60,15 +60,15 @@ def test_the_label_stays_whole_inside_the_picture(corners):
     assert sizes[0] == sizes[1]
 
 
-def test_a_name_wider_than_the_picture_is_written_smaller_not_cut():
-    image = picture(60, 90)
+def test_a_name_wider_than_the_image_is_written_smaller_not_cut():
+    image = canvas(60, 90)
     placed: list = []
     drawing._label(image, "a very long class name 0.99", box(5, 30, 80, 55)[0], 0.5, colour(0), placed)
     assert 0 <= placed[0][0] and placed[0][2] <= 90
 
 
 def test_labels_of_crowded_boxes_do_not_cover_each_other():
-    image, placed = picture(480, 640), []
+    image, placed = canvas(480, 640), []
     for step in range(6):
         row = box(100 + 4 * step, 200 + 3 * step, 260 + 4 * step, 330 + 3 * step)[0]
         drawing._label(image, f"cell {step}", row, 0.5, colour(0), placed)
@@ -95,24 +95,24 @@ def test_the_oklch_colours_agree_with_opencv_in_lightness():
 
 
 def test_names_beyond_ascii_are_drawn_and_become_a_number_where_the_font_lacks_them(monkeypatch):
-    if drawing._unicode_font():
+    if drawing.UNICODE:
         assert class_name(0, ("汽车",)) == "汽车"
-        drawn = [draw(picture(100, 300), box(20, 40, 90, 90), (name,)) for name in ("汽车", "??", "火车")]
+        drawn = [draw(canvas(100, 300), box(20, 40, 90, 90), (name,)) for name in ("汽车", "??", "火车")]
         assert (drawn[0] != drawn[1]).any() and (drawn[0] != drawn[2]).any(), "question marks instead"
-    monkeypatch.setattr(drawing, "_unicode_font", lambda: False)
+    monkeypatch.setattr(drawing, "UNICODE", False)
     assert class_name(0, ("汽车", "car")) == "class 0" and class_name(1, ("汽车", "car")) == "car"
     assert class_name(7, ("car",)) == "class 7"
 
 
-def test_truths_without_score_and_non_finite_boxes():
-    before = picture(100, 200)
-    truth = draw(before, np.array([[20, 30, 90, 80, 1.0]]), ("a", "b"))
-    assert (truth == colour(1)).all(2).any(), "the fifth column is the class"
+def test_ground_truth_without_score_and_non_finite_boxes():
+    before = canvas(100, 200)
+    drawn = draw(before, np.array([[20, 30, 90, 80, 1.0]]), ("a", "b"))
+    assert (drawn == colour(1)).all(2).any(), "the fifth column is the class"
     assert (draw(before, box(np.nan, 0, 50, np.inf), ("a",)) == before).all()
     assert (draw(before, np.zeros((0, 6)), ("a",)) == before).all()
 
 
-def test_a_contact_sheet_shows_every_picture_undistorted():
+def test_a_contact_sheet_shows_every_image_undistorted():
     tall, wide = np.full((200, 100, 3), 10, np.uint8), np.full((50, 100, 3), 20, np.uint8)
     sheet = contact_sheet([tall, wide, tall], 2, (80, 80), ("one", "two", "three"))
     for value, size, count in ((10, (80, 40), 2), (20, (40, 80), 1)):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from detection.live import capture
-from detection.live.capture import Limits, why_not
+from detection.live.capture import why_no_camera
 from detection.live.health import Board
-from detection.live.pace import LONGEST, Lag, backoff
+from detection.live.reader import LONGEST, Lag, backoff
 from detection.live.streams import Stream, live_streams
 from utils.errors import DataError
 from utils.redact import masked
@@ -83,7 +83,7 @@ def test_waiting_doubles_up_to_a_minute_and_chance_moves_its_second_half():
     assert backoff(100_000, 1.0) == 60, "hours of trying do not overflow"
 
 
-def test_a_reader_that_falls_behind_its_stream_is_noticed_and_clocks_set_anew_are_not():
+def test_a_reader_that_falls_behind_its_stream_is_noticed_and_clocks_set_again_are_not():
     lag = Lag()
     assert [lag.behind(10 + k / 10, k / 10) for k in range(5)] == [0] * 5
     assert lag.behind(10.4, 0.5) == 0, "the quickest so far"
@@ -97,18 +97,18 @@ def test_a_camera_says_whether_it_is_absent_forbidden_or_busy(tmp_path, monkeypa
     device = tmp_path / "video0"
     monkeypatch.setattr(Stream, "device", str(device))
     monkeypatch.setattr(capture.sys, "platform", "linux")
-    absent = why_not(Stream("0", "camera0"), Limits())
+    absent = why_no_camera(Stream("0", "camera0"))
     assert absent.final and f"there is no {device}" in absent.reason
     device.write_bytes(b"")
     with device.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
         try:
-            busy = why_not(Stream("0", "camera0"), Limits())
+            busy = why_no_camera(Stream("0", "camera0"))
         finally:
             other.kill()
     assert not busy.final and f"busy: in use by sleep (process {other.pid})" in busy.reason
-    assert "gives no pictures" in why_not(Stream("0", "camera0"), Limits()).reason
+    assert "gives no images" in why_no_camera(Stream("0", "camera0")).reason
     monkeypatch.setattr(os, "access", lambda *_: False)
-    forbidden = why_not(Stream("0", "camera0"), Limits())
+    forbidden = why_no_camera(Stream("0", "camera0"))
     assert forbidden.final and "usermod -aG video" in forbidden.reason
 
 

@@ -80,7 +80,7 @@ def test_a_stream_that_is_killed_restarted_and_resized_is_followed_without_its_p
         camera.kill()
         wait_for(lambda: stream_health(health)["state"] == "waiting")
         before = results(health)
-        camera.picture = lambda k: coloured(480, 640)
+        camera.image = lambda k: coloured(480, 640)
         camera.begin()
         wait_for(lambda: results(health) > before + 30)
 
@@ -89,7 +89,7 @@ def test_a_stream_that_is_killed_restarted_and_resized_is_followed_without_its_p
     assert code == 130 and "stopped by a signal" in err
     name = f"127-0-0-1-{camera.port}"
     assert f"{name}: live, 320x240 px" in out and f"{name}: live again, 640x480 px" in out
-    assert "640x480 px now; they were 320x240" in out and f"the video goes on in {name}-part2.mkv" in out
+    assert "640x480 px now; they were 320x240" in out and f"the video continues in {name}-part2.mkv" in out
     found = json.loads((folder / "summary.json").read_text())
     stream, = found["streams"]
     assert stream["reconnects"] == 1 and stream["last_error"] and stream["address"].startswith("http://***@127.0.0.1")
@@ -100,7 +100,7 @@ def test_a_stream_that_is_killed_restarted_and_resized_is_followed_without_its_p
     assert health["rss_mb"] > 10 if sys.platform == "linux" else health["rss_mb"] is None
     for file, size in ((f"{name}.mkv", (320, 240)), (f"{name}-part2.mkv", (640, 480))):
         info = probe(folder / file)
-        assert (info.width, info.height) == size and count_frames(folder / file) == info.frames > 15
+        assert (info.width, info.height) == size and count_frames(folder / file) > 15
     rows = json.loads((folder / "predictions.json").read_text())
     assert rows[0]["file_name"] == name and abs(rows[-1]["time"] - time.time()) < 120
     assert "S3CRET" not in out + err + texts(folder), "the password is in no message, file or file name"
@@ -134,11 +134,13 @@ def test_a_webcam_is_read_by_its_number_and_duration_ends_it_with_0(run, nets, m
 
     def fake(stream, limits):
         opened.append(stream.source)
+        time.sleep(1)
         return FileCapture([coloured()] * 1000, 25.0)
 
     monkeypatch.setattr("detection.run.Feed", lambda *given: whole(*given, opener=fake))
     code, out, _, folder = run("--weights", nets["good"], "--source", "0", "--duration", "4", "--save-txt")
     found = json.loads((folder / "summary.json").read_text())
+    assert 90 < found["streams"][0]["frames_read"] < 110, "--duration counts from the first frame"
     assert code == 0 and opened == ["0"] and found["frames"] > 5 and found["boxes"] == 2 * found["frames"]
     assert "camera0: live, 320x240 px" in out and (folder / "camera0.mkv").is_file()
     labels = sorted((folder / "labels").iterdir())
@@ -160,7 +162,8 @@ def test_a_run_that_ends_with_the_trial_batch_finds_no_fault_with_the_stream(cam
     (("--source", "99"), 5, "there is no /dev/video99"),
     (("--source", "1000"), 5, "there is no /dev/video1000"),
     (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--open-timeout", "0.5"), 3, "refuses the connection"),
-    (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--duration", "0.3"), 3, "no picture came"),
+    (("--source", "rtsp://me:S3CRET@127.0.0.1:{}/x", "--duration", "0.3", "--open-timeout", "0.5"), 3,
+     "no image came within"),
     (("--source", "ftp://me:S3CRET@host/x"), 3, "ftp:// is not supported"),
     (("--source", "0", "--health", "../h.json"), 2, "nothing outside of it"),
     (("--source", "0", "--health", "args.json"), 2, "none of args.json"),
@@ -195,7 +198,7 @@ def test_a_full_disk_ends_the_recording_while_its_files_are_whole(camera, run, n
     code, _, err, folder = run("--weights", nets["good"], "--source", camera.address())
     assert code == 7 and "10 MB are left on this disk" in err
     video, = folder.glob("*.mkv")
-    assert count_frames(video) == probe(video).frames >= 15
+    assert count_frames(video) >= 15
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -216,7 +219,7 @@ def test_a_signal_leaves_a_playable_video_also_while_the_stream_hangs(camera, ne
     assert time.monotonic() - start < 30 and len(err.splitlines()) == 1
     video, = (tmp_path / "exp").glob("*.mkv")
     summary = json.loads((tmp_path / "exp" / "summary.json").read_text())
-    assert count_frames(video) == probe(video).frames > 20 and summary["frames"] > 30
+    assert count_frames(video) == summary["frames"] > 30
     assert stream_health(tmp_path / "exp" / "h.json")["results"] == summary["frames"]
 
 
@@ -239,5 +242,5 @@ def test_an_rtsp_server_that_is_killed_and_restarted_is_followed(watched):
     found = json.loads((folder / "summary.json").read_text())
     stream, = found["streams"]
     assert code == 130 and stream["reconnects"] == 1 and "live again" in out
-    assert found["boxes"] == 2 * found["frames"], "every picture is whole"
+    assert found["boxes"] == 2 * found["frames"], "every image is whole"
     assert count_frames(folder / f"127-0-0-1-{server.port}.mkv") > 30

@@ -5,16 +5,18 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from detection.live import reader
-from detection.live.capture import Limits, why_not
+from detection.live.capture import Limits, Refused, open_capture
 from detection.live.feed import Feed
 from detection.live.health import Board
 from detection.live.streams import Stream, live_streams
-from detection.video import VideoFile
-from tests.helpers.live_cases import MjpegCamera, free_port, number_of, numbered, wait_for
+from detection.video import Recorder, VideoInfo
+from tests.helpers.browser_cases import served
+from tests.helpers.live_cases import MjpegCamera, coloured, free_port, number_of, numbered, wait_for
 from utils.errors import DataError
 
 LIMITS = Limits(20, 5)
@@ -129,10 +131,11 @@ class Files(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def film(tmp_path):
     """The address of a video of 120 frames, each of another brightness."""
-    video = VideoFile(tmp_path / "film.mkv", 25.0, 320, 240)
+    video = Recorder(tmp_path / "film", live=True)
     rng = np.random.default_rng(0)
     for k in range(120):
-        video.write(rng.integers(0, 30, (240, 320, 3), np.uint8) + np.uint8(k + 60))
+        video.write(rng.integers(0, 30, (240, 320, 3), np.uint8) + np.uint8(k + 60), k / 25,
+                    VideoInfo(25.0, 0, 320, 240))
     video.close()
     served = type("Served", (Files,), {"path_served": tmp_path / "film.mkv"})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
@@ -192,15 +195,22 @@ def reply(text: bytes) -> int:
     return server.getsockname()[1]
 
 
+def why_not(stream: Stream, limits: Limits) -> Refused:
+    with pytest.raises(Refused) as refused:
+        open_capture(stream, limits)
+    return refused.value
+
+
 @pytest.mark.parametrize(("source", "answer", "said", "final"), [
     ("http://{}/x", b"HTTP/1.0 404 Not Found\r\n\r\n", "knows no such stream (404)", False),
     ("http://{}/x", b"HTTP/1.0 401 No\r\n\r\n", "asks for a user name and password", True),
     ("rtsp://u:SECRET@{}/x", b"RTSP/1.0 401 No\r\n\r\n", "refuses the user name and password", False),
-    ("rtsp://{}/x", b"RTSP/1.0 503 Busy\r\n\r\n", "answers with code 503", False),
+    ("rtsp://{}/x", b"RTSP/1.0 503 Busy\r\n\r\n", "refuses: Server returned 5XX", False),
     ("rtsp://{}/x", b"RTSP/1.0 200 OK\r\n\r\n", "sends no video that could be read", False),
-    ("rtsp://{}/x", b"SSH-2.0-OpenSSH\r\n", "does not speak rtsp", False),
-    ("rtsp://{}/x", b"", "does not speak rtsp", False),
-    ("https://{}/x", b"", "no video could be opened", False)])
+    ("http://{}/x", b"HTTP/1.0 200 OK\r\n\r\n<html>", "sends no video that could be read", False),
+    ("rtsp://{}/x", b"SSH-2.0-OpenSSH\r\n", "sends no video that", False),
+    ("rtsp://{}/x", b"", "sends no video that", False),
+    ("https://{}/x", b"", "sends no video that", False)])
 def test_what_a_server_answers_is_said_in_words(source, answer, said, final):
     refusal = why_not(Stream(source.format(f"127.0.0.1:{reply(answer)}"), "x"), Limits())
     assert said in refusal.reason and refusal.final == final and "SECRET" not in refusal.reason
@@ -226,3 +236,51 @@ def test_a_login_in_the_address_opens_a_camera_and_a_wrong_one_is_said(camera, q
     with pytest.raises(DataError, match="refuses the user name and password") as error, feed:
         list(feed)
     assert "WRONG" not in str(error.value)
+
+
+def test_a_camera_that_sends_damaged_images_and_another_size_is_read_on_undistorted(quick):
+    """OpenCV's reader ended at the first damage, and squeezed all images into the first one's size."""
+    camera = MjpegCamera(lambda k: coloured(240, 320 if k < 40 else 160), fps=50.0)
+    whole = camera.encode
+    camera.encode = lambda k: whole(k) if k % 5 else np.random.default_rng(k).bytes(3000)
+    feed, board = open_feed(camera.begin().address())
+    sizes = []
+    with feed:
+        for frames in feed:
+            sizes.append(frames[0].image.shape[:2])
+            if sizes.count((240, 160)) > 5:
+                break
+    camera.kill()
+    found = board.snapshot()["streams"][0]
+    assert found["reconnects"] == 0 and found["last_error"] == "" and set(sizes) == {(240, 320), (240, 160)}
+    assert any("its images are 160x240 px now; they were 320x240" in text for text in board.news())
+
+
+def test_hls_is_given_at_its_own_pace_though_it_comes_in_segments(tmp_path, quick):
+    """25 frames come at once each second; most must be seen, not only the last of each segment."""
+    over = threading.Event()
+
+    def publish() -> None:
+        with av.open(str(tmp_path / "live.m3u8"), "w", format="hls", options={
+                "hls_time": "1", "hls_list_size": "4", "hls_flags": "delete_segments"}) as out:
+            stream = out.add_stream("mpeg2video", rate=25, options={"g": "25"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for k in range(600):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(k % 200, 48, 64), format="bgr24")))
+                if over.wait(0.04):
+                    return
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    wait_for((tmp_path / "live2.ts").exists)
+    with served(tmp_path) as address:
+        feed, board = open_feed(f"{address}live.m3u8")
+        start = time.monotonic()
+        with feed:
+            for _ in feed:
+                if time.monotonic() - start > 8:
+                    break
+    over.set()
+    thread.join()
+    found = board.snapshot()["streams"][0]
+    assert found["frames_read"] > 100 and found["frames_dropped"] < 0.2 * found["frames_read"], found

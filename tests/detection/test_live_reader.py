@@ -6,7 +6,7 @@ import cv2
 import pytest
 
 from detection.live import reader
-from detection.live.capture import Limits, Refusal
+from detection.live.capture import Limits, Refused
 from detection.live.feed import Feed
 from detection.live.health import Board
 from detection.live.streams import Stream, live_streams
@@ -27,8 +27,14 @@ def open_feed(openers: dict, go_on=lambda: True, most: int = 0, limits: Limits =
     """A feed of cameras whose captures come from the named functions."""
     streams = tuple(Stream(str(number), name) for number, name in enumerate(openers))
     board = Board((stream.name, stream.label) for stream in streams)
-    return Feed(streams, board, limits, most or len(streams), go_on,
-                lambda stream, _: openers[stream.name]()), board
+
+    def opener(stream: Stream, _: Limits) -> object:
+        capture = openers[stream.name]()
+        if capture is None:
+            raise reader.why_no_camera(stream)
+        return capture
+
+    return Feed(streams, board, limits, most or len(streams), go_on, opener), board
 
 
 def test_a_camera_gives_its_newest_frame_to_a_slow_consumer_and_holds_no_other():
@@ -59,7 +65,7 @@ def test_a_camera_that_ends_is_opened_again_and_no_frame_is_made_up(monkeypatch)
 
     feed, board = open_feed({"a": opener})
     seen = []
-    monkeypatch.setattr(reader, "why_not", lambda *_: Refusal("is busy"))
+    monkeypatch.setattr(reader, "why_no_camera", lambda *_: Refused("is busy"))
     with feed:
         for frames in feed:
             seen.append(number_of(frames[0].image))
@@ -76,7 +82,7 @@ def test_a_camera_that_ends_is_opened_again_and_no_frame_is_made_up(monkeypatch)
 def test_tries_are_counted_from_0_again_once_a_stream_was_live_for_a_while(monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr(reader, "backoff", lambda attempt, _: asked.append(attempt) or 0.01)
-    monkeypatch.setattr(reader, "why_not", lambda *_: Refusal("is not there"))
+    monkeypatch.setattr(reader, "why_no_camera", lambda *_: Refused("is not there"))
     monkeypatch.setattr(reader, "STEADY", 0.2)
     frames = iter([0, 0, 0, 2, 0, 60, 0, 0])               # frames that each connection gives
     feed, _ = open_feed({"a": lambda: FileCapture([numbered(1)] * next(frames, 0), 100.0)})
@@ -89,7 +95,7 @@ def test_tries_are_counted_from_0_again_once_a_stream_was_live_for_a_while(monke
 
 
 def test_a_dead_stream_holds_up_no_other_and_each_gets_its_turn(monkeypatch):
-    monkeypatch.setattr(reader, "why_not", lambda *_: Refusal("is not there", final=True))
+    monkeypatch.setattr(reader, "why_no_camera", lambda *_: Refused("is not there", final=True))
     always = [numbered(7)] * 2000
     feed, board = open_feed({"a": lambda: FileCapture(always), "dead": lambda: None,
                              "broken": lambda: 1 / 0, "b": lambda: FileCapture(always)}, most=1)
@@ -151,7 +157,7 @@ def test_a_call_that_ignores_its_time_limit_is_given_up_and_no_more_than_three_h
         hang.set()
 
 
-def test_a_picture_of_another_size_is_said_and_passed_on():
+def test_an_image_of_another_size_is_said_and_passed_on():
     frames = [numbered(1)] * 20 + [numbered(2, 48, 64)] * 40
     feed, board = open_feed({"a": lambda: FileCapture(frames)})
     shapes = []
@@ -165,7 +171,7 @@ def test_a_picture_of_another_size_is_said_and_passed_on():
     assert any("64x48 px now; they were 32x24" in text for text in board.news())
 
 
-def test_a_stream_that_comes_faster_than_it_can_be_read_is_joined_anew_at_its_end(monkeypatch):
+def test_a_stream_that_comes_faster_than_it_can_be_read_is_joined_again_at_its_end(monkeypatch):
     monkeypatch.setattr(reader, "BEHIND", 0.3)
     monkeypatch.setattr(reader, "backoff", lambda *_: 0.01)
 
@@ -211,7 +217,7 @@ def test_an_old_frame_that_a_decoder_gives_up_only_at_the_time_limit_is_not_show
 
 def test_a_camera_that_opens_and_gives_nothing_is_looked_at_too(monkeypatch):
     """That is how one in use by another program behaves."""
-    monkeypatch.setattr(reader, "why_not", lambda *_: Refusal("is busy: in use by another"))
+    monkeypatch.setattr(reader, "why_no_camera", lambda *_: Refused("is busy: in use by another"))
     feed, _ = open_feed({"a": lambda: FileCapture([])}, limits=Limits(0.3, 1))
     with feed, pytest.raises(EnvironmentFault, match="in use by another"):
         list(feed)
@@ -220,7 +226,7 @@ def test_a_camera_that_opens_and_gives_nothing_is_looked_at_too(monkeypatch):
 def test_without_any_camera_it_ends_with_5_at_once_and_with_a_busy_one_after_its_time(monkeypatch):
     for final in (True, False):
         feed, _ = open_feed({"a": lambda: None, "b": lambda: None}, limits=Limits(0.6, 1))
-        monkeypatch.setattr(reader, "why_not", lambda *_, final=final: Refusal("is not well", final))
+        monkeypatch.setattr(reader, "why_no_camera", lambda *_, final=final: Refused("is not well", final))
         start, waits = time.monotonic(), not final
         with feed, pytest.raises(EnvironmentFault) as error:
             list(feed)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from detection.detector import Batch, Detector, batches, class_indices, follow
-from detection.frame_log import FrameLog, bar_text, shorten
+from detection.screen import FrameLog, bar_text, shorten, why_no_window
 from detection.threads import Behind, Prefetch
 from detection.video import Frame
-from detection.window import why_no_window
 from utils.errors import DataError, UsageError
 
 
@@ -49,7 +48,6 @@ def test_leaving_early_ends_the_thread_and_closes_the_generator():
     before = threading.active_count()
     with Prefetch(endless(), depth=2) as reader:
         next(reader)
-    reader.close()
     assert closed.wait(1) and threading.active_count() == before
 
 
@@ -78,14 +76,14 @@ def test_an_error_while_writing_reaches_the_producer_and_never_blocks_it():
 
 
 class FakeRuntime:
-    """A runtime whose "map" is the picture itself, with the time of a network."""
+    """A runtime whose "map" is the image itself, with the time of a network."""
 
     def __init__(self, precision: str = "fp32", seconds: float = 0.0) -> None:
         import torch
         self.device, self.precision, self.note, self.seconds = torch.device("cpu"), precision, "", seconds
 
     def predict(self, images):
-        """The pictures."""
+        """The images."""
         time.sleep(self.seconds)
         return [images]
 
@@ -112,7 +110,7 @@ def test_absurd_boxes_in_half_precision_repeat_the_batch_in_fp32():
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_the_trial_pass_is_taken_once_whoever_gives_its_pictures(given, monkeypatch):
+def test_the_trial_pass_is_taken_once_whoever_gives_its_images(given, monkeypatch):
     import torch
     passes: list[int] = []
     monkeypatch.setattr(FakeRuntime, "predict", lambda _, images: passes.append(len(images)) or [images])

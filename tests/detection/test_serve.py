@@ -1,16 +1,20 @@
 """detect.py --serve over HTTP: its boxes are detect.py's, and what must not come in stays out."""
+import dataclasses
 import json
 import socket
 import threading
+import time
 
 import cv2
 import numpy as np
 import pytest
 
-from detection.serve import app, http
-from detection.serve.port import listen
-from tests.helpers.detect_cases import NAMES, match, photo, save
-from tests.helpers.serve_cases import FLAGS, Client
+from detection.serve import http
+from detection.serve.app import listen
+from detection.serve.networks import Networks
+from tests.helpers.detect_cases import NAMES, match, save, scene
+from tests.helpers.live_cases import wait_for
+from tests.helpers.serve_cases import Client, config
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +23,7 @@ def client(nets):
     others = [nets["broken"], *(nets["good"].with_name(f"torn.{end}") for end in ("pt", "onnx"))]
     for path in others[1:]:
         path.write_bytes(nets["good"].read_bytes()[:600])
-    load = app.Loader(FLAGS)
-    networks = app.Networks(str(nets["good"]), load, lambda: others, 10 ** 6)
+    networks = Networks(dataclasses.replace(config(nets["good"]), max_pixels=10 ** 6), lambda: others)
     server.begin(networks, {"conf": 0.25, "iou": 0.45})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -33,9 +36,9 @@ def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
     return cv2.imencode(suffix, image[:, :, ::-1])[1].tobytes()
 
 
-def test_boxes_of_a_picture_are_where_they_were_painted(client):
+def test_boxes_of_an_image_are_where_they_were_painted(client):
     for shape in ((240, 320), (333, 250), (160, 160), (300, 450)):
-        image, wanted = photo(*shape, [(2, 1, 0), (2, 3, 2)])
+        image, wanted = scene(*shape, [(2, 1, 0), (2, 3, 2)])
         status, found = client.detect(encoded(image))
         rows = np.array(found["boxes"])
         assert status == 200 and (found["width"], found["height"]) == shape[::-1]
@@ -44,7 +47,7 @@ def test_boxes_of_a_picture_are_where_they_were_painted(client):
 
 
 def test_boxes_are_those_that_detect_py_writes(client, nets, run, tmp_path):
-    image = photo(333, 250, [(1, 1, 0), (2, 3, 1), (4, 2, 2)])[0]
+    image = scene(333, 250, [(1, 1, 0), (2, 3, 1), (4, 2, 2)])[0]
     path = save(tmp_path / "a.jpg", image)
     code, _, _, folder = run("--weights", nets["good"], "--source", path, "--fp32", "--save-json", "--nosave")
     written = json.loads((folder / "predictions.json").read_text())
@@ -55,8 +58,8 @@ def test_boxes_are_those_that_detect_py_writes(client, nets, run, tmp_path):
     np.testing.assert_allclose(np.array(found["boxes"])[:, :5], wanted, atol=2e-3)
 
 
-def test_thresholds_come_with_each_picture(client):
-    image = encoded(photo(160, 160, [(1, 1, 0)])[0])
+def test_thresholds_come_with_each_image(client):
+    image = encoded(scene(160, 160, [(1, 1, 0)])[0])
     assert len(client.detect(image)[1]["boxes"]) == 1
     assert client.detect(image, "&conf=1")[1]["boxes"] == []
     for wrong in ("2", "-1", "nan", "x"):
@@ -86,13 +89,13 @@ def test_a_network_that_cannot_be_loaded_is_a_sentence_and_the_others_stay(clien
     assert client.ask("POST", f"/api/open?model={client.first}", b"")[0] == 200
 
 
-def test_what_is_no_picture_is_refused_with_a_sentence(client):
-    image = encoded(photo(160, 160, [])[0])
+def test_what_is_no_image_is_refused_with_a_sentence(client):
+    image = encoded(scene(160, 160, [])[0])
     large = encoded(np.zeros((1001, 1000, 3), np.uint8))
-    for body, said in ((b"<html>", "is not a picture"), (b"", "is empty"), (large, "above the limit"),
+    for body, said in ((b"<html>", "that can be read"), (b"", "is empty"), (large, "above the limit"),
                        (image[:200], "truncated or damaged")):
         status, answer = client.detect(body)
-        assert status == 415 and said in answer["error"] and answer["error"].startswith("the picture sent")
+        assert status == 415 and said in answer["error"] and answer["error"].startswith("the image sent")
 
 
 def test_a_body_that_is_too_large_or_of_unknown_length_is_refused(client, monkeypatch):
@@ -100,11 +103,11 @@ def test_a_body_that_is_too_large_or_of_unknown_length_is_refused(client, monkey
     status, answer = client.detect(b"x" * 5000)
     assert status == 413 and "above the limit" in answer["error"]
     status, _, body = client.ask("POST", "/api/detect", iter([b"x"]), Transfer_Encoding="chunked")
-    assert status == 411 and b"Content-Length" in body
+    assert status == 400 and b"Content-Length" in body
 
 
 def test_pages_of_other_sites_and_foreign_names_are_turned_away(client):
-    image = encoded(photo(160, 160, [(1, 1, 0)])[0])
+    image = encoded(scene(160, 160, [(1, 1, 0)])[0])
     own = f"http://127.0.0.1:{client.port}"
     assert client.detect(image, Origin=own)[0] == 200
     assert client.detect(image, Host="localhost:1", Origin="http://localhost:1")[0] == 200
@@ -144,22 +147,76 @@ def test_a_client_that_goes_away_leaves_no_traceback_and_the_server_alive(client
     with socket.create_connection(("127.0.0.1", client.port)) as rude:
         rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         rude.sendall(b"GET /app.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    image, wanted = photo(160, 160, [(1, 1, 0)])
+    image, wanted = scene(160, 160, [(1, 1, 0)])
     assert len(client.detect(encoded(image))[1]["boxes"]) == len(wanted)
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_many_clients_at_once_get_their_own_boxes(client):
-    pictures = [photo(240, 320, [(2, k % 5, k % 3)]) for k in range(8)]
-    results: list = [None] * 8
+@pytest.mark.parametrize("head", [
+    "POST {} HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    "POST {} HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /a.js",
+    "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST {} HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    f"POST {{}} HTTP/1.1\r\nContent-Length: {'9' * 5000}\r\n\r\n", "GET //[ HTTP/1.1\r\n\r\n",
+    "GET \\x HTTP/9\r\n\r\n", "\r\n\r\n", f"GET / HTTP/1.1\r\n{'A: b' * 20_000}\r\n\r\n"])
+def test_a_request_that_could_be_read_two_ways_is_refused_once_and_its_connection_closed(client, head, capfd):
+    """A proxy before this server could take the rest for a second request, or the other way round."""
+    head = head.format("/api/detect").replace(" HTTP/1.1\r\n", " HTTP/1.1\r\nHost: localhost\r\n"
+                                              "Content-Type: image/png\r\n", 1)
+    with socket.create_connection(("127.0.0.1", client.port), 10) as line:
+        line.sendall(head.encode())
+        line.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := line.recv(65536):
+            answer += part
+    assert answer.count(b"HTTP/1.1 ") <= 1 and b" 200 " not in answer[:20]
+    assert b" 500 " not in answer[:20] and "Traceback" not in capfd.readouterr().err
+
+
+def test_proxies_show_the_page_under_https_and_under_names_that_origin_gives(nets):
+    server = listen("127.0.0.1", 0, ["https://cam.example.org:8443"])
+    networks = Networks(config(nets["good"]), list)
+    server.begin(networks, {"conf": 0.25, "iou": 0.45})
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    there, image = Client(server.server_port, networks.first), encoded(scene(160, 160, [(1, 1, 0)])[0])
+    for headers, status in (({"Host": "127.0.0.1:8443", "Origin": "https://127.0.0.1:8443"}, 200),
+                            ({"Host": "cam.example.org:8443", "Origin": "https://cam.example.org:8443"}, 200),
+                            ({"Origin": "https://cam.example.org:8443"}, 200),
+                            ({"Origin": "https://cam.example.org"}, 403), ({"Host": "example.org"}, 403),
+                            ({"Host": "127.0.0.1:8443", "Origin": "https://127.0.0.1:9"}, 403)):
+        assert there.detect(image, **headers)[0] == status, headers
+    server.shutdown()
+    server.server_close()
+
+
+def test_no_more_bodies_are_in_memory_than_the_limit_says(client, monkeypatch):
+    """Sixteen clients come at once; a network that is busy keeps them waiting before their body is read."""
+    image, read, go = encoded(scene(160, 160, [(1, 1, 0)])[0]), [], threading.Event()
+    monkeypatch.setattr(Networks, "detect", lambda *_: (read.append(1), go.wait(20)) and {"boxes": []})
+    threads = [threading.Thread(target=client.detect, args=(image,)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(read) >= 8)
+    time.sleep(0.3)
+    assert len(read) == 8
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(read) == 16
+
+
+def test_32_clients_at_once_get_their_own_boxes(client):
+    images = [scene(240, 320, [(2, k % 5, k % 3)]) for k in range(32)]
+    results: list = [None] * 32
 
     def ask(k: int) -> None:
-        results[k] = client.detect(encoded(pictures[k][0]))[1]
+        results[k] = client.detect(encoded(images[k][0]))[1]
 
-    threads = [threading.Thread(target=ask, args=(k,)) for k in range(8)]
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for (_, wanted), found in zip(pictures, results, strict=True):
+    for (_, wanted), found in zip(images, results, strict=True):
         match(np.array(found["boxes"])[:, [0, 1, 2, 3, 5]], wanted, 1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detection.outputs import save_picture
+from detection.outputs import save_image
 from evaluation import plots
 from evaluation.metrics import Metrics, evaluate_detections
 from tests.helpers.coco_cases import crowded
@@ -154,7 +154,7 @@ def test_the_sheet_takes_images_across_the_set_and_detections_above_the_confiden
     records = [Record(tmp_path / f"图 {i}.png", np.array([[1, 2, 3, 40, 50]], np.float32)[:i % 10])
                for i in range(20)]
     for i, record in enumerate(records):
-        save_picture(record.path, np.full((60, 80, 3), i, np.uint8))
+        save_image(record.path, np.full((60, 80, 3), i, np.uint8))
     rows = np.array([[i, 1, 2, 30, 40, score, 0] for i in range(20) for score in (0.9, 0.1)], dtype=float)
     drawn = []
     monkeypatch.setattr("detection.draw.draw",

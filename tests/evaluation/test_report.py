@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from detection.outputs import save_picture
+from detection.outputs import save_image
 from evaluation.metrics import evaluate_detections
 from evaluation.report import CLASS_COLUMNS, class_rows, write_report
 from utils.text import aligned, shown
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 def image(tmp_path):
     """A PNG file with a Chinese name."""
     path = tmp_path / "图.png"
-    save_picture(path, np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+    save_image(path, np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 import val
 from data.coco.locate import locate
 from data.coco.read import read_coco
-from detection.outputs import save_picture
+from detection.outputs import save_image
 from models.checkpoint import Checkpoint, save
 from models.heads import nms
 from models.heads.nms import Found
@@ -40,7 +40,7 @@ def data(tmp_path_factory) -> Path:
     rng, images, boxes = np.random.default_rng(0), [], []
     for i, (height, width) in enumerate([(200, 320), (300, 100), (64, 64), (333, 501), (90, 90)]):
         noise = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        save_picture(root / "images" / f"图 {i}.png", noise)
+        save_image(root / "images" / f"图 {i}.png", noise)
         images.append({"id": 10 * i, "file_name": f"图 {i}.png", "width": width, "height": height})
         for k in range(i % 3 + 1 if i < 4 else 0):
             boxes.append({"id": max(0, len(boxes) - 2), "image_id": 10 * i, "category_id": (7, 3)[k % 2],

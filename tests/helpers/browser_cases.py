@@ -34,7 +34,7 @@ def need_browser() -> None:
 
 @contextmanager
 def chromium(camera: Path | None = None) -> Iterator:
-    """A browser whose camera shows the MJPEG file again and again, or a test picture."""
+    """A browser whose camera shows the MJPEG file again and again, or a test image."""
     from playwright.sync_api import sync_playwright
     with sync_playwright() as api:
         browser = launch(api.chromium, camera)
@@ -69,7 +69,7 @@ class Page:
         return self
 
     def boxes(self, file: Path) -> np.ndarray:
-        """Boxes [N, 6] (xyxy px, score, class) of a picture that is opened."""
+        """Boxes [N, 6] (xyxy px, score, class) of an image that is opened."""
         self.page.evaluate("window.seen = []")
         self.page.set_input_files("#file", file)
         return self.seen(1)[0]
@@ -84,7 +84,7 @@ class Page:
             raise AssertionError(f"no boxes after 30 s: {self.text('status')}; {self.faults}")
         return [np.array(rows, float).reshape(-1, 6) for rows in self.page.evaluate("window.seen")]
 
-    def pictures(self, count: int) -> list[tuple[bytes, np.ndarray]]:
+    def images(self, count: int) -> list[tuple[bytes, np.ndarray]]:
         """The next `count` frames as PNG, and the boxes found on each."""
         self.page.evaluate(KEEP, count)
         self.page.evaluate("window.seen = []")

@@ -1,4 +1,4 @@
-"""A network set by hand that finds cells of pure colour and nothing else, and pictures with such cells."""
+"""A network set by hand that finds cells of pure colour and nothing else, and images with such cells."""
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 import detect
-from detection.video import VideoFile
+from detection.video import Recorder, VideoInfo
 from tests.helpers.scripts import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,9 +53,9 @@ def running(capsys, monkeypatch, tmp_path: Path) -> Iterator[Callable]:
     yield go
 
 
-def photo(height: int, width: int, cells: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture whose (row, column, class) cells of the network's input are of pure colour, and those
-    boxes [N, 5] (xyxy px of the picture, class)."""
+def scene(height: int, width: int, cells: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """A grey image whose (row, column, class) cells of the network's input are of pure colour, and those
+    boxes [N, 5] (xyxy px of the image, class)."""
     image, boxes = np.full((height, width, 3), 114, np.uint8), []
     scale = min(SIZE / height, SIZE / width)
     left, top = (SIZE - round(width * scale)) // 2, (SIZE - round(height * scale)) // 2
@@ -79,10 +79,10 @@ def save(path: Path, image: np.ndarray) -> Path:
 
 def film(path: Path, frames: int, size: tuple[int, int] = (240, 320), fps: float = 12.5) -> np.ndarray:
     """A video of one red and one green cell; the boxes of every frame."""
-    image, boxes = photo(*size, [(2, 1, 0), (3, 3, 1)])
-    video = VideoFile(path, fps, size[1], size[0])
-    for _ in range(frames):
-        video.write(image)
+    image, boxes = scene(*size, [(2, 1, 0), (3, 3, 1)])
+    video = Recorder(path.with_suffix(""), live=path.suffix == ".mkv")
+    for k in range(frames):
+        video.write(image, k / fps, VideoInfo(fps, 0, size[1], size[0]))
     video.close()
     return boxes
 

@@ -15,21 +15,21 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.detect_cases import ROOT, photo
+from tests.helpers.detect_cases import ROOT, scene
 
 SYSTEM_PYTHON = "/usr/bin/python3"
-RTSP_SERVER = ROOT / "tests" / "rtsp_server.py"
+RTSP_SERVER = ROOT / "tests" / "helpers" / "rtsp_server.py"
 
 
 class MjpegCamera:
-    """A camera that sends `picture(k)` (uint8 BGR) over HTTP at `fps`, to who knows its `login`.
+    """A camera that sends `image(k)` (uint8 BGR) over HTTP at `fps`, to who knows its `login`.
 
     `begin` opens its port (the same each time), `kill` closes it and cuts all connections; while `still` is
     set it accepts and sends nothing.
     """
 
-    def __init__(self, picture: Callable[[int], np.ndarray], fps: float = 25.0) -> None:
-        self.picture, self.fps, self.port = picture, fps, 0
+    def __init__(self, image: Callable[[int], np.ndarray], fps: float = 25.0) -> None:
+        self.image, self.fps, self.port = image, fps, 0
         self.still, self.sent, self.login = threading.Event(), 0, ""
         self._server: http.server.ThreadingHTTPServer | None = None
         self._lines: set[socket.socket] = set()
@@ -54,6 +54,9 @@ class MjpegCamera:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
+    def encode(self, k: int) -> bytes:
+        return cv2.imencode(".jpg", self.image(k), [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+
     def _serve(self, to: http.server.BaseHTTPRequestHandler) -> None:
         server = self._server
         while self.still.is_set() and server is self._server:
@@ -68,7 +71,7 @@ class MjpegCamera:
         to.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         to.end_headers()
         while server is self._server:
-            data = cv2.imencode(".jpg", self.picture(self.sent), [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+            data = self.encode(self.sent)
             to.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data))
             to.wfile.write(data + b"\r\n")
             self.sent += 1
@@ -111,17 +114,17 @@ class FileCapture:
 
 
 def coloured(height: int = 240, width: int = 320) -> np.ndarray:
-    """A BGR picture of one red and one green cell, which the network set by hand finds."""
-    return photo(height, width, [(2, 1, 0), (3, 3, 1)])[0][:, :, ::-1].copy()
+    """A BGR image of one red and one green cell, which the network set by hand finds."""
+    return scene(height, width, [(2, 1, 0), (3, 3, 1)])[0][:, :, ::-1].copy()
 
 
 def numbered(k: int, height: int = 24, width: int = 32) -> np.ndarray:
-    """A BGR picture that carries the number k (0..65535)."""
+    """A BGR image that carries the number k (0..65535)."""
     return np.full((height, width, 3), (k % 256, k // 256, 0), np.uint8)
 
 
 def number_of(image: np.ndarray) -> int:
-    """The number that an RGB picture of `numbered` carries."""
+    """The number that an RGB image of `numbered` carries."""
     return int(image[0, 0, 2]) + 256 * int(image[0, 0, 1])
 
 

@@ -1,9 +1,15 @@
 """Flags and requests for tests of detect.py --serve."""
 import http.client
 import json
-from argparse import Namespace
+from pathlib import Path
 
-FLAGS = Namespace(device="cpu", half=False, fp32=True, imgsz=None, max_det=300, classes=None, threads=1)
+from detection.detector import NetworkConfig
+
+
+def config(weights: Path) -> NetworkConfig:
+    """A network in torch and fp32 on one thread."""
+    return NetworkConfig(str(weights), imgsz=None, device="cpu", half=False, fp32=True, threads=1,
+                         conf_thres=0.25, iou_thres=0.45, max_det=300, classes=None, max_pixels=10 ** 8)
 
 
 class Client:
@@ -21,6 +27,6 @@ class Client:
         connection.close()
         return answer.status, dict(answer.getheaders()), content
 
-    def detect(self, picture: bytes, query: str = "", **headers: str) -> tuple[int, dict]:
-        status, _, body = self.ask("POST", f"/api/detect?model={self.first}{query}", picture, **headers)
+    def detect(self, image: bytes, query: str = "", **headers: str) -> tuple[int, dict]:
+        status, _, body = self.ask("POST", f"/api/detect?model={self.first}{query}", image, **headers)
         return status, json.loads(body)

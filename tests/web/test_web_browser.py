@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from detection.serve import app
-from detection.serve.port import listen
+from detection.serve.app import listen
+from detection.serve.networks import Networks
 from tests.helpers.browser_cases import Page, chromium, launch, mjpeg, need_browser, served, web_folder
-from tests.helpers.detect_cases import ROOT, match, photo, save
-from tests.helpers.serve_cases import FLAGS
+from tests.helpers.detect_cases import ROOT, film, match, save, scene
+from tests.helpers.serve_cases import config
 
 SURE = 0.3                         # boxes with this score must be among the other side's, whose least is 0.25
 VOC5 = ROOT / "weights" / "micro-yolo-voc5.pt"
@@ -21,9 +21,9 @@ VOC5 = ROOT / "weights" / "micro-yolo-voc5.pt"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """One browser for all tests here; its camera shows a red cell that goes through the picture."""
+    """One browser for all tests here; its camera shows a red cell that goes through the image."""
     need_browser()
-    frames = [photo(480, 640, [(2, k // 3 % 5, 0)])[0] for k in range(15)]
+    frames = [scene(480, 640, [(2, k // 3 % 5, 0)])[0] for k in range(15)]
     with chromium(mjpeg(tmp_path_factory.mktemp("camera") / "cells.mjpeg", frames)) as found:
         yield found
 
@@ -38,7 +38,7 @@ def static(browser, nets, tmp_path_factory):
 def serving_page(weights: Path) -> tuple[str, object]:
     """The address of a server in this process, and the server."""
     server = listen("127.0.0.1", 0)
-    networks = app.Networks(str(weights), app.Loader(FLAGS), list)
+    networks = Networks(config(weights), list)
     server.begin(networks, {"conf": 0.25, "iou": 0.45})
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     return server.address, server
@@ -64,23 +64,23 @@ def voc5(browser, tmp_path_factory):
 
 
 @cache
-def python_networks(weights: Path) -> app.Networks:
+def python_networks(weights: Path) -> Networks:
     """Python's side of a comparison."""
-    return app.Networks(str(weights), app.Loader(FLAGS), list)
+    return Networks(config(weights), list)
 
 
-def python_boxes(weights: Path, picture: Path) -> np.ndarray:
-    """Boxes [N, 6] of a picture, by what detect.py uses."""
+def python_boxes(weights: Path, image: Path) -> np.ndarray:
+    """Boxes [N, 6] of an image, by what detect.py uses."""
     networks = python_networks(weights)
-    found = networks.detect(networks.first, np.fromfile(picture, np.uint8), 0.25, 0.45)
+    found = networks.detect(networks.first, np.fromfile(image, np.uint8), 0.25, 0.45)
     return np.array(found["boxes"]).reshape(-1, 6)
 
 
 @pytest.mark.parametrize("kind", ["static", "live"])
-def test_boxes_of_a_picture_in_the_browser_are_python_s(kind, request, browser, nets, tmp_path):
+def test_boxes_of_an_image_in_the_browser_are_python_s(kind, request, browser, nets, tmp_path):
     page = Page(browser, request.getfixturevalue(kind), locale="en-GB").ready()
     for name, shape in (("a.png", (240, 320)), ("b.jpg", (333, 250)), ("c.png", (90, 120))):
-        image, wanted = photo(*shape, [(2, 1, 0), (1, 3, 1), (3, 3, 2)])
+        image, wanted = scene(*shape, [(2, 1, 0), (1, 3, 1), (3, 3, 2)])
         path = save(tmp_path / name, image)
         found = page.boxes(path)
         match(found[:, [0, 1, 2, 3, 5]], wanted, 2.0)
@@ -92,10 +92,36 @@ def test_boxes_of_a_picture_in_the_browser_are_python_s(kind, request, browser, 
     page.page.fill("#score", "0.95")
     before = len(page.seen(1))
     assert len(page.seen(before + 1)[-1]) == (found[:, 4] > 0.95).sum()
-    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no image")
     page.page.set_input_files("#file", tmp_path / "torn.jpg")
-    page.says("cannot open the file as a picture or a video: torn.jpg")
+    page.says("cannot open the file as an image or a video: torn.jpg")
+    assert [page.text(name) for name in ("fps", "count", "found")] == ["–", "–", ""], "nothing of the last"
     page.close()
+
+
+def test_a_stopped_video_leaves_no_figures(browser, live, tmp_path):
+    film(tmp_path / "v.mp4", 25)
+    page = Page(browser, live).ready()
+    page.page.set_input_files("#file", tmp_path / "v.mp4")
+    assert page.text("count") == "–" or page.seen(2)
+    page.seen(3)
+    page.page.click("#stop")
+    assert [page.text(name) for name in ("fps", "network", "total", "count", "found")] == [*"––––", ""]
+    page.close()
+
+
+def test_the_server_s_refusals_are_told_in_the_page_s_language(browser, live, tmp_path):
+    """Of an image that the browser reads and the server does not."""
+    image = save(tmp_path / "a.png", scene(240, 320, [(2, 1, 0)])[0])
+    chinese = "服务器无法把该文件作为图片读取"
+    for locale, said in (("en-GB", "The server says: the image sent"), ("zh-CN", chinese)):
+        page = Page(browser, live, locale=locale).ready()
+        page.context.route("**/api/detect*", lambda route: route.fulfill(
+            status=415, json={"error": "the image sent: is damaged"}))
+        page.page.set_input_files("#file", image)
+        page.says(said)
+        assert page.text("count") == "–"
+        page.close()
 
 
 @pytest.mark.parametrize("kind", ["static", "live"])
@@ -120,7 +146,7 @@ def test_a_video_file_is_detected_frame_by_frame(browser, static, tmp_path):
     if not video.isOpened():
         pytest.skip("this OpenCV writes no WebM")
     for k in range(20):
-        video.write(photo(320, 320, [(k // 4, 2, 1)])[0][:, :, ::-1])
+        video.write(scene(320, 320, [(k // 4, 2, 1)])[0][:, :, ::-1])
     video.release()
     page = Page(browser, static).ready()
     page.page.set_input_files("#file", path)
@@ -163,12 +189,12 @@ def test_the_benchmark_measures_and_names_the_file_it_ran(browser, static, tmp_p
     page.close()
 
 
-def test_boxes_of_photographs_by_trained_weights_are_python_s(browser, voc5, shared):
-    pictures = [shared / "voc5" / "images" / name for name in ("000737.jpg", "001348.jpg", "000005.jpg")]
+def test_boxes_of_real_images_by_trained_weights_are_python_s(browser, voc5, shared):
+    paths = [shared / "voc5" / "images" / name for name in ("000737.jpg", "001348.jpg", "000005.jpg")]
     folder, address = voc5
     for where in (folder, address):
         page = Page(browser, where).ready()
-        for path in pictures:
+        for path in paths:
             wanted, found = python_boxes(VOC5, path), page.boxes(path)
             sure = wanted[wanted[:, 4] > SURE]
             assert len(sure) >= 1 and farthest(sure, found) <= 2
@@ -183,7 +209,7 @@ def test_boxes_on_a_camera_that_shows_a_real_road_are_python_s(browser, voc5, sh
     second = launch(browser.browser_type, mjpeg(tmp_path / "road.mjpeg", frames))
     page = Page(second, voc5[0]).ready()
     page.page.click("#camera")
-    pairs = page.pictures(5)
+    pairs = page.images(5)
     page.close()
     second.close()
     sure = []

@@ -28,8 +28,8 @@ LIMITS = [(0.25, 0.45, 300), (0.001, 0.6, 100), (0.6, 0.0, 300), (0.3, 1.0, 7), 
 SIZES = [(w, h, s) for w in (1, 2, 3, 333, 640, 1919) for h in (1, 5, 479, 1080) for s in (32, 320, 416)]
 
 
-def pictures() -> list[np.ndarray]:
-    """Smooth pictures with noise and hard edges, one a shape."""
+def images() -> list[np.ndarray]:
+    """Smooth images with noise and hard edges, one a shape."""
     draw, made = np.random.default_rng(3), []
     for height, width in SHAPES:
         rough = draw.integers(0, 256, (max(1, height // 9), max(1, width // 9), 3)).astype(np.uint8)
@@ -54,13 +54,13 @@ def random_maps(number: int, classes: int) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[dict, dict, Path]:
-    """The cases, what JavaScript answered, and the folder of its pictures."""
+    """The cases, what JavaScript answered, and the folder of its images."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, absent here")
     folder = tmp_path_factory.mktemp("web")
     cases: dict = {"letterboxes": [], "maps": [], "boxes": [], "sizes": SIZES}
-    for k, image in enumerate(pictures()):
+    for k, image in enumerate(images()):
         rgba = np.concatenate((image, np.full((*image.shape[:2], 1), 255, np.uint8)), 2)
         rgba.tofile(folder / f"picture{k}")
         height, width = image.shape[:2]
@@ -83,7 +83,7 @@ def both(tmp_path_factory) -> tuple[dict, dict, Path]:
     return cases, json.loads((folder / "answers.json").read_text()), folder
 
 
-def test_a_picture_lies_where_python_puts_it(both):
+def test_an_image_lies_where_python_puts_it(both):
     _, answers, _ = both
     for (width, height, size), found in zip(SIZES, answers["sizes"], strict=True):
         assert tuple(found[name] for name in PLACE) == tuple(letterbox_geometry(height, width, size))
@@ -91,7 +91,7 @@ def test_a_picture_lies_where_python_puts_it(both):
 
 def test_letterboxed_pixels_differ_from_python_s_by_one_at_most(both):
     _, answers, folder = both
-    for k, image in enumerate(pictures()):
+    for k, image in enumerate(images()):
         wanted, place = letterbox(image, 416)
         found = np.fromfile(folder / f"picture{k}.out", np.uint8).reshape(3, 416, 416).transpose(1, 2, 0)
         off = np.abs(found.astype(int) - wanted)
@@ -111,7 +111,7 @@ def test_boxes_of_random_maps_are_python_s_in_the_same_order(both):
     assert max(n for n, _ in counts) > 90 and max(d for _, d in counts) >= 3 and counts[-1][0] == 0
 
 
-def test_boxes_return_to_the_photo_as_in_python(both):
+def test_boxes_return_to_the_image_as_in_python(both):
     cases, answers, _ = both
     for case, found in zip(cases["boxes"], answers["boxes"], strict=True):
         place = letterbox_geometry(case["height"], case["width"], case["size"])

@@ -1,6 +1,6 @@
 // What web/detect.js makes of the cases in the folder given: cases.json names raw files, answers.json takes the results.
 import { readFileSync, writeFileSync } from 'node:fs';
-import { detections, geometry, letterbox, scaleBack } from '../web/detect.js';
+import { detections, geometry, letterbox, scaleBack } from '../../web/detect.js';
 
 const folder = process.argv[2];
 const bytes = (name) => readFileSync(`${folder}/${name}`);

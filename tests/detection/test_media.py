@@ -1,0 +1,250 @@
+"""Media as devices and programs make them: damaged frames, odd times and names, animations, overwriting."""
+import json
+import os
+import re
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.sources import open_source, printable, unique_names
+from detection.video import Recorder, VideoInfo, probe, read
+from tests.helpers.detect_cases import film, save, scene
+from utils.errors import DataError
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+
+
+def coded(path: Path, codec: str, times: list[float], **options: str) -> Path:
+    """A video by PyAV itself: frame k is 5 * k bright and shown at times[k] (s)."""
+    size = 64, 96
+    with av.open(f"file:{path}", "w") as out:
+        stream = out.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        noise = np.random.default_rng(0).integers(0, 40, (*size, 3))
+        for k, at in enumerate(times):
+            frame = av.VideoFrame.from_ndarray((noise + 5 * k).astype(np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * at), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def damage(path: Path, number: int) -> None:
+    """Overwrites packet `number` of a video with zeros."""
+    with av.open(f"file:{path}") as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+        place, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[place + 12:place + size] = bytes(size - 12)
+    path.write_bytes(data)
+
+
+def times_of(path: Path) -> list[float]:
+    with av.open(f"file:{path}") as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), [
+    ("a.avi", "mjpeg", {}), ("a.mkv", "libvpx", {"g": "5"}),
+    ("a.mp4", "libvpx-vp9", {"g": "5"}), ("a.ts", "mpeg4", {})])
+def test_a_damaged_frame_is_passed_over_and_named(tmp_path, name, codec, options):
+    path = coded(tmp_path / name, codec, [k / 10 for k in range(40)], **options)
+    damage(path, 20)
+    source = open_source(str(path))
+    frames = list(source)
+    assert 34 <= len(frames) <= 40 and frames[-1].seconds == pytest.approx(3.9, abs=0.11)
+    if len(frames) < 39:
+        assert "damaged frames" in source.faults[0][1] or "only" in source.faults[0][1]
+
+
+def test_what_a_video_lacks_is_counted_and_told(tmp_path, nets, run):
+    path = coded(tmp_path / "a.mkv", "mjpeg", [k / 10 for k in range(40)])
+    for number in (10, 20, 21):
+        damage(path, number)
+    code, out, _, folder = run("--weights", nets["good"], "--source", path)
+    assert code == 0 and "37 frames" in out
+    assert re.search(r"a\.mkv: 3 damaged frames, the first at (0\.9\d|1\.0\d) s; only 37 of 40 frames", out)
+    assert "1 files could not be read or not to their end" in out
+    wanted = [k / 10 for k in range(40) if k not in (10, 20, 21)]
+    assert times_of(folder / "a.mp4") == pytest.approx(wanted, abs=0.05)
+
+
+def test_a_video_of_nothing_but_damage_ends_soon(tmp_path):
+    path = coded(tmp_path / "a.avi", "mjpeg", [k / 10 for k in range(300)])
+    head = path.read_bytes()[:5000]
+    path.write_bytes(head + os.urandom(2_000_000))
+    try:
+        assert len(list(open_source(str(path)))) < 40
+    except DataError as error:
+        assert "a.avi" in str(error)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_variable_rates_keep_their_times_and_pixels_their_aspect(tmp_path, nets, run, suffix):
+    times = [0.2 * k for k in range(20)] + [4 + 0.04 * k for k in range(20)]
+    path = coded(tmp_path / f"a{suffix}", "libvpx-vp9", times)
+    with av.open(str(path)) as container, av.open(str(tmp_path / f"wide{suffix}"), "w") as out:
+        stream = out.add_stream_from_template(container.streams.video[0])
+        stream.sample_aspect_ratio = Fraction(4, 3)
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    code, _, _, folder = run("--weights", nets["good"], "--source", tmp_path / f"wide{suffix}")
+    assert code == 0 and times_of(folder / "wide.mp4") == pytest.approx(times, abs=0.002)
+    info = probe(folder / "wide.mp4")
+    assert (info.width, info.height) == (96, 64) and info.aspect == probe(tmp_path / f"wide{suffix}").aspect
+
+
+def test_a_video_whose_frames_change_size_is_written_in_parts_and_said(tmp_path, nets, run):
+    path, images = tmp_path / "a.mjpeg", [scene(240, width, [(2, 1, 0)])[0] for width in (320, 160)]
+    path.write_bytes(b"".join(jpeg(image) for image in images for _ in range(8)))
+    code, out, _, folder = run("--weights", nets["good"], "--source", path)
+    assert code == 0 and "16 frames, 16 boxes" in out and "continues in a-part2.mp4, at 160x240 px" in out
+    for name, width in (("a.mp4", 320), ("a-part2.mp4", 160)):
+        assert probe(folder / name).width == width and len(times_of(folder / name)) == 8
+
+
+def test_a_written_video_is_vp9_that_ffmpeg_and_opencv_read(tmp_path):
+    path = tmp_path / "a.mp4"
+    film(path, 12)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name in ("vp9", "libvpx-vp9") and stream.frames == 12
+        assert stream.average_rate == Fraction(25, 2)
+    capture = cv2.VideoCapture(str(path))
+    assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 12
+
+
+def test_names_with_a_colon_or_that_are_no_unicode_are_read_and_written(tmp_path, nets, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "12:30:05.mp4", 3)
+    assert len(list(open_source("12:30:05.mp4"))) == 3
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"caf\xe9.jpg", b"\x1b]0;x\x07.jpg", "视".encode() * 80 + b".jpg"):
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        path.write_bytes(jpeg(scene(160, 160, [(1, 1, 0)])[0]))
+    Path(os.fsdecode(os.fsencode(folder) + b"/torn\xe9.jpg")).write_bytes(b"x")
+    code, out, err, made = run("--weights", nets["good"], "--source", folder, "--save-txt", "--save-json",
+                               "--save-crop")
+    assert code == 0 and "3 frames, 3 boxes" in out, err
+    assert out.isprintable() or "\x1b" not in out and "left out:" in out
+    assert len(list((made / "labels").iterdir())) == 3 and len(list((made / "crops" / "red").iterdir())) == 3
+    names = {row["file_name"] for row in json.loads((made / "predictions.json").read_text(encoding="utf-8"))}
+    assert printable("caf\udce9.jpg") in names and all(name.encode() for name in names)
+
+
+def test_labels_of_a_video_s_frame_and_of_an_image_of_its_name_do_not_meet():
+    given = ("clip_000001.jpg", "clip.mp4", "clip.avi", "clip_2_000003.png", "x" * 300, "x" * 301 + ".jpg")
+    names = unique_names(tuple(map(Path, given)))
+    assert names[1] == "clip.mp4" and names[2] == "clip_2.avi"
+    frames = {f"{Path(name).stem}_{k:06d}" for name in names[1:3] for k in range(9)}
+    assert not frames & {Path(name).stem for name in names}
+    assert len({Path(name).stem for name in names}) == 6 and max(len(name.encode()) for name in names) < 220
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_animation_is_read_to_its_end_with_its_times(tmp_path, nets, run, suffix):
+    images = [Image.fromarray(scene(160, 160, [(1, k % 5, 0)])[0]) for k in range(6)]
+    exact = {"lossless": True} if suffix == ".webp" else {}
+    images[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=images[1:],
+                   duration=[200, 100, 100, 300, 100, 100], **exact)
+    images[0].save(tmp_path / f"still{suffix}", **exact)
+    frames = list(open_source(str(tmp_path / f"a{suffix}")))
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.2, 0.3, 0.4, 0.7, 0.8])
+    code, out, _, folder = run("--weights", nets["good"], "--source", tmp_path, "--save-txt")
+    assert code == 0 and "7 frames, 7 boxes" in out
+    assert times_of(folder / "a.mp4") == pytest.approx([0, 0.2, 0.3, 0.4, 0.7, 0.8], abs=0.001)
+    assert len(list((folder / "labels").iterdir())) == 7 and (folder / "still.jpg").is_file()
+
+
+def test_what_a_folder_holds_beside_is_named_and_counted(tmp_path):
+    save(tmp_path / "a.png", scene(60, 60, [])[0])
+    for name in ("IMG_1.HEIC", "IMG_2.HEIC", "b.cr2", "notes.txt", "instances.json", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "clip.MTS").write_bytes(bytes(500))
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(40 * 2 ** 30)
+    source = open_source(str(tmp_path))
+    assert [frame.name for frame in source] == ["a.png"]
+    said = [reason for _, reason in source.faults]
+    assert len(said) == 4 and "b.cr2: .cr2 is not supported" in said[1]
+    assert "IMG_1.HEIC and 1 more: .HEIC is not supported: pip install pillow-heif" in said[0]
+    assert "clip.MTS: not a readable video" in said[2] and "huge.jpg: has 40.0 GiB" in said[3]
+
+
+def test_an_image_that_jpeg_cannot_hold_is_written_as_png(tmp_path, nets, run):
+    image = np.full((10, 70_000, 3), 114, np.uint8)
+    save(tmp_path / "in" / "a.bmp", image)
+    code, out, err, folder = run("--weights", nets["good"], "--source", tmp_path / "in")
+    assert code == 0 and (folder / "a.png").is_file(), err
+
+
+def test_a_video_that_claims_too_many_pixels_is_refused(tmp_path):
+    film(tmp_path / "a.mp4", 2)
+    with pytest.raises(DataError, match="320x240 px, above the limit of 1,000"):
+        open_source(str(tmp_path / "a.mp4"), 1000)
+
+
+def test_a_turned_video_is_read_upright(tmp_path):
+    path = coded(tmp_path / "a.mp4", "mpeg4", [k / 10 for k in range(4)])
+    data = path.read_bytes()
+    unit = b"\x00\x01\x00\x00" + bytes(12) + b"\x00\x01\x00\x00" + bytes(12) + b"\x40\x00\x00\x00"
+    turn = bytes(4) + b"\x00\x01\x00\x00" + bytes(4) + b"\xff\xff\x00\x00" + bytes(16) + b"\x40\x00\x00\x00"
+    place = data.index(unit, data.index(b"tkhd"))
+    path.write_bytes(data[:place] + turn + data[place + len(unit):])
+    wanted = cv2.VideoCapture(str(path)).read()[1][:, :, ::-1]
+    image, _ = next(read(path))
+    info = probe(path)
+    assert image.shape == wanted.shape == (96, 64, 3) and (info.width, info.height) == (64, 96)
+    assert np.abs(image.astype(int) - wanted).mean() < 3
+
+
+def test_results_are_never_written_over_the_source_or_what_no_detection_wrote(tmp_path, nets, run):
+    place = tmp_path / "out" / "exp"
+    image = save(place / "a.jpg", scene(160, 160, [(1, 1, 0)])[0])
+    before = image.read_bytes()
+    flags = ("--weights", nets["good"], "--name", "exp", "--exist-ok")
+    for source in (place, image, tmp_path / "out" / ".." / "out" / "exp" / "*.jpg"):
+        code, _, err, _ = run(*flags, "--source", source)
+        assert code == 2 and "holds the source" in err and "--name" in err
+    other = save(tmp_path / "b.jpg", scene(160, 160, [(1, 1, 0)])[0])
+    (place / "args.json").write_text('{"epochs": 3}')
+    code, _, err, _ = run(*flags, "--source", other)
+    assert code == 2 and "holds a.jpg and is not the folder of a detection" in err
+    assert image.read_bytes() == before
+    assert sorted(path.name for path in place.iterdir()) == ["a.jpg", "args.json"]
+    for _ in range(2):
+        assert run("--weights", nets["good"], "--name", "again", "--exist-ok", "--source", other)[0] == 0
+
+
+def test_frames_of_equal_or_falling_times_are_written_one_after_the_other(tmp_path):
+    video = Recorder(tmp_path / "a", live=False)
+    for at in (0, 0.1, 0.1, 0.05, 0.3):
+        video.write(np.zeros((48, 64, 3), np.uint8), at, VideoInfo(10, 0, 64, 48))
+    video.close()
+    times = times_of(tmp_path / "a.mp4")
+    assert len(times) == 5 and times == sorted(set(times)) and times[-1] == pytest.approx(0.3, abs=0.001)
+
+
+def test_ffmpeg_agrees_on_the_times(tmp_path):
+    try:
+        subprocess.run(["ffprobe", "-version"], capture_output=True, check=True)
+    except OSError:
+        pytest.skip("needs ffprobe")
+    film(tmp_path / "a.mp4", 5, fps=25.0)
+    done = subprocess.run(["ffprobe", "-v", "error", "-show_entries", "packet=pts_time", "-of", "csv=p=0",
+                           tmp_path / "a.mp4"], capture_output=True, text=True, check=True)
+    times = [float(line.strip(",")) for line in done.stdout.split()]
+    assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
