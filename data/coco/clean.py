@@ -11,7 +11,7 @@ import numpy as np
 from data.images import Inspection, turn_boxes
 
 WORST_BAD_SHARE = 0.2              # more unreadable boxes than this: the file is not what it claims to be
-HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not an object outside the picture
+HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not an object outside the image
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fault:
 class Boxes(NamedTuple):
     """The boxes of a set, one row each, n rows."""
 
-    image: np.ndarray              # int64 [n] position of the picture in the file's `images`
+    image: np.ndarray              # int64 [n] position of the image in the file's `images`
     label: np.ndarray              # int64 [n] class 0..K-1
     xyxy: np.ndarray               # float64 [n, 4] px
     area: np.ndarray               # float64 [n] px^2, of the mask where the file gives it
@@ -36,24 +36,24 @@ class Boxes(NamedTuple):
     row: np.ndarray                # int64 [n] position in the file's `annotations`, for messages
 
     def where(self, keep: np.ndarray) -> "Boxes":
-        """The rows picked by a boolean or index array."""
+        """Return the rows picked by a boolean or index array."""
         return Boxes(*(column[keep] for column in self))
 
 
 def id_key(value: object) -> str:
-    """How ids are compared: 7, 7.0 (as tables write it) and "7" are the same."""
+    """Return an id as ids are compared: 7, 7.0 (as tables write it) and "7" are the same."""
     return str(int(value)) if type(value) is float and value.is_integer() else str(value)
 
 
 def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False,
           count: int | None = None) -> list[Fault]:
-    """The fault as a list: empty when there is no example."""
+    """Return the fault as a list: empty when there is no example."""
     count = len(examples) if count is None else count
     return [Fault(rule, count, tuple(examples[:3]), fatal, advice)] if count else []
 
 
 def report_faults(faults: Sequence[Fault]) -> list[str]:
-    """One aligned sentence a fault, the fatal ones first: severity, rule, count, advice, first examples."""
+    """Return an aligned line per fault, fatal ones first: severity, rule, count, advice, first examples."""
     rule_width = max((len(f.rule) for f in faults), default=0)
     count_width = max((len(f"{f.count:,}") for f in faults), default=0)
     lines = []
@@ -66,10 +66,9 @@ def report_faults(faults: Sequence[Fault]) -> list[str]:
 
 def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: Mapping[str, int],
                drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
-    """Readable boxes of known pictures and classes, and what was wrong with the others.
+    """Return the readable boxes of known images and classes, and what was wrong with the others.
 
-    `positions` leads from id_key(image id) to a place in `images`, `classes` from id_key(category id) to the
-    class.
+    `positions` leads from id_key(image id) to a place in `images`, `classes` from id_key(category id).
     """
     image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
@@ -78,7 +77,7 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
     crowd = np.array([a.get("iscrowd") in (1, True, "1") for a in annotations], bool)
     orphan, unknown, broken = image < 0, label < 0, np.isnan(xywh).any(1)
     faults = fault("annotation-without-image", _name(annotations, np.flatnonzero(orphan), "image_id"),
-                   "boxes of a picture that is not in `images`, dropped")
+                   "boxes of an image that is not in `images`, dropped")
     faults += _unknown_categories(annotations, np.flatnonzero(unknown & ~orphan), drop_unknown)
     share = broken.sum() / max(1, len(annotations))
     faults += fault("unreadable-box", _name(annotations, np.flatnonzero(broken), "bbox"),
@@ -95,12 +94,10 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
 
 def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: Sequence[Inspection],
               trust: str | None) -> tuple[Boxes, list[Fault]]:
-    """Boxes of positive size inside their pictures, in px of the pictures as decoded, and what was changed or
-    dropped.
+    """Return boxes of positive size inside their images (px as decoded), and what was changed or dropped.
 
-    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the pictures are. With
-    trust "image" the boxes follow the pictures: scaled, or turned where the file describes the picture before
-    EXIF rotation.
+    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the images are. With
+    trust "image" boxes follow the images: scaled, or turned where the size before EXIF rotation is stated.
     """
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
     limit = size[boxes.image]
@@ -114,17 +111,17 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
     clipped = np.concatenate((boxes.xyxy[:, :2].clip(0, limit), boxes.xyxy[:, 2:].clip(0, limit)), 1)
     moved = np.abs(clipped - boxes.xyxy).max(1, initial=0)
     gone = (moved > 0) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=np.inf) < 1)
-    faults += fault("box-outside-picture", _name(annotations, boxes.row[gone], "bbox"),
-                    "boxes with less than 1 px inside their picture, dropped")
+    faults += fault("box-outside-image", _name(annotations, boxes.row[gone], "bbox"),
+                    "boxes with less than 1 px inside their image, dropped")
     faults += fault("box-over-the-edge", _name(annotations, boxes.row[(moved > 1) & ~gone], "bbox"),
-                    "boxes clipped to their picture")
+                    "boxes clipped to their image")
     whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
     area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)   # a mask is no larger than its box
     return boxes._replace(xyxy=clipped, area=area).where(~gone), faults
 
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
-    """Boxes moved from the stated to the real size of their pictures."""
+    """Move boxes from the stated to the real size of their images."""
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)[boxes.image]
     was = stated[boxes.image]
     orientation = np.array([r.orientation for r in real], np.int64)[boxes.image]
@@ -139,19 +136,19 @@ def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Box
 
 
 def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
-    """A loud warning when boxes look like two corners where COCO wants corner, width and height."""
+    """Return a loud warning when boxes look like two corners where COCO wants corner, width and height."""
     x, y, w, h = boxes.xyxy[:, 0], boxes.xyxy[:, 1], *(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
     over = (boxes.xyxy[:, 2:] > limit + 1).any(1)
     like_corners = (w > x) & (h > y) & (w <= limit[:, 0] + 1) & (h <= limit[:, 1] + 1)
     if len(over) < 4 or over.mean() < 0.3 or like_corners.mean() < 0.9:
         return []
     return [Fault("corners-instead-of-size", int(over.sum()), (), False,
-                  "boxes reach beyond their pictures and all read well as x1, y1, x2, y2: this file is "
+                  "boxes reach beyond their images and all read well as x1, y1, x2, y2: this file is "
                   "probably NOT in COCO's x, y, width, height; convert it before training")]
 
 
 def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -> list[Fault]:
-    """The fault of category ids that `categories` does not list, with the boxes of each."""
+    """Return the fault of category ids that `categories` does not list, with the boxes of each."""
     tally = Counter(id_key(annotations[i].get("category_id")) for i in rows)
     examples = [f"category id {key}: {count:,} boxes" for key, count in tally.most_common()]
     advice = "boxes dropped, their category is not in `categories`" if drop else \
@@ -160,7 +157,7 @@ def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -
 
 
 def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
-    """How messages call the annotations in these rows; only the first three are spelled out."""
+    """Return how messages call the annotations in these rows; only the first three are spelled out."""
     spelled = []
     for a, number in ((annotations[i], i + 1) for i in rows[:3]):
         spelled.append(f"annotation {a.get('id', f'number {number}')} {key} {str(a.get(key))[:60]}")
@@ -168,11 +165,11 @@ def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
 
 
 def _four_numbers(box: object) -> Sequence[float]:
-    """The box when it is four finite numbers, else four NaN. Strings and booleans are not numbers."""
+    """Return the box when it is four finite numbers, else four NaN. Strings and booleans are no numbers."""
     four = isinstance(box, list) and len(box) == 4
     return box if four and all(type(v) in (int, float) and abs(v) < HUGE for v in box) else (np.nan,) * 4
 
 
 def _positive(value: object) -> float:
-    """The value when it is a positive finite number, else 0."""
+    """Return the value when it is a positive finite number, else 0."""
     return value if type(value) in (int, float) and 0 < value < HUGE ** 2 else 0.0

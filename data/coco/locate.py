@@ -1,4 +1,4 @@
-"""From what `--data` says to annotation files and picture folders, and from file names to pictures."""
+"""From what `--data` says to annotation files and image folders, and from file names to images."""
 from __future__ import annotations
 
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.coco.clean import Fault, fault
+from data.images import SUFFIXES
 from utils.errors import DataError
 
 YAML_DEPTH = 20
@@ -16,7 +17,7 @@ YAML_LIMIT = 1_000_000             # bytes; a data set's YAML is a few lines
 
 
 class Split(NamedTuple):
-    """An annotation file and the folder of its pictures."""
+    """An annotation file and the folder of its images."""
 
     json: Path
     images: Path
@@ -24,8 +25,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Located:
-    """Where a data set's files are: `located["train"]` is a Split, or a DataError that shows the paths tried.
-    """
+    """Where a data set's files are; `located["train"]` is a Split, or a DataError with the paths tried."""
 
     source: str
     splits: dict[str, Split]
@@ -44,21 +44,20 @@ class Located:
 
     @property
     def train(self) -> Split:
-        """The training split; DataError where there is none."""
+        """Return the training split; raise DataError where there is none."""
         return self["train"]
 
     @property
     def val(self) -> Split:
-        """The validation split; DataError where there is none."""
+        """Return the validation split; raise DataError where there is none."""
         return self["val"]
 
 
 def locate(data: str | Path) -> Located:
-    """Where the annotation files and pictures of a data set are.
+    """Return where the annotation files and images of a data set are; raise DataError with the paths tried.
 
     `data` is a YAML (path, train, val, optional names), a folder with annotations/instances_{train,val}.json
-    and images/, or the word `scenes`: the embedded set, made on first use. Raises DataError with the paths
-    tried.
+    and images/, or the word `scenes`: the embedded set, made on first use.
     """
     if str(data) == "scenes":
         from data.scenes import make_scenes
@@ -76,7 +75,7 @@ def locate(data: str | Path) -> Located:
 
 
 def _from_folder(root: Path, source: str) -> Located:
-    """The splits of a folder in COCO layout, images/ or images/<split>/ beside annotations/."""
+    """Return the splits of a folder in COCO layout, images/ or images/<split>/ beside annotations/."""
     splits, tried = {}, {}
     for split in ("train", "val"):
         files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")] \
@@ -84,7 +83,7 @@ def _from_folder(root: Path, source: str) -> Located:
         tried[split] = tuple(files)
         file = next((f for f in files if f.is_file()), None)
         if file:
-            splits[split] = Split(file, _picture_folder(root, file))
+            splits[split] = Split(file, _image_folder(root, file))
     if not splits:
         raise DataError(f"--data {source}: no annotation file; {_tried(tried['train'])}; "
                         "python -m data.convert makes COCO JSON from Pascal VOC and YOLO txt")
@@ -92,7 +91,7 @@ def _from_folder(root: Path, source: str) -> Located:
 
 
 def _from_yaml(file: Path) -> Located:
-    """The splits a YAML names: each a JSON file, or a mapping/pair of `json` and `images`."""
+    """Return the splits a YAML names: each a JSON file, or a mapping/pair of `json` and `images`."""
     content = read_yaml(file)
     root = Path(str(content.get("path") or ".")).expanduser()
     root = root if root.is_absolute() else file.parent / root
@@ -107,7 +106,7 @@ def _from_yaml(file: Path) -> Located:
 
 
 def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Split, tuple[Path, ...]]:
-    """The split that a YAML value describes; DataError shows the paths tried."""
+    """Return the split that a YAML value describes and the paths tried."""
     pair = (value.get("json"), value.get("images")) if isinstance(value, dict) else \
         tuple(value) if isinstance(value, list) and len(value) == 2 else (value, None)
     if not isinstance(pair[0], str) or not isinstance(pair[1], (str, type(None))):
@@ -119,7 +118,7 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
     if annotation is None:
         raise DataError(f"{file}: `{split}: {pair[0]}` is not a file; {_tried(tried)}")
     if pair[1] is None:
-        return Split(annotation, _picture_folder(root, annotation)), tried
+        return Split(annotation, _image_folder(root, annotation)), tried
     folders = (root / pair[1], file.parent / pair[1], annotation.parent / pair[1])
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
@@ -127,16 +126,14 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
     return Split(annotation, folder), tried
 
 
-def _picture_folder(root: Path, annotation: Path) -> Path:
-    """Where a JSON's pictures are when nobody says: images/ beside or above it, else the root."""
-    for folder in (root / "images", annotation.parent / "images", annotation.parent.parent / "images"):
-        if folder.is_dir():
-            return folder
-    return root
+def _image_folder(root: Path, annotation: Path) -> Path:
+    """Return where a JSON's images are when nobody says: images/ beside or above it, else the root."""
+    folders = (parent / "images" for parent in (root, annotation.parent, annotation.parent.parent))
+    return next((folder for folder in folders if folder.is_dir()), root)
 
 
 def read_yaml(file: Path) -> dict:
-    """The mapping in a small YAML file, tags refused; DataError otherwise."""
+    """Return the mapping in a small YAML file; raise DataError for tags, aliases and anything else."""
     import yaml
     size = file.stat().st_size
     if size > YAML_LIMIT:
@@ -158,7 +155,7 @@ def read_yaml(file: Path) -> dict:
 
 
 def _refuse_bombs(file: Path, text: str) -> None:
-    """Raises DataError for aliases and for deep nesting, with which a few bytes can fill the memory."""
+    """Raise DataError for aliases and for deep nesting, with which a few bytes can fill the memory."""
     import yaml
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -171,7 +168,7 @@ def _refuse_bombs(file: Path, text: str) -> None:
 
 
 def _yaml_names(file: Path, names: object) -> tuple[str, ...] | None:
-    """Class names of a YAML: a list, or a mapping 0..K-1 -> name."""
+    """Return the class names of a YAML: a list, or a mapping 0..K-1 -> name."""
     if names is None:
         return None
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
@@ -181,9 +178,9 @@ def _yaml_names(file: Path, names: object) -> tuple[str, ...] | None:
     return tuple(map(str, names))
 
 
-def find_pictures(file_names: Sequence[str], folder: Path,
-                  json_path: Path) -> tuple[list[Path | None], list[Fault]]:
-    """The path of each named picture (None: missing), and faults; DataError when none is there."""
+def find_images(file_names: Sequence[str], folder: Path,
+                json_path: Path) -> tuple[list[Path | None], list[Fault]]:
+    """Return the path of each named image (None: missing) and faults; raise DataError when none is there."""
     paths: list[Path | None] = [_plain(name, folder) for name in file_names]
     missing = [i for i, path in enumerate(paths) if path is None]
     faults: list[Fault] = []
@@ -197,23 +194,22 @@ def find_pictures(file_names: Sequence[str], folder: Path,
                         "found under another spelling (letter case, folder, accents)")
     missing = [file_names[i] or "(no file_name)" for i in missing if paths[i] is None]
     if len(missing) == len(paths):
-        raise DataError(f"{json_path}: none of its {len(paths):,} pictures is in {folder}; "
+        raise DataError(f"{json_path}: none of its {len(paths):,} images is in {folder}; "
                         + _tried(tuple(folder / name for name in file_names[:3]))
-                        + "; check the folder of pictures")
-    return paths, faults + fault("missing-picture", missing,
-                                 f"pictures not in {folder}, left out with their boxes")
+                        + "; check the folder of images")
+    return paths, faults + fault("missing-image", missing,
+                                 f"images not in {folder}, left out with their boxes")
 
 
 def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
-    """Picture files in a folder that no annotation file lists, sorted; pass the paths of every split."""
+    """Return the image files in a folder that are not in `listed` (the paths of every split), sorted."""
     known = {os.path.realpath(path) for path in listed}
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
     return sorted(path for path in _index(folder).values()
-                  if path.suffix.lower() in suffixes and os.path.realpath(path) not in known)
+                  if path.suffix.lower() in SUFFIXES and os.path.realpath(path) not in known)
 
 
 def _plain(name: str, folder: Path) -> Path | None:
-    """The picture where its name says, or None, for impossible names and circular links too."""
+    """Return the image where its name says; None elsewhere, for impossible names and circular links too."""
     try:
         path = folder / name
         return path if name and path.is_file() else None
@@ -222,7 +218,7 @@ def _plain(name: str, folder: Path) -> Path | None:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Files under a folder by relative and by bare name, levelled by `_key`; links not followed."""
+    """Return the files under a folder by relative and by bare name, levelled by `_key`."""
     index: dict[str, Path] = {}
     for top, _, files in os.walk(folder):
         for name in sorted(files):
@@ -233,10 +229,10 @@ def _index(folder: Path) -> dict[str, Path]:
 
 
 def _key(name: str) -> str:
-    """A file name as compared when the exact one is missing."""
+    """Return a file name as compared when the exact one is missing."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 def _tried(paths: Sequence[Path]) -> str:
-    """The first three paths tried, for a message."""
+    """Return the first three paths tried, for a message."""
     return "tried " + ", ".join(str(path) for path in paths[:3])

@@ -1,6 +1,6 @@
 """Pascal VOC and YOLO text labels to COCO layout: `python -m data.convert voc|yolo SRC --out DIR`.
 
-Writes DIR/annotations/instances_{train,val}.json and copies of the pictures; SRC is only read. DIR appears
+Writes DIR/annotations/instances_{train,val}.json and copies of the images; SRC is only read. DIR appears
 when it is complete. Archives are not unpacked.
 """
 from __future__ import annotations
@@ -9,62 +9,15 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.coco.write import refuse_taken, write_layout
 from utils import cli
 from utils.errors import DataError
 
 if TYPE_CHECKING:
-    from data.convert.labels import Example, Labelled
-
-
-def coco_layout(labelled: "Labelled", out: Path) -> dict[str, tuple[int, int]]:
-    """(pictures, boxes) of each split of a Labelled set, written in COCO layout below the new folder `out`.
-
-    Raises DataError when a split would be empty or two pictures would get one name, UsageError when `out` is
-    taken.
-    """
-    _check(labelled)
-    contents, pictures = {}, {}
-    for split, examples in labelled.splits.items():
-        contents[split] = _coco(examples, labelled.names, len(pictures) + 1)
-        pictures.update((example.name, example.file) for example in examples)
-    return write_layout(contents, pictures, out)
-
-
-def _check(labelled: "Labelled") -> None:
-    """Nothing, when the set can be written; DataError otherwise."""
-    if len(set(labelled.names)) < len(labelled.names):
-        raise DataError(f"class names must differ, got {', '.join(labelled.names)}; rename or merge classes")
-    for split, examples in labelled.splits.items():
-        if not any(example.boxes for example in examples):
-            raise DataError(f"{split}: {len(examples)} pictures and not one box that can be used; "
-                            "see the list of what was left out")
-    seen: dict[str, Path] = {}
-    for example in (example for examples in labelled.splits.values() for example in examples):
-        if example.name in seen:
-            raise DataError(f"{example.file} and {seen[example.name]} would both become {example.name}: "
-                            "a picture must be in one split, once")
-        seen[example.name] = example.file
-
-
-def _coco(examples: "list[Example]", names: tuple[str, ...], first_id: int) -> dict:
-    """The COCO content of one split: category ids from 1 in `names` order, top-left xywh boxes."""
-    numbers = {name: number for number, name in enumerate(names, 1)}
-    images, annotations = [], []
-    for image_id, example in enumerate(examples, first_id):
-        images.append({"id": image_id, "file_name": example.name, "width": example.width,
-                       "height": example.height})
-        for box in example.boxes:
-            corner_and_size = [round(value, 4) for value in box[1:5]]
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "bbox": corner_and_size,
-                                "category_id": numbers[box.name], "iscrowd": int(box.crowd),
-                                "area": round(box.width * box.height, 4)})
-    return {"info": {}, "images": images, "annotations": annotations,
-            "categories": [{"id": number, "name": name} for name, number in numbers.items()]}
+    from data.convert.labels import Labels
 
 
 def _parser() -> ArgumentParser:
-    """The flags of `python -m data.convert`."""
+    """Return the parser of `python -m data.convert`."""
     out = cli.parser("Make a data set in COCO layout from Pascal VOC or YOLO text labels.")
     out.prog = "python -m data.convert"
     out.add_argument("kind", choices=("voc", "yolo"), help="format of SRC")
@@ -80,30 +33,46 @@ def _parser() -> ArgumentParser:
     return out
 
 
+def write_converted(labels: "Labels", names: list[str] | None, source: Path,
+                    out: Path) -> dict[str, tuple[int, int]]:
+    """Write what a converter has read in COCO layout below the new folder `out`; return (images, boxes).
+
+    Raises DataError for a split without boxes, UsageError when `out` is taken.
+    """
+    from data.coco.read import read_coco
+    from data.coco.write import cleaned, write_layout
+    contents = labels.contents(names)
+    sets = {split: read_coco(source, source, content) for split, content in contents.items()}
+    classes = next(iter(sets.values())).names
+    print(f"{len(classes)} classes: {', '.join(classes)}")
+    return write_layout(*cleaned(sets, {}), out)
+
+
 def main() -> None:
-    """Converts the set named on the command line and prints what was written and what was left out."""
+    """Convert the set named on the command line; print what was written and what was left out."""
     args = _parser().parse_args()
     if not args.source.is_dir():
         raise DataError(f"{args.source}: is not a folder; give the set's folder (unpack an archive first)")
+    from data.coco.clean import report_faults
+    from data.coco.write import refuse_taken
+    from data.convert.labels import Labels
+    from data.convert.voc import read_voc
+    from data.convert.yolo import read_yolo
     refuse_taken(args.out)
-    from data.convert.labels import Tally
-    tally = Tally()
+    labels, names = Labels(), None
     try:
         if args.kind == "voc":
-            from data.convert.voc import read_voc
-            labelled = read_voc(args.source, tally, args.difficult, args.zero_based,
-                                {"train": args.train_list, "val": args.val_list})
+            read_voc(args.source, labels, difficult=args.difficult, zero_based=args.zero_based,
+                     lists={"train": args.train_list, "val": args.val_list})
         else:
-            from data.convert.yolo import read_yolo
-            labelled = read_yolo(args.source, tally)
-        counts = coco_layout(labelled, args.out)
+            names = read_yolo(args.source, labels)
+        counts = write_converted(labels, names, args.source, args.out)
     finally:
-        if tally.places:
-            print(tally.table())
-    for split, (images, boxes) in counts.items():
+        for line in report_faults(labels.faults):
+            print(line)
+    for split, (images, boxes) in counts.items():          # "pictures" is what scripts look for in this line
         print(f"{split:<5}  {images:>7} pictures  {boxes:>8} boxes")
-    print(f"{len(labelled.names)} classes: {', '.join(labelled.names)}\nwritten to {args.out}")
-    print(f"next: python -m data.doctor {args.out}")
+    print(f"written to {args.out}\nnext: python -m data.doctor {args.out}")
 
 
 if __name__ == "__main__":

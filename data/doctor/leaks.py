@@ -1,4 +1,4 @@
-"""Pictures that two splits share: the same bytes, or nearly the same picture by a perceptual hash."""
+"""Images that two splits share: the same bytes, or nearly the same image by a perceptual hash."""
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +21,7 @@ REDUCED = ((256, cv2.IMREAD_REDUCED_GRAYSCALE_8), (128, cv2.IMREAD_REDUCED_GRAYS
 
 
 class Fingerprints(NamedTuple):
-    """What pictures are compared by, one row each."""
+    """What images are compared by, one row each."""
 
     digests: tuple[str, ...]
     bits: np.ndarray               # float32 [N, 64] of -1 and 1: darker or lighter to the right
@@ -29,7 +29,7 @@ class Fingerprints(NamedTuple):
 
 
 def fingerprints(paths: Sequence[Path], shorter_sides: Sequence[int]) -> Fingerprints:
-    """The fingerprints of pictures, whose shorter sides in px tell how coarsely they may be decoded."""
+    """Return the fingerprints of images, whose shorter sides in px tell how coarsely they may be decoded."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         rows = list(pool.map(_fingerprint, paths, shorter_sides, chunksize=16))
     digests, bits, thumbnails = zip(*rows) if rows else ((), (), ())
@@ -38,7 +38,7 @@ def fingerprints(paths: Sequence[Path], shorter_sides: Sequence[int]) -> Fingerp
 
 
 def _fingerprint(path: Path, shorter_side: int) -> tuple[str, np.ndarray, np.ndarray]:
-    """Digest of the bytes, 64 signs and a normalised thumbnail of one picture."""
+    """Return the digest of the bytes, 64 signs and a normalised thumbnail of one image."""
     data = np.fromfile(path, np.uint8)
     flag = next(flag for least, flag in REDUCED if shorter_side >= least)
     grey = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -53,7 +53,7 @@ def _fingerprint(path: Path, shorter_side: int) -> tuple[str, np.ndarray, np.nda
 
 
 def same_bytes(first: Fingerprints, second: Fingerprints) -> list[tuple[int, int]]:
-    """Pairs (position in first, position in second) of files with the same bytes."""
+    """Return pairs (position in first, position in second) of files with the same bytes."""
     where: dict[str, list[int]] = {}
     for i, digest in enumerate(first.digests):
         where.setdefault(digest, []).append(i)
@@ -61,16 +61,16 @@ def same_bytes(first: Fingerprints, second: Fingerprints) -> list[tuple[int, int
 
 
 def repeats(prints: Fingerprints) -> list[tuple[int, int]]:
-    """Pairs (first position, later position) of files with the same bytes inside one split."""
+    """Return pairs (first position, later position) of files with the same bytes inside one split."""
     first: dict[str, int] = {}
     return [(first[digest], j) for j, digest in enumerate(prints.digests) if first.setdefault(digest, j) != j]
 
 
 def near_duplicates(first: Fingerprints, second: Fingerprints, block: int = 1024) -> list[tuple[int, int]]:
-    """Pairs (position in first, position in second) of nearly the same picture, but other bytes.
+    """Return pairs (position in first, position in second) of nearly the same image, but other bytes.
 
     Finds re-saved, resized, brightened and most slightly cropped copies, not mirrored or turned ones.
-    Compared in blocks of `block` rows: 5,000 x 5,000 pictures take half a second.
+    Compared in blocks of `block` rows: 5,000 x 5,000 images take half a second.
     """
     pairs = []
     for start in range(0, len(first.bits), block):

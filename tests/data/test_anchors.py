@@ -16,9 +16,9 @@ def _iou_of_pair(a: tuple, b: tuple) -> float:
 
 def test_well_separated_clusters_are_found_within_two_percent():
     rng = np.random.default_rng(1)
-    truth = np.array([(12, 20), (60, 40), (150, 300)], dtype=float)
-    sizes = np.concatenate([centre * np.exp(rng.normal(0, 0.05, (200, 2))) for centre in truth])
-    assert np.allclose(fit_anchors(sizes, 3, seed=0), truth, rtol=0.02)
+    wanted = np.array([(12, 20), (60, 40), (150, 300)], dtype=float)
+    sizes = np.concatenate([centre * np.exp(rng.normal(0, 0.05, (200, 2))) for centre in wanted])
+    assert np.allclose(fit_anchors(sizes, 3, seed=0), wanted, rtol=0.02)
 
 
 def test_as_many_distinct_sizes_as_anchors_are_returned_as_they_are():

@@ -40,7 +40,7 @@ def test_more_than_a_fifth_of_unreadable_boxes_is_refused(tmp_path: Path):
 def test_boxes_are_clipped_and_dropped_when_less_than_a_pixel_is_left(tmp_path: Path):
     data = read(tmp_path, with_boxes([-10, -5, 30, 20], [90, 70, 50, 50], [99.5, 10, 20, 20],
                                      [300, 300, 20, 20], [99.5, 10, 0.5, 10]))
-    assert rules(data) == {"box-outside-picture": 2, "box-over-the-edge": 2} and count(data) == 22
+    assert rules(data) == {"box-outside-image": 2, "box-over-the-edge": 2} and count(data) == 22
     every = np.concatenate([r.boxes for r in data.images])[:, 1:]
     assert [0, 0, 20, 15] in every.tolist() and [90, 70, 100, 80] in every.tolist()
     assert [99.5, 10, 100, 20] in every.tolist(), "a thin box wholly inside stays"
@@ -58,7 +58,7 @@ def test_corners_in_place_of_sizes_raise_a_loud_warning(tmp_path: Path):
 
 
 # Case 11: sizes
-def test_a_stated_size_that_is_not_the_pictures_is_refused_or_settled_by_trust(tmp_path: Path):
+def test_a_stated_size_that_is_not_the_images_is_refused_or_settled_by_trust(tmp_path: Path):
     def change(c: dict) -> None:
         c["images"][0].update(width=200, height=160)
 
@@ -71,7 +71,7 @@ def test_a_stated_size_that_is_not_the_pictures_is_refused_or_settled_by_trust(t
     assert (moved.images[0].width, kept.images[0].width) == (100, 100)
 
 
-def test_boxes_of_the_unrotated_picture_turn_with_its_exif(tmp_path: Path):
+def test_boxes_of_the_unrotated_image_turn_with_its_exif(tmp_path: Path):
     coco = content(1, 4)
     path, folder = write(tmp_path, coco, 1)
     exif = Image.Exif()
@@ -86,7 +86,7 @@ def test_boxes_of_the_unrotated_picture_turn_with_its_exif(tmp_path: Path):
     assert data.images[0].boxes[0, 1:].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def test_a_missing_size_comes_from_the_picture_even_unverified(tmp_path: Path):
+def test_a_missing_size_comes_from_the_image_even_unverified(tmp_path: Path):
     for verify in (True, False):
         data = read(tmp_path, lambda c: c["images"][1].pop("width"), verify=verify)
         assert (data.images[1].width, data.images[1].height) == SIZE and rules(data) == {"missing-size": 1}
@@ -96,9 +96,9 @@ def test_a_missing_size_comes_from_the_picture_even_unverified(tmp_path: Path):
 def test_crowds_are_kept_apart_and_reach_the_evaluator(tmp_path: Path):
     data = read(tmp_path, lambda c: c["annotations"][0].update(iscrowd=1))
     assert len(data.images[0].boxes) == 7 and data.images[0].crowd.tolist() == [[0, 5, 6, 25, 16]]
-    truth = data.ground_truth()["annotations"]
-    assert [a["iscrowd"] for a in truth].count(1) == 1 and len(truth) == 24
-    assert next(a for a in truth if a["iscrowd"])["bbox"] == [5, 6, 20, 10]
+    expected = data.ground_truth()["annotations"]
+    assert [a["iscrowd"] for a in expected].count(1) == 1 and len(expected) == 24
+    assert next(a for a in expected if a["iscrowd"])["bbox"] == [5, 6, 20, 10]
 
 
 def test_missing_iscrowd_and_area_are_filled(tmp_path: Path):

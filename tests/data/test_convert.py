@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.convert.__main__ import coco_layout
-from data.convert.labels import Tally
+from data.coco.clean import report_faults
+from data.coco.read import read_coco
+from data.coco.write import cleaned, write_layout
+from data.convert.__main__ import write_converted
+from data.convert.labels import Labels
 from data.convert.voc import parse_xml, read_voc
 from data.convert.yolo import read_yolo
 from tests.helpers.label_writers import NAMES, boxes_of, make_voc, make_yolo, voc_object
@@ -69,10 +72,10 @@ def test_blood_cells_survive_the_way_through_yolo_labels(tmp_path: Path, shared:
             text = "\n".join(" ".join(f"{v:.8g}" for v in row) for row in rows)
             (tmp_path / "in/labels" / split / name.with_suffix(".txt").name).write_text(text)
     (tmp_path / "in/classes.txt").write_text("\n".join(kinds))
-    tally = Tally()
-    coco_layout(read_yolo(tmp_path / "in", tally), tmp_path / "out")
+    labels = Labels()
+    write_converted(labels, read_yolo(tmp_path / "in", labels), tmp_path / "in", tmp_path / "out")
     assert_same_boxes(tmp_path / "out", content, "val")
-    assert not tally.places
+    assert not labels.faults
 
 
 def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_boxes(tmp_path: Path):
@@ -80,23 +83,26 @@ def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_b
     label = tmp_path / "in/labels/train/train 1.txt"
     label.write_text("0 0.5 0.5 0.2 0.2\nseven 0 0 1 1\n9 .5 .5 .1 .1\n0 .5 .5 .1\n1 30 20 60 40\n"
                      "0 .5 .5 nan .1\n0 .5 .5 0 .1\n2 .2 .2 .6 .2 .6 .8\n\n0 0 0 0.5 0.5\n")
-    tally = Tally()
-    train = read_yolo(tmp_path / "in", tally).splits["train"][0]
-    w, h = train.width, train.height
+    labels = Labels()
+    read_yolo(tmp_path / "in", labels)
+    w, h, boxes = next(iter(labels.splits["train"].values()))
     wanted = np.array([(.4, .4, .2, .2), (.2, .2, .4, .6), (0, 0, .25, .25)]) * (w, h, w, h)
-    assert np.allclose([box[1:5] for box in train.boxes], wanted)
-    assert [box.name for box in train.boxes] == ["cat", "猫", "cat"]
-    assert sorted(len(places) for places in tally.places.values()) == [1, 3, 3]
-    assert "train 1.txt:2" in tally.table() and "train 1.txt:5" in tally.table()
+    assert np.allclose([box[1:5] for box in boxes], wanted, atol=1e-4)
+    assert [box[0] for box in boxes] == ["cat", "猫", "cat"]
+    assert {f.rule: f.count for f in labels.faults} == {"bad-line": 3, "not-normalised": 1, "no-box": 2,
+                                                        "polygon": 1}
+    told = "\n".join(report_faults(labels.faults))
+    assert "train 1.txt:2" in told and "train 1.txt:5" in told
 
 
-def test_pictures_without_a_label_file_are_negatives_and_damaged_ones_are_left_out(tmp_path: Path):
+def test_images_without_a_label_file_are_negatives_and_damaged_ones_are_left_out(tmp_path: Path):
     make_yolo(tmp_path / "in")
     (tmp_path / "in/labels/val/val 2.txt").unlink()
     (tmp_path / "in/images/val/val 3.png").write_bytes(b"<html>not here</html>")
-    tally = Tally()
-    counts = coco_layout(read_yolo(tmp_path / "in", tally), tmp_path / "out")
-    assert counts["val"][0] == 2 and "val 3.png" in tally.table() and "damaged" in tally.table()
+    labels = Labels()
+    counts = write_converted(labels, read_yolo(tmp_path / "in", labels), tmp_path / "in", tmp_path / "out")
+    told = "\n".join(report_faults(labels.faults))
+    assert counts["val"][0] == 2 and "val 3.png" in told and "damaged" in told
 
 
 def test_roboflow_folders_train_images_and_valid_images_are_understood(tmp_path: Path):
@@ -106,8 +112,8 @@ def test_roboflow_folders_train_images_and_valid_images_are_understood(tmp_path:
             (tmp_path / "in2" / name).mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / part / split).rename(tmp_path / "in2" / name / part)
     (tmp_path / "in2/data.yaml").write_text("names: {0: a, 1: b, 2: c}\n")
-    labelled = read_yolo(tmp_path / "in2", Tally())
-    assert labelled.names == ("a", "b", "c") and len(labelled.splits["val"]) == 3
+    labels = Labels()
+    assert read_yolo(tmp_path / "in2", labels) == ["a", "b", "c"] and len(labels.splits["val"]) == 3
 
 
 @pytest.mark.parametrize(("difficult", "zero_based", "wanted"), [
@@ -121,16 +127,20 @@ def test_voc_corners_count_from_one_and_difficult_objects_follow_the_flag(
     text = "".join((voc_object("cat", (1, 1, 10, 20)), voc_object("dog", (5, 5, 20, 20), 1),
                     voc_object("cat", ("x", 1, 2, 3))))
     (tmp_path / "Annotations/train_1.xml").write_text(f"<annotation>{text}</annotation>")
-    tally = Tally()
-    example = read_voc(tmp_path, tally, difficult, zero_based).splits["train"][0]
-    assert [tuple(box) for box in example.boxes] == wanted
-    assert "not four numbers: " + str(tmp_path / "Annotations/train_1.xml") in tally.table()
+    labels = Labels()
+    read_voc(tmp_path, labels, difficult=difficult, zero_based=zero_based)
+    _, _, boxes = next(iter(labels.splits["train"].values()))
+    assert [(*box[:5], box[6]) for box in boxes] == wanted
+    assert (f"not four numbers (first: {tmp_path / 'Annotations/train_1.xml'})"
+            in "\n".join(report_faults(labels.faults)))
 
 
 def test_two_voc_years_in_one_folder_are_joined(tmp_path: Path):
     make_voc(tmp_path / "VOCdevkit/VOC2007")
     make_voc(tmp_path / "VOCdevkit/VOC2012")
-    counts = coco_layout(read_voc(tmp_path / "VOCdevkit", Tally()), tmp_path / "out")
+    labels = Labels()
+    read_voc(tmp_path / "VOCdevkit", labels)
+    counts = write_converted(labels, None, tmp_path / "VOCdevkit", tmp_path / "out")
     assert counts["train"][0] == 6
     assert (tmp_path / "out/images/VOC2012/train_1.png").is_file()
 
@@ -144,7 +154,7 @@ def test_an_xml_with_entities_is_refused(tmp_path: Path, encoding: str):
 
 
 @pytest.mark.parametrize(("spoil", "message", "code"), [
-    ("no names", "no class names here; needs a YAML", 3), ("no val", "no pictures for the val split", 3),
+    ("no names", "no class names here; needs a YAML", 3), ("no val", "no images for the val split", 3),
     ("taken", "not an empty folder; give a new one", 2), ("no boxes", "not one box that can be used", 3),
     ("no source", "is not a folder", 3)])
 def test_what_cannot_be_converted_is_said_and_leaves_nothing_behind(
@@ -166,29 +176,33 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing_behind(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_one_picture_in_both_lists_is_refused(tmp_path: Path):
+def test_one_image_in_both_lists_is_refused(tmp_path: Path):
     make_voc(tmp_path / "in")
     lists = tmp_path / "in/ImageSets/Main"
     (lists / "val.txt").write_text((lists / "train.txt").read_text())
     with pytest.raises(DataError, match="must be in one split, once"):
-        coco_layout(read_voc(tmp_path / "in", Tally()), tmp_path / "out")
+        read_voc(tmp_path / "in", Labels())
     (lists / "val.txt").unlink()
     with pytest.raises(DataError, match=r"no list val.txt or test.txt .* --val-list"):
-        read_voc(tmp_path / "in", Tally())
+        read_voc(tmp_path / "in", Labels())
 
 
 def test_an_existing_folder_is_never_overwritten(tmp_path: Path):
     make_yolo(tmp_path / "in")
-    labelled = read_yolo(tmp_path / "in", Tally())
-    coco_layout(labelled, tmp_path / "out")
+    labels = Labels()
+    names = read_yolo(tmp_path / "in", labels)
+    write_converted(labels, names, tmp_path / "in", tmp_path / "out")
     with pytest.raises(UsageError, match="give a new one"):
-        coco_layout(labelled, tmp_path / "out")
+        write_converted(labels, names, tmp_path / "in", tmp_path / "out")
 
 
 def test_a_copy_that_fails_half_way_leaves_nothing_behind(tmp_path: Path):
     make_yolo(tmp_path / "in")
-    labelled = read_yolo(tmp_path / "in", Tally())
+    labels = Labels()
+    names = read_yolo(tmp_path / "in", labels)
+    contents = labels.contents(names)
+    sets = {split: read_coco(tmp_path / "in", tmp_path / "in", contents[split]) for split in contents}
     (tmp_path / "in/images/val/val 3.png").unlink()
     with pytest.raises(FileNotFoundError):
-        coco_layout(labelled, tmp_path / "out")
+        write_layout(*cleaned(sets, {}), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

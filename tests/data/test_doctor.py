@@ -14,7 +14,7 @@ from tests.helpers.doctor_cases import SIDE, content_of, diagnosis, digest, doct
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A faultless set of 6 train and 3 val pictures."""
+    """A faultless set of 6 train and 3 val images."""
     root = tmp_path / "a set"
     (root / "images").mkdir(parents=True)
     (root / "annotations").mkdir()
@@ -72,11 +72,11 @@ PLANTED: list[tuple[str, Callable[[dict], object], int, bool]] = [
     ("same-file-twice", lambda c: c["images"][1].update(file_name="train 0.jpg"), 1, False),
     ("empty-box", lambda c: c["annotations"][3].update(bbox=[4, 4, 0, 9]), 1, False),
     ("unreadable-box", lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4]), 1, False),
-    ("box-outside-picture", lambda c: c["annotations"][0].update(bbox=[200, 4, 9, 9]), 1, False),
+    ("box-outside-image", lambda c: c["annotations"][0].update(bbox=[200, 4, 9, 9]), 1, False),
     ("box-over-the-edge", lambda c: c["annotations"][0].update(bbox=[90, 4, 50, 50]), 1, False),
     ("missing-iscrowd", lambda c: [a.pop("iscrowd") for a in c["annotations"]], 12, False),
     ("missing-area", lambda c: c["annotations"][5].pop("area"), 1, False),
-    ("missing-picture", lambda c: c["images"][4].update(file_name="gone.jpg"), 1, False),
+    ("missing-image", lambda c: c["images"][4].update(file_name="gone.jpg"), 1, False),
     ("annotation-without-image", lambda c: c["annotations"][0].update(image_id=77), 1, False),
     ("corners-instead-of-size", lambda c: [a.update(bbox=[40 + i, 40, 80 + i, 90])
                                            for i, a in enumerate(c["annotations"])], 12, False),
@@ -113,19 +113,19 @@ def test_a_missing_split_is_a_note_and_a_missing_set_an_error(small: Path):
 
 
 def test_damaged_files_bytes_that_repeat_and_leaks_are_found(small: Path):
-    pictures = small / "images"
-    (pictures / "train 1.jpg").write_bytes((pictures / "train 0.jpg").read_bytes())
-    (pictures / "train 2.jpg").write_bytes((pictures / "val 2.jpg").read_bytes())
+    images = small / "images"
+    (images / "train 1.jpg").write_bytes((images / "train 0.jpg").read_bytes())
+    (images / "train 2.jpg").write_bytes((images / "val 2.jpg").read_bytes())
     brighter = np.clip(photo(100) * 1.1 + 8, 0, 255).astype(np.uint8)
-    Image.fromarray(brighter).save(pictures / "train 3.jpg", quality=40)
-    data = (pictures / "train 4.jpg").read_bytes()
-    (pictures / "train 4.jpg").write_bytes(data[:len(data) // 2])
+    Image.fromarray(brighter).save(images / "train 3.jpg", quality=40)
+    data = (images / "train 4.jpg").read_bytes()
+    (images / "train 4.jpg").write_bytes(data[:len(data) // 2])
     faults, _, ended = diagnosis(small)
     found = {rule: (fault["count"], fault["examples"][0]) for rule, fault in faults.items()}
     assert found["leak-same-file"] == (1, "train train 2.jpg = val val 2.jpg")
     assert found["leak-near-duplicate"] == (1, "train train 3.jpg = val val 0.jpg")
-    assert found["repeated-picture"] == (1, "train train 0.jpg = train 1.jpg")
-    assert found["undecodable-picture"][0] == 1 and "train 4.jpg" in found["undecodable-picture"][1]
+    assert found["repeated-image"] == (1, "train train 0.jpg = train 1.jpg")
+    assert found["undecodable-image"][0] == 1 and "train 4.jpg" in found["undecodable-image"][1]
     assert "unlisted-file" not in faults
     assert ended.returncode == 0 and "USABLE: 4 kinds of fault" in ended.stdout
 
@@ -159,7 +159,7 @@ def test_the_cleaned_copy_of_a_set_full_of_faults_is_clean_and_the_source_untouc
     assert doctor(small, "--fix", out).returncode == 3 and not out.exists()
     ended = doctor(small, "--fix", out, "--drop-unknown", "--trust", "image")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "train 5 pictures with 8 boxes, val 3 pictures" in ended.stdout
+    assert "train 5 images with 8 boxes, val 3 images" in ended.stdout
     assert ended.stdout.rstrip().endswith(f"the copy in {out} is free of them")
     faults, report, ended = diagnosis(out)
     assert (faults, ended.returncode) == ({}, 0)

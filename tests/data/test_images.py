@@ -13,7 +13,7 @@ from utils.errors import DataError
 
 
 def smooth(height: int = 48, width: int = 64) -> np.ndarray:
-    """A picture uint8 [H, W, 3] without sharp edges, so that JPEG keeps it within a few levels."""
+    """An image uint8 [H, W, 3] without sharp edges, so that JPEG keeps it within a few levels."""
     y, x = np.mgrid[:height, :width]
     ramps = x / width, y / height, (x + y) / (width + height)
     return (255 * np.stack(ramps, -1)).astype(np.uint8)
@@ -87,26 +87,26 @@ def test_sixteen_bits_are_scaled_not_wrapped(tmp_path: Path):
 def test_cmyk_decodes_as_pillow_converts_it(tmp_path: Path):
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=95)
-    with Image.open(path) as picture:
-        assert difference(decode(path), np.asarray(picture.convert("RGB"))) < 12
+    with Image.open(path) as image:
+        assert difference(decode(path), np.asarray(image.convert("RGB"))) < 12
 
 
-def test_a_palette_picture_keeps_its_colours(tmp_path: Path):
+def test_a_palette_image_keeps_its_colours(tmp_path: Path):
     Image.fromarray(smooth()).quantize(64).save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        assert np.array_equal(decode(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(decode(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_truncated_picture_is_refused_not_half_read(tmp_path: Path, suffix: str, share: float):
+def test_a_truncated_image_is_refused_not_half_read(tmp_path: Path, suffix: str, share: float):
     path = tmp_path / f"cut.{suffix}"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (200, 300, 3), dtype=np.uint8)).save(path)
     data = path.read_bytes()
     path.write_bytes(data[:int(len(data) * share)])
     assert inspect(path).problem
-    with pytest.raises(DataError, match=f"cut.{suffix}.*(truncated|damaged|not a picture)"):
+    with pytest.raises(DataError, match=f"cut.{suffix}.*(truncated|damaged|not an image)"):
         decode(path)
 
 
@@ -129,10 +129,10 @@ def test_bytes_after_the_end_of_a_jpeg_are_harmless(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content, reason", [
-    (b"", r"empty \(0 bytes\)"), (b"<!DOCTYPE html><p>404", "not a picture"),
-    (b"\xff\xd8\xff", "not a picture"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture")])
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, reason: str):
+    (b"", r"empty \(0 bytes\)"), (b"<!DOCTYPE html><p>404", "not an image"),
+    (b"\xff\xd8\xff", "not an image"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image")])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"page.jpg: is {reason}"):
@@ -140,13 +140,13 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, reason: str
     assert inspect(path).problem
 
 
-def test_a_missing_picture_is_named(tmp_path: Path):
+def test_a_missing_image_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="gone.jpg: cannot be read"):
         decode(tmp_path / "gone.jpg")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_that_claims_too_many_pixels_is_refused_from_its_header(tmp_path: Path):
+def test_an_image_that_claims_too_many_pixels_is_refused_from_its_header(tmp_path: Path):
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -199,5 +199,5 @@ def test_every_real_photograph_passes_and_decodes_as_pillow_decodes_it(shared: P
     for path, found in zip(paths, inspect_all(paths)):
         pixels = decode(path)
         assert found == (pixels.shape[1], pixels.shape[0], found.orientation, "")
-        with Image.open(path) as picture:
-            assert difference(pixels, np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))) < 1.5
+        with Image.open(path) as image:
+            assert difference(pixels, np.asarray(ImageOps.exif_transpose(image).convert("RGB"))) < 1.5

@@ -89,7 +89,7 @@ def test_a_network_that_cannot_be_loaded_is_a_sentence_and_the_others_stay(clien
 def test_what_is_no_picture_is_refused_with_a_sentence(client):
     image = encoded(photo(160, 160, [])[0])
     large = encoded(np.zeros((1001, 1000, 3), np.uint8))
-    for body, said in ((b"<html>", "is not a picture"), (b"", "is empty"), (large, "above the limit"),
+    for body, said in ((b"<html>", "is not an image"), (b"", "is empty"), (large, "above the limit"),
                        (image[:200], "truncated or damaged")):
         status, answer = client.detect(body)
         assert status == 415 and said in answer["error"] and answer["error"].startswith("the picture sent")
