@@ -32,14 +32,15 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
     return [(float(w), float(h)) for w, h in centres[order].round(2)]
 
 
-def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]]) -> tuple[float, float]:
+def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]],
+                  ) -> tuple[float | None, float | None]:
     """Return the mean best IoU and the share of boxes that some anchor fits within a factor of 4.
 
-    Both are 0 without boxes. `sizes` [M, 2] and `anchors` are (width, height) in px of the same input.
+    Both are None without boxes. `sizes` [M, 2] and `anchors` are (width, height) in px of the same input.
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if not len(sizes):
-        return 0.0, 0.0
+        return None, None
     centres = np.asarray(anchors, dtype=np.float64)
     ratio = sizes[:, None] / centres[None]
     worst = np.maximum(ratio, 1 / ratio).max(2).min(1)

@@ -49,7 +49,12 @@ def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False,
           count: int | None = None) -> list[Fault]:
     """Return the fault as a list: empty when there is no example."""
     count = len(examples) if count is None else count
-    return [Fault(rule, count, tuple(examples[:3]), fatal, advice)] if count else []
+    return [Fault(rule, count, tuple(map(printable, examples[:3])), fatal, advice)] if count else []
+
+
+def printable(text: str) -> str:
+    """Return the text with what no terminal or UTF-8 file can hold written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def report_faults(faults: Sequence[Fault]) -> list[str]:
@@ -72,18 +77,24 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
     """
     image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
-    xywh = np.array([_four_numbers(a.get("bbox")) for a in annotations], np.float64).reshape(-1, 4)
+    masked = [a.get("bbox") in (None, [], "") and bool(a.get("segmentation")) for a in annotations]
+    xywh = np.array([_four_numbers(mask_box(a["segmentation"]) if mask else a.get("bbox"))
+                     for a, mask in zip(annotations, masked)], np.float64).reshape(-1, 4)
     area = np.array([_positive(a.get("area")) for a in annotations], np.float64)
     crowd = np.array([a.get("iscrowd") in (1, True, "1") for a in annotations], bool)
     orphan, unknown, broken = image < 0, label < 0, np.isnan(xywh).any(1)
+    share, limit = (orphan | broken).sum() / max(1, len(annotations)), f"{WORST_BAD_SHARE:.0%} may be lost"
+    bad = share > WORST_BAD_SHARE
     faults = fault("annotation-without-image", _name(annotations, np.flatnonzero(orphan), "image_id"),
-                   "boxes of an image that is not in `images`, dropped")
+                   "boxes of an image that is not in `images`, dropped" if not bad else
+                   f"{orphan.mean():.0%} of the boxes are of images not in `images`, {limit}: wrong file?",
+                   bad)
     faults += _unknown_categories(annotations, np.flatnonzero(unknown & ~orphan), drop_unknown)
-    share = broken.sum() / max(1, len(annotations))
     faults += fault("unreadable-box", _name(annotations, np.flatnonzero(broken), "bbox"),
-                    "boxes that are not four finite numbers, dropped" if share <= WORST_BAD_SHARE else
-                    f"{share:.0%} of the boxes are not four finite numbers, above {WORST_BAD_SHARE:.0%}: "
-                    "export the file again", share > WORST_BAD_SHARE)
+                    "boxes that are not four finite numbers, dropped" if not bad else
+                    f"{broken.mean():.0%} of the boxes are not four finite numbers, {limit}: export the file "
+                    "again", bad)
+    faults += fault("box-from-mask", (), "annotations without `bbox`, taken from the mask", count=sum(masked))
     for key, what in (("iscrowd", "taken as 0"), ("area", "taken from the box")):
         missing = sum(a.get(key) is None for a in annotations)
         faults += fault(f"missing-{key}", (), f"annotations without `{key}`, {what}", count=missing)
@@ -105,6 +116,9 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
     faults = fault("empty-box", _name(annotations, boxes.row[wrong_way], "bbox"),
                    "boxes of zero or negative width or height, dropped")
     boxes, limit = boxes.where(~wrong_way), limit[~wrong_way]
+    if len(limit) and limit.max() > 8 and boxes.xyxy.min() >= 0 and boxes.xyxy.max() <= 1 + 1e-6:
+        faults += fault("normalised-boxes", _name(annotations, boxes.row, "bbox"), "all boxes are in 0..1, "
+                        "fractions of the image where COCO has px: multiply by width and height", True)
     if trust == "image":
         boxes = _follow(boxes, stated, real)
     faults += _corners_suspected(boxes, limit)
@@ -117,7 +131,14 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
                     "boxes clipped to their image")
     whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
     area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)   # a mask is no larger than its box
-    return boxes._replace(xyxy=clipped, area=area).where(~gone), faults
+    boxes = boxes._replace(xyxy=clipped, area=area).where(~gone)
+    table = np.column_stack((boxes.image, boxes.label, boxes.crowd, boxes.xyxy))
+    first = np.sort(np.unique(table, axis=0, return_index=True)[1])
+    again = np.ones(len(table), bool)
+    again[first] = False
+    faults += fault("duplicate-box", _name(annotations, boxes.row[again], "bbox"), "boxes that are exactly "
+                    "another's, dropped: even a perfect detector would miss them")
+    return boxes.where(first), faults
 
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
@@ -126,8 +147,9 @@ def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Box
     was = stated[boxes.image]
     orientation = np.array([r.orientation for r in real], np.int64)[boxes.image]
     known = (was > 0).all(1)
-    turned = known & (orientation > 4) & (was == size[:, ::-1]).all(1) & (was != size).any(1)
-    ratio = np.where((known & ~turned)[:, None], size / was.clip(1), 1.0)
+    exchanged = known & (was == size[:, ::-1]).all(1) & (was != size).any(1)       # no scale leads there
+    turned = exchanged & (orientation > 4)
+    ratio = np.where((known & ~exchanged)[:, None], size / was.clip(1), 1.0)
     xyxy = boxes.xyxy * np.tile(ratio, 2)
     for way in np.unique(orientation[turned]):
         rows = np.flatnonzero(turned & (orientation == way))
@@ -168,6 +190,42 @@ def _four_numbers(box: object) -> Sequence[float]:
     """Return the box when it is four finite numbers, else four NaN. Strings and booleans are no numbers."""
     four = isinstance(box, list) and len(box) == 4
     return box if four and all(type(v) in (int, float) and abs(v) < HUGE for v in box) else (np.nan,) * 4
+
+
+def mask_box(mask: object) -> list[float] | None:
+    """Return the box (top-left xywh px) of a COCO segmentation, polygons or RLE; None when it is neither."""
+    try:
+        if isinstance(mask, dict):
+            return _rle_box(mask["counts"], int(mask["size"][0]))
+        points = np.array([value for polygon in mask for value in polygon], np.float64).reshape(-1, 2)
+        return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return None
+
+
+def _rle_box(counts: str | Sequence[int], height: int) -> list[float]:
+    """Return the box of run lengths that alternate between 0 and 1, down the columns of a mask.
+
+    As a string every length is written in digits of 5 bits from 48 on, lowest first, with a sixth bit where
+    one more follows; from the fourth length on it is the difference to the length two before.
+    """
+    if isinstance(counts, str):
+        runs, value, shift = [], 0, 0
+        for code in (ord(letter) - 48 for letter in counts):
+            value, shift = value | (code & 31) << shift, shift + 5
+            if not code & 32:
+                value -= (code & 16) << shift - 4      # the last digit carries the sign
+                runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+                value = shift = 0
+        counts = runs
+    ends = np.cumsum(np.array(counts, np.int64))
+    starts, stops = ends[0::2][:len(ends[1::2])], ends[1::2]
+    starts, stops = starts[stops > starts], stops[stops > starts] - 1
+    whole = starts // height != stops // height        # a run over the end of a column takes its last row
+    top = 0 if whole.any() else int((starts % height).min())
+    bottom = height - 1 if whole.any() else int((stops % height).max())
+    left, right = int((starts // height).min()), int((stops // height).max())
+    return [left, top, right - left + 1, bottom - top + 1]
 
 
 def _positive(value: object) -> float:

@@ -85,6 +85,24 @@ def coco_content(images: Iterable[tuple[str, int, int, Iterable[tuple]]], catego
             "categories": [{"id": key, "name": name} for key, name in categories.items()]}
 
 
+def empty_parents(categories: list[dict], annotations: list[dict],
+                  names: Sequence[str] | None) -> tuple[list[dict], list[Fault]]:
+    """Return the categories without those that only name a group of the others, and the fault of these.
+
+    Roboflow's export begins with one: no box has it, and the others give it as their `supercategory`.
+    """
+    used = {id_key(a.get("category_id")) for a in annotations}
+    groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")
+              and isinstance(c.get("supercategory"), str)}
+    empty = [c for c in categories if c.get("name") in groups and id_key(c.get("id")) not in used
+             and c.get("name") not in (names or ()) and c.get("supercategory") in (None, "", "none")]
+    if len(empty) == len(categories):
+        return categories, []
+    return [c for c in categories if c not in empty], fault(
+        "empty-parent-class", [str(c["name"]) for c in empty],
+        "classes that name a group of the others and have no box, left out")
+
+
 def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
                 class_map: Mapping[str, int] | None) -> Classes:
     """Return the classes of a file: its own by sorted id (or in the order of `names`), or those of training.

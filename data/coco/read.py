@@ -4,15 +4,23 @@ Every fault is a record in `CocoSet.faults`; nothing is printed and nothing is w
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.coco.clean import Boxes, Fault, fault, fit_boxes, id_key, read_boxes, report_faults
-from data.coco.jsonfile import class_table, coco_content, duplicate_ids, load_json, repeated, sections
-from data.coco.locate import find_images
+from data.coco.find import find_images
+from data.coco.jsonfile import (
+    class_table,
+    coco_content,
+    duplicate_ids,
+    empty_parents,
+    load_json,
+    repeated,
+    sections,
+)
 from data.images import MAX_PIXELS, Inspection, inspect_all
 from utils.errors import DataError
 
@@ -46,6 +54,7 @@ class CocoSet:
     images: tuple[ImageRecord, ...]
     faults: tuple[Fault, ...]
     root: Path
+    listed: frozenset[str] = frozenset()       # bare names of all images of the file, also of those left out
 
     def ground_truth(self) -> dict:
         """Return a clean COCO dict: image id = position + 1, category id = class + 1, annotation ids 1..n.
@@ -57,12 +66,13 @@ class CocoSet:
                             dict(enumerate(self.names, 1)))
 
 
-def read_coco(json_path: str | Path, image_dir: str | Path, content: dict | None = None, *,
+def read_coco(json_path: str | Path, image_dir: str | Path,
+              content: Callable[[int], tuple[dict, list[Fault]]] | None = None, *,
               max_pixels: int = MAX_PIXELS, drop_unknown: bool = False, trust: str | None = None,
               verify: bool = True, names: Sequence[str] | None = None,
               class_map: Mapping[str, int] | None = None, memo: Path | None = None,
               strict: bool = True) -> CocoSet:
-    """Return the cleaned data set of an annotation file (or of `content` in its place) and its image folder.
+    """Return the cleaned data set of an annotation file, or of what `content` makes of it, and its images.
 
     Images that are missing or cannot be decoded are left out and reported; images without boxes stay, as
     negatives. `names` with `class_map` are those of the training set, so that classes keep their numbers;
@@ -74,12 +84,15 @@ def read_coco(json_path: str | Path, image_dir: str | Path, content: dict | None
     if trust not in (None, "image", "json"):
         raise ValueError(f"trust {trust!r}: needs image, json or None")
     json_path, image_dir = Path(json_path), Path(image_dir)
-    content, faults = (content, []) if content is not None else load_json(json_path)
-    categories, images, annotations = sections(content, json_path)
+    made, faults = content(max_pixels) if content else load_json(json_path)
+    categories, images, annotations = sections(made, json_path)
+    categories, found = empty_parents(categories, annotations, names)
+    faults = faults + found
     names, classes, stored_map, found = class_table(categories, json_path, names, class_map)
     faults += found + duplicate_ids(images, annotations)
-    paths, found = find_images([str(image.get("file_name", "")) for image in images], image_dir, json_path)
-    faults += found + fault("same-file-twice", repeated(str(image.get("file_name", "")) for image in images),
+    stated_names = [str(image.get("file_name") or "") for image in images]
+    paths, found = find_images(stated_names, image_dir, json_path)
+    faults += found + fault("same-file-twice", repeated(_below(path, image_dir) for path in paths if path),
                             "one image under several image ids: its boxes are split, it counts twice")
     stated = np.array([(_side(image.get("width")), _side(image.get("height"))) for image in images], np.int64)
     real, found = _inspect(paths, stated, images, max_pixels, verify, memo)
@@ -96,7 +109,11 @@ def read_coco(json_path: str | Path, image_dir: str | Path, content: dict | None
     records = _records(images, paths, real, boxes)
     if not records:
         raise DataError(f"{json_path}: not one image can be used:\n" + "\n".join(report_faults(faults)))
-    return CocoSet(names, stored_map, records, tuple(faults), image_dir)
+    if not any(len(record.boxes) for record in records):
+        faults += fault("split-without-boxes", [json_path.name], "no box to measure against or to learn from "
+                        "in this split: its AP is undefined, and no epoch can be the best")
+    listed = frozenset(name.replace("\\", "/").rsplit("/", 1)[-1] for name in stated_names)
+    return CocoSet(names, stored_map, records, tuple(faults), image_dir, listed)
 
 
 def _inspect(paths: list[Path | None], stated: np.ndarray, images: list[dict], max_pixels: int, verify: bool,
@@ -116,13 +133,17 @@ def _sizes_differ(images: list[dict], stated: np.ndarray, real: Sequence[Inspect
     """Return the faults of images whose size is not stated, or not what the file states."""
     faults = fault("missing-size", [str(i.get("file_name")) for i, s in zip(images, stated) if min(s) < 1],
                    "`width` or `height` missing, taken from the images")
-    wrong = []
+    wrong, exchanged = [], []
     for image, (w, h), r in zip(images, stated, real):
         if r.problem or min(w, h) < 1 or (w, h) == (r.width, r.height):
             continue
-        unturned = r.orientation > 4 and (w, h) == (r.height, r.width)
-        turned = " (the size before EXIF rotation)" if unturned else ""
-        wrong.append(f"{image.get('file_name')} is {r.width}x{r.height}, stated {w}x{h}{turned}")
+        crossed = (w, h) == (r.height, r.width)
+        turned = " (the size before EXIF rotation)" if crossed and r.orientation > 4 else ""
+        (exchanged if crossed and not turned else wrong).append(
+            f"{image.get('file_name')} is {r.width}x{r.height}, stated {w}x{h}{turned}")
+    faults += fault("size-exchanged", exchanged, "images whose stated width and height are exchanged" + (
+        ", boxes left as they are" if trust else ": correct the file, or pass --trust json if the boxes are "
+        "right"), trust is None)
     advice = {None: "images whose size is not the stated one: pass --trust image to move the boxes with "
                     "the images, --trust json to leave them",
               "image": "images of another size than stated, boxes moved with them",
@@ -146,6 +167,11 @@ def _records(images: list[dict], paths: list[Path | None], real: Sequence[Inspec
         records.append(ImageRecord(image.get("id"), path, r.width, r.height, table[plain], table[crowd],
                                    areas[plain], areas[crowd]))
     return tuple(records)
+
+
+def _below(path: Path, folder: Path) -> str:
+    """Return a path below a folder, or all of it, for a message."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _side(value: object) -> int:

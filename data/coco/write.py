@@ -31,7 +31,8 @@ def cleaned(splits: Mapping[str, CocoSet], left_out: Mapping[str, Collection[int
             if record.path not in names:
                 names[record.path] = _free_name(record.path, coco.root, taken)
                 taken.add(names[record.path])
-        ids = {k: int(key) if key.lstrip("-").isdecimal() else key for key, k in coco.class_map.items()}
+        ids = {k: int(key) if key.removeprefix("-").isdecimal() and str(int(key)) == key else key
+               for key, k in coco.class_map.items()}
         contents[split] = coco_content(((names[r.path], r.width, r.height, r.rows(ids)) for r in records),
                                        {ids[k]: name for k, name in enumerate(coco.names)}, first_id)
         first_id += len(records)
@@ -79,7 +80,7 @@ def write_layout(contents: Mapping[str, dict], images: Mapping[str, Path],
     try:
         (part / "annotations").mkdir(parents=True)
         for split, content in contents.items():
-            text = json.dumps(content, ensure_ascii=False)
+            text = json.dumps(content)                 # ASCII, for names that are not UTF-8
             (part / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
         for name, source in images.items():
             target = part / "images" / name

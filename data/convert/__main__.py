@@ -1,11 +1,11 @@
-"""Pascal VOC and YOLO text labels to COCO layout: `python -m data.convert voc|yolo SRC --out DIR`.
+"""Labels of other tools to COCO layout: `python -m data.convert voc|yolo|labelme SRC --out DIR`.
 
 Writes DIR/annotations/instances_{train,val}.json and copies of the images; SRC is only read. DIR appears
 when it is complete. Archives are not unpacked.
 """
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,15 @@ from utils import cli
 from utils.errors import DataError
 
 if TYPE_CHECKING:
-    from data.convert.labels import Labels
+    from data.convert.labels import Labels, Layout
 
 
 def _parser() -> ArgumentParser:
     """Return the parser of `python -m data.convert`."""
-    out = cli.parser("Make a data set in COCO layout from Pascal VOC or YOLO text labels.")
+    out = cli.parser("Make a data set in COCO layout from Pascal VOC, YOLO or labelme labels.", "max-pixels")
     out.prog = "python -m data.convert"
-    out.add_argument("kind", choices=("voc", "yolo"), help="format of SRC")
-    out.add_argument("source", type=Path, metavar="SRC", help="folder of the set; it is only read")
+    out.add_argument("kind", choices=("voc", "yolo", "labelme"), help="format of SRC")
+    out.add_argument("source", type=Path, metavar="SRC", help="folder of the set, or its YAML; only read")
     out.add_argument("--out", type=Path, required=True, help="new folder for the result")
     out.add_argument("--difficult", choices=("crowd", "keep", "drop"), default="crowd",
                      help="VOC objects marked difficult: ignored like crowds, kept, or left out")
@@ -33,46 +33,65 @@ def _parser() -> ArgumentParser:
     return out
 
 
-def write_converted(labels: "Labels", names: list[str] | None, source: Path,
-                    out: Path) -> dict[str, tuple[int, int]]:
-    """Write what a converter has read in COCO layout below the new folder `out`; return (images, boxes).
+def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bool = False,
+               lists: dict[str, str | None] | None = None) -> "Layout":
+    """Return the layout of a folder of that kind; raise DataError when it has none."""
+    from data.convert.labelme import labelme_layout
+    from data.convert.voc import voc_layout
+    from data.convert.yolo import yolo_layout
+    if not source.is_dir() and not (kind == "yolo" and source.is_file()):
+        raise DataError(f"{source}: is not a folder; give the set's folder (unpack an archive first)")
+    found = voc_layout(source, difficult, zero_based, lists) if kind == "voc" else \
+        {"yolo": yolo_layout, "labelme": labelme_layout}[kind](source)
+    if found is None:
+        raise DataError(f"{source}: " + {
+            "voc": "no Annotations folder here or one level below; needs a VOC folder with Annotations, "
+                   "JPEGImages and ImageSets/Main",
+            "yolo": "no class names here; needs a YAML with `names` (0: cat) or classes.txt, and images",
+            "labelme": "no JSON file with `shapes` here or below"}[kind])
+    return found
 
-    Raises DataError for a split without boxes, UsageError when `out` is taken.
+
+def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, tuple[int, int]]:
+    """Read a layout into `labels` and write it below the new folder `out`; return (images, boxes) by split.
+
+    Raises DataError where there is no box to train with, UsageError when `out` is taken.
     """
     from data.coco.read import read_coco
     from data.coco.write import cleaned, write_layout
-    contents = labels.contents(names)
-    sets = {split: read_coco(source, source, content) for split, content in contents.items()}
-    classes = next(iter(sets.values())).names
-    print(f"{len(classes)} classes: {', '.join(classes)}")
+    root = layout.source if layout.source.is_dir() else layout.source.parent
+    sets = {}
+    for split, content in labels.contents(layout.read(labels)).items():
+        sets["train" if split == "all" else split] = read_coco(root, root, lambda _, c=content: (c, []))
     return write_layout(*cleaned(sets, {}), out)
 
 
-def main() -> None:
-    """Convert the set named on the command line; print what was written and what was left out."""
-    args = _parser().parse_args()
-    if not args.source.is_dir():
-        raise DataError(f"{args.source}: is not a folder; give the set's folder (unpack an archive first)")
-    from data.coco.clean import report_faults
-    from data.coco.write import refuse_taken
+def _convert(args: Namespace) -> None:
+    """Convert a set and print what was written and what was left out."""
+    from data.coco.clean import printable, report_faults
+    from data.coco.write import refuse_inside, refuse_taken
     from data.convert.labels import Labels
-    from data.convert.voc import read_voc
-    from data.convert.yolo import read_yolo
+    layout = recognised(args.kind, args.source, args.difficult, args.zero_based,
+                        {"train": args.train_list, "val": args.val_list})
     refuse_taken(args.out)
-    labels, names = Labels(), None
+    refuse_inside(args.out, [args.source if args.source.is_dir() else args.source.parent])
+    labels = Labels(args.max_pixels)
     try:
-        if args.kind == "voc":
-            read_voc(args.source, labels, difficult=args.difficult, zero_based=args.zero_based,
-                     lists={"train": args.train_list, "val": args.val_list})
-        else:
-            names = read_yolo(args.source, labels)
-        counts = write_converted(labels, names, args.source, args.out)
+        counts = write_converted(labels, layout, args.out)
     finally:
-        for line in report_faults(labels.faults):
+        for line in report_faults(labels.faults()):
             print(line)
     for split, (images, boxes) in counts.items():          # "pictures" is what scripts look for in this line
         print(f"{split:<5}  {images:>7} pictures  {boxes:>8} boxes")
-    print(f"written to {args.out}\nnext: python -m data.doctor {args.out}")
+    names = labels.names
+    print(f"{len(names)} classes: {printable(', '.join(names))}\nwritten to {args.out}")
+    print(f"next: python -m data.doctor {args.out}")
+
+
+def main() -> None:
+    """Convert the set named on the command line."""
+    parser = _parser()
+    _convert(cli.check(parser, parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from data.coco.clean import Fault, fault
 from data.coco.jsonfile import coco_content
-from data.images import MAX_PIXELS, inspect
+from data.images import MAX_PIXELS, Inspection, inspect_all
 from utils.errors import DataError
+
+
+class Layout(NamedTuple):
+    """A recognised set of labels: what it is in words, its splits ("all": undivided), and how to read it."""
+
+    what: str
+    splits: tuple[str, ...]
+    source: Path                   # the file that describes the set, or its folder
+    read: Callable[["Labels"], Sequence[str] | None]       # fills the Labels, returns the class names
 
 
 class Labels:
@@ -17,40 +27,54 @@ class Labels:
     def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
         self.max_pixels = max_pixels
         self.splits: dict[str, dict[Path, tuple[int, int, list[tuple]]]] = {}
-        self.notes: dict[tuple[str, str], list[str]] = {}
+        self.notes: dict[tuple[str, str, str], list[str]] = {}
+        self.names: tuple[str, ...] = ()
+        self._seen: dict[Path, Inspection] = {}
 
-    def note(self, rule: str, advice: str, place: str) -> None:
+    def note(self, split: str, rule: str, advice: str, place: object) -> None:
         """Count what was left out or changed: `rule`, what was done in words, and the place."""
-        self.notes.setdefault((rule, advice), []).append(place)
+        self.notes.setdefault((split, rule, advice), []).append(str(place))
 
-    @property
-    def faults(self) -> list[Fault]:
-        """Return the notes as faults."""
-        return [f for (rule, advice), places in self.notes.items() for f in fault(rule, places, advice)]
+    def faults(self, wanted: str | None = None) -> list[Fault]:
+        """Return the notes of one split, or of all, as faults."""
+        return [f for (split, rule, advice), places in self.notes.items() if wanted in (None, split)
+                for f in fault(rule, places, advice)]
 
-    def add_image(self, split: str, file: Path | None, place: str) -> tuple[int, int] | None:
-        """Add an image and return its size in px as decoded; None, noted, when it is missing or damaged."""
+    def look(self, files: Iterable[Path]) -> None:
+        """Inspect images ahead, by several threads."""
+        files = [file for file in dict.fromkeys(files) if file not in self._seen]
+        self._seen.update(zip(files, inspect_all(files, self.max_pixels)))
+
+    def add_image(self, split: str, file: Path | None, place: object) -> tuple[int, int] | None:
+        """Add an image and return its size in px as decoded; None, noted, when it is missing or damaged.
+
+        Raises DataError for an image that another split has.
+        """
         if file is None:
-            self.note("missing-image", "labels without an image file, left out", place)
+            self.note(split, "missing-image", "labels without an image file, left out", place)
             return None
-        seen = inspect(file, self.max_pixels)
+        self.look([file])
+        seen = self._seen[file]
         if seen.problem:
-            self.note("undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
+            self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
             return None
         other = next((name for name, images in self.splits.items() if file in images), None)
+        if other == split:
+            self.note(split, "listed-twice", "images named twice, taken once", file)
+            return None
         if other is not None:
             raise DataError(f"{file}: is in {other} and again in {split}: it must be in one split, once")
         self.splits.setdefault(split, {})[file] = (seen.width, seen.height, [])
         return seen.width, seen.height
 
-    def add_box(self, split: str, file: Path, name: str, xywh: Sequence[float], place: str,
+    def add_box(self, split: str, file: Path, name: str, xywh: Sequence[float], place: object,
                 crowd: bool = False) -> None:
         """Add a box (top-left xywh px) of an added image, clipped to it; noted when nothing is left of it."""
         width, height, boxes = self.splits[split][file]
         x, y, w, h = xywh
         x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
         if not all(map(math.isfinite, xywh)) or x2 <= x1 or y2 <= y1:
-            self.note("no-box", "lines dropped: no area inside the image, or not four numbers", place)
+            self.note(split, "no-box", "lines dropped: no area inside the image, or not four numbers", place)
             return
         x, y, w, h = (round(value, 4) for value in (x1, y1, x2 - x1, y2 - y1))
         boxes.append((name, x, y, w, h, round(w * h, 4), crowd))
@@ -59,20 +83,24 @@ class Labels:
         """Return the COCO content of each split; `file_name` is the source's path, `names` the class order.
 
         Without `names` the classes are those of the boxes, sorted. Raises DataError when two classes share a
-        name or a split has no box.
+        name or there is no box to train with.
         """
         if names is None:
             names = sorted({box[0] for images in self.splits.values() for *_, boxes in images.values()
                             for box in boxes})
         if len(set(names)) < len(names):
             raise DataError(f"class names must differ, got {', '.join(names)}; rename or merge classes")
+        self.names = tuple(names)
         ids, made, first_id = {name: number for number, name in enumerate(names, 1)}, {}, 1
         for split, images in self.splits.items():
-            if not any(boxes for *_, boxes in images.values()):
-                raise DataError(f"{split}: {len(images)} images and not one box that can be used; "
-                                "see the list of what was left out")
             rows = ((str(file), width, height, [(ids[name], *rest) for name, *rest in boxes])
                     for file, (width, height, boxes) in images.items())
             made[split] = coco_content(rows, {number: name for name, number in ids.items()}, first_id)
             first_id += len(images)
+        for split in {"train", "all"} & self.splits.keys() or ["train"]:
+            if not made.get(split, {}).get("annotations"):
+                why = "".join(f"; {f.count:,} {f.advice} (first: {f.examples[0]})" for f in sorted(
+                    self.faults(split), key=lambda f: -f.count)[:2])
+                raise DataError(f"{split}: {len(self.splits.get(split, ()))} images and not one box that can "
+                                f"be used{why}")
         return made

@@ -19,9 +19,8 @@ def _parser() -> ArgumentParser:
                      "epochs", "seed", "max-pixels", "drop-unknown", "trust",
                      defaults={"imgsz": 416, "epochs": 100})
     out.prog = "python -m data.doctor"
-    out.add_argument("data", metavar="SET", help="a YAML, a folder in COCO layout, or the word scenes")
-    out.add_argument("--split", nargs="+", choices=("train", "val"), default=("train", "val"),
-                     help="what to read")
+    out.add_argument("data", metavar="SET", help="as --data: a YAML, a folder, a COCO JSON, or scenes")
+    out.add_argument("--split", nargs="+", choices=("train", "val", "test"), help="what to read (all)")
     out.add_argument("--anchors", type=int, default=6, help="how many to fit (6 for the tiny networks)")
     out.add_argument("--rate", type=float, help="images/s of your training step, for the time estimate")
     out.add_argument("--fix", type=Path, metavar="OUTDIR", help="write a cleaned copy into this new folder")
@@ -41,14 +40,14 @@ def main() -> None:
     reading = {"max_pixels": args.max_pixels, "drop_unknown": args.drop_unknown, "trust": args.trust}
     if args.fix:
         refuse_taken(args.fix)
-    splits = tuple(split for split in ("train", "val") if split in args.split)
+    splits = tuple(split for split in ("train", "val", "test") if split in (args.split or ()))
     found = examine(args.data, splits, args.imgsz, anchors=args.anchors, epochs=args.epochs, seed=args.seed,
                     rate=args.rate, reading=reading)
     for target in filter(None, (args.fix, args.json)):
         refuse_inside(target, found.folders)
     print(as_text(found))
     if args.json:
-        args.json.write_text(json.dumps(as_dict(found), indent=1, ensure_ascii=False), encoding="utf-8")
+        args.json.write_text(json.dumps(as_dict(found), indent=1), encoding="utf-8")
     if args.fix:
         print("\n" + write_copy(found, args.fix))
     print("\n" + verdict(found, args.fix))

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from unicodedata import east_asian_width
 
-from data.coco.clean import report_faults
-from data.doctor.diagnosis import Diagnosis
+from data.coco.clean import printable, report_faults
+from data.doctor.diagnosis import Diagnosis, fate
 from data.doctor.survey import PERCENTILES, UNSEEN, class_counts
 
 SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation file")
@@ -15,12 +15,13 @@ SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation 
 
 def as_text(found: Diagnosis) -> str:
     """Return the report for people: a table per subject."""
-    parts = [f"data set {found.located.source}, network input {found.imgsz} px",
+    note = f" ({found.located.note})" if found.located.note else ""
+    parts = [f"data set {found.located.source}{note}, network input {found.imgsz} px",
              table(SPLIT_HEAD, _split_rows(found)), _faults(found)]
     if found.sets:
         parts += [_classes(found), _sizes(found.numbers["sizes"], next(iter(found.sets))),
                   _anchors(found.numbers["anchors"]), _time(found.numbers["time"], found.numbers["epochs"])]
-    return "\n\n".join(parts)
+    return "\n".join(map(printable, "\n\n".join(parts).split("\n")))
 
 
 def as_dict(found: Diagnosis) -> dict:
@@ -29,8 +30,8 @@ def as_dict(found: Diagnosis) -> dict:
     return {"data": str(found.located.source), "imgsz": found.imgsz,
             "fatal": found.fatal, "mended": found.mended,
             "splits": {split: dict(zip(keys, row)) for split, *row in _split_rows(found)},
-            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal)} for f in faults]
-                       for part, faults in found.faults.items()},
+            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal), "fate": fate(f)}
+                              for f in faults] for part, faults in found.faults.items()},
             "classes": {split: {name: {"boxes": boxes, "pictures": images}
                                 for name, (boxes, images) in zip(coco.names, class_counts(coco))}
                         for split, coco in found.sets.items()},
@@ -46,7 +47,9 @@ def verdict(found: Diagnosis, copy: Path | None = None) -> str:
     if found.fatal:
         return f"NOT USABLE: {kinds(found.fatal, 'fatal fault')}, marked `error` above"
     if found.mended:
-        remedy = f"the copy in {copy} is free of them" if copy else "--fix OUTDIR writes a copy without them"
+        rest = f" but {', '.join(found.left)}" if found.left else ""
+        remedy = f"the copy in {copy} is free of {f'all{rest}' if rest else 'them'}" if copy else \
+            f"--fix OUTDIR writes a copy without {f'all{rest}' if rest else 'them'}"
         return f"USABLE: {kinds(found.mended, 'fault')}, put right in memory or only reported; {remedy}"
     return "CLEAN: no fault found"
 
@@ -82,7 +85,8 @@ def _faults(found: Diagnosis) -> str:
     """Return all faults of all splits, the fatal ones first."""
     pairs = [(part, f) for part, faults in found.faults.items() for f in faults]
     pairs.sort(key=lambda pair: not pair[1].fatal)                  # the order of report_faults
-    lines = [f"{part:<5}  {line}" for (part, _), line in zip(pairs, report_faults([f for _, f in pairs]))]
+    lines = [f"{part:<5}  {fate(f):<11}  {line}"
+             for (part, f), line in zip(pairs, report_faults([f for _, f in pairs]))]
     return "\n".join(["faults", *(lines or ["none"])])
 
 
@@ -90,7 +94,7 @@ def _classes(found: Diagnosis) -> str:
     """Return the table of classes."""
     coco, counts = next(iter(found.sets.values())), [class_counts(coco) for coco in found.sets.values()]
     head = [f"{split} {what}" for split in found.sets for what in ("boxes", "images")]
-    rows = [(coco.names[k], key, str(k), *(n for split in counts for n in split[k]))
+    rows = [(printable(coco.names[k]), printable(key), str(k), *(n for split in counts for n in split[k]))
             for key, k in coco.class_map.items()]
     return "classes\n" + table(("class", "id in the file", "number", *head), rows)
 
@@ -112,8 +116,11 @@ def _sizes(sizes: dict, split: str) -> str:
 
 def _anchors(fits: dict[str, dict]) -> str:
     """Return the table of anchors."""
-    rows = [(kind, " ".join(f"{w:.0f},{h:.0f}" for w, h in fit["anchors"]), f"{fit['mean_iou']:.3f}",
-             f"{fit['within_four']:.1%}") for kind, fit in fits.items()]
+    rows = []
+    for kind, fit in fits.items():
+        iou, share = fit["mean_iou"], fit["within_four"]
+        rows.append((kind, " ".join(f"{w:.3g},{h:.3g}" for w, h in fit["anchors"]),
+                     "-" if iou is None else f"{iou:.3f}", "-" if share is None else f"{share:.1%}"))
     return "anchors (width,height px at the input)\n" + table(
         ("", "anchors", "mean best IoU", "within a factor of 4"), rows, left=2)
 

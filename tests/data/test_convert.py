@@ -11,10 +11,9 @@ import pytest
 from data.coco.clean import report_faults
 from data.coco.read import read_coco
 from data.coco.write import cleaned, write_layout
-from data.convert.__main__ import write_converted
+from data.convert.__main__ import recognised, write_converted
 from data.convert.labels import Labels
-from data.convert.voc import parse_xml, read_voc
-from data.convert.yolo import read_yolo
+from data.convert.voc import parse_xml
 from tests.helpers.label_writers import NAMES, boxes_of, make_voc, make_yolo, voc_object
 from utils.errors import DataError, UsageError
 
@@ -73,9 +72,9 @@ def test_blood_cells_survive_the_way_through_yolo_labels(tmp_path: Path, shared:
             (tmp_path / "in/labels" / split / name.with_suffix(".txt").name).write_text(text)
     (tmp_path / "in/classes.txt").write_text("\n".join(kinds))
     labels = Labels()
-    write_converted(labels, read_yolo(tmp_path / "in", labels), tmp_path / "in", tmp_path / "out")
+    write_converted(labels, recognised("yolo", tmp_path / "in"), tmp_path / "out")
     assert_same_boxes(tmp_path / "out", content, "val")
-    assert not labels.faults
+    assert not labels.faults()
 
 
 def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_boxes(tmp_path: Path):
@@ -84,14 +83,14 @@ def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_b
     label.write_text("0 0.5 0.5 0.2 0.2\nseven 0 0 1 1\n9 .5 .5 .1 .1\n0 .5 .5 .1\n1 30 20 60 40\n"
                      "0 .5 .5 nan .1\n0 .5 .5 0 .1\n2 .2 .2 .6 .2 .6 .8\n\n0 0 0 0.5 0.5\n")
     labels = Labels()
-    read_yolo(tmp_path / "in", labels)
+    recognised("yolo", tmp_path / "in").read(labels)
     w, h, boxes = next(iter(labels.splits["train"].values()))
     wanted = np.array([(.4, .4, .2, .2), (.2, .2, .4, .6), (0, 0, .25, .25)]) * (w, h, w, h)
     assert np.allclose([box[1:5] for box in boxes], wanted, atol=1e-4)
     assert [box[0] for box in boxes] == ["cat", "猫", "cat"]
-    assert {f.rule: f.count for f in labels.faults} == {"bad-line": 3, "not-normalised": 1, "no-box": 2,
+    assert {f.rule: f.count for f in labels.faults()} == {"bad-line": 3, "not-normalised": 1, "no-box": 2,
                                                         "polygon": 1}
-    told = "\n".join(report_faults(labels.faults))
+    told = "\n".join(report_faults(labels.faults()))
     assert "train 1.txt:2" in told and "train 1.txt:5" in told
 
 
@@ -100,8 +99,8 @@ def test_images_without_a_label_file_are_negatives_and_damaged_ones_are_left_out
     (tmp_path / "in/labels/val/val 2.txt").unlink()
     (tmp_path / "in/images/val/val 3.png").write_bytes(b"<html>not here</html>")
     labels = Labels()
-    counts = write_converted(labels, read_yolo(tmp_path / "in", labels), tmp_path / "in", tmp_path / "out")
-    told = "\n".join(report_faults(labels.faults))
+    counts = write_converted(labels, recognised("yolo", tmp_path / "in"), tmp_path / "out")
+    told = "\n".join(report_faults(labels.faults()))
     assert counts["val"][0] == 2 and "val 3.png" in told and "damaged" in told
 
 
@@ -113,7 +112,8 @@ def test_roboflow_folders_train_images_and_valid_images_are_understood(tmp_path:
             (tmp_path / "in" / part / split).rename(tmp_path / "in2" / name / part)
     (tmp_path / "in2/data.yaml").write_text("names: {0: a, 1: b, 2: c}\n")
     labels = Labels()
-    assert read_yolo(tmp_path / "in2", labels) == ["a", "b", "c"] and len(labels.splits["val"]) == 3
+    assert recognised("yolo", tmp_path / "in2").read(labels) == ("a", "b", "c")
+    assert len(labels.splits["val"]) == 3
 
 
 @pytest.mark.parametrize(("difficult", "zero_based", "wanted"), [
@@ -128,19 +128,18 @@ def test_voc_corners_count_from_one_and_difficult_objects_follow_the_flag(
                     voc_object("cat", ("x", 1, 2, 3))))
     (tmp_path / "Annotations/train_1.xml").write_text(f"<annotation>{text}</annotation>")
     labels = Labels()
-    read_voc(tmp_path, labels, difficult=difficult, zero_based=zero_based)
+    recognised("voc", tmp_path, difficult, zero_based).read(labels)
     _, _, boxes = next(iter(labels.splits["train"].values()))
     assert [(*box[:5], box[6]) for box in boxes] == wanted
     assert (f"not four numbers (first: {tmp_path / 'Annotations/train_1.xml'})"
-            in "\n".join(report_faults(labels.faults)))
+            in "\n".join(report_faults(labels.faults())))
 
 
 def test_two_voc_years_in_one_folder_are_joined(tmp_path: Path):
     make_voc(tmp_path / "VOCdevkit/VOC2007")
     make_voc(tmp_path / "VOCdevkit/VOC2012")
     labels = Labels()
-    read_voc(tmp_path / "VOCdevkit", labels)
-    counts = write_converted(labels, None, tmp_path / "VOCdevkit", tmp_path / "out")
+    counts = write_converted(labels, recognised("voc", tmp_path / "VOCdevkit"), tmp_path / "out")
     assert counts["train"][0] == 6
     assert (tmp_path / "out/images/VOC2012/train_1.png").is_file()
 
@@ -181,27 +180,26 @@ def test_one_image_in_both_lists_is_refused(tmp_path: Path):
     lists = tmp_path / "in/ImageSets/Main"
     (lists / "val.txt").write_text((lists / "train.txt").read_text())
     with pytest.raises(DataError, match="must be in one split, once"):
-        read_voc(tmp_path / "in", Labels())
+        recognised("voc", tmp_path / "in").read(Labels())
     (lists / "val.txt").unlink()
     with pytest.raises(DataError, match=r"no list val.txt or test.txt .* --val-list"):
-        read_voc(tmp_path / "in", Labels())
+        recognised("voc", tmp_path / "in").read(Labels())
 
 
 def test_an_existing_folder_is_never_overwritten(tmp_path: Path):
     make_yolo(tmp_path / "in")
     labels = Labels()
-    names = read_yolo(tmp_path / "in", labels)
-    write_converted(labels, names, tmp_path / "in", tmp_path / "out")
+    write_converted(labels, recognised("yolo", tmp_path / "in"), tmp_path / "out")
     with pytest.raises(UsageError, match="give a new one"):
-        write_converted(labels, names, tmp_path / "in", tmp_path / "out")
+        write_converted(Labels(), recognised("yolo", tmp_path / "in"), tmp_path / "out")
 
 
 def test_a_copy_that_fails_half_way_leaves_nothing_behind(tmp_path: Path):
     make_yolo(tmp_path / "in")
     labels = Labels()
-    names = read_yolo(tmp_path / "in", labels)
-    contents = labels.contents(names)
-    sets = {split: read_coco(tmp_path / "in", tmp_path / "in", contents[split]) for split in contents}
+    contents = labels.contents(recognised("yolo", tmp_path / "in").read(labels))
+    sets = {split: read_coco(tmp_path / "in", tmp_path / "in", lambda _, split=split: (contents[split], []))
+            for split in contents}
     (tmp_path / "in/images/val/val 3.png").unlink()
     with pytest.raises(FileNotFoundError):
         write_layout(*cleaned(sets, {}), tmp_path / "out")

@@ -124,7 +124,7 @@ def test_damaged_files_bytes_that_repeat_and_leaks_are_found(small: Path):
     found = {rule: (fault["count"], fault["examples"][0]) for rule, fault in faults.items()}
     assert found["leak-same-file"] == (1, "train train 2.jpg = val val 2.jpg")
     assert found["leak-near-duplicate"] == (1, "train train 3.jpg = val val 0.jpg")
-    assert found["repeated-image"] == (1, "train train 0.jpg = train 1.jpg")
+    assert found["repeated-image-other-boxes"] == (1, "train train 0.jpg = train 1.jpg")
     assert found["undecodable-image"][0] == 1 and "train 4.jpg" in found["undecodable-image"][1]
     assert "unlisted-file" not in faults
     assert ended.returncode == 0 and "USABLE: 4 kinds of fault" in ended.stdout

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.coco.locate import locate, unlisted_files
+from data.coco.find import unlisted_files
+from data.coco.locate import locate
 from data.coco.read import read_coco
 from tests.helpers.coco_files import SIZE, content, count, read, rules, write
 from utils.errors import DataError
@@ -26,7 +27,7 @@ def test_a_folder_in_coco_layout_is_located(tmp_path: Path):
     root = make_set(tmp_path / "数据 集")
     for given in (root, str(root)):
         found = locate(given)
-        annotation, images = found["train"]
+        annotation, images, _ = found["train"]
         assert annotation == root / "annotations" / "instances_train.json" and images == root / "images"
         assert found.val.json.name == "instances_val.json" and found.names is None
         assert count(read_coco(*found.val)) == 24
@@ -62,7 +63,7 @@ def test_a_yaml_names_the_splits_in_any_of_its_forms(tmp_path: Path, text: str):
     ("train: !!python/object/apply:os.system ['touch pwned']", "not a plain YAML.*python tags .*refused"),
     ("a: &a [x, x]\nb: &b [*a, *a]\ntrain: *b", "uses YAML aliases"), ("train: [", "not a plain YAML"),
     ("- a\n- b", "must hold path, train and val; got list"), ("path: .", "names neither `train` nor `val`"),
-    ("train: 5", "`train: 5` must be the path of a COCO JSON"),
+    ("train: 5", "`train: 5` is not a file"),
     ("train: no.json", "`train: no.json` is not a file; tried .*, .*, "),
     ("train: {json: set.json, images: nope}", "`images: nope` of `train` is not a folder; tried .*nope"),
     ("train: set.json\nnames: [a, a]", "`names` must be a list of different"),
