@@ -196,14 +196,14 @@ def mask_box(mask: object) -> list[float] | None:
     """Return the box (top-left xywh px) of a COCO segmentation, polygons or RLE; None when it is neither."""
     try:
         if isinstance(mask, dict):
-            return _rle_box(mask["counts"], int(mask["size"][0]))
+            return _rle_box(mask["counts"], *map(int, mask["size"]))
         points = np.array([value for polygon in mask for value in polygon], np.float64).reshape(-1, 2)
         return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
     except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         return None
 
 
-def _rle_box(counts: str | Sequence[int], height: int) -> list[float]:
+def _rle_box(counts: str | Sequence[int], height: int, width: int) -> list[float]:
     """Return the box of run lengths that alternate between 0 and 1, down the columns of a mask.
 
     As a string every length is written in digits of 5 bits from 48 on, lowest first, with a sixth bit where
@@ -219,6 +219,8 @@ def _rle_box(counts: str | Sequence[int], height: int) -> list[float]:
                 value = shift = 0
         counts = runs
     ends = np.cumsum(np.array(counts, np.int64))
+    if min(counts) < 0 or ends[-1] > height * width:
+        raise ValueError("run lengths that leave the mask")
     starts, stops = ends[0::2][:len(ends[1::2])], ends[1::2]
     starts, stops = starts[stops > starts], stops[stops > starts] - 1
     whole = starts // height != stops // height        # a run over the end of a column takes its last row

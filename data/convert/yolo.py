@@ -122,10 +122,10 @@ def _place(entry: str, *roots: Path) -> Path | None:
             path = root.joinpath(*parts[start:])
             if path.exists():
                 return path
-            alike = [] if path.suffix else [
-                p for p in path.parent.glob("*") if re.sub(r"\d+$", "", p.name.lower()) == path.name.lower()]
-            if len(alike) == 1:                        # Train for train, val2017 for val
-                return alike[0]
+            alike = re.compile(re.escape(path.name) + r"\d*", re.IGNORECASE)      # Train for train, val2017
+            others = [] if path.suffix else [p for p in path.parent.glob("*") if alike.fullmatch(p.name)]
+            if len(others) == 1:
+                return others[0]
     return None
 
 
@@ -169,9 +169,9 @@ def _read(found: _Description, labels: Labels) -> Sequence[str]:
         labels.look(files)
         used = set()
         for file in files:
+            text = _label_file(file)
+            used.add(text)
             if size := labels.add_image(split, file, file):
-                text = _label_file(file)
-                used.add(text)
                 for place, name, xywh in _boxes(text, found, labels, split, poses) if text else ():
                     labels.add_box(split, file, name, [v * side for v, side in zip(xywh, size * 2)], place)
         for folder in sorted({text.parent for text in used if text and "labels" in text.parts}):

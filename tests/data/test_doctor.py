@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.coco.locate import locate
+from data.coco.read import read_coco
+from data.doctor.leaks import start_faults
 from tests.helpers.doctor_cases import SIDE, content_of, diagnosis, digest, doctor, photo, write
 
 
@@ -169,7 +172,6 @@ def test_the_cleaned_copy_of_a_set_full_of_faults_is_clean_and_the_source_untouc
 
 
 def test_boxes_of_the_cleaned_copy_are_those_of_training(small: Path):
-    from data.coco.read import read_coco
     json_of(small, lambda c: c["annotations"][0].update(bbox=[90, 4, 50, 50]))
     assert doctor(small, "--fix", small.parent / "copy").returncode == 0
     first, second = (read_coco(root / "annotations/instances_train.json", root / "images")
@@ -200,3 +202,68 @@ def test_real_photographs_have_no_leak_and_sizes_follow_the_letterbox(shared: Pa
     areas = [a["bbox"][2] * a["bbox"][3] * (416 / sides[a["image_id"]]) ** 2 for a in raw["annotations"]]
     assert report["sizes"]["small"] == pytest.approx(sum(v < 32 ** 2 for v in areas), abs=5)
     assert report["anchors"]["fitted"]["mean_iou"] > report["anchors"]["default"]["mean_iou"] + 0.05
+
+
+def camera(root: Path, frames: dict[str, int]) -> None:
+    """Frames of one fixed camera: a background, a square that moves."""
+    for split, count in frames.items():
+        content = content_of(split, count)
+        write(root, split, content)
+        for i in range(count):
+            frame = photo(1).copy()
+            frame[10 + i:16 + i, 60 + len(split):66 + len(split)] = 255
+            Image.fromarray(frame).save(root / "images" / f"{split} {i}.jpg", quality=95)
+
+
+def test_frames_of_a_fixed_camera_are_reported_and_all_kept(small: Path):
+    camera(small, {"train": 8, "val": 3})
+    out = small.parent / "copy"
+    ended = doctor(small, "--fix", out)
+    assert "leak-near-duplicate" in ended.stdout and "left to you" in ended.stdout
+    assert "train 8 images with 16 boxes" in ended.stdout
+    assert "kept for you to decide: leak-near-duplicate" in ended.stdout
+    assert f"the copy in {out} is free of all but leak-near-duplicate" in ended.stdout
+    assert len(json.loads((out / "annotations/instances_train.json").read_text())["images"]) == 8
+
+
+def test_repeats_with_the_same_boxes_go_but_one_and_train_is_never_emptied(small: Path):
+    content = content_of("train", 6)
+    for note in content["annotations"]:
+        note["bbox"] = [5, 10, 20, 30]
+    write(small, "train", content)
+    first = (small / "images/train 0.jpg").read_bytes()
+    (small / "images/train 1.jpg").write_bytes(first)
+    faults, _, ended = diagnosis(small, "--fix", small.parent / "one")
+    assert faults["repeated-image"]["fate"] == "mended" and "train 5 images" in ended.stdout
+    for i in range(6):
+        (small / "images" / f"train {i}.jpg").write_bytes((small / "images/val 1.jpg").read_bytes())
+    faults, _, ended = diagnosis(small, "--fix", small.parent / "two")
+    assert faults["leak-whole-split"]["fate"] == "left to you" and "train 6 images" in ended.stdout
+
+
+def test_a_test_split_is_read_and_copied_too(small: Path):
+    content = content_of("val", 3)
+    write(small, "test", content)
+    faults, report, ended = diagnosis(small, "--fix", small.parent / "copy")
+    assert list(report["splits"]) == ["train", "val", "test"] and ended.returncode == 0
+    assert (small.parent / "copy/annotations/instances_test.json").is_file()
+
+
+def test_names_that_no_terminal_can_print_are_escaped(small: Path):
+    content = content_of("train", 6)
+    content["categories"][0]["name"], content["categories"][1]["name"] = "re\ud800d", "two\nlines"
+    (small / "annotations/instances_train.json").write_text(json.dumps(content))
+    (small / "annotations/instances_val.json").unlink()
+    ended = doctor(small)
+    assert ended.returncode == 0 and "re\\ud800d" in ended.stdout and "two\\nlines" in ended.stdout
+
+
+def test_training_is_told_what_its_splits_share_and_which_classes_are_empty(small: Path):
+    json_of(small, lambda c: [a.update(category_id=2) for a in c["annotations"]])
+    (small / "images/train 2.jpg").write_bytes((small / "images/val 2.jpg").read_bytes())
+    located = locate(small)
+    train, val = (read_coco(*located[split]) for split in ("train", "val"))
+    told = start_faults(train, val)
+    assert [(f.rule, f.examples) for f in told["train"]] == [("class-without-boxes", ("杯",))]
+    assert [(f.rule, f.examples) for f in told["val"]] == [
+        ("leak-same-file", ("train train 2.jpg = val val 2.jpg",))]
