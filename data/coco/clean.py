@@ -213,6 +213,8 @@ def _rle_box(counts: str | Sequence[int], height: int, width: int) -> list[float
         runs, value, shift = [], 0, 0
         for code in (ord(letter) - 48 for letter in counts):
             value, shift = value | (code & 31) << shift, shift + 5
+            if shift > 60:
+                raise ValueError("a run length beyond any mask")
             if not code & 32:
                 value -= (code & 16) << shift - 4      # the last digit carries the sign
                 runs.append(value + (runs[-2] if len(runs) > 2 else 0))

@@ -124,11 +124,16 @@ def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
 
 def _plain(name: str, folder: Path) -> Path | None:
     """Return the image where its name says; None elsewhere, for impossible names and circular links too."""
+    path = folder / name
+    return path if name and is_file(path) else None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path leads to a file; no for names that no system takes."""
     try:
-        path = folder / name
-        return path if name and path.is_file() else None
+        return path.is_file()
     except (OSError, ValueError):
-        return None
+        return False
 
 
 def _key(name: str) -> str:

@@ -94,7 +94,7 @@ def empty_parents(categories: list[dict], annotations: list[dict],
     used = {id_key(a.get("category_id")) for a in annotations}
     groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")
               and isinstance(c.get("supercategory"), str)}
-    empty = [c for c in categories if c.get("name") in groups and id_key(c.get("id")) not in used
+    empty = [c for c in categories if str(c.get("name")) in groups and id_key(c.get("id")) not in used
              and c.get("name") not in (names or ()) and c.get("supercategory") in (None, "", "none")]
     if len(empty) == len(categories):
         return categories, []

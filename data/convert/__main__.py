@@ -45,7 +45,7 @@ def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bo
         {"yolo": yolo_layout, "labelme": labelme_layout}[kind](source)
     if found is None:
         raise DataError(f"{source}: " + {
-            "voc": "no Annotations folder here or one level below; needs a VOC folder with Annotations, "
+            "voc": "no XML file here or below; needs a VOC folder with Annotations, "
                    "JPEGImages and ImageSets/Main",
             "yolo": "no class names here; needs a YAML with `names` (0: cat) or classes.txt, and images",
             "labelme": "no JSON file with `shapes` here or below"}[kind])
@@ -62,7 +62,11 @@ def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, 
     root = layout.source if layout.source.is_dir() else layout.source.parent
     sets = {}
     for split, content in labels.contents(layout.read(labels)).items():
-        sets["train" if split == "all" else split] = read_coco(root, root, lambda _, c=content: (c, []))
+        coco = read_coco(root, root, lambda _, made=content: (made, []), max_pixels=labels.max_pixels)
+        sets["train" if split == "all" else split] = coco
+        for found in coco.faults:
+            labels.notes.setdefault((split, found.rule, found.advice), []).extend(
+                found.examples + ("",) * (found.count - len(found.examples)))
     return write_layout(*cleaned(sets, {}), out)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from data.coco.find import split_of, visible_files
-from data.convert.labels import Labels, Layout
+from data.coco.find import is_file, visible_files
+from data.convert.labels import Labels, Layout, by_folder
 from data.images import SUFFIXES
-from utils.errors import DataError
 
 LINES = ("point", "points", "line", "linestrip")       # shapes without an inside
 
@@ -20,13 +19,7 @@ def labelme_layout(source: Path) -> Layout | None:
     files = [path for path in files[:3] if _shapes(path) is not None] and files
     if not files:
         return None
-    splits: dict[str, list[Path]] = {}
-    for path in files:
-        parents = path.relative_to(source).parts[:-1]
-        splits.setdefault(next(filter(None, map(split_of, parents)), "all"), []).append(path)
-    if "all" in splits and len(splits) > 1:
-        raise DataError(f"{source}: some JSON files lie in folders of splits and others do not "
-                        f"(first: {splits['all'][0]}); sort them into train/ and val/")
+    splits = by_folder(files, source)
     return Layout("labelme labels", tuple(splits), source, partial(_read, splits))
 
 
@@ -47,10 +40,12 @@ def _read(splits: dict[str, list[Path]], labels: Labels) -> None:
             if (content := _shapes(path)) is None:
                 labels.note(split, "no-shapes", "JSON files that hold no shapes, left out", path)
                 continue
-            named = PureWindowsPath(str(content.get("imagePath") or "")).name
-            places = [path.with_name(named)] * bool(named) + [path.with_suffix(suffix) for known in SUFFIXES
-                                                              for suffix in (known, known.upper())]
-            file = next((place for place in places if place.is_file()), None)
+            named = PureWindowsPath(str(content.get("imagePath") or "-")).as_posix()
+            beside = path.parent, path.parent.parent / "images"
+            places = [path.parent / named, *(place / Path(named).name for place in beside), *(
+                (place / path.name).with_suffix(suffix) for place in beside for known in SUFFIXES
+                for suffix in (known, known.upper()))]
+            file = next((place for place in places if is_file(place)), None)
             if labels.add_image(split, file, path) is None:
                 continue
             for shape in content["shapes"]:

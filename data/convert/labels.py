@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.coco.clean import Fault, fault
+from data.coco.find import split_of
 from data.coco.jsonfile import coco_content
 from data.images import MAX_PIXELS, Inspection, inspect_all
 from utils.errors import DataError
@@ -19,6 +20,18 @@ class Layout(NamedTuple):
     splits: tuple[str, ...]
     source: Path                   # the file that describes the set, or its folder
     read: Callable[["Labels"], Sequence[str] | None]       # fills the Labels, returns the class names
+
+
+def by_folder(files: Iterable[Path], source: Path) -> dict[str, list[Path]]:
+    """Return files by the split that a folder above them names, or as "all"; raise DataError for both."""
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        parents = path.relative_to(source).parts[:-1]
+        splits.setdefault(next(filter(None, map(split_of, parents)), "all"), []).append(path)
+    if "all" in splits and len(splits) > 1:
+        raise DataError(f"{source}: some labels lie in folders of splits and others do not "
+                        f"(first: {splits['all'][0]}); sort them into train/ and val/")
+    return splits
 
 
 class Labels:

@@ -8,84 +8,71 @@ from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from data.convert.labels import Labels, Layout
+from data.coco.find import is_file, visible_files
+from data.convert.labels import Labels, Layout, by_folder
 from data.images import SUFFIXES
 from data.yamlfile import read_text
 from utils.errors import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LISTS = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test",)}
+PLACES = ("JPEGImages", "images", "Images", "imgs")    # where images lie beside a folder of XML files
 
 
 def voc_layout(source: Path, difficult: str = "crowd", zero_based: bool = False,
                lists: Mapping[str, str | None] | None = None) -> Layout | None:
-    """Return the layout of a VOC folder (Annotations, JPEGImages, ImageSets/Main), or of a folder of such.
+    """Return the layout of a VOC folder (Annotations, JPEGImages, ImageSets/Main), of a folder of such, or of
+    any folder of XML files.
 
     VOC corners count pixels from 1 and include both ends, so xmin 1, xmax 10 is a box 10 px wide at 0;
     `zero_based` takes the four numbers as xyxy px instead. `difficult` objects become crowd boxes (ignored),
     or are kept ("keep") or left out ("drop"). `lists` names the list file of each split; by default train or
-    trainval, val or test; a set without lists is undivided. Returns None where there is no XML file.
+    trainval, val or test; a set without lists is divided by its folders. Returns None without an XML file.
     """
+    lists = lists or {}
     roots = [root for root in (source, *sorted(source.glob("*/"))) if (root / "Annotations").is_dir()]
-    roots = roots[:1] if source in roots else roots
-    if not roots and any(source.glob("*.xml")):
-        roots = [source]                               # labelImg: images and XML side by side
-    if not roots:
+    roots = [source] if source in roots else roots
+    if any((root / "ImageSets/Main").is_dir() for root in roots) or any(lists.values()):
+        files = {split: [file for root in roots for file in _listed(root, split, lists)] for split in LISTS}
+        files = {split: paths for split, paths in files.items() if paths}
+    else:
+        files = by_folder((path for path in visible_files(source) if path.suffix.lower() == ".xml"), source)
+    if not files:
         return None
-    keys: dict[str, list[tuple[Path, str]]] = {}
-    for root in roots:
-        divided = (root / "ImageSets/Main").is_dir() or any((lists or {}).values())
-        for split in ("train", "val", "test") if divided else ("all",):
-            for key in _list(root, split, lists or {}) if divided else _undivided(root):
-                keys.setdefault(split, []).append((root, key))
-    return Layout("Pascal VOC labels", tuple(keys), source, partial(_read, keys, difficult, zero_based))
+    return Layout("Pascal VOC labels", tuple(files), source, partial(_read, files, difficult, zero_based))
 
 
-def _undivided(root: Path) -> list[str]:
-    """Return the name of every XML file of a set without lists."""
-    folder = _folder(root, "Annotations")
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.xml"))]
-
-
-def _folder(root: Path, name: str) -> Path:
-    """Return the folder of that name, or the root where everything lies side by side."""
-    return root / name if (root / name).is_dir() else root
-
-
-def _list(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield the names of one split from its list: with or without suffix, path, or a column of 1 and -1."""
+def _listed(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator[Path]:
+    """Yield the XML files of a split by its list: names, with suffix, path or a column of 1 and -1."""
     wanted, folder = lists.get(split), root / "ImageSets" / "Main"
     names = (wanted,) if wanted else LISTS[split]
     file = next((file for name in names if (file := folder / f"{name}.txt").is_file()), None)
-    if file is None or (split == "test" and not (folder / "val.txt").is_file()):
-        if split == "test":
-            return
+    if split == "test" and (file is None or not (folder / "val.txt").is_file()):
+        return                                         # there may be none, or it is taken as val
+    if file is None:
         raise DataError(f"{folder}: no list {' or '.join(f'{name}.txt' for name in names)} for the {split} "
                         f"split; write one, an image's name per line, or name another by --{split}-list")
-    known = {path.casefold() for path in _undivided(root)}
+    labels = root / "Annotations"
+    known = {path.relative_to(labels).with_suffix("").as_posix().casefold(): path
+             for path in labels.rglob("*.xml")}
     for line in filter(None, map(str.strip, read_text(file).splitlines())):
-        for name in (line, re.sub(r"\s+-?[01]$", "", line)):
-            name = re.sub(r"^(.*/)?(JPEGImages|Annotations)/", "", name.replace("\\", "/").removeprefix("./"))
-            known_suffix = Path(name).suffix.lower() in (*SUFFIXES, ".xml")
-            plain = str(Path(name).with_suffix("")) if known_suffix else name
-            key = next((key for key in (name, plain) if key.casefold() in known), None)
-            if key is not None:
-                break
-        yield key or plain
+        name = re.sub(r"^(.*/)?(JPEGImages|Annotations)/", "", line.replace("\\", "/").removeprefix("./"))
+        tries = [re.sub(rf"(?i)({'|'.join(map(re.escape, (*SUFFIXES, '.xml')))})$", "", text)
+                 for text in (name, re.sub(r"\s+-?[01]$", "", name))]
+        yield next((known[key] for key in (name.casefold(), *map(str.casefold, tries)) if key in known),
+                   labels / f"{tries[-1]}.xml")
 
 
-def _read(keys: Mapping[str, list[tuple[Path, str]]], difficult: str, zero_based: bool,
-          labels: Labels) -> None:
-    """Add the images and boxes behind every name to `labels`, and note those that cannot be read."""
-    labels.look(file for rows in keys.values() for root, key in rows if (file := _image(root, key)))
-    for split, rows in keys.items():
-        for root, key in rows:
-            _add(labels, split, root, key, difficult, zero_based)
+def _read(files: Mapping[str, list[Path]], difficult: str, zero_based: bool, labels: Labels) -> None:
+    """Add the images and boxes of every XML file to `labels`, and note those that cannot be read."""
+    labels.look(image for paths in files.values() for path in paths if (image := _image(path)))
+    for split, paths in files.items():
+        for path in paths:
+            _add(labels, split, path, difficult, zero_based)
 
 
-def _add(labels: Labels, split: str, root: Path, key: str, difficult: str, zero_based: bool) -> None:
-    """Add the image and the boxes behind one name, or note why they cannot be read."""
-    path = _folder(root, "Annotations") / f"{key}.xml"
+def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: bool) -> None:
+    """Add the image and the boxes of one XML file, or note why they cannot be read."""
     try:
         tree = parse_xml(path)
     except (OSError, ValueError) as error:
@@ -93,11 +80,12 @@ def _add(labels: Labels, split: str, root: Path, key: str, difficult: str, zero_
         labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
         return
     # The devkit's rule: Annotations/KEY.xml belongs to JPEGImages/KEY.*; <filename> is often stale
-    file, named = _image(root, key), PureWindowsPath((tree.findtext("filename") or "").strip()).name
-    if file is None and named and (_folder(root, "JPEGImages") / named).is_file():
-        file = _folder(root, "JPEGImages") / named
-        labels.note(split, "found-by-filename", "images found by <filename>, not by the XML's name", path)
-    elif file is not None and named and Path(named).stem != file.stem:
+    file, named = _image(path), PureWindowsPath((tree.findtext("filename") or "").strip()).name
+    if file is None and named:
+        file = next((place / named for place in _places(path) if is_file(place / named)), None)
+        if file:
+            labels.note(split, "found-by-filename", "images found by <filename>, not by the XML's name", path)
+    elif named and Path(named).stem != path.stem:
         labels.note(split, "stale-filename", "<filename> is not the XML's own name and was not followed",
                     f"{path}: {named}")
     if (size := labels.add_image(split, file, path)) is None:
@@ -150,8 +138,15 @@ def _box(item: ElementTree.Element, zero_based: bool) -> tuple[float, float, flo
     return x1 - shift, y1 - shift, x2 - x1 + shift, y2 - y1 + shift
 
 
-def _image(root: Path, key: str) -> Path | None:
-    """Return the image called `key`, whatever its suffix; None where there is none."""
-    folder = _folder(root, "JPEGImages")
-    names = (folder / f"{key}{suffix}" for known in SUFFIXES for suffix in (known, known.upper()))
-    return next((path for path in names if path.is_file()), None)
+def _places(path: Path) -> list[Path]:
+    """Return the folders that may hold the image of an XML file: beside Annotations/, or its own."""
+    parts = path.parent.parts
+    at = [i for i, part in enumerate(parts) if part.lower() in ("annotations", "labels", "xml", "xmls")]
+    return [Path(*parts[:at[-1]], name, *parts[at[-1] + 1:]) for name in PLACES if at] + [path.parent]
+
+
+def _image(path: Path) -> Path | None:
+    """Return the image that has an XML file's name, whatever its suffix; None where there is none."""
+    names = (place / f"{path.stem}{suffix}" for place in _places(path) for known in SUFFIXES
+             for suffix in (known, known.upper()))
+    return next(filter(is_file, names), None)

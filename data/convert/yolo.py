@@ -46,7 +46,7 @@ def _description(root: Path) -> _Description | None:
     for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml"), *root.glob("*.data")]):
         try:
             content = _darknet(file) if file.suffix == ".data" else read_yaml(file)
-            found += [(file, content)] if content.get("names") else []
+            found += [(file, content)] if content.get("names") and ".json" not in str(content) else []
         except DataError as error:
             broken.append(error)                       # a stray YAML of another tool
     best = [(file, c) for file, c in found if any(c.get(split) for split in ("train", "val"))] or found

@@ -21,6 +21,7 @@ from data.doctor.leaks import (
     same_bytes,
 )
 from data.doctor.survey import anchor_fits, duration, input_sizes, size_summary
+from data.images import MAX_PIXELS
 from utils.errors import DataError
 
 NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "keypoints",
@@ -77,13 +78,14 @@ def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6,
     Raises DataError only when nothing can be found at all; unreadable annotation files are fatal faults.
     """
     located, sets, faults = _read_splits(data, splits, reading or {})
-    between, left_out = _compare(located, sets)
+    max_pixels = (reading or {}).get("max_pixels", MAX_PIXELS)
+    between, left_out = _compare(located, sets, max_pixels)
     numbers = {}
     if sets:
         images = next(iter(sets.values())).images
         sizes = input_sizes(images, imgsz)
         numbers = {"sizes": size_summary(sizes), "anchors": anchor_fits(sizes, imgsz, anchors, seed),
-                   "time": duration(images, imgsz, epochs, rate), "epochs": epochs}
+                   "time": duration(images, imgsz, epochs, rate, max_pixels), "epochs": epochs}
     return Diagnosis(located, sets, {**faults, "set": between}, left_out, imgsz, numbers)
 
 
@@ -123,14 +125,15 @@ def _read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, objec
     return located, sets, faults
 
 
-def _compare(located: Located, sets: Mapping[str, CocoSet]) -> tuple[list[Fault], dict[str, set[int]]]:
+def _compare(located: Located, sets: Mapping[str, CocoSet],
+             max_pixels: int) -> tuple[list[Fault], dict[str, set[int]]]:
     """Return faults of the set as a whole, and by split the positions a cleaned copy leaves out.
 
     Files that train shares with val or test go from train, so that those still measure; of repeats with the
     same boxes one stays. Near-duplicates may be frames of one camera: they are told and stay.
     """
     prints = {split: fingerprints([r.path for r in coco.images],
-                                  [min(r.width, r.height) for r in coco.images])
+                                  [min(r.width, r.height) for r in coco.images], max_pixels)
               for split, coco in sets.items()}
     left_out: dict[str, set[int]] = {split: set() for split in sets}
     same, other = [], []

@@ -1,6 +1,7 @@
 """What a data set is made of, as plain numbers: classes, box sizes at the network's input, anchors, time."""
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from data.anchors import anchor_recall, fit_anchors
 from data.coco.read import CocoSet, ImageRecord
 from data.images import decode
 from utils.boxes import letterbox_geometry
+from utils.errors import DataError
 
 TINY_ANCHORS = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))    # YOLOv3-tiny, px at 416
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -52,7 +54,7 @@ def size_summary(sizes: np.ndarray) -> dict:
 def anchor_fits(sizes: np.ndarray, imgsz: int, count: int, seed: int) -> dict[str, dict]:
     """Return YOLOv3-tiny's anchors scaled to the input and, with enough different boxes, fitted ones."""
     sets = {"default": [(w * imgsz / 416, h * imgsz / 416) for w, h in TINY_ANCHORS]}
-    if len(np.unique(sizes, axis=0)) >= count:
+    with contextlib.suppress(DataError):       # too few different sizes, or too small ones
         sets["fitted"] = fit_anchors(sizes, count, seed)
     recalls = {kind: anchor_recall(sizes, anchors) for kind, anchors in sets.items()}
     return {kind: {"anchors": anchors, "mean_iou": recalls[kind][0], "within_four": recalls[kind][1]}
@@ -60,7 +62,7 @@ def anchor_fits(sizes: np.ndarray, imgsz: int, count: int, seed: int) -> dict[st
 
 
 def duration(images: Sequence[ImageRecord], imgsz: int, epochs: int, rate: float | None,
-             sample: int = 24) -> dict:
+             max_pixels: int, sample: int = 24) -> dict:
     """Return the seconds that training takes: read every image once, then `epochs` times images / rate.
 
     The reading rate is measured on `sample` images with one thread. `rate` is images/s of a training step;
@@ -69,7 +71,7 @@ def duration(images: Sequence[ImageRecord], imgsz: int, epochs: int, rate: float
     chosen = images[::max(1, len(images) // sample)][:sample]
     start = time.perf_counter()
     for image in chosen:
-        decode(image.path)
+        decode(image.path, max_pixels)
     decode_rate = len(chosen) / max(time.perf_counter() - start, 1e-6)
     train_rate = rate or ASSUMED_RATE * (416 / imgsz) ** 2
     reading, epoch = len(images) / decode_rate, len(images) / train_rate

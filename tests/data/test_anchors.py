@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from data.anchors import anchor_recall, fit_anchors
+from utils.errors import DataError
 
 TINY = [(10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319)]
 
@@ -77,3 +78,9 @@ def test_blood_cells_are_fitted_better_than_by_the_official_anchors(shared):
     sizes = np.array([np.array(a["bbox"][2:]) * scale[a["image_id"]] for a in raw["annotations"]])
     sizes = sizes[(sizes > 1).all(1)]
     assert anchor_recall(sizes, fit_anchors(sizes, 6))[0] > anchor_recall(sizes, TINY)[0] + 0.05
+
+
+def test_boxes_too_small_for_any_anchor_are_said():
+    sizes = np.exp(np.random.default_rng(0).normal(-3.5, 0.2, (50, 2)))
+    with pytest.raises(DataError, match="anchors that fit have sides of .* larger --imgsz"):
+        fit_anchors(sizes, 3)
