@@ -29,8 +29,8 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
     centres = _lloyd(sizes, _spread(distinct, count, rng), iterations)
     centres = _climb(sizes, centres, rng, iterations)
     if centres.min() < 0.1:
-        raise DataError(f"the anchors that fit have sides of {centres.min():.2g} px at this input, less than 0.1: "
-                        "nothing can be found there; a larger --imgsz, or tiles of the images, are needed")
+        raise DataError(f"the anchors that fit have sides of {centres.min():.2g} px at this input, under "
+                        "0.1: nothing can be found there; raise --imgsz, or cut the images into tiles")
     order = np.argsort(centres.prod(1), kind="stable")
     return [(float(w), float(h)) for w, h in centres[order].round(2)]
 

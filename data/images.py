@@ -47,34 +47,58 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:         # any file name works; cv2.imread needs the system's code page
-            header = _header(file, max_pixels)
-            file.seek(0)
-            return _pixels(np.fromfile(file, np.uint8), header)
+            return _pixels(file, max_pixels)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); "
-                        "check the path and its permissions") from None
+    except OSError as error:
+        raise DataError(f"{path}: {_unreadable(error)}; check the path and its permissions") from None
 
 
 def decode_bytes(data: np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the image uint8 [H, W, 3] RGB of a file's bytes uint8 [n]; errors call it `name`."""
     try:
-        return _pixels(data, _header(io.BytesIO(data), max_pixels))
+        return _pixels(io.BytesIO(data), max_pixels)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
 
-def _pixels(data: np.ndarray, header: tuple[int, int, int, str]) -> np.ndarray:
-    """Return the image uint8 [H, W, 3] RGB of bytes whose header is known; raise DataError without a name."""
-    width, height, orientation, kind = header
-    _check(kind, io.BytesIO(data), bytes(data[-TAIL:]))
+def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
+    """Return size, orientation and problem of a file; never raise. A JPEG is decoded at an eighth of size."""
+    try:
+        with open(path, "rb") as file:
+            width, height, orientation, kind = _header(file, max_pixels)
+            _check(kind, file)
+            if kind in JPEGS:
+                _jpeg(_bytes(file), 1)
+        return Inspection(width, height, orientation, "")
+    except DataError as error:
+        return Inspection(0, 0, 1, str(error))
+    except OSError as error:
+        return Inspection(0, 0, 1, _unreadable(error))
+
+
+def _unreadable(error: OSError) -> str:
+    """Return what keeps a file from being read."""
+    return f"cannot be read ({error.strerror or error})"
+
+
+def _pixels(file: io.BufferedIOBase, max_pixels: int) -> np.ndarray:
+    """Return the image uint8 [H, W, 3] RGB of an open file; raise DataError without its name."""
+    width, height, orientation, kind = _header(file, max_pixels)
+    _check(kind, file)
+    data = _bytes(file)
     pixels = _jpeg(data, 0) if kind in JPEGS else None
     if pixels is None and kind not in PILLOWS:
         with contextlib.suppress(cv2.error):
             pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    pixels = _decode_slowly(data) if pixels is None else pixels
+    pixels = _decode_slowly(file) if pixels is None else pixels
     return pixels if kind == "TIFF" and pixels.shape[:2] == (height, width) else turn(pixels, orientation)
+
+
+def _bytes(file: io.BufferedIOBase) -> np.ndarray:
+    """Return all bytes of an open file, uint8 [n]."""
+    file.seek(0)
+    return np.frombuffer(file.read(), np.uint8)
 
 
 def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
@@ -91,26 +115,6 @@ def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
         if "Corrupt JPEG data" in str(error) and "extraneous bytes before marker 0xd9" not in str(error):
             raise DataError(f"is damaged ({error}); download or export it again") from None
         return None
-
-
-def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
-    """Return size, orientation and problem of a file; never raise. A JPEG is decoded at an eighth of size."""
-    try:
-        with open(path, "rb") as file:
-            width, height, orientation, kind = _header(file, max_pixels)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            tail = file.read()
-            file.seek(0)
-            _check(kind, file, tail)
-            if kind in JPEGS:
-                file.seek(0)
-                _jpeg(np.fromfile(file, np.uint8), 1)
-    except DataError as error:
-        return Inspection(0, 0, 1, str(error))
-    except (OSError, ValueError) as error:
-        return Inspection(0, 0, 1, f"cannot be read ({getattr(error, 'strerror', None) or error})")
-    return Inspection(width, height, orientation, "")
 
 
 def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path | None = None,
@@ -160,12 +164,15 @@ def turn_boxes(boxes: np.ndarray, orientation: int, width: int | np.ndarray,
 def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:
     """Return width and height (rotated), orientation and format; raise DataError without the file's name."""
     from PIL import Image
-    start = file.read(16)
+    start = file.read(12)
     if not start:
         raise DataError("is empty (0 bytes); download or export it again")
-    file.seek(0)
+    if start[4:] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+            pillow_heif.register_heif_opener()
     try:
-        image = _open(file, start)
+        image = _open(file)
     except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error
         reason = "" if isinstance(error, (Image.UnidentifiedImageError, KeyError)) else f" ({error})"
         need = "needs JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF"
@@ -188,13 +195,10 @@ def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, st
     return width, height, orientation, image.format
 
 
-def _open(file: io.BufferedIOBase, start: bytes = b"") -> Any:
+def _open(file: io.BufferedIOBase) -> Any:
     """Open an image with Pillow; its pixels are counted by our own limit, so that one flag raises it."""
     from PIL import Image
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-            pillow_heif.register_heif_opener()
+    file.seek(0)
     Image.init()
     Image.MAX_IMAGE_PIXELS = None
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
@@ -211,11 +215,13 @@ def _orientation(image: Any) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _check(kind: str, file: io.BufferedIOBase, tail: bytes) -> None:
+def _check(kind: str, file: io.BufferedIOBase) -> None:
     """Raise DataError for missing or damaged pixels, where cv2 would return grey or garbage without a word.
 
     A JPEG that ends with its closing mark passes; a PNG's check sums are computed; Pillow decodes all else.
     """
+    file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+    tail = file.read()
     if kind in JPEGS and tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9"):
         return
     try:
@@ -228,10 +234,10 @@ def _check(kind: str, file: io.BufferedIOBase, tail: bytes) -> None:
         raise DataError(f"is truncated or damaged ({error}); download or export it again") from None
 
 
-def _decode_slowly(data: np.ndarray) -> np.ndarray:
+def _decode_slowly(file: io.BufferedIOBase) -> np.ndarray:
     """Return the unrotated image uint8 [H, W, 3] RGB by Pillow, for what cv2 cannot read or reads wrongly."""
     try:
-        image = _open(io.BytesIO(data))
+        image = _open(file)
         if image.mode == "I":                  # a PPM of 16 bits, its largest value scaled to 65535
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
         return np.asarray(image.convert("RGB"))

@@ -40,9 +40,17 @@ def read_yaml(file: Path) -> dict:
     if size > LIMIT:
         raise DataError(f"{file}: {size:,} bytes, a data set's YAML has at most {LIMIT:,}; "
                         "is this the right file?")
-    text = read_text(file)
+    text, depth = read_text(file), 0
     try:
-        _refuse_bombs(file, text)
+        for event in yaml.parse(text, yaml.SafeLoader):      # a few bytes of these can fill the memory
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise DataError(f"{file}: nested more than {DEPTH} deep; a data set's YAML is flat")
+            if isinstance(event, yaml.AliasEvent):
+                raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; "
+                                "write the values out")
+            if (getattr(event, "tag", None) or "").startswith("tag:yaml.org,2002:python"):
+                raise DataError(f"{file}: not a plain YAML ({event.tag}); python tags and code are refused")
         content = yaml.BaseLoader(text).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
         first = str(error).replace("\n", " ")
@@ -50,21 +58,6 @@ def read_yaml(file: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{file}: must hold path, train and val; got {type(content).__name__}")
     return content
-
-
-def _refuse_bombs(file: Path, text: str) -> None:
-    """Raise DataError for tags, aliases and deep nesting, with which a few bytes can fill the memory."""
-    import yaml
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEPTH:
-            raise DataError(f"{file}: nested more than {DEPTH} deep; a data set's YAML is flat")
-        if isinstance(event, yaml.AliasEvent):
-            raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; "
-                            "write the values out")
-        if (getattr(event, "tag", None) or "").startswith("tag:yaml.org,2002:python"):
-            raise DataError(f"{file}: not a plain YAML ({event.tag}); python tags and code are refused")
 
 
 def yaml_names(file: Path, names: object) -> tuple[str, ...] | None:

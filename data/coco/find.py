@@ -52,8 +52,8 @@ def find_images(names: Sequence[str], folder: Path,
     split = split_of(json_path.name.split(".")[0]) or split_of(json_path.parent.name)
     own = [path for path in (folder / f"{word}{year}" for word in SPLIT_WORDS.get(split, ())
                              for year in ("", "2017", "2014")) if path.is_dir()]
-    direct = [next(filter(None, (_plain(name, place) for place in (*own, folder, json_path.parent))), None)
-              for name in names]
+    places = (*own, folder, json_path.parent)
+    direct = [next(filter(is_file, (place / name for place in places if name)), None) for name in names]
     paths, unclear = list(direct), {}
     if None in direct:
         strict = any(path is not None and path.is_relative_to(place) for path in direct for place in own)
@@ -101,12 +101,13 @@ class _Search:
         """Return the files that a name may mean: none, one, or several that fit equally well."""
         parts = _key(name).split("/")
         ends = {path: _key(path.relative_to(self.folder).as_posix()).split("/")
-                for path in self.index.get(parts[-1], ())}
-        shared = {path: _shared_end(parts, end) for path, end in ends.items()}
+                for path in self.index.get(parts[-1], ()) if is_file(path)}
+        shared = {path: len(os.path.commonprefix((parts[::-1], end[::-1]))) for path, end in ends.items()}
         best = [path for path in ends if shared[path] == max(shared.values())]
         splits = {path: next(filter(None, map(split_of, ends[path][:-1])), None) for path in best}
         best = [path for path in best if splits[path] and splits[path] == self.split] or best
-        best = [path for i, path in enumerate(best) if not any(_same_bytes(path, b) for b in best[:i])]
+        best = [path for i, path in enumerate(best)
+                if not any(filecmp.cmp(path, other, shallow=False) for other in best[:i])]
         if len(best) != 1:
             return best
         # one end contains the other, or no second name of the file could mean it
@@ -122,12 +123,6 @@ def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
     return [path for path in image_files(folder) if os.path.realpath(path) not in known]
 
 
-def _plain(name: str, folder: Path) -> Path | None:
-    """Return the image where its name says; None elsewhere, for impossible names and circular links too."""
-    path = folder / name
-    return path if name and is_file(path) else None
-
-
 def is_file(path: Path) -> bool:
     """Return whether a path leads to a file; no for names that no system takes."""
     try:
@@ -141,17 +136,3 @@ def _key(name: str) -> str:
     name = unquote(name.split("?d=")[-1]).removeprefix("file://").replace("\\", "/")
     parts = (part.strip() for part in unicodedata.normalize("NFC", name).casefold().split("/"))
     return "/".join(part for part in parts if part not in ("", ".", "..")) or name
-
-
-def _shared_end(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return how many parts two paths share at their ends."""
-    same = [a == b for a, b in zip(reversed(first), reversed(second))]
-    return same.index(False) if False in same else len(same)
-
-
-def _same_bytes(first: Path, second: Path) -> bool:
-    """Return whether two files hold the same bytes."""
-    try:
-        return filecmp.cmp(first, second, shallow=False)
-    except OSError:
-        return False

@@ -16,6 +16,7 @@ from data.convert.labelme import labelme_layout
 from data.convert.labels import Labels, Layout
 from data.convert.voc import voc_layout
 from data.convert.yolo import yolo_layout
+from data.images import MAX_PIXELS
 from data.yamlfile import read_yaml, yaml_names
 from utils.errors import DataError
 
@@ -67,14 +68,11 @@ class Located:
         """Return the validation split; raise DataError where there is none."""
         return self["val"]
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write the splits that were made here as JSON files into a run folder; return their paths."""
-        files = []
-        for split in ("train", "val"):
-            if "all" in self and split in self:
-                content, _ = self[split].content(2 ** 63)
-                files.append(folder / f"instances_{split}.json")
-                files[-1].write_text(json.dumps(content), encoding="utf-8")
+    def save(self, folder: Path, max_pixels: int = MAX_PIXELS) -> list[Path]:
+        """Write the two parts of a set divided here as JSON files into a run folder; return their paths."""
+        files = [folder / f"instances_{split}.json" for split in ("train", "val") if "all" in self]
+        for file, split in zip(files, ("train", "val")):
+            file.write_text(json.dumps(self[split].content(max_pixels)[0]), encoding="utf-8")
         return files
 
 
@@ -86,12 +84,13 @@ def locate(data: str | Path, val_split: float | None = None, seed: int = 0) -> L
     is divided, `val_split` of its images (0.2) for val; with `val_split` also one that has train alone.
     """
     located = _locate(data)
-    whole = "all" if "all" in located else "train"
     if val_split is not None and "val" in located:
         raise DataError(f"--data {data}: has a val split of its own; leave --val-split out")
-    if "val" not in located and (whole == "all" or (val_split is not None and "train" in located)):
-        return _divided(located, whole, VAL_SHARE if val_split is None else val_split, seed)
-    return located
+    whole = next((split for split in ("all", "train") if split in located), None)
+    named = located.tried and val_split is None            # a layout of ours that names its splits itself
+    if "val" in located or whole is None or (whole == "train" and named):
+        return located
+    return _divided(located, whole, VAL_SHARE if val_split is None else val_split, seed)
 
 
 def _divided(located: Located, whole: str, share: float, seed: int) -> Located:
@@ -109,7 +108,7 @@ def _divided(located: Located, whole: str, share: float, seed: int) -> Located:
 
     splits = {name: Split(split.json, split.images, partial(part, name)) for name in ("train", "val")}
     note = f"{located.note}; undivided: val is {share:.0%} of it, by whole videos or folders (seed {seed})"
-    return replace(located, splits={**splits, "all": split}, note=note.removeprefix("; "))
+    return replace(located, splits={**located.splits, **splits, "all": split}, note=note.removeprefix("; "))
 
 
 def _locate(data: str | Path) -> Located:
@@ -149,7 +148,7 @@ def _from_folder(root: Path, source: str) -> Located:
     if len(set(files) - {"test"}):
         found = {split: Split(file, _image_folder(root, file)) for split, file in files.items()}
         what = ", ".join(str(file.relative_to(root)) for file in files.values())
-        return Located(source, found, tried, note=f"COCO JSON: {what}")
+        return Located(source, found, {}, note=f"COCO JSON: {what}")
     for recognise in (yolo_layout, voc_layout, labelme_layout):
         if layout := recognise(root):
             return _converted(layout, root, source)

@@ -4,6 +4,7 @@ Every fault is a record in `CocoSet.faults`; nothing is printed and nothing is w
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ def read_coco(json_path: str | Path, image_dir: str | Path,
     faults += found + duplicate_ids(images, annotations)
     stated_names = [str(image.get("file_name") or "") for image in images]
     paths, found = find_images(stated_names, image_dir, json_path)
-    faults += found + fault("same-file-twice", repeated(_below(path, image_dir) for path in paths if path),
+    shown = (os.path.relpath(path, image_dir) for path in paths if path)
+    faults += found + fault("same-file-twice", repeated(shown),
                             "one image under several image ids: its boxes are split, it counts twice")
     stated = np.array([(_side(image.get("width")), _side(image.get("height"))) for image in images], np.int64)
     real, found = _inspect(paths, stated, images, max_pixels, verify, memo)
@@ -167,11 +169,6 @@ def _records(images: list[dict], paths: list[Path | None], real: Sequence[Inspec
         records.append(ImageRecord(image.get("id"), path, r.width, r.height, table[plain], table[crowd],
                                    areas[plain], areas[crowd]))
     return tuple(records)
-
-
-def _below(path: Path, folder: Path) -> str:
-    """Return a path below a folder, or all of it, for a message."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _side(value: object) -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +45,13 @@ def _joined(records: list[ImageRecord]) -> list[ImageRecord]:
     table: dict[Path, list[ImageRecord]] = {}
     for record in records:
         table.setdefault(record.path, []).append(record)
-    return [same[0] if len(same) == 1 else _join(same) for same in table.values()]
-
-
-def _join(same: list[ImageRecord]) -> ImageRecord:
-    """Return the one record of a file that has several."""
-    rows = {}
-    for name, areas in (("boxes", "areas"), ("crowd", "crowd_areas")):
-        boxes = np.concatenate([getattr(record, name) for record in same])
-        first = np.sort(np.unique(boxes, axis=0, return_index=True)[1])
-        rows[name] = boxes[first]
-        rows[areas] = np.concatenate([getattr(record, areas) for record in same])[first]
-    return ImageRecord(same[0].id, same[0].path, same[0].width, same[0].height, **rows)
+    for path, same in table.items():
+        for name, areas in (("boxes", "areas"), ("crowd", "crowd_areas")) if len(same) > 1 else ():
+            boxes = np.concatenate([getattr(record, name) for record in same])
+            first = np.sort(np.unique(boxes, axis=0, return_index=True)[1])
+            area = np.concatenate([getattr(record, areas) for record in same])[first]
+            table[path] = [replace(table[path][0], **{name: boxes[first], areas: area})]
+    return [same[0] for same in table.values()]
 
 
 def _free_name(path: Path, root: Path, taken: Collection[str]) -> str:

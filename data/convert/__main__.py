@@ -5,7 +5,7 @@ when it is complete. Archives are not unpacked.
 """
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ def _parser() -> ArgumentParser:
 
 def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bool = False,
                lists: dict[str, str | None] | None = None) -> "Layout":
-    """Return the layout of a folder of that kind; raise DataError when it has none."""
+    """Return the layout of a set of that kind; raise DataError when it has none."""
     from data.convert.labelme import labelme_layout
     from data.convert.voc import voc_layout
     from data.convert.yolo import yolo_layout
@@ -44,11 +44,9 @@ def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bo
     found = voc_layout(source, difficult, zero_based, lists) if kind == "voc" else \
         {"yolo": yolo_layout, "labelme": labelme_layout}[kind](source)
     if found is None:
-        raise DataError(f"{source}: " + {
-            "voc": "no XML file here or below; needs a VOC folder with Annotations, "
-                   "JPEGImages and ImageSets/Main",
-            "yolo": "no class names here; needs a YAML with `names` (0: cat) or classes.txt, and images",
-            "labelme": "no JSON file with `shapes` here or below"}[kind])
+        needed = {"voc": "XML file", "labelme": "JSON file with `shapes`", "yolo": "class names"}[kind]
+        raise DataError(f"{source}: no {needed} here; VOC needs Annotations and JPEGImages, YOLO a YAML with "
+                        "`names` (0: cat) or classes.txt and images, labelme a JSON file per image")
     return found
 
 
@@ -70,8 +68,10 @@ def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, 
     return write_layout(*cleaned(sets, {}), out)
 
 
-def _convert(args: Namespace) -> None:
-    """Convert a set and print what was written and what was left out."""
+def main() -> None:
+    """Convert the set named on the command line; print what was written and what was left out."""
+    parser = _parser()
+    args = cli.check(parser, parser.parse_args())
     from data.coco.clean import printable, report_faults
     from data.coco.write import refuse_inside, refuse_taken
     from data.convert.labels import Labels
@@ -90,12 +90,6 @@ def _convert(args: Namespace) -> None:
     names = labels.names
     print(f"{len(names)} classes: {printable(', '.join(names))}\nwritten to {args.out}")
     print(f"next: python -m data.doctor {args.out}")
-
-
-def main() -> None:
-    """Convert the set named on the command line."""
-    parser = _parser()
-    _convert(cli.check(parser, parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ NOTHING = ("", "~", "null", "None")                    # how YAML files leave a 
 
 
 class _Description(NamedTuple):
-    """What describes a YOLO set: the file, class names, places of each split, numbers of a keypoint list."""
+    """What describes a YOLO set: a file or folder, class names, places of each split, keypoint columns."""
 
     file: Path
     names: Sequence[str]
     splits: Mapping[str, Sequence[Path]]
-    keypoints: int
+    keypoints: int = 0
+    notes: Sequence[str] = ()      # what disagrees with the names
 
 
 def yolo_layout(given: Path) -> Layout | None:
@@ -32,8 +33,7 @@ def yolo_layout(given: Path) -> Layout | None:
 
     Raises DataError when it is one that cannot be used: names or folders are missing, or files disagree.
     """
-    root = given if given.is_dir() else given.parent
-    found = _from_yaml(given) if given.is_file() else _description(root)
+    found = _from_yaml(given, read_yaml(given)) if given.is_file() else _description(given)
     if found is None:
         return None
     what = f"YOLO labels described by {found.file.name}" if found.file.is_file() else "YOLO folders"
@@ -54,56 +54,55 @@ def _description(root: Path) -> _Description | None:
         raise DataError(f"{best[0][0]} and {best[1][0].name} describe different sets; "
                         "give the one that is right in place of the folder, or remove the other")
     if best:
-        return _from_yaml(best[0][0], best[0][1])
-    file = next((root / name for name in NAMES if (root / name).is_file()), None)
-    splits = _conventional(root)
+        return _from_yaml(*best[0])
+    names, splits = _listed_names(root), _folders(root)
     labelled = any((root / "labels").glob("**/*.txt")) or any(
         next(path.parent.glob("labels/*.txt"), None) for paths in splits.values() for path in paths)
-    if file is None and labelled:
+    if not names and labelled:
         raise broken[0] if broken else DataError(
             f"{root}: no class names here; needs a YAML with `names` (0: cat) or classes.txt")
-    if file is None or not splits:
-        return None
-    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    return _Description(root, names, _both(root, splits), 0)
+    return _Description(root, names, _both(root, splits)) if names and splits else None
 
 
-def _from_yaml(file: Path, content: Mapping[str, object] | None = None) -> _Description:
-    """Return the description that a YAML, or `content` in its place, gives; raise DataError if it cannot."""
-    content = read_yaml(file) if content is None else content
+def _listed_names(root: Path) -> list[str]:
+    """Return the class names of a text file, one a line; none where there is no such file."""
+    file = next((root / name for name in NAMES if (root / name).is_file()), None)
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()] if file else []
+
+
+def _from_yaml(file: Path, content: Mapping[str, object]) -> _Description:
+    """Return the description that a YAML, or a .data file read as one, gives; raise DataError if it fails."""
     names = yaml_names(file, content.get("names"))
     if names is None:
         raise DataError(f"{file}: no `names`; write the class names, 0: cat, 1: dog, ...")
-    path = str(content.get("path") or ".")
-    root = next((r for r in (Path(path).expanduser(), file.parent / path) if r.is_absolute() and r.is_dir()),
-                file.parent)
-    root = file.parent / path if (file.parent / path).is_dir() else root
+    roots = [root for root in (file.parent / str(content.get("path") or "."), file.parent) if root.is_dir()]
     splits: dict[str, list[Path]] = {}
     for split in SPLIT_WORDS:
-        value = content.get(split) or content.get({"val": "valid"}.get(split, split))
-        entries = value if isinstance(value, list) else [value]
-        for entry in (str(entry) for entry in entries if entry is not None and str(entry) not in NOTHING):
-            if (place := _place(entry, root, file.parent)) is None:
-                if split == "test":
-                    continue                           # often named and not there; nobody trains on it
-                raise DataError(f"{file}: `{split}: {entry}` is no folder, list or image; tried "
-                                f"{root / entry} and {file.parent / entry}")
-            splits.setdefault(split, []).append(place)
+        value = content.get(split) or (content.get("valid") if split == "val" else None)
+        for entry in map(str, value if isinstance(value, list) else [value]):
+            place = None if entry in NOTHING else _place(entry, *roots)
+            if place is not None:
+                splits.setdefault(split, []).append(place)
+            elif entry not in NOTHING and split != "test":     # often named and not there
+                tried = " and ".join(dict.fromkeys(str(root / entry) for root in roots))
+                raise DataError(f"{file}: `{split}: {entry}` is no folder, list or image; tried {tried}")
     if not splits.keys() & {"train", "val"}:
-        splits = _both(file.parent, _conventional(file.parent))
+        splits = _both(file.parent, _folders(file.parent))
     shape = content.get("kpt_shape") or (0, 0)
     try:
         keypoints = int(shape[0]) * int(shape[1])
     except (ValueError, TypeError, IndexError, KeyError):
         raise DataError(f"{file}: `kpt_shape: {shape}` must be two numbers, such as [17, 3]") from None
-    return _Description(file, names, splits, keypoints)
+    notes = [f"nc: {content.get('nc')}"] * (str(content.get("nc", len(names))) != str(len(names)))
+    notes += ["classes.txt or obj.names"] * (_listed_names(file.parent) not in ([], list(names)))
+    return _Description(file, names, splits, keypoints, notes)
 
 
 def _darknet(file: Path) -> dict:
     """Return darknet's .data file (names, train, valid = path) as the mapping a YAML would give."""
     pairs = dict(line.partition("=")[::2] for line in read_text(file).splitlines() if "=" in line)
     content = {key.strip(): value.strip() for key, value in pairs.items()}
-    listed = _place(content.get("names", "obj.names"), file.parent, file.parent)
+    listed = _place(content.get("names", "obj.names"), file.parent)
     if listed is not None and listed.is_file():
         content["names"] = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
     if content.get("valid") == content.get("train"):
@@ -129,7 +128,7 @@ def _place(entry: str, *roots: Path) -> Path | None:
     return None
 
 
-def _conventional(root: Path) -> dict[str, list[Path]]:
+def _folders(root: Path) -> dict[str, list[Path]]:
     """Return the image folders of each split by their names: images/train, train/images, or images alone."""
     splits: dict[str, list[Path]] = {}
     for split, words in SPLIT_WORDS.items():
@@ -164,6 +163,8 @@ def _read(found: _Description, labels: Labels) -> Sequence[str]:
     keypoints behind, or class and a polygon, of which the box is taken. Images without a file are negatives.
     """
     poses: list[bool] = []
+    for note in found.notes:
+        labels.note(next(iter(found.splits)), "names-differ", "`names` of the YAML were followed", note)
     for split, places in found.splits.items():
         files = [file for place in places for file in _images(place, found.file.parent, labels, split)]
         labels.look(files)

@@ -25,7 +25,7 @@ from data.images import MAX_PIXELS
 from utils.errors import DataError
 
 NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "keypoints",
-         "polygon", "score", "stale-filename")         # worth knowing, nothing to mend
+         "polygon", "score", "stale-filename", "names-differ")         # worth knowing, nothing to mend
 LEFT = ("leak-near-duplicate", "corners-instead-of-size", "split-without-boxes", "repeated-image-other-boxes",
         "leak-whole-split")                            # a copy keeps it, for only a person can tell
 
@@ -141,7 +141,7 @@ def _compare(located: Located, sets: Mapping[str, CocoSet],
         for i, j in repeats(prints[split]):
             first, second = coco.images[i], coco.images[j]
             if first.path != second.path:
-                alike = np.array_equal(_sorted(first.boxes), _sorted(second.boxes))
+                alike = np.array_equal(*(boxes[np.lexsort(boxes.T)] for boxes in (first.boxes, second.boxes)))
                 left_out[split] |= {j} if alike else set()
                 (same if alike else other).append(f"{split} {first.path.name} = {second.path.name}")
     faults = fault("repeated-image", same, "different files with the same bytes inside one split")
@@ -178,8 +178,3 @@ def _leaks(split: str, sets: Mapping[str, CocoSet], prints: Mapping[str, Fingerp
         examples = [f"train {train[i].path.name} = {split} {others[j].path.name}" for i, j in found]
         faults += fault(rule, examples, advice)
     return faults
-
-
-def _sorted(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes [M, 5] in an order of their own, to compare two sets."""
-    return boxes[np.lexsort(boxes.T)]

@@ -82,5 +82,5 @@ def test_blood_cells_are_fitted_better_than_by_the_official_anchors(shared):
 
 def test_boxes_too_small_for_any_anchor_are_said():
     sizes = np.exp(np.random.default_rng(0).normal(-3.5, 0.2, (50, 2)))
-    with pytest.raises(DataError, match="anchors that fit have sides of .* larger --imgsz"):
+    with pytest.raises(DataError, match="anchors that fit have sides of .* raise --imgsz"):
         fit_anchors(sizes, 3)

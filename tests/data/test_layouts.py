@@ -188,3 +188,42 @@ def test_two_files_for_one_split_are_refused_with_both(tmp_path: Path):
         locate(tmp_path)
     shutil.copy(tmp_path / "a.json", tmp_path / "instances_default.json")
     assert locate(tmp_path).train.json.name == "instances_default.json"
+
+
+def test_exports_that_name_train_alone_are_divided(tmp_path: Path):
+    made = coco_of("image", 10)
+    put(tmp_path / "a/train/_annotations.coco.json", made)
+    draw(tmp_path / "a/train", made)
+    make_yolo(tmp_path / "b")
+    (tmp_path / "b/data.yaml").write_text("train: images/train\nnames: [cat, dog with hat, 猫]\n")
+    for folder, train, val in (("a", 8, 2), ("b", 2, 1)):
+        assert [len(read(tmp_path / folder, split).images) for split in ("train", "val")] == [train, val]
+
+
+@pytest.mark.parametrize(("xml_in", "image_in", "splits"), [
+    ("{split}", "{split}", ["train", "val"]), ("annotations", "images", ["train", "val", "all"]),
+    ("Annotations/{split}", "JPEGImages/{split}", ["train", "val"]), ("", "", ["train", "val", "all"])])
+def test_xml_files_find_their_images_in_the_folders_of_any_tool(
+        tmp_path: Path, xml_in: str, image_in: str, splits: list[str]):
+    contents = make_voc(tmp_path / "voc")
+    for split, made in contents.items():
+        for image in made["images"]:
+            name = Path(image["file_name"])
+            for source, place in ((f"Annotations/{name.stem}.xml", xml_in), (f"JPEGImages/{name}", image_in)):
+                folder = tmp_path / "set" / place.format(split=split)
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tmp_path / "voc" / source, folder)
+    located = locate(tmp_path / "set")
+    assert sorted(located.splits) == sorted(splits)
+    data = [read_coco(*located[split]) for split in ("train", "val")]
+    assert sum(map(count, data)) == sum(len(made["annotations"]) for made in contents.values())
+    assert not any(coco.faults for coco in data) or "all" in splits
+
+
+def test_names_that_disagree_are_said(tmp_path: Path):
+    make_yolo(tmp_path)
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    with open(tmp_path / "data.yaml", "a", encoding="utf-8") as file:
+        file.write("\nnc: 80\n")
+    found = {f.rule: f for f in read(tmp_path).faults}
+    assert found["names-differ"].examples == ("nc: 80", "classes.txt or obj.names")
