@@ -1,1 +1,1 @@
-"""Annotation files and pictures, from disk to training batches."""
+"""Annotation files and images, from disk to training batches."""

@@ -11,12 +11,11 @@ CLIMB_BLOCK = 2000     # boxes looked at in one step of the climb; more cost tim
 
 def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
                 iterations: int = 300) -> list[tuple[float, float]]:
-    """`count` anchors (width, height), smallest area first, for boxes `sizes` [N, 2], all in px of the input.
+    """Return `count` anchors (width, height), smallest first, for boxes `sizes` [M, 2], in px of the input.
 
-    Lloyd's k-means with the distance 1 - IoU of boxes laid on a common corner (Redmon and Farhadi,
-    YOLO9000, 2017, section 2), cluster means in log space, then `iterations` random trials that are kept
-    when the mean best IoU grows. The same arguments give the same anchors. Raises ValueError when there are
-    fewer distinct sizes than anchors, or sizes that are not positive numbers.
+    Lloyd's k-means with the distance 1 - IoU of boxes laid on a common corner (Redmon and Farhadi, YOLO9000,
+    2017, section 2), cluster means in log space, then `iterations` seeded trials. Raises DataError for fewer
+    distinct sizes than anchors and for sizes that are not positive numbers.
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if count < 1 or not np.isfinite(sizes).all() or (sizes <= 0).any():
@@ -29,18 +28,22 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
     rng = np.random.default_rng(seed)
     centres = _lloyd(sizes, _spread(distinct, count, rng), iterations)
     centres = _climb(sizes, centres, rng, iterations)
+    if centres.min() < 0.1:
+        raise DataError(f"the anchors that fit have sides of {centres.min():.2g} px at this input, under "
+                        "0.1: nothing can be found there; raise --imgsz, or cut the images into tiles")
     order = np.argsort(centres.prod(1), kind="stable")
     return [(float(w), float(h)) for w, h in centres[order].round(2)]
 
 
-def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]]) -> tuple[float, float]:
-    """Mean best IoU, and the share of boxes that some anchor fits within a factor of 4 on both sides.
+def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]],
+                  ) -> tuple[float | None, float | None]:
+    """Return the mean best IoU and the share of boxes that some anchor fits within a factor of 4.
 
-    Both are 0 without boxes. `sizes` [N, 2] and `anchors` are (width, height) in px of the same input.
+    Both are None without boxes. `sizes` [M, 2] and `anchors` are (width, height) in px of the same input.
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if not len(sizes):
-        return 0.0, 0.0
+        return None, None
     centres = np.asarray(anchors, dtype=np.float64)
     ratio = sizes[:, None] / centres[None]
     worst = np.maximum(ratio, 1 / ratio).max(2).min(1)
@@ -48,13 +51,13 @@ def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]]) -> tupl
 
 
 def _iou(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """IoU [N, A] of boxes [N, 2] with anchors [A, 2] that share a corner."""
+    """Return the IoU [M, A] of boxes [M, 2] with anchors [A, 2] that share a corner."""
     inner = np.minimum(sizes[:, None], centres[None]).prod(2)
     return inner / (sizes.prod(1)[:, None] + centres.prod(1)[None] - inner)
 
 
 def _spread(distinct: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` starting anchors [A, 2], each drawn with a chance that grows with its distance to them."""
+    """Draw `count` starting anchors [A, 2], far from each other rather than near."""
     chosen = distinct[rng.integers(len(distinct))][None]
     while len(chosen) < count:
         far = 1 - _iou(distinct, chosen).max(1)
@@ -64,7 +67,7 @@ def _spread(distinct: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
 
 def _lloyd(sizes: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
-    """Anchors [A, 2] after k-means: box to its best anchor, anchor to the geometric mean of its boxes."""
+    """Run k-means on anchors [A, 2]: box to its best anchor, anchor to the geometric mean of its boxes."""
     logs, before = np.log(sizes), None
     for _ in range(iterations):
         nearest = _iou(sizes, centres).argmax(1)
@@ -80,7 +83,7 @@ def _lloyd(sizes: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarra
 
 
 def _climb(sizes: np.ndarray, centres: np.ndarray, rng: np.random.Generator, trials: int) -> np.ndarray:
-    """Anchors [A, 2] after `trials` small random changes, each kept only if the mean best IoU grows."""
+    """Try `trials` small random changes of anchors [A, 2]; keep those that raise the mean best IoU."""
     if len(sizes) > CLIMB_BLOCK:
         sizes = sizes[rng.choice(len(sizes), CLIMB_BLOCK, replace=False)]
     best = _iou(sizes, centres).max(1).mean()

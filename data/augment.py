@@ -1,18 +1,14 @@
-"""From a decoded picture to a training picture: letterbox, mosaic, and the albumentations pipeline. Boxes
-move along.
+"""Decoded image to training image: letterbox, mosaic and the albumentations pipeline; boxes move along.
 
-Boxes inside this file are float32 [M, 5] (class, xyxy px of the picture they lie in). Measured on one core at
-416 px: albumentations' own HueSaturationValue takes 1.6 ms and its ColorJitter 1.1, cv2's way to HSV and back
-0.7, one colour matrix in RGB 0.1; so the colour step is a transform of our own in albumentations' pipeline.
-Its Affine (0.9) and HorizontalFlip (0.02) cost what cv2 costs and are used as they are; handling boxes adds
-0.3.
+Boxes here are float32 [M, 5] (class, xyxy px of the image they lie in). The colour step is a transform of our
+own: on one core at 416 px albumentations' HueSaturationValue takes 1.6 ms, a colour matrix in RGB 0.1.
 """
 from __future__ import annotations
 
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -26,9 +22,9 @@ MIN_VISIBLE = 0.2                  # of a box's area; a sliver at the edge teach
 
 @dataclass(frozen=True)
 class Augment:
-    """How strongly training pictures are varied; all zero leaves them as they are."""
+    """Strength of the variation of training images; all zero leaves them as they are."""
 
-    mosaic: float = 0.0            # probability of four pictures in one
+    mosaic: float = 0.0            # probability of four images in one
     flip: float = 0.0              # probability of a mirror; 0 where direction matters (digits, text)
     hue: float = 0.0               # largest shift, as a share of the colour circle
     saturation: float = 0.0        # largest relative change
@@ -38,30 +34,20 @@ class Augment:
     scale: float = 0.0             # at most 1 + scale times larger, or smaller
     shear: float = 0.0             # largest shear in degrees
 
-    @property
-    def moves(self) -> bool:
-        """Whether the affine step does anything."""
-        return any((self.degrees, self.translate, self.scale, self.shear))
-
-    @property
-    def colours(self) -> bool:
-        """Whether the colour step does anything."""
-        return any((self.hue, self.saturation, self.value))
-
 
 def preset(name: str) -> Augment:
-    """The named strength: none, light, default, or no-flip for digits and text; else ValueError."""
+    """Return the named strength (none, light, default, no-flip for digits and text) or raise ValueError."""
     default = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
     presets = {"none": Augment(), "default": default,
                "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2),
-               "no-flip": Augment(mosaic=1.0, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)}
+               "no-flip": replace(default, flip=0.0)}
     if name not in presets:
         raise ValueError(f"augmentation {name!r}: needs one of {', '.join(presets)}")
     return presets[name]
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Geometry]:
-    """The picture uint8 [H, W, 3] undistorted, centred on grey [S, S, 3] (size: int or (h, w)), and where."""
+    """Centre the undistorted image uint8 [H, W, 3] on grey [S, S, 3] (size: int or (h, w)) and say where."""
     geometry = letterbox_geometry(*image.shape[:2], size)
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] != (geometry.height, geometry.width):
@@ -74,7 +60,7 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
 
 
 def letterbox_boxes(boxes: np.ndarray, geometry: Geometry, height: int, width: int) -> np.ndarray:
-    """Boxes [M, 5] of a height x width photo in px of the input; undone by utils.boxes.scale_back."""
+    """Move boxes [M, 5] of a height x width image to px of the input; utils.boxes.scale_back undoes it."""
     ratio = np.array((geometry.width / width, geometry.height / height) * 2, np.float32)
     offset = np.array((geometry.left, geometry.top) * 2, np.float32)
     return np.concatenate((boxes[:, :1], boxes[:, 1:] * ratio + offset), 1).astype(np.float32)
@@ -82,11 +68,10 @@ def letterbox_boxes(boxes: np.ndarray, geometry: Geometry, height: int, width: i
 
 def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Four pictures (uint8 [h, w, 3] without padding, boxes [M, 5]) around a random centre: image [S, S, 3],
-    boxes [N, 5].
+    """Join four images (uint8 [h, w, 3] unpadded, boxes [M, 5]) into one [S, S, 3] with boxes [N, 5].
 
-    Bochkovskiy et al. 2020 (arXiv 2004.10934, fig. 3). Each picture is resized just enough to fill its
-    quarter, or up to its own size, and cut at a random place, so that no grey is left.
+    Bochkovskiy et al. 2020 (arXiv 2004.10934, fig. 3). Each image is resized just enough to fill its quarter
+    around a random centre, or up to its own size, and cut at a random place, so that no grey is left.
     """
     out = np.empty((size, size, 3), np.uint8)
     middle_x, middle_y = (int(size * v) for v in rng.uniform(0.3, 0.7, 2))
@@ -97,7 +82,7 @@ def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
         height, width = image.shape[:2]
         fill = max((right - left) / width, (bottom - top) / height)
         zoom = rng.uniform(fill, max(fill, 1.0))
-        view_w, view_h = (right - left) / zoom, (bottom - top) / zoom      # the cut, in px of the picture
+        view_w, view_h = (right - left) / zoom, (bottom - top) / zoom      # the cut, in px of the image
         x, y = rng.uniform(0, max(0.0, width - view_w)), rng.uniform(0, max(0.0, height - view_h))
         x0, y0 = int(x), int(y)
         x1, y1 = min(width, max(x0 + 1, round(x + view_w))), min(height, max(y0 + 1, round(y + view_h)))
@@ -110,7 +95,7 @@ def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
 
 
 def clip_boxes(boxes: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Boxes [M, 5] cut to a rectangle, without those that keep too little of themselves."""
+    """Cut boxes [M, 5] to a rectangle and drop those that keep too little of themselves."""
     low, high = np.array((left, top), np.float32), np.array((right, bottom), np.float32)
     corners = np.concatenate((boxes[:, 1:3].clip(low, high), boxes[:, 3:5].clip(low, high)), 1)
     sides, before = corners[:, 2:] - corners[:, :2], (boxes[:, 3:5] - boxes[:, 1:3]).prod(1)
@@ -127,7 +112,7 @@ class Pipeline:
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray,
                  rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The varied picture uint8 [S, S, 3] and its boxes [N, 5], by `rng` alone."""
+        """Vary an image uint8 [S, S, 3] and its boxes [M, 5], by `rng` alone."""
         if self._compose is None:
             self._compose = _compose(self.settings)
         # one stream for all transforms; set_random_seed would start each of them with the same numbers
@@ -139,25 +124,24 @@ class Pipeline:
 
 
 def _compose(settings: Augment) -> Any:
-    """The albumentations pipeline of these settings; boxes go through as rows (xyxy px, class)."""
+    """Build the albumentations pipeline of these settings; boxes are rows (xyxy px, class)."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")     # else it asks PyPI for its newest version
     import albumentations as A
-    steps = []
-    if settings.moves:
-        s = settings
+    s, steps = settings, []
+    if any((s.degrees, s.translate, s.scale, s.shear)):
         steps.append(A.Affine(scale=(1 / (1 + s.scale), 1 + s.scale), keep_ratio=True,
                               translate_percent=(-s.translate, s.translate), rotate=(-s.degrees, s.degrees),
                               shear=(-s.shear, s.shear), fill=PAD_VALUE, p=1.0))
-    steps.append(A.HorizontalFlip(p=settings.flip))
-    if settings.colours:
-        steps.append(_colour_step(settings))
+    steps.append(A.HorizontalFlip(p=s.flip))
+    if any((s.hue, s.saturation, s.value)):
+        steps.append(_colour_step(s))
     rules = A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE, min_height=MIN_SIDE,
                          min_visibility=MIN_VISIBLE, clip=True)
     return A.Compose(steps, bbox_params=rules)
 
 
 def _colour_step(settings: Augment) -> Any:
-    """An albumentations transform that varies hue, saturation and brightness by one colour matrix."""
+    """Build an albumentations transform that varies hue, saturation and brightness by one matrix."""
     import albumentations as A
 
     class ColourMatrix(A.ImageOnlyTransform):
@@ -174,8 +158,7 @@ def _colour_step(settings: Augment) -> Any:
 
 
 def shift_colours(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
-    """The picture uint8 [H, W, 3] RGB, hue turned by a share of the circle, saturation and value multiplied
-    by 1 + x.
+    """Turn the hue of an image uint8 [H, W, 3] RGB by a share of the circle, scale the others by 1 + x.
 
     All three are linear in RGB: a rotation about the grey axis, a stretch away from the luma, a factor.
     """

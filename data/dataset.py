@@ -1,9 +1,9 @@
-"""Clean records to samples: cached letterboxed pictures, a function of (seed, epoch, index) alone."""
+"""Clean records to samples: letterboxed images, cached, a function of (seed, epoch, index) alone."""
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,20 +15,18 @@ from torch.utils.data import Dataset
 from data.augment import Augment, Pipeline, letterbox, letterbox_boxes, mosaic
 from data.coco.read import CocoSet
 from data.images import MAX_PIXELS, decode
-from data.loader import Batch, EpochSampler, Loader, collate, make_loader, worker_fault
+from data.loader import make_loader
 from utils.boxes import Geometry, letterbox_geometry
 from utils.errors import DataError, EnvironmentFault
 
-__all__ = ["Batch", "DetectionSet", "EpochSampler", "Loader", "available_ram", "collate", "make_loader",
-           "worker_fault"]
+__all__ = ["DetectionSet", "available_ram", "make_loader"]
 
 
 class DetectionSet(Dataset):
-    """Training or evaluation pictures of a CocoSet at one input size.
+    """Training or evaluation images of a CocoSet at one input size.
 
     `dataset[(epoch, index)]` is (image uint8 [3, S, S], boxes float32 [M, 5] (class, cxcywh normalised),
-    index). `augment=None` only letterboxes; epochs from `plain_from` on have no mosaic. Crowd boxes are no
-    targets.
+    index). `augment=None` only letterboxes; epochs from `plain_from` on have no mosaic. Crowds are no target.
     """
 
     def __init__(self, coco: CocoSet, imgsz: int, augment: Augment | None = None, seed: int = 0,
@@ -48,26 +46,26 @@ class DetectionSet(Dataset):
 
     @property
     def cached(self) -> bool:
-        """Whether every picture is in RAM."""
+        """Return whether every image is in RAM."""
         return self._pixels is not None
 
     def for_run(self, seed: int, plain_from: int | None) -> DetectionSet:
-        """The same pictures, in RAM where they are, in another run's order and variety."""
+        """Return the same images, sharing what is in RAM, in another run's order and variety."""
         other = copy.copy(self)
         other.seed, other.plain_from = seed, plain_from
         return other
 
     def fill_cache(self, progress: bool = True, poll: Callable[[], object] | None = None) -> bool:
-        """Whether the pictures are in RAM now. Call it before the loader's workers start.
+        """Load the images into RAM, before the loader's workers start, and return whether they are there.
 
         "auto" takes at most half of the free RAM, else leaves the cache off; "ram" insists and raises
-        EnvironmentFault when it cannot fit. `poll` is called between pictures and may raise to stop.
+        EnvironmentFault when it cannot fit. `poll` is called between images and may raise to stop.
         """
         need, free = len(self) * self.imgsz ** 2 * 3, available_ram()
         if self.cache == "off" or self.cached or (self.cache == "auto" and need > free / 2):
             return self.cached
         if need > free:
-            raise EnvironmentFault(f"--cache ram: {len(self):,} pictures of {self.imgsz} px need "
+            raise EnvironmentFault(f"--cache ram: {len(self):,} images of {self.imgsz} px need "
                                    f"{need / 2 ** 30:.1f} GiB, {free / 2 ** 30:.1f} GiB are free; "
                                    "pass --cache auto or a smaller --imgsz")
         pixels = np.empty((len(self), self.imgsz, self.imgsz, 3), np.uint8)
@@ -77,7 +75,11 @@ class DetectionSet(Dataset):
 
         pool = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)))
         try:
-            for _ in _bar(pool.map(fill, range(len(self))), len(self), progress):
+            steps = pool.map(fill, range(len(self)))
+            if progress:
+                from tqdm import tqdm
+                steps = tqdm(steps, total=len(self), desc="caching images", unit="img", leave=False)
+            for _ in steps:
                 if poll is not None:
                     poll()
         finally:
@@ -90,7 +92,7 @@ class DetectionSet(Dataset):
         return self._tensors(*self.sample(epoch, index), index)
 
     def unvaried(self, index: int) -> tuple[Tensor, Tensor, int]:
-        """A sample as the dataset gives it, of the picture as it is."""
+        """Return a sample as indexing gives it, of the image as it is."""
         return self._tensors(self.plain(index), self.boxes[index], index)
 
     def _tensors(self, image: np.ndarray, boxes: np.ndarray, index: int) -> tuple[Tensor, Tensor, int]:
@@ -100,7 +102,7 @@ class DetectionSet(Dataset):
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(rows.astype(np.float32)), index
 
     def sample(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture uint8 [S, S, 3] RGB and its boxes [M, 5] (class, xyxy px) in this epoch."""
+        """Return the image uint8 [S, S, 3] RGB and its boxes [M, 5] (class, xyxy px) in this epoch."""
         if self._pipeline is None:
             return self.plain(index), self.boxes[index]
         rng = np.random.default_rng((self.seed, epoch, index))
@@ -113,26 +115,26 @@ class DetectionSet(Dataset):
         return self._pipeline(image, boxes, rng)
 
     def plain(self, index: int) -> np.ndarray:
-        """The letterboxed picture uint8 [S, S, 3], from RAM or from its file."""
+        """Return the letterboxed image uint8 [S, S, 3], from RAM or from its file."""
         if self._pixels is not None:
             return self._pixels[index]
         record = self.coco.images[index]
-        picture = decode(record.path, self.max_pixels)
-        if picture.shape[:2] != (record.height, record.width):
-            raise DataError(f"{record.path}: is {picture.shape[1]}x{picture.shape[0]} now, was "
+        image = decode(record.path, self.max_pixels)
+        if image.shape[:2] != (record.height, record.width):
+            raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was "
                             f"{record.width}x{record.height} when the data set was read; "
                             "start again with the files at rest")
-        return letterbox(picture, self.imgsz)[0]
+        return letterbox(image, self.imgsz)[0]
 
     def _content(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The letterboxed picture without its padding [h, w, 3], and its boxes [M, 5] in px of that."""
+        """Return the letterboxed image without its padding [h, w, 3], and its boxes [M, 5] in px of that."""
         _, left, top, width, height = self.geometry[index]
         boxes = self.boxes[index] - np.array((0, left, top, left, top), np.float32)
         return self.plain(index)[top:top + height, left:left + width], boxes
 
 
 def available_ram() -> int:
-    """Bytes of RAM free here, a container's limit included; 2 GiB where the system does not say."""
+    """Return the bytes of RAM free here, minding a container's limit; 2 GiB where the system is silent."""
     free = [2 ** 31]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -146,11 +148,3 @@ def available_ram() -> int:
     except (OSError, ValueError, KeyError):
         pass
     return max(0, min(free))
-
-
-def _bar(steps: Iterator, total: int, progress: bool) -> Iterator:
-    """The steps, with a progress bar when wanted."""
-    if not progress:
-        return steps
-    from tqdm import tqdm
-    return tqdm(steps, total=total, desc="caching pictures", unit="img", leave=False)

@@ -17,39 +17,35 @@ from utils.errors import DataError, EnvironmentFault
 
 
 class Batch(NamedTuple):
-    """Images uint8 [B, 3, S, S] RGB, targets float32 [N, 6] (image in batch, class, cxcywh normalised), and
-    the pictures' positions in the data set.
-    """
+    """Images uint8 [B, 3, S, S] RGB, their targets, and their positions in the data set."""
 
     images: Tensor
-    targets: Tensor
+    targets: Tensor                # float32 [M, 6] (image in batch, class, cxcywh normalised)
     indices: list[int]
 
 
 class EpochSampler(Sampler):
-    """Lists of (epoch, index): the batches of one rank, a function of (seed, epoch) and the global batch
-    alone.
+    """Batches of one rank as lists of (epoch, index), a function of (seed, epoch) and the global batch alone.
 
-    Global batch b is the same for every number of ranks; rank r takes the r-th block of it. A last batch that
-    does not divide evenly is filled from the epoch's beginning, so that every rank takes the same number of
-    steps of the same size.
+    Rank r takes the r-th block of a global batch. A last batch that does not divide evenly is filled from the
+    epoch's beginning, so that every rank takes the same number of steps of the same size.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0,
                  world: int = 1, drop_last: bool = False) -> None:
         if length < 1 or batch_size < 1 or not 0 <= rank < world:
-            raise ValueError(f"{length} pictures in batches of {batch_size}, rank {rank} of {world}: "
+            raise ValueError(f"{length} images in batches of {batch_size}, rank {rank} of {world}: "
                              "needs 1 or more of each, and a rank below the number of processes")
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.rank, self.world, self.drop_last = rank, world, drop_last
         self.epoch = self.start_batch = 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Chooses the epoch that the next pass yields, from batch `start_batch` on (a resumed epoch)."""
+        """Choose the epoch that the next pass yields, from batch `start_batch` on (a resumed epoch)."""
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         whole = self.batch_size * self.world
         return max(1, self.length // whole) if self.drop_last else -(-self.length // whole)
 
@@ -68,7 +64,7 @@ class EpochSampler(Sampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader that fails in sentences: EnvironmentFault for a dead worker, DataError for a picture."""
+    """A DataLoader that fails in sentences: EnvironmentFault for a dead worker, DataError for an image."""
 
     _ending: weakref.finalize | None = None
 
@@ -79,18 +75,21 @@ class Loader(DataLoader):
         except DataError as error:
             raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
         except (RuntimeError, OSError, EOFError) as error:     # a dying worker also breaks its pipe
-            codes = _exit_codes(getattr(steps, "_workers", ()))
+            workers = getattr(steps, "_workers", ())
+            for worker in workers:
+                worker.join(0.2)           # one that is just dying has no code yet
+            codes = [worker.exitcode for worker in workers if worker.exitcode]
             self.close()
             raise worker_fault(error, self.num_workers, codes) or error from None
 
     def close(self) -> None:
-        """Ends the loader's processes; the next pass starts new ones."""
+        """End the loader's processes; the next pass starts new ones."""
         if self._ending is not None:
             self._ending()
             self._ending = self._iterator = None
 
     def _start(self) -> Iterator[Batch]:
-        """A pass over the batches, by new workers or by those of the last pass."""
+        """Start a pass over the batches, by new workers or by those of the last pass."""
         if self._ending is not None or not self.num_workers or current_thread() is not main_thread():
             return super().__iter__()
         # torch's SIGCHLD handler raises wherever the main thread is, amid a checkpoint too; without it a dead
@@ -103,19 +102,12 @@ class Loader(DataLoader):
         return steps
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """See EpochSampler.set_epoch."""
+        """Choose the epoch, as EpochSampler.set_epoch does."""
         self.batch_sampler.set_epoch(epoch, start_batch)
 
 
-def _exit_codes(workers: Sequence[Any]) -> list[int]:
-    """Exit codes of the loader processes that have failed; -9 is SIGKILL."""
-    for worker in workers:
-        worker.join(0.2)               # one that is just dying has no code yet
-    return [worker.exitcode for worker in workers if worker.exitcode]
-
-
 def worker_fault(error: Exception, workers: int, codes: Sequence[int] = ()) -> EnvironmentFault | None:
-    """What the death of a loader process means (exit codes: -9 for SIGKILL), or None for another error."""
+    """Return what the death of a loader process means (codes: -9 for SIGKILL); None for another error."""
     text = str(error)
     full = any(sign in text for sign in ("us error", "shared memory", "</torch_"))
     if not codes and not full and "DataLoader worker (pid" not in text:
@@ -132,11 +124,11 @@ def worker_fault(error: Exception, workers: int, codes: Sequence[int] = ()) -> E
 
 def make_loader(dataset: Dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, workers: int = 0,
                 rank: int = 0, world: int = 1, drop_last: bool = False, pin_memory: bool = False) -> Loader:
-    """A loader of Batches with an EpochSampler; `batch_size` counts the pictures of this rank."""
+    """Return a loader of Batches with an EpochSampler; `batch_size` counts the images of this rank."""
     sampler = EpochSampler(len(dataset), batch_size, seed=seed, shuffle=shuffle, rank=rank, world=world,
                            drop_last=drop_last)
     extra: dict[str, Any] = {}
-    if workers > 0:                # fork: workers share the cached pictures with this process
+    if workers > 0:                # fork: workers share the cached images with this process
         extra = {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork",
                  "worker_init_fn": _start_worker}
     return Loader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate,
@@ -144,7 +136,7 @@ def make_loader(dataset: Dataset, batch_size: int, *, seed: int = 0, shuffle: bo
 
 
 def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
-    """The samples as one Batch; images lie in memory as channels_last, the layout networks run fastest in."""
+    """Join samples into one Batch; images lie in memory as channels_last, in which networks run fastest."""
     images = torch.stack([image.permute(1, 2, 0) for image, _, _ in samples]).permute(0, 3, 1, 2)
     counts = torch.tensor([len(boxes) for _, boxes, _ in samples])
     numbers = torch.repeat_interleave(torch.arange(len(samples)), counts)
@@ -153,7 +145,7 @@ def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    """Sets a loader process up: one thread, and signals left to the parent, which finishes its step first.
+    """Set a loader process up: one thread, and signals left to the parent, which finishes its step first.
 
     A second SIGTERM ends the worker: Python itself sends one when the parent is leaving.
     """

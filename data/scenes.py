@@ -1,5 +1,4 @@
-"""The embedded data set: real handwritten digits on photographs, made on first use, in COCO layout, the same
-bytes every time.
+"""The embedded data set: handwritten digits on photographs, made on first use, the same bytes every time.
 
 Nothing is downloaded: scikit-learn bundles both the 1,797 scans (8x8 px, 10 classes) and the two photographs.
 Training and validation share neither a scan nor a region of a photograph.
@@ -16,20 +15,21 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from data.coco.jsonfile import coco_content
 from utils.errors import DataError
 
 # Words, so that `--classes 3` can only mean a number
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MANIFEST = "scenes.json"
 VERSION = 1                        # raise when the rendering changes, so that old sets are made again
-SMALLEST, LARGEST = 16, 120        # px, the longer side of a digit's box in a 320 px picture
+SMALLEST, LARGEST = 16, 120        # px, the longer side of a digit's box in a 320 px image
 TILT = 25                          # degrees; 6 and 9 stay apart
 MIN_VISIBLE = 0.65                 # share of every digit's ink that later digits leave uncovered
 MAX_BOX_OVERLAP = 0.3              # of the smaller box: above it even a perfect detector loses boxes to NMS
 
 
 class Material(NamedTuple):
-    """What a split is made of: scans [n, 8, 8] in 0..1, labels [n], photo regions (uint8 [h, w, 3] RGB)."""
+    """What a split is made of: scans [n, 8, 8] in 0..1, labels [n], backgrounds (uint8 [h, w, 3] RGB)."""
 
     scans: np.ndarray
     labels: np.ndarray
@@ -37,21 +37,20 @@ class Material(NamedTuple):
 
 
 def default_folder() -> Path:
-    """The folder the set is made in unless told otherwise: datasets/scenes beside the code."""
+    """Return the folder the set is made in unless told otherwise: datasets/scenes beside the code."""
     return Path(__file__).resolve().parent.parent / "datasets" / "scenes"
 
 
 def make_scenes(folder: str | Path | None = None, train: int = 800, val: int = 200, size: int = 320,
                 seed: int = 0) -> Path:
-    """The folder of the finished set (images/, annotations/instances_{train,val}.json); made only when it is
-    not there.
+    """Return the folder of the finished set (images/, annotations/), made only when it is not there.
 
-    A set is rendered under a temporary name and renamed when complete, so an interrupted or a parallel run
+    It is rendered under a temporary name and renamed when complete, so that an interrupted or a parallel run
     never leaves half a set. Raises DataError when the folder holds something else.
     """
     folder = Path(folder) if folder is not None else default_folder()
     if min(train, val) < 1 or size < 160:
-        raise DataError(f"scenes: {train} train and {val} val pictures of {size} px: "
+        raise DataError(f"scenes: {train} train and {val} val images of {size} px: "
                         "needs 1 or more of each and 160 px or more")
     wanted = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
     if _manifest(folder) == wanted:
@@ -73,7 +72,7 @@ def make_scenes(folder: str | Path | None = None, train: int = 800, val: int = 2
 
 
 def _manifest(folder: Path) -> dict | None:
-    """The parameters a finished set was made with; None where there is none."""
+    """Return the parameters a finished set was made with; None where there is none."""
     try:
         return json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -81,46 +80,40 @@ def _manifest(folder: Path) -> dict | None:
 
 
 def _render(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
-    """Writes both splits' pictures and annotation files."""
+    """Write both splits' images and annotation files."""
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
     first_id = 1
     for number, (split, material) in enumerate(_materials(seed).items()):
-        images, annotations = [], []
+        images = []
         for position in range(counts[split]):
-            picture, found = scene(material, size, np.random.default_rng([seed, number, position]))
-            name = f"{split}_{position:04d}.jpg"
-            _write_jpeg(folder / "images" / name, picture)
-            image_id = first_id + position
-            images.append({"id": image_id, "file_name": name, "width": size, "height": size})
-            for label, x, y, w, h in found:
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0,
-                                    "category_id": label + 1, "bbox": [x, y, w, h], "area": w * h})
-        first_id += counts[split]
-        categories = [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)]
-        content = {"info": {"description": "handwritten digits on photographs", "version": VERSION},
-                   "images": images, "annotations": annotations, "categories": categories}
+            image, found = scene(material, size, np.random.default_rng([seed, number, position]))
+            images.append((f"{split}_{position:04d}.jpg", size, size,
+                           [(label + 1, x, y, w, h, w * h, 0) for label, x, y, w, h in found]))
+            _write_jpeg(folder / "images" / images[-1][0], image)
+        content = coco_content(images, dict(enumerate(NAMES, 1)), first_id,
+                               {"description": "handwritten digits on photographs", "version": VERSION})
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        first_id += counts[split]
 
 
 def _materials(seed: int) -> dict[str, Material]:
-    """Each split's share: 80/20 of the shuffled scans, left and right parts of each photograph."""
+    """Return each split's share: 80/20 of the shuffled scans, left and right parts of each photograph."""
     from sklearn.datasets import load_digits, load_sample_images
     digits = load_digits()
     order = np.random.default_rng([seed, 99]).permutation(len(digits.target))
     cut = len(order) * 4 // 5
-    photos = load_sample_images().images
-    split_at = [int(photo.shape[1] * 0.62) for photo in photos]
-    parts = {"train": (order[:cut], tuple(p[:, :x] for p, x in zip(photos, split_at))),
-             "val": (order[cut:], tuple(p[:, x:] for p, x in zip(photos, split_at)))}
+    backgrounds = [(image, int(image.shape[1] * 0.62)) for image in load_sample_images().images]
+    parts = {"train": (order[:cut], tuple(image[:, :x] for image, x in backgrounds)),
+             "val": (order[cut:], tuple(image[:, x:] for image, x in backgrounds))}
     return {split: Material(digits.images[rows].astype(np.float32) / 16, digits.target[rows], regions)
             for split, (rows, regions) in parts.items()}
 
 
 def scene(material: Material, size: int,
           rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, ...]]]:
-    """One picture uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left, whole px)."""
-    picture = _background(material.regions, size, rng).astype(np.float32)
+    """Return an image uint8 [size, size, 3] RGB and its digits (label, x, y, w, h; top-left, whole px)."""
+    image = _background(material.regions, size, rng).astype(np.float32)
     masks: list[tuple[np.ndarray, float]] = []           # the ink still visible, and how much it was
     found: list[tuple[int, ...]] = []
     for _ in range(int(rng.integers(1, 7))):
@@ -128,15 +121,15 @@ def scene(material: Material, size: int,
             row = int(rng.integers(len(material.labels)))
             mask, box = _digit(material.scans[row], size, rng)
             if _fits(mask, box, masks, found):
-                _ink(picture, mask, box, rng)
+                _ink(image, mask, box, rng)
                 masks.append((mask, float(mask.sum())))
                 found.append((int(material.labels[row]), *box))
                 break
-    return np.clip(picture, 0, 255).astype(np.uint8), found
+    return np.clip(image, 0, 255).astype(np.uint8), found
 
 
 def _background(regions: tuple[np.ndarray, ...], size: int, rng: np.random.Generator) -> np.ndarray:
-    """A crop of one region [size, size, 3], mirrored and toned at random."""
+    """Return a crop of one region [size, size, 3], mirrored and toned at random."""
     region = regions[int(rng.integers(len(regions)))]
     side = int(rng.integers(120, min(region.shape[:2]) - 4))
     y, x = (int(rng.integers(0, length - side + 1)) for length in region.shape[:2])
@@ -147,7 +140,7 @@ def _background(regions: tuple[np.ndarray, ...], size: int, rng: np.random.Gener
 
 
 def _digit(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The mask float32 [size, size] in 0..1 of a scan, turned, scaled, placed, and its box (xywh px)."""
+    """Return a scan turned, scaled and placed: mask float32 [size, size] in 0..1, and its box (xywh px)."""
     padded = np.pad(scan, 2)
     target = (SMALLEST + (LARGEST - SMALLEST) * rng.random() ** 1.2) * size / 320
     angle = rng.uniform(-TILT, TILT)
@@ -170,7 +163,7 @@ def _digit(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.nd
 
 def _fits(mask: np.ndarray, box: tuple[int, ...], masks: list[tuple[np.ndarray, float]],
           found: list[tuple[int, ...]]) -> bool:
-    """Whether a new digit on top leaves every earlier one legible."""
+    """Return whether a new digit on top leaves every earlier one legible."""
     x, y, w, h = box
     for (other, total), (_, ox, oy, ow, oh) in zip(masks, found):
         shared = max(0, min(x + w, ox + ow) - max(x, ox)) * max(0, min(y + h, oy + oh) - max(y, oy))
@@ -183,10 +176,10 @@ def _fits(mask: np.ndarray, box: tuple[int, ...], masks: list[tuple[np.ndarray, 
     return True
 
 
-def _ink(picture: np.ndarray, mask: np.ndarray, box: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Paints the mask into the float picture [H, W, 3], in a colour unlike what lies beneath."""
+def _ink(image: np.ndarray, mask: np.ndarray, box: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Paint the mask into the float image [H, W, 3], in a colour unlike what lies beneath."""
     x, y, w, h = box
-    patch = picture[y:y + h, x:x + w]
+    patch = image[y:y + h, x:x + w]
     beneath = float(patch.mean())
     for _attempt in range(20):
         colour = rng.uniform(0, 255, 3)
@@ -198,20 +191,20 @@ def _ink(picture: np.ndarray, mask: np.ndarray, box: tuple[int, ...], rng: np.ra
     patch += alpha * (colour - patch)
 
 
-def _write_jpeg(path: Path, picture: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3] RGB as JPEG of quality 92, under any file name."""
-    _, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] RGB as JPEG of quality 92, under any file name."""
+    _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     path.write_bytes(encoded.tobytes())
 
 
 def main() -> None:
-    """Makes the set in the folder named on the command line."""
+    """Make the set in the folder named on the command line."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      description="Make the embedded data set: digits on photographs.")
     parser.add_argument("--out", default=str(default_folder()), help="folder of the set")
-    parser.add_argument("--train", type=int, default=800, help="training pictures")
-    parser.add_argument("--val", type=int, default=200, help="validation pictures")
-    parser.add_argument("--size", type=int, default=320, help="picture side in px")
+    parser.add_argument("--train", type=int, default=800, help="training images")
+    parser.add_argument("--val", type=int, default=200, help="validation images")
+    parser.add_argument("--size", type=int, default=320, help="image side in px")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
     args = parser.parse_args()
     print(make_scenes(args.out, args.train, args.val, args.size, args.seed))

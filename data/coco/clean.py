@@ -11,7 +11,7 @@ import numpy as np
 from data.images import Inspection, turn_boxes
 
 WORST_BAD_SHARE = 0.2              # more unreadable boxes than this: the file is not what it claims to be
-HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not an object outside the picture
+HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not an object outside the image
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fault:
 class Boxes(NamedTuple):
     """The boxes of a set, one row each, n rows."""
 
-    image: np.ndarray              # int64 [n] position of the picture in the file's `images`
+    image: np.ndarray              # int64 [n] position of the image in the file's `images`
     label: np.ndarray              # int64 [n] class 0..K-1
     xyxy: np.ndarray               # float64 [n, 4] px
     area: np.ndarray               # float64 [n] px^2, of the mask where the file gives it
@@ -36,24 +36,29 @@ class Boxes(NamedTuple):
     row: np.ndarray                # int64 [n] position in the file's `annotations`, for messages
 
     def where(self, keep: np.ndarray) -> "Boxes":
-        """The rows picked by a boolean or index array."""
+        """Return the rows picked by a boolean or index array."""
         return Boxes(*(column[keep] for column in self))
 
 
 def id_key(value: object) -> str:
-    """How ids are compared: 7, 7.0 (as tables write it) and "7" are the same."""
+    """Return an id as ids are compared: 7, 7.0 (as tables write it) and "7" are the same."""
     return str(int(value)) if type(value) is float and value.is_integer() else str(value)
 
 
 def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False,
           count: int | None = None) -> list[Fault]:
-    """The fault as a list: empty when there is no example."""
+    """Return the fault as a list: empty when there is no example."""
     count = len(examples) if count is None else count
-    return [Fault(rule, count, tuple(examples[:3]), fatal, advice)] if count else []
+    return [Fault(rule, count, tuple(map(printable, examples[:3])), fatal, advice)] if count else []
+
+
+def printable(text: str) -> str:
+    """Return the text with what no terminal or UTF-8 file can hold written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def report_faults(faults: Sequence[Fault]) -> list[str]:
-    """One aligned sentence a fault, the fatal ones first: severity, rule, count, advice, first examples."""
+    """Return an aligned line per fault, fatal ones first: severity, rule, count, advice, first examples."""
     rule_width = max((len(f.rule) for f in faults), default=0)
     count_width = max((len(f"{f.count:,}") for f in faults), default=0)
     lines = []
@@ -66,25 +71,30 @@ def report_faults(faults: Sequence[Fault]) -> list[str]:
 
 def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: Mapping[str, int],
                drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
-    """Readable boxes of known pictures and classes, and what was wrong with the others.
+    """Return the readable boxes of known images and classes, and what was wrong with the others.
 
-    `positions` leads from id_key(image id) to a place in `images`, `classes` from id_key(category id) to the
-    class.
+    `positions` leads from id_key(image id) to a place in `images`, `classes` from id_key(category id).
     """
     image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
-    xywh = np.array([_four_numbers(a.get("bbox")) for a in annotations], np.float64).reshape(-1, 4)
+    masked = [a.get("bbox") in (None, [], "") and bool(a.get("segmentation")) for a in annotations]
+    xywh = np.array([_four_numbers(mask_box(a["segmentation"]) if mask else a.get("bbox"))
+                     for a, mask in zip(annotations, masked)], np.float64).reshape(-1, 4)
     area = np.array([_positive(a.get("area")) for a in annotations], np.float64)
     crowd = np.array([a.get("iscrowd") in (1, True, "1") for a in annotations], bool)
     orphan, unknown, broken = image < 0, label < 0, np.isnan(xywh).any(1)
+    share, limit = (orphan | broken).sum() / max(1, len(annotations)), f"{WORST_BAD_SHARE:.0%} may be lost"
+    bad = share > WORST_BAD_SHARE
     faults = fault("annotation-without-image", _name(annotations, np.flatnonzero(orphan), "image_id"),
-                   "boxes of a picture that is not in `images`, dropped")
+                   "boxes of an image that is not in `images`, dropped" if not bad else
+                   f"{orphan.mean():.0%} of the boxes are of images not in `images`, {limit}: wrong file?",
+                   bad)
     faults += _unknown_categories(annotations, np.flatnonzero(unknown & ~orphan), drop_unknown)
-    share = broken.sum() / max(1, len(annotations))
     faults += fault("unreadable-box", _name(annotations, np.flatnonzero(broken), "bbox"),
-                    "boxes that are not four finite numbers, dropped" if share <= WORST_BAD_SHARE else
-                    f"{share:.0%} of the boxes are not four finite numbers, above {WORST_BAD_SHARE:.0%}: "
-                    "export the file again", share > WORST_BAD_SHARE)
+                    "boxes that are not four finite numbers, dropped" if not bad else
+                    f"{broken.mean():.0%} of the boxes are not four finite numbers, {limit}: export the file "
+                    "again", bad)
+    faults += fault("box-from-mask", (), "annotations without `bbox`, taken from the mask", count=sum(masked))
     for key, what in (("iscrowd", "taken as 0"), ("area", "taken from the box")):
         missing = sum(a.get(key) is None for a in annotations)
         faults += fault(f"missing-{key}", (), f"annotations without `{key}`, {what}", count=missing)
@@ -95,12 +105,10 @@ def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: M
 
 def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: Sequence[Inspection],
               trust: str | None) -> tuple[Boxes, list[Fault]]:
-    """Boxes of positive size inside their pictures, in px of the pictures as decoded, and what was changed or
-    dropped.
+    """Return boxes of positive size inside their images (px as decoded), and what was changed or dropped.
 
-    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the pictures are. With
-    trust "image" the boxes follow the pictures: scaled, or turned where the file describes the picture before
-    EXIF rotation.
+    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the images are. With
+    trust "image" boxes follow the images: scaled, or turned where the size before EXIF rotation is stated.
     """
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
     limit = size[boxes.image]
@@ -108,29 +116,40 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
     faults = fault("empty-box", _name(annotations, boxes.row[wrong_way], "bbox"),
                    "boxes of zero or negative width or height, dropped")
     boxes, limit = boxes.where(~wrong_way), limit[~wrong_way]
+    if len(limit) and limit.max() > 8 and boxes.xyxy.min() >= 0 and boxes.xyxy.max() <= 1 + 1e-6:
+        faults += fault("normalised-boxes", _name(annotations, boxes.row, "bbox"), "all boxes are in 0..1, "
+                        "fractions of the image where COCO has px: multiply by width and height", True)
     if trust == "image":
         boxes = _follow(boxes, stated, real)
     faults += _corners_suspected(boxes, limit)
     clipped = np.concatenate((boxes.xyxy[:, :2].clip(0, limit), boxes.xyxy[:, 2:].clip(0, limit)), 1)
     moved = np.abs(clipped - boxes.xyxy).max(1, initial=0)
     gone = (moved > 0) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=np.inf) < 1)
-    faults += fault("box-outside-picture", _name(annotations, boxes.row[gone], "bbox"),
-                    "boxes with less than 1 px inside their picture, dropped")
+    faults += fault("box-outside-image", _name(annotations, boxes.row[gone], "bbox"),
+                    "boxes with less than 1 px inside their image, dropped")
     faults += fault("box-over-the-edge", _name(annotations, boxes.row[(moved > 1) & ~gone], "bbox"),
-                    "boxes clipped to their picture")
+                    "boxes clipped to their image")
     whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
     area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)   # a mask is no larger than its box
-    return boxes._replace(xyxy=clipped, area=area).where(~gone), faults
+    boxes = boxes._replace(xyxy=clipped, area=area).where(~gone)
+    table = np.column_stack((boxes.image, boxes.label, boxes.crowd, boxes.xyxy))
+    first = np.sort(np.unique(table, axis=0, return_index=True)[1])
+    again = np.ones(len(table), bool)
+    again[first] = False
+    faults += fault("duplicate-box", _name(annotations, boxes.row[again], "bbox"), "boxes that are exactly "
+                    "another's, dropped: even a perfect detector would miss them")
+    return boxes.where(first), faults
 
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
-    """Boxes moved from the stated to the real size of their pictures."""
+    """Move boxes from the stated to the real size of their images."""
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)[boxes.image]
     was = stated[boxes.image]
     orientation = np.array([r.orientation for r in real], np.int64)[boxes.image]
     known = (was > 0).all(1)
-    turned = known & (orientation > 4) & (was == size[:, ::-1]).all(1) & (was != size).any(1)
-    ratio = np.where((known & ~turned)[:, None], size / was.clip(1), 1.0)
+    exchanged = known & (was == size[:, ::-1]).all(1) & (was != size).any(1)       # no scale leads there
+    turned = exchanged & (orientation > 4)
+    ratio = np.where((known & ~exchanged)[:, None], size / was.clip(1), 1.0)
     xyxy = boxes.xyxy * np.tile(ratio, 2)
     for way in np.unique(orientation[turned]):
         rows = np.flatnonzero(turned & (orientation == way))
@@ -139,19 +158,19 @@ def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Box
 
 
 def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
-    """A loud warning when boxes look like two corners where COCO wants corner, width and height."""
+    """Return a loud warning when boxes look like two corners where COCO wants corner, width and height."""
     x, y, w, h = boxes.xyxy[:, 0], boxes.xyxy[:, 1], *(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
     over = (boxes.xyxy[:, 2:] > limit + 1).any(1)
     like_corners = (w > x) & (h > y) & (w <= limit[:, 0] + 1) & (h <= limit[:, 1] + 1)
     if len(over) < 4 or over.mean() < 0.3 or like_corners.mean() < 0.9:
         return []
     return [Fault("corners-instead-of-size", int(over.sum()), (), False,
-                  "boxes reach beyond their pictures and all read well as x1, y1, x2, y2: this file is "
+                  "boxes reach beyond their images and all read well as x1, y1, x2, y2: this file is "
                   "probably NOT in COCO's x, y, width, height; convert it before training")]
 
 
 def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -> list[Fault]:
-    """The fault of category ids that `categories` does not list, with the boxes of each."""
+    """Return the fault of category ids that `categories` does not list, with the boxes of each."""
     tally = Counter(id_key(annotations[i].get("category_id")) for i in rows)
     examples = [f"category id {key}: {count:,} boxes" for key, count in tally.most_common()]
     advice = "boxes dropped, their category is not in `categories`" if drop else \
@@ -160,7 +179,7 @@ def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -
 
 
 def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
-    """How messages call the annotations in these rows; only the first three are spelled out."""
+    """Return how messages call the annotations in these rows; only the first three are spelled out."""
     spelled = []
     for a, number in ((annotations[i], i + 1) for i in rows[:3]):
         spelled.append(f"annotation {a.get('id', f'number {number}')} {key} {str(a.get(key))[:60]}")
@@ -168,11 +187,51 @@ def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
 
 
 def _four_numbers(box: object) -> Sequence[float]:
-    """The box when it is four finite numbers, else four NaN. Strings and booleans are not numbers."""
+    """Return the box when it is four finite numbers, else four NaN. Strings and booleans are no numbers."""
     four = isinstance(box, list) and len(box) == 4
     return box if four and all(type(v) in (int, float) and abs(v) < HUGE for v in box) else (np.nan,) * 4
 
 
+def mask_box(mask: object) -> list[float] | None:
+    """Return the box (top-left xywh px) of a COCO segmentation, polygons or RLE; None when it is neither."""
+    try:
+        if isinstance(mask, dict):
+            return _rle_box(mask["counts"], *map(int, mask["size"]))
+        points = np.array([value for polygon in mask for value in polygon], np.float64).reshape(-1, 2)
+        return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return None
+
+
+def _rle_box(counts: str | Sequence[int], height: int, width: int) -> list[float]:
+    """Return the box of run lengths that alternate between 0 and 1, down the columns of a mask.
+
+    As a string every length is written in digits of 5 bits from 48 on, lowest first, with a sixth bit where
+    one more follows; from the fourth length on it is the difference to the length two before.
+    """
+    if isinstance(counts, str):
+        runs, value, shift = [], 0, 0
+        for code in (ord(letter) - 48 for letter in counts):
+            value, shift = value | (code & 31) << shift, shift + 5
+            if shift > 60:
+                raise ValueError("a run length beyond any mask")
+            if not code & 32:
+                value -= (code & 16) << shift - 4      # the last digit carries the sign
+                runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+                value = shift = 0
+        counts = runs
+    ends = np.cumsum(np.array(counts, np.int64))
+    if min(counts) < 0 or ends[-1] > height * width:
+        raise ValueError("run lengths that leave the mask")
+    starts, stops = ends[0::2][:len(ends[1::2])], ends[1::2]
+    starts, stops = starts[stops > starts], stops[stops > starts] - 1
+    whole = starts // height != stops // height        # a run over the end of a column takes its last row
+    top = 0 if whole.any() else int((starts % height).min())
+    bottom = height - 1 if whole.any() else int((stops % height).max())
+    left, right = int((starts // height).min()), int((stops // height).max())
+    return [left, top, right - left + 1, bottom - top + 1]
+
+
 def _positive(value: object) -> float:
-    """The value when it is a positive finite number, else 0."""
+    """Return the value when it is a positive finite number, else 0."""
     return value if type(value) in (int, float) and 0 < value < HUGE ** 2 else 0.0

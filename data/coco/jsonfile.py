@@ -1,14 +1,16 @@
-"""The annotation file itself: its three lists, the classes, ids that clash. Opens no picture."""
+"""The annotation file itself: its three lists, the classes, ids that clash. Opens no image."""
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data.coco.clean import Fault, fault, id_key
 from utils.errors import DataError
+
+SECTIONS = ("categories", "images", "annotations")
 
 
 class Classes(NamedTuple):
@@ -21,7 +23,7 @@ class Classes(NamedTuple):
 
 
 def load_json(path: Path) -> tuple[dict, list[Fault]]:
-    """The object in a UTF-8 JSON file, and a fault when it starts with a byte-order mark (accepted).
+    """Return the object in a UTF-8 JSON file, and a fault where it starts with a byte-order mark (accepted).
 
     Raises DataError with the byte offset of what cannot be read.
     """
@@ -53,25 +55,57 @@ def load_json(path: Path) -> tuple[dict, list[Fault]]:
 
 
 def sections(content: dict, path: Path) -> tuple[list[dict], list[dict], list[dict]]:
-    """Categories, images and annotations, each a list of objects; DataError names what is missing."""
-    wanted = ("categories", "images", "annotations")
-    missing = [key for key in wanted if key not in content]
+    """Return categories, images and annotations, each a list of objects; raise DataError where one lacks."""
+    missing = [key for key in SECTIONS if key not in content]
     if missing:
         raise DataError(f"{path}: has no {' and no '.join(f'`{key}`' for key in missing)} "
                         f"(found: {', '.join(map(str, content)) or 'nothing'}); "
-                        f"a COCO file needs all three of {', '.join(wanted)}")
-    for key in wanted:
+                        f"a COCO file needs all three of {', '.join(SECTIONS)}")
+    for key in SECTIONS:
         if not isinstance(content[key], list) or not all(isinstance(v, dict) for v in content[key]):
             raise DataError(f"{path}: `{key}` must be a list of objects; fix the file or export it again")
-    for key in ("categories", "images"):
-        if not content[key]:
+        if not content[key] and key != "annotations":
             raise DataError(f"{path}: `{key}` is empty; nothing can be learned or measured from it")
-    return tuple(content[key] for key in wanted)
+    return tuple(content[key] for key in SECTIONS)
+
+
+def coco_content(images: Iterable[tuple[str, int, int, Iterable[tuple]]], categories: Mapping[object, str],
+                 first_id: int = 1, info: Mapping[str, object] | None = None) -> dict:
+    """Return a COCO dict of images (file name, width, height, boxes) and categories (id -> name).
+
+    A box is (category id, x, y, w, h, area, crowd), top-left px; image ids count from `first_id`.
+    """
+    records, annotations = [], []
+    for image_id, (name, width, height, boxes) in enumerate(images, first_id):
+        records.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for category, x, y, w, h, area, crowd in boxes:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category,
+                                "bbox": [x, y, w, h], "area": area, "iscrowd": int(crowd)})
+    return {"info": dict(info or {}), "images": records, "annotations": annotations,
+            "categories": [{"id": key, "name": name} for key, name in categories.items()]}
+
+
+def empty_parents(categories: list[dict], annotations: list[dict],
+                  names: Sequence[str] | None) -> tuple[list[dict], list[Fault]]:
+    """Return the categories without those that only name a group of the others, and the fault of these.
+
+    Roboflow's export begins with one: no box has it, and the others give it as their `supercategory`.
+    """
+    used = {id_key(a.get("category_id")) for a in annotations}
+    groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")
+              and isinstance(c.get("supercategory"), str)}
+    empty = [c for c in categories if str(c.get("name")) in groups and id_key(c.get("id")) not in used
+             and c.get("name") not in (names or ()) and c.get("supercategory") in (None, "", "none")]
+    if len(empty) == len(categories):
+        return categories, []
+    return [c for c in categories if c not in empty], fault(
+        "empty-parent-class", [str(c["name"]) for c in empty],
+        "classes that name a group of the others and have no box, left out")
 
 
 def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
                 class_map: Mapping[str, int] | None) -> Classes:
-    """The classes of a file: its own by sorted id (or in the order of `names`), or those of the training set.
+    """Return the classes of a file: its own by sorted id (or in the order of `names`), or those of training.
 
     With `class_map` the training set's names lead. Raises DataError for ids or names that are missing or not
     unique, for `names` of another set, and for a category that the training set lacks.
@@ -84,7 +118,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
         if twice:
             raise DataError(f"{path}: category {what} must be unique, got {', '.join(map(repr, twice))} "
                             "more than once; rename or merge them in `categories`")
-    numeric = all(value.lstrip("-").isdecimal() for value in ids)
+    numeric = all(value.removeprefix("-").isdecimal() for value in ids)
     order = sorted(zip(ids, own), key=lambda pair: int(pair[0]) if numeric else pair[0])
     if class_map is not None:
         return _training_classes(dict(order), path, names, class_map)
@@ -98,7 +132,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
 
 def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] | None,
                       class_map: Mapping[str, int]) -> Classes:
-    """The training set's classes for a file whose category ids lead to the names `own`."""
+    """Return the training set's classes for a file whose category ids lead to the names `own`."""
     if names is None:
         by_class = sorted(class_map, key=class_map.__getitem__)
         names = tuple(own.get(key, f"class {key}") for key in by_class)
@@ -114,18 +148,17 @@ def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] |
                    fault("category-ids-differ", other, "ids differ from the training file; matched by name"))
 
 
-def duplicates(images: list[dict], annotations: list[dict]) -> list[Fault]:
-    """Faults of ids that appear twice and of one file under two ids."""
-    def twice(values: list[str]) -> list[str]:
-        return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]
-
+def duplicate_ids(images: list[dict], annotations: list[dict]) -> list[Fault]:
+    """Return the faults of image and annotation ids that appear twice."""
     numbers = [id_key(a.get("id")) for a in annotations]
-    zero = [f"annotation id {n}" for n in numbers if n in ("0", "None")]
-    return (fault("duplicate-image-id", twice([id_key(i.get("id")) for i in images]),
-                  "image ids must be unique, or boxes land on the wrong picture: renumber them", True)
-            + fault("same-file-twice", twice([str(i.get("file_name", "")) for i in images]),
-                    "one picture under several image ids: its boxes are split, it counts twice")
-            + fault("duplicate-annotation-id", twice(numbers),
+    return (fault("duplicate-image-id", repeated([id_key(i.get("id")) for i in images]),
+                  "image ids must be unique, or boxes land on the wrong image: renumber them", True)
+            + fault("duplicate-annotation-id", repeated(numbers),
                     "annotation ids renumbered in memory: pycocotools would mix them up")
-            + fault("annotation-id-zero", zero,
+            + fault("annotation-id-zero", [f"annotation id {n}" for n in numbers if n in ("0", "None")],
                     "annotation ids renumbered in memory: pycocotools would count these as missed"))
+
+
+def repeated(values: Iterable[object]) -> list[str]:
+    """Return "value (n times)" of each value that appears more than once."""
+    return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]

@@ -1,36 +1,52 @@
-"""From what `--data` says to annotation files and picture folders, and from file names to pictures."""
+"""From what `--data` says to annotations and images: a COCO layout, YAML, one file, or other labels."""
 from __future__ import annotations
 
-import os
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data.coco.clean import Fault, fault
+from data.coco.clean import Fault
+from data.coco.divide import divide
+from data.coco.find import SPLIT_WORDS, split_of
+from data.coco.jsonfile import load_json
+from data.convert.labelme import labelme_layout
+from data.convert.labels import Labels, Layout
+from data.convert.voc import voc_layout
+from data.convert.yolo import yolo_layout
+from data.images import MAX_PIXELS
+from data.yamlfile import read_yaml, yaml_names
 from utils.errors import DataError
 
-YAML_DEPTH = 20
-YAML_LIMIT = 1_000_000             # bytes; a data set's YAML is a few lines
+VAL_SHARE = 0.2                    # of an undivided set, unless told otherwise
+PEEKED = 20                        # JSON files of a folder that are opened to see what they are
 
 
 class Split(NamedTuple):
-    """An annotation file and the folder of its pictures."""
+    """Where annotations come from and the folder of their images; `content` makes those that no file has.
+
+    `read_coco(*split)` reads it.
+    """
 
     json: Path
     images: Path
+    content: Callable[[int], tuple[dict, list[Fault]]] | None = None      # of the largest number of pixels
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where a data set's files are: `located["train"]` is a Split, or a DataError that shows the paths tried.
+    """Where a data set's files are; `located["train"]` is a Split, or a DataError with the paths tried.
+
+    `note` says in one sentence what was recognised; a set that was not divided is there as "all", too.
     """
 
     source: str
     splits: dict[str, Split]
     tried: dict[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
+    note: str = ""
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
@@ -44,70 +60,198 @@ class Located:
 
     @property
     def train(self) -> Split:
-        """The training split; DataError where there is none."""
+        """Return the training split; raise DataError where there is none."""
         return self["train"]
 
     @property
     def val(self) -> Split:
-        """The validation split; DataError where there is none."""
+        """Return the validation split; raise DataError where there is none."""
         return self["val"]
 
+    def save(self, folder: Path, max_pixels: int = MAX_PIXELS) -> list[Path]:
+        """Write the two parts of a set divided here as JSON files into a run folder; return their paths."""
+        files = [folder / f"instances_{split}.json" for split in ("train", "val") if "all" in self]
+        for file, split in zip(files, ("train", "val")):
+            file.write_text(json.dumps(self[split].content(max_pixels)[0]), encoding="utf-8")
+        return files
 
-def locate(data: str | Path) -> Located:
-    """Where the annotation files and pictures of a data set are.
 
-    `data` is a YAML (path, train, val, optional names), a folder with annotations/instances_{train,val}.json
-    and images/, or the word `scenes`: the embedded set, made on first use. Raises DataError with the paths
-    tried.
+def locate(data: str | Path, val_split: float | None = None, seed: int = 0) -> Located:
+    """Return where the annotations and images of a data set are; raise DataError with the paths tried.
+
+    `data` is a YAML, a folder, a COCO JSON, or the word `scenes`: the embedded set, made on first use. A
+    folder holds COCO as the usual tools export it, YOLO, Pascal VOC or labelme labels. A set without splits
+    is divided, `val_split` of its images (0.2) for val; with `val_split` also one that has train alone.
     """
+    located = _locate(data)
+    if val_split is not None and "val" in located:
+        raise DataError(f"--data {data}: has a val split of its own; leave --val-split out")
+    whole = next((split for split in ("all", "train") if split in located), None)
+    named = located.tried and val_split is None            # a layout of ours that names its splits itself
+    if "val" in located or whole is None or (whole == "train" and named):
+        return located
+    return _divided(located, whole, VAL_SHARE if val_split is None else val_split, seed)
+
+
+def _divided(located: Located, whole: str, share: float, seed: int) -> Located:
+    """Return the set with its one split divided into train and val when they are read."""
+    split = located[whole]
+
+    @cache
+    def parts(max_pixels: int) -> tuple[dict[str, dict], list[Fault]]:
+        content, faults = split.content(max_pixels) if split.content else load_json(split.json)
+        return divide(content, share, seed, split.json), faults
+
+    def part(name: str, max_pixels: int) -> tuple[dict, list[Fault]]:
+        contents, faults = parts(max_pixels)
+        return contents[name], list(faults) if name == "train" else []
+
+    splits = {name: Split(split.json, split.images, partial(part, name)) for name in ("train", "val")}
+    note = f"{located.note}; undivided: val is {share:.0%} of it, by whole videos or folders (seed {seed})"
+    return replace(located, splits={**located.splits, **splits, "all": split}, note=note.removeprefix("; "))
+
+
+def _locate(data: str | Path) -> Located:
+    """Return where a set is, as it is."""
     if str(data) == "scenes":
         from data.scenes import make_scenes
         return _from_folder(make_scenes(), "scenes")
     path = Path(data).expanduser()
-    if path.is_dir():
-        return _from_folder(path, str(data))
-    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
-        return _from_yaml(path)
+    try:
+        if path.is_dir():
+            return _from_folder(path, str(data))
+        if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+            return _from_yaml(path)
+        if path.suffix.lower() == ".json" and path.is_file():
+            return _from_json(path)
+    except OSError as error:
+        raise DataError(f"--data {data}: cannot be read ({error.strerror or error})") from None
     if path.exists():
-        raise DataError(f"--data {data}: is neither a folder nor a YAML; give a folder with annotations/ and "
-                        "images/, or a YAML with path, train and val")
+        raise DataError(f"--data {data}: is neither a folder nor a YAML nor a COCO JSON; give a folder with "
+                        "annotations/ and images/, or a YAML with path, train and val")
     raise DataError(f"--data {data}: does not exist (looked in {Path.cwd()}); "
                     "give a folder, a YAML, or the word `scenes`")
 
 
 def _from_folder(root: Path, source: str) -> Located:
-    """The splits of a folder in COCO layout, images/ or images/<split>/ beside annotations/."""
+    """Return the splits of a folder: COCO JSON where tools put it, else the labels of another format."""
     splits, tried = {}, {}
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")] \
             + [root / "annotations" / f"{split}.json"]
         tried[split] = tuple(files)
-        file = next((f for f in files if f.is_file()), None)
-        if file:
-            splits[split] = Split(file, _picture_folder(root, file))
-    if not splits:
-        raise DataError(f"--data {source}: no annotation file; {_tried(tried['train'])}; "
-                        "python -m data.convert makes COCO JSON from Pascal VOC and YOLO txt")
-    return Located(source, splits, tried)
+        if file := next((f for f in files if f.is_file()), None):
+            splits[split] = Split(file, _image_folder(root, file))
+    if splits:
+        return Located(source, splits, tried)
+    files = _coco_files(root)
+    if len(set(files) - {"test"}):
+        found = {split: Split(file, _image_folder(root, file)) for split, file in files.items()}
+        what = ", ".join(str(file.relative_to(root)) for file in files.values())
+        return Located(source, found, {}, note=f"COCO JSON: {what}")
+    for recognise in (yolo_layout, voc_layout, labelme_layout):
+        if layout := recognise(root):
+            return _converted(layout, root, source)
+    raise DataError(f"--data {source}: no annotation file; {_tried(tried['train'])}; no other COCO JSON, "
+                    "YOLO, Pascal VOC or labelme labels either (python -m data.convert says what it misses)")
+
+
+def _coco_files(root: Path) -> dict[str, Path]:
+    """Return the COCO JSON files of a folder by split, or the one of an undivided set as "all".
+
+    Raises DataError where two files could be the same split.
+    """
+    folders = [root, root / "annotations", *(path for path in sorted(root.glob("*/")) if split_of(path.name))]
+    folders += [folder / "annotations" for folder in folders[2:]]
+    files: dict[str, list[Path]] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*.json"))[:PEEKED]:
+            if file.name.startswith(".") or not _is_coco(file):
+                continue
+            place = file.relative_to(root).parts[:-1]
+            split = split_of(file.name.split(".")[0]) or next(filter(None, map(split_of, place)), "all")
+            files.setdefault(split, []).append(file)
+    if "all" in files and len(files) > 1:
+        del files["all"]                               # the whole beside its parts
+    for split, same in files.items():
+        usual = [file for file in same if file.name in (f"instances_{split}.json", "_annotations.coco.json",
+                                                        "instances_default.json")]
+        if len(same) > 1 and len(usual) != 1:
+            raise DataError(f"{root}: {' and '.join(str(file.relative_to(root)) for file in same[:3])} could "
+                            f"each be {'the set' if split == 'all' else split}; give the right file itself "
+                            "or a YAML with train: and val:")
+        files[split] = usual if len(same) > 1 else same
+    return {split: files[split][0] for split in (*SPLIT_WORDS, "all") if split in files}
+
+
+def _is_coco(file: Path) -> bool:
+    """Return whether a JSON file has the sections of a COCO file."""
+    try:
+        content = load_json(file)[0]
+    except DataError:
+        return False
+    return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
+
+
+def _from_json(file: Path) -> Located:
+    """Return the set of one JSON file: with its siblings of other splits, else undivided."""
+    root = file.parent.parent if file.parent.name == "annotations" else file.parent
+    load_json(file)
+    split = split_of(file.name.split(".")[0])
+    if split:
+        word = max((word for word in SPLIT_WORDS[split] if word in file.name), key=len, default=split)
+        siblings = {other: path for other, words in SPLIT_WORDS.items() for word_there in reversed(words)
+                    if (path := file.with_name(file.name.replace(word, word_there, 1))).is_file()}
+        if len(siblings) > 1 or split != "train":      # nobody trains on a part of a file that is called val
+            found = {other: Split(path, _image_folder(root, path)) for other, path in siblings.items()}
+            return Located(str(file), found, {}, note=f"COCO JSON of {', '.join(found)}")
+    note = f"one COCO JSON, images below {_image_folder(root, file)}"
+    return Located(str(file), {"all": Split(file, _image_folder(root, file))}, {}, note=note)
+
+
+def _converted(layout: Layout, root: Path, source: str) -> Located:
+    """Return the splits of labels in another format, read and converted when they are first asked for."""
+    @cache
+    def contents(max_pixels: int) -> tuple[Labels, dict[str, dict]]:
+        labels = Labels(max_pixels)
+        return labels, labels.contents(layout.read(labels))
+
+    def content(split: str, max_pixels: int) -> tuple[dict, list[Fault]]:
+        labels, made = contents(max_pixels)
+        if split not in made:
+            raise DataError(f"{layout.source}: no image of the {split} split can be used")
+        return made[split], labels.faults(split)
+
+    splits = {split: Split(layout.source, root, partial(content, split)) for split in layout.splits}
+    return Located(source, splits, {}, note=f"{layout.what}, converted in memory")
 
 
 def _from_yaml(file: Path) -> Located:
-    """The splits a YAML names: each a JSON file, or a mapping/pair of `json` and `images`."""
+    """Return the splits a YAML names: each a JSON, a pair of `json` and `images`, or YOLO's folders."""
     content = read_yaml(file)
-    root = Path(str(content.get("path") or ".")).expanduser()
-    root = root if root.is_absolute() else file.parent / root
-    if not any(content.get(split) for split in ("train", "val")):
+    given = {split: content.get(split) for split in SPLIT_WORDS
+             if content.get(split) not in (None, "", "~", "null")}
+    if not given.keys() & {"train", "val"}:
         raise DataError(f"{file}: names neither `train` nor `val`; write path, train and val, "
                         "each split a COCO JSON")
+    if content.get("names") and not any(_names_json(value) for value in given.values()):
+        return _converted(yolo_layout(file), file.parent, str(file))
+    root = Path(str(content.get("path") or ".")).expanduser()
+    root = root if root.is_absolute() else file.parent / root
     splits, tried = {}, {}
-    for split in ("train", "val"):
-        if content.get(split):
-            splits[split], tried[split] = _yaml_split(file, root, split, content[split])
-    return Located(str(file), splits, tried, _yaml_names(file, content.get("names")))
+    for split, value in given.items():
+        splits[split], tried[split] = _yaml_split(file, root, split, value)
+    return Located(str(file), splits, tried, yaml_names(file, content.get("names")))
+
+
+def _names_json(value: object) -> bool:
+    """Return whether a YAML's value speaks of a JSON file."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return any(str(v).lower().endswith(".json") for v in values)
 
 
 def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Split, tuple[Path, ...]]:
-    """The split that a YAML value describes; DataError shows the paths tried."""
+    """Return the split that a YAML value describes and the paths tried."""
     pair = (value.get("json"), value.get("images")) if isinstance(value, dict) else \
         tuple(value) if isinstance(value, list) and len(value) == 2 else (value, None)
     if not isinstance(pair[0], str) or not isinstance(pair[1], (str, type(None))):
@@ -119,7 +263,7 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
     if annotation is None:
         raise DataError(f"{file}: `{split}: {pair[0]}` is not a file; {_tried(tried)}")
     if pair[1] is None:
-        return Split(annotation, _picture_folder(root, annotation)), tried
+        return Split(annotation, _image_folder(root, annotation)), tried
     folders = (root / pair[1], file.parent / pair[1], annotation.parent / pair[1])
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
@@ -127,116 +271,12 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
     return Split(annotation, folder), tried
 
 
-def _picture_folder(root: Path, annotation: Path) -> Path:
-    """Where a JSON's pictures are when nobody says: images/ beside or above it, else the root."""
-    for folder in (root / "images", annotation.parent / "images", annotation.parent.parent / "images"):
-        if folder.is_dir():
-            return folder
-    return root
-
-
-def read_yaml(file: Path) -> dict:
-    """The mapping in a small YAML file, tags refused; DataError otherwise."""
-    import yaml
-    size = file.stat().st_size
-    if size > YAML_LIMIT:
-        raise DataError(f"{file}: {size:,} bytes, a data set's YAML has at most {YAML_LIMIT:,}; "
-                        "is this the right file?")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        _refuse_bombs(file, text)
-        content = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 at byte offset {error.start}; "
-                        "save it again as UTF-8") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        first = str(error).replace("\n", " ")
-        raise DataError(f"{file}: not a plain YAML ({first}); python tags and code are refused") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: must hold path, train and val; got {type(content).__name__}")
-    return content
-
-
-def _refuse_bombs(file: Path, text: str) -> None:
-    """Raises DataError for aliases and for deep nesting, with which a few bytes can fill the memory."""
-    import yaml
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > YAML_DEPTH:
-            raise DataError(f"{file}: nested more than {YAML_DEPTH} deep; a data set's YAML is flat")
-        if isinstance(event, yaml.AliasEvent):
-            raise DataError(f"{file}: uses YAML aliases (*name), which a data set does not need; "
-                            "write the values out")
-
-
-def _yaml_names(file: Path, names: object) -> tuple[str, ...] | None:
-    """Class names of a YAML: a list, or a mapping 0..K-1 -> name."""
-    if names is None:
-        return None
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
-        raise DataError(f"{file}: `names` must be a list of different class names, or 0: name, 1: name, ...")
-    return tuple(map(str, names))
-
-
-def find_pictures(file_names: Sequence[str], folder: Path,
-                  json_path: Path) -> tuple[list[Path | None], list[Fault]]:
-    """The path of each named picture (None: missing), and faults; DataError when none is there."""
-    paths: list[Path | None] = [_plain(name, folder) for name in file_names]
-    missing = [i for i, path in enumerate(paths) if path is None]
-    faults: list[Fault] = []
-    if missing:
-        index = _index(folder)
-        for i in missing:
-            key = _key(file_names[i])
-            paths[i] = index.get(key) or index.get(key.rsplit("/", 1)[-1])
-        other = [f"{file_names[i]} -> {paths[i].name}" for i in missing if paths[i] is not None]
-        faults += fault("file-name-differs", other,
-                        "found under another spelling (letter case, folder, accents)")
-    missing = [file_names[i] or "(no file_name)" for i in missing if paths[i] is None]
-    if len(missing) == len(paths):
-        raise DataError(f"{json_path}: none of its {len(paths):,} pictures is in {folder}; "
-                        + _tried(tuple(folder / name for name in file_names[:3]))
-                        + "; check the folder of pictures")
-    return paths, faults + fault("missing-picture", missing,
-                                 f"pictures not in {folder}, left out with their boxes")
-
-
-def unlisted_files(listed: Sequence[Path], folder: Path) -> list[Path]:
-    """Picture files in a folder that no annotation file lists, sorted; pass the paths of every split."""
-    known = {os.path.realpath(path) for path in listed}
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-    return sorted(path for path in _index(folder).values()
-                  if path.suffix.lower() in suffixes and os.path.realpath(path) not in known)
-
-
-def _plain(name: str, folder: Path) -> Path | None:
-    """The picture where its name says, or None, for impossible names and circular links too."""
-    try:
-        path = folder / name
-        return path if name and path.is_file() else None
-    except (OSError, ValueError):
-        return None
-
-
-def _index(folder: Path) -> dict[str, Path]:
-    """Files under a folder by relative and by bare name, levelled by `_key`; links not followed."""
-    index: dict[str, Path] = {}
-    for top, _, files in os.walk(folder):
-        for name in sorted(files):
-            path = Path(top) / name
-            index.setdefault(_key(str(path.relative_to(folder))), path)
-            index.setdefault(_key(name), path)
-    return index
-
-
-def _key(name: str) -> str:
-    """A file name as compared when the exact one is missing."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+def _image_folder(root: Path, annotation: Path) -> Path:
+    """Return where a JSON's images are when nobody says: images/ beside or above it, else the root."""
+    folders = (parent / "images" for parent in (annotation.parent, root, annotation.parent.parent))
+    return next((folder for folder in folders if folder.is_dir()), root)
 
 
 def _tried(paths: Sequence[Path]) -> str:
-    """The first three paths tried, for a message."""
+    """Return the first three paths tried, for a message."""
     return "tried " + ", ".join(str(path) for path in paths[:3])

@@ -1,29 +1,34 @@
-"""Reading of COCO annotation files as they are in the wild, into one clean record that training and
-evaluation share.
+"""COCO annotation files as they are in the wild, read into one clean record for training and evaluation.
 
 Every fault is a record in `CocoSet.faults`; nothing is printed and nothing is written.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.coco.clean import Boxes, Fault, fault, fit_boxes, id_key, read_boxes, report_faults
-from data.coco.jsonfile import class_table, duplicates, load_json, sections
-from data.coco.locate import Located, Split, find_pictures, locate
+from data.coco.find import find_images
+from data.coco.jsonfile import (
+    class_table,
+    coco_content,
+    duplicate_ids,
+    empty_parents,
+    load_json,
+    repeated,
+    sections,
+)
 from data.images import MAX_PIXELS, Inspection, inspect_all
 from utils.errors import DataError
-
-__all__ = ["CocoSet", "Fault", "ImageRecord", "Located", "Split", "load_json", "locate", "read_coco",
-           "report_faults"]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """A picture and its boxes; width and height in px are those after EXIF rotation, as decoded."""
+    """An image and its boxes; width and height in px are those after EXIF rotation, as decoded."""
 
     id: int | str
     path: Path
@@ -33,6 +38,12 @@ class ImageRecord:
     crowd: np.ndarray              # float32 [C, 5], the same; never a target, ignored in evaluation
     areas: np.ndarray              # float32 [M] px^2
     crowd_areas: np.ndarray        # float32 [C] px^2
+
+    def rows(self, ids: Mapping[int, object]) -> Iterator[tuple]:
+        """Yield COCO's (category id, x, y, w, h, area, crowd) of every box; `ids` leads from class to id."""
+        for boxes, areas, crowd in ((self.boxes, self.areas, 0), (self.crowd, self.crowd_areas, 1)):
+            for (label, x1, y1, x2, y2), area in zip(boxes.tolist(), areas.tolist(), strict=True):
+                yield ids[int(label)], x1, y1, x2 - x1, y2 - y1, area, crowd
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,50 +55,47 @@ class CocoSet:
     images: tuple[ImageRecord, ...]
     faults: tuple[Fault, ...]
     root: Path
+    listed: frozenset[str] = frozenset()       # bare names of all images of the file, also of those left out
 
     def ground_truth(self) -> dict:
-        """A clean COCO dict for pycocotools: image id = position + 1, category id = class + 1, annotation ids
-        1..n.
+        """Return a clean COCO dict: image id = position + 1, category id = class + 1, annotation ids 1..n.
 
-        pycocotools scores an annotation with id 0 as missed and mixes up duplicate ids, hence the fresh
-        numbers.
+        pycocotools scores an annotation with id 0 as missed and mixes up duplicate ids, hence the fresh ones.
         """
-        annotations = []
-        for position, image in enumerate(self.images):
-            for boxes, areas, crowd in ((image.boxes, image.areas, 0), (image.crowd, image.crowd_areas, 1)):
-                for (label, x1, y1, x2, y2), area in zip(boxes.tolist(), areas.tolist()):
-                    annotations.append({"id": len(annotations) + 1, "image_id": position + 1,
-                                        "category_id": int(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
-                                        "area": area, "iscrowd": crowd})
-        images = [{"id": i + 1, "file_name": r.path.name, "width": r.width, "height": r.height}
-                  for i, r in enumerate(self.images)]
-        categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.names)]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        ids = {k: k + 1 for k in range(len(self.names))}
+        return coco_content(((r.path.name, r.width, r.height, r.rows(ids)) for r in self.images),
+                            dict(enumerate(self.names, 1)))
 
 
-def read_coco(json_path: str | Path, image_dir: str | Path, *, max_pixels: int = MAX_PIXELS,
-              drop_unknown: bool = False, trust: str | None = None, verify: bool = True,
-              names: Sequence[str] | None = None, class_map: Mapping[str, int] | None = None,
-              memo: Path | None = None, strict: bool = True) -> CocoSet:
-    """The cleaned data set of an annotation file and its picture folder.
+def read_coco(json_path: str | Path, image_dir: str | Path,
+              content: Callable[[int], tuple[dict, list[Fault]]] | None = None, *,
+              max_pixels: int = MAX_PIXELS, drop_unknown: bool = False, trust: str | None = None,
+              verify: bool = True, names: Sequence[str] | None = None,
+              class_map: Mapping[str, int] | None = None, memo: Path | None = None,
+              strict: bool = True) -> CocoSet:
+    """Return the cleaned data set of an annotation file, or of what `content` makes of it, and its images.
 
-    Pictures that are missing or cannot be decoded are left out and reported; pictures without boxes stay, as
-    negatives. Crowd boxes are kept apart. `names` with `class_map` are those of the training set, so that
-    classes keep their numbers; `names` alone (from a YAML) give the classes their order. `verify=False`
-    trusts the stated sizes and opens no picture. `trust` settles stated sizes that differ from the pictures
-    ("image": boxes follow the pictures, "json": boxes stay). `memo`: see `images.inspect_all`. Raises
-    DataError for every fault that would make training wrong; `strict=False` only records those that leave the
-    rest readable.
+    Images that are missing or cannot be decoded are left out and reported; images without boxes stay, as
+    negatives. `names` with `class_map` are those of the training set, so that classes keep their numbers;
+    `names` alone (of a YAML) give the classes their order. `verify=False` trusts the stated sizes and opens
+    no image. `trust` settles stated sizes that differ from the images ("image": boxes follow the images,
+    "json": boxes stay). `memo`: see `images.inspect_all`. Raises DataError for every fault that would make
+    training wrong; `strict=False` only records those that leave the rest readable.
     """
     if trust not in (None, "image", "json"):
         raise ValueError(f"trust {trust!r}: needs image, json or None")
     json_path, image_dir = Path(json_path), Path(image_dir)
-    content, faults = load_json(json_path)
-    categories, images, annotations = sections(content, json_path)
+    made, faults = content(max_pixels) if content else load_json(json_path)
+    categories, images, annotations = sections(made, json_path)
+    categories, found = empty_parents(categories, annotations, names)
+    faults = faults + found
     names, classes, stored_map, found = class_table(categories, json_path, names, class_map)
-    faults += found + duplicates(images, annotations)
-    paths, found = find_pictures([str(image.get("file_name", "")) for image in images], image_dir, json_path)
-    faults += found
+    faults += found + duplicate_ids(images, annotations)
+    stated_names = [str(image.get("file_name") or "") for image in images]
+    paths, found = find_images(stated_names, image_dir, json_path)
+    shown = (os.path.relpath(path, image_dir) for path in paths if path)
+    faults += found + fault("same-file-twice", repeated(shown),
+                            "one image under several image ids: its boxes are split, it counts twice")
     stated = np.array([(_side(image.get("width")), _side(image.get("height"))) for image in images], np.int64)
     real, found = _inspect(paths, stated, images, max_pixels, verify, memo)
     faults += found + _sizes_differ(images, stated, real, trust)
@@ -97,54 +105,57 @@ def read_coco(json_path: str | Path, image_dir: str | Path, *, max_pixels: int =
     boxes = boxes.where(np.array([r.problem == "" for r in real], bool)[boxes.image])
     boxes, found = fit_boxes(boxes, annotations, stated, real, trust)
     faults += found
-    _stop(json_path, faults, strict)
+    fatal = [f for f in faults if f.fatal]
+    if fatal and strict:
+        raise DataError(f"{json_path}: cannot be used as it is:\n" + "\n".join(report_faults(fatal)))
     records = _records(images, paths, real, boxes)
     if not records:
-        raise DataError(f"{json_path}: not one picture can be used:\n" + "\n".join(report_faults(faults)))
-    return CocoSet(names, stored_map, records, tuple(faults), image_dir)
+        raise DataError(f"{json_path}: not one image can be used:\n" + "\n".join(report_faults(faults)))
+    if not any(len(record.boxes) for record in records):
+        faults += fault("split-without-boxes", [json_path.name], "no box to measure against or to learn from "
+                        "in this split: its AP is undefined, and no epoch can be the best")
+    listed = frozenset(name.replace("\\", "/").rsplit("/", 1)[-1] for name in stated_names)
+    return CocoSet(names, stored_map, records, tuple(faults), image_dir, listed)
 
 
 def _inspect(paths: list[Path | None], stated: np.ndarray, images: list[dict], max_pixels: int, verify: bool,
              memo: Path | None) -> tuple[list[Inspection], list[Fault]]:
-    """One Inspection an image (a missing file has a problem), and the fault of undecodable ones."""
+    """Return one Inspection per image (a missing file has a problem), and the fault of undecodable ones."""
     real = [Inspection(0, 0, 1, "missing") if path is None else Inspection(int(w), int(h), 1, "")
             for path, (w, h) in zip(paths, stated)]
     todo = [i for i, path in enumerate(paths) if path is not None and (verify or min(stated[i]) < 1)]
     for i, found in zip(todo, inspect_all([paths[i] for i in todo], max_pixels, memo)):
         real[i] = found
     bad = [f"{images[i].get('file_name')} {real[i].problem}" for i in todo if real[i].problem]
-    return real, fault("undecodable-picture", bad, "pictures left out with their boxes")
+    return real, fault("undecodable-image", bad, "images left out with their boxes")
 
 
 def _sizes_differ(images: list[dict], stated: np.ndarray, real: Sequence[Inspection],
                   trust: str | None) -> list[Fault]:
-    """The fault of pictures whose size is not what the file states."""
+    """Return the faults of images whose size is not stated, or not what the file states."""
     faults = fault("missing-size", [str(i.get("file_name")) for i, s in zip(images, stated) if min(s) < 1],
-                   "`width` or `height` missing, taken from the pictures")
-    wrong = []
+                   "`width` or `height` missing, taken from the images")
+    wrong, exchanged = [], []
     for image, (w, h), r in zip(images, stated, real):
         if r.problem or min(w, h) < 1 or (w, h) == (r.width, r.height):
             continue
-        unturned = r.orientation > 4 and (w, h) == (r.height, r.width)
-        turned = " (the size before EXIF rotation)" if unturned else ""
-        wrong.append(f"{image.get('file_name')} is {r.width}x{r.height}, stated {w}x{h}{turned}")
-    advice = {None: "pictures whose size is not the stated one: pass --trust image to move the boxes with "
-                    "the pictures, --trust json to leave them",
-              "image": "pictures of another size than stated, boxes moved with them",
-              "json": "pictures of another size than stated, boxes left as they are"}[trust]
+        crossed = (w, h) == (r.height, r.width)
+        turned = " (the size before EXIF rotation)" if crossed and r.orientation > 4 else ""
+        (exchanged if crossed and not turned else wrong).append(
+            f"{image.get('file_name')} is {r.width}x{r.height}, stated {w}x{h}{turned}")
+    faults += fault("size-exchanged", exchanged, "images whose stated width and height are exchanged" + (
+        ", boxes left as they are" if trust else ": correct the file, or pass --trust json if the boxes are "
+        "right"), trust is None)
+    advice = {None: "images whose size is not the stated one: pass --trust image to move the boxes with "
+                    "the images, --trust json to leave them",
+              "image": "images of another size than stated, boxes moved with them",
+              "json": "images of another size than stated, boxes left as they are"}[trust]
     return faults + fault("size-differs", wrong, advice, trust is None)
-
-
-def _stop(path: Path, faults: list[Fault], strict: bool) -> None:
-    """Raises DataError when a fault is fatal, with one sentence each."""
-    fatal = [f for f in faults if f.fatal]
-    if fatal and strict:
-        raise DataError(f"{path}: cannot be used as it is:\n" + "\n".join(report_faults(fatal)))
 
 
 def _records(images: list[dict], paths: list[Path | None], real: Sequence[Inspection],
              boxes: Boxes) -> tuple[ImageRecord, ...]:
-    """One record a usable picture, in the file's order."""
+    """Return one record per usable image, in the file's order."""
     table = np.concatenate((boxes.label[:, None], boxes.xyxy), 1).astype(np.float32)
     areas = boxes.area.astype(np.float32)
     order = np.argsort(boxes.image, kind="stable")
@@ -161,5 +172,5 @@ def _records(images: list[dict], paths: list[Path | None], real: Sequence[Inspec
 
 
 def _side(value: object) -> int:
-    """A stated width or height in px; 0 when it is missing or no positive whole number."""
+    """Return a stated width or height in px; 0 when it is missing or no positive whole number."""
     return int(value) if type(value) in (int, float) and 0 < value < 1e6 and value == int(value) else 0

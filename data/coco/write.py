@@ -1,31 +1,84 @@
-"""A data set written in COCO layout, all at once: the new folder appears when it is complete."""
+"""A data set written in COCO layout, cleaned, all at once: the new folder appears when it is complete."""
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from data.coco.jsonfile import coco_content
+from data.coco.read import CocoSet, ImageRecord
 from utils.errors import UsageError
 
 
-def write_layout(contents: Mapping[str, dict], pictures: Mapping[str, Path],
-                 out: Path) -> dict[str, tuple[int, int]]:
-    """(pictures, boxes) of each split written: out/annotations/instances_<split>.json and copies in
-    out/images.
+def cleaned(splits: Mapping[str, CocoSet], left_out: Mapping[str, Collection[int]],
+            ) -> tuple[dict[str, dict], dict[str, Path]]:
+    """Return the COCO content of each split, and the source of each file name below images/.
 
-    `contents` holds the COCO content of each split, `pictures` the source of each file name below images/. A
-    failure leaves nothing behind. Raises UsageError when `out` is taken.
+    `left_out` holds positions in each split's `images` that are not taken. Category ids and names stay, other
+    ids are fresh; records of one file are joined; sizes and boxes are those of the images as decoded.
+    """
+    contents: dict[str, dict] = {}
+    names: dict[Path, str] = {}
+    first_id = 1
+    for split, coco in splits.items():
+        records = _joined([r for i, r in enumerate(coco.images) if i not in left_out.get(split, ())])
+        taken = set(names.values())
+        for record in records:
+            if record.path not in names:
+                names[record.path] = _free_name(record.path, coco.root, taken)
+                taken.add(names[record.path])
+        ids = {k: int(key) if key.removeprefix("-").isdecimal() and str(int(key)) == key else key
+               for key, k in coco.class_map.items()}
+        contents[split] = coco_content(((names[r.path], r.width, r.height, r.rows(ids)) for r in records),
+                                       {ids[k]: name for k, name in enumerate(coco.names)}, first_id)
+        first_id += len(records)
+    return contents, {name: path for path, name in names.items()}
+
+
+def _joined(records: list[ImageRecord]) -> list[ImageRecord]:
+    """Return one record per file: boxes of records of the same file joined, exact repeats dropped."""
+    table: dict[Path, list[ImageRecord]] = {}
+    for record in records:
+        table.setdefault(record.path, []).append(record)
+    for path, same in table.items():
+        for name, areas in (("boxes", "areas"), ("crowd", "crowd_areas")) if len(same) > 1 else ():
+            boxes = np.concatenate([getattr(record, name) for record in same])
+            first = np.sort(np.unique(boxes, axis=0, return_index=True)[1])
+            area = np.concatenate([getattr(record, areas) for record in same])[first]
+            table[path] = [replace(table[path][0], **{name: boxes[first], areas: area})]
+    return [same[0] for same in table.values()]
+
+
+def _free_name(path: Path, root: Path, taken: Collection[str]) -> str:
+    """Return a name below images/: the path below the image folder, else the bare name; numbered if taken."""
+    below = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
+    name = Path(*(part for part in below if part not in ("images", "JPEGImages")))
+    number, free = 1, name
+    while free.as_posix() in taken:
+        number += 1
+        free = name.with_name(f"{name.stem}-{number}{name.suffix}")
+    return free.as_posix()
+
+
+def write_layout(contents: Mapping[str, dict], images: Mapping[str, Path],
+                 out: Path) -> dict[str, tuple[int, int]]:
+    """Write out/annotations/instances_<split>.json and copies in out/images; return (images, boxes) by split.
+
+    `images` holds the source of each file name. A failure leaves nothing. UsageError: `out` is taken.
     """
     refuse_taken(out)
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         (part / "annotations").mkdir(parents=True)
         for split, content in contents.items():
-            text = json.dumps(content, ensure_ascii=False)
+            text = json.dumps(content)                 # ASCII, for names that are not UTF-8
             (part / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
-        for name, source in pictures.items():
+        for name, source in images.items():
             target = part / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
@@ -39,13 +92,13 @@ def write_layout(contents: Mapping[str, dict], pictures: Mapping[str, Path],
 
 
 def refuse_taken(out: Path) -> None:
-    """Nothing, when `out` is a new or an empty folder; UsageError otherwise: no file is ever overwritten."""
+    """Raise UsageError unless `out` is a new or an empty folder: no file is ever overwritten."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: is there already and not an empty folder; give a new one")
 
 
 def refuse_inside(target: Path, folders: Iterable[Path]) -> None:
-    """Nothing, when `target` lies outside every folder of the data set; UsageError otherwise."""
+    """Raise UsageError when `target` lies inside a folder of the data set."""
     for folder in folders:
         if target.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{target}: lies inside the data set ({folder}), where nothing is ever written; "

@@ -1,6 +1,6 @@
-"""Pascal VOC and YOLO text labels to COCO layout: `python -m data.convert voc|yolo SRC --out DIR`.
+"""Labels of other tools to COCO layout: `python -m data.convert voc|yolo|labelme SRC --out DIR`.
 
-Writes DIR/annotations/instances_{train,val}.json and copies of the pictures; SRC is only read. DIR appears
+Writes DIR/annotations/instances_{train,val}.json and copies of the images; SRC is only read. DIR appears
 when it is complete. Archives are not unpacked.
 """
 from __future__ import annotations
@@ -9,66 +9,19 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.coco.write import refuse_taken, write_layout
 from utils import cli
 from utils.errors import DataError
 
 if TYPE_CHECKING:
-    from data.convert.labels import Example, Labelled
-
-
-def coco_layout(labelled: "Labelled", out: Path) -> dict[str, tuple[int, int]]:
-    """(pictures, boxes) of each split of a Labelled set, written in COCO layout below the new folder `out`.
-
-    Raises DataError when a split would be empty or two pictures would get one name, UsageError when `out` is
-    taken.
-    """
-    _check(labelled)
-    contents, pictures = {}, {}
-    for split, examples in labelled.splits.items():
-        contents[split] = _coco(examples, labelled.names, len(pictures) + 1)
-        pictures.update((example.name, example.file) for example in examples)
-    return write_layout(contents, pictures, out)
-
-
-def _check(labelled: "Labelled") -> None:
-    """Nothing, when the set can be written; DataError otherwise."""
-    if len(set(labelled.names)) < len(labelled.names):
-        raise DataError(f"class names must differ, got {', '.join(labelled.names)}; rename or merge classes")
-    for split, examples in labelled.splits.items():
-        if not any(example.boxes for example in examples):
-            raise DataError(f"{split}: {len(examples)} pictures and not one box that can be used; "
-                            "see the list of what was left out")
-    seen: dict[str, Path] = {}
-    for example in (example for examples in labelled.splits.values() for example in examples):
-        if example.name in seen:
-            raise DataError(f"{example.file} and {seen[example.name]} would both become {example.name}: "
-                            "a picture must be in one split, once")
-        seen[example.name] = example.file
-
-
-def _coco(examples: "list[Example]", names: tuple[str, ...], first_id: int) -> dict:
-    """The COCO content of one split: category ids from 1 in `names` order, top-left xywh boxes."""
-    numbers = {name: number for number, name in enumerate(names, 1)}
-    images, annotations = [], []
-    for image_id, example in enumerate(examples, first_id):
-        images.append({"id": image_id, "file_name": example.name, "width": example.width,
-                       "height": example.height})
-        for box in example.boxes:
-            corner_and_size = [round(value, 4) for value in box[1:5]]
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "bbox": corner_and_size,
-                                "category_id": numbers[box.name], "iscrowd": int(box.crowd),
-                                "area": round(box.width * box.height, 4)})
-    return {"info": {}, "images": images, "annotations": annotations,
-            "categories": [{"id": number, "name": name} for name, number in numbers.items()]}
+    from data.convert.labels import Labels, Layout
 
 
 def _parser() -> ArgumentParser:
-    """The flags of `python -m data.convert`."""
-    out = cli.parser("Make a data set in COCO layout from Pascal VOC or YOLO text labels.")
+    """Return the parser of `python -m data.convert`."""
+    out = cli.parser("Make a data set in COCO layout from Pascal VOC, YOLO or labelme labels.", "max-pixels")
     out.prog = "python -m data.convert"
-    out.add_argument("kind", choices=("voc", "yolo"), help="format of SRC")
-    out.add_argument("source", type=Path, metavar="SRC", help="folder of the set; it is only read")
+    out.add_argument("kind", choices=("voc", "yolo", "labelme"), help="format of SRC")
+    out.add_argument("source", type=Path, metavar="SRC", help="folder of the set, or its YAML; only read")
     out.add_argument("--out", type=Path, required=True, help="new folder for the result")
     out.add_argument("--difficult", choices=("crowd", "keep", "drop"), default="crowd",
                      help="VOC objects marked difficult: ignored like crowds, kept, or left out")
@@ -80,29 +33,62 @@ def _parser() -> ArgumentParser:
     return out
 
 
+def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bool = False,
+               lists: dict[str, str | None] | None = None) -> "Layout":
+    """Return the layout of a set of that kind; raise DataError when it has none."""
+    from data.convert.labelme import labelme_layout
+    from data.convert.voc import voc_layout
+    from data.convert.yolo import yolo_layout
+    if not source.is_dir() and not (kind == "yolo" and source.is_file()):
+        raise DataError(f"{source}: is not a folder; give the set's folder (unpack an archive first)")
+    found = voc_layout(source, difficult, zero_based, lists) if kind == "voc" else \
+        {"yolo": yolo_layout, "labelme": labelme_layout}[kind](source)
+    if found is None:
+        needed = {"voc": "XML file", "labelme": "JSON file with `shapes`", "yolo": "class names"}[kind]
+        raise DataError(f"{source}: no {needed} here; VOC needs Annotations and JPEGImages, YOLO a YAML with "
+                        "`names` (0: cat) or classes.txt and images, labelme a JSON file per image")
+    return found
+
+
+def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, tuple[int, int]]:
+    """Read a layout into `labels` and write it below the new folder `out`; return (images, boxes) by split.
+
+    Raises DataError where there is no box to train with, UsageError when `out` is taken.
+    """
+    from data.coco.read import read_coco
+    from data.coco.write import cleaned, write_layout
+    root = layout.source if layout.source.is_dir() else layout.source.parent
+    sets = {}
+    for split, content in labels.contents(layout.read(labels)).items():
+        coco = read_coco(root, root, lambda _, made=content: (made, []), max_pixels=labels.max_pixels)
+        sets["train" if split == "all" else split] = coco
+        for found in coco.faults:
+            labels.notes.setdefault((split, found.rule, found.advice), []).extend(
+                found.examples + ("",) * (found.count - len(found.examples)))
+    return write_layout(*cleaned(sets, {}), out)
+
+
 def main() -> None:
-    """Converts the set named on the command line and prints what was written and what was left out."""
-    args = _parser().parse_args()
-    if not args.source.is_dir():
-        raise DataError(f"{args.source}: is not a folder; give the set's folder (unpack an archive first)")
+    """Convert the set named on the command line; print what was written and what was left out."""
+    parser = _parser()
+    args = cli.check(parser, parser.parse_args())
+    from data.coco.clean import printable, report_faults
+    from data.coco.write import refuse_inside, refuse_taken
+    from data.convert.labels import Labels
+    layout = recognised(args.kind, args.source, args.difficult, args.zero_based,
+                        {"train": args.train_list, "val": args.val_list})
     refuse_taken(args.out)
-    from data.convert.labels import Tally
-    tally = Tally()
+    refuse_inside(args.out, [args.source if args.source.is_dir() else args.source.parent])
+    labels = Labels(args.max_pixels)
     try:
-        if args.kind == "voc":
-            from data.convert.voc import read_voc
-            labelled = read_voc(args.source, tally, args.difficult, args.zero_based,
-                                {"train": args.train_list, "val": args.val_list})
-        else:
-            from data.convert.yolo import read_yolo
-            labelled = read_yolo(args.source, tally)
-        counts = coco_layout(labelled, args.out)
+        counts = write_converted(labels, layout, args.out)
     finally:
-        if tally.places:
-            print(tally.table())
-    for split, (images, boxes) in counts.items():
+        for line in report_faults(labels.faults()):
+            print(line)
+    for split, (images, boxes) in counts.items():          # "pictures" is what scripts look for in this line
         print(f"{split:<5}  {images:>7} pictures  {boxes:>8} boxes")
-    print(f"{len(labelled.names)} classes: {', '.join(labelled.names)}\nwritten to {args.out}")
+    names = labels.names
+    print(f"{len(names)} classes: {printable(', '.join(names))}\nwritten to {args.out}")
     print(f"next: python -m data.doctor {args.out}")
 
 

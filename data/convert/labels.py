@@ -1,75 +1,119 @@
-"""Labelled pictures on their way from another format to COCO: records, a tally of what was left out."""
+"""Labels of another format on their way to COCO: images, boxes in px, and a count of what was left out."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.images import inspect
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-class Box(NamedTuple):
-    """One labelled box: class name, top-left corner and size in px of the picture, whether to ignore it."""
-
-    name: str
-    x: float
-    y: float
-    width: float
-    height: float
-    crowd: bool = False
+from data.coco.clean import Fault, fault
+from data.coco.find import split_of
+from data.coco.jsonfile import coco_content
+from data.images import MAX_PIXELS, Inspection, inspect_all
+from utils.errors import DataError
 
 
-class Example(NamedTuple):
-    """One labelled picture: its file, the name it gets below images/, its size in px and its boxes."""
+class Layout(NamedTuple):
+    """A recognised set of labels: what it is in words, its splits ("all": undivided), and how to read it."""
 
-    file: Path
-    name: str
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
-
-
-class Labelled(NamedTuple):
-    """A labelled set: class names in their order, and the examples of "train" and "val"."""
-
-    names: tuple[str, ...]
-    splits: dict[str, list[Example]]
+    what: str
+    splits: tuple[str, ...]
+    source: Path                   # the file that describes the set, or its folder
+    read: Callable[["Labels"], Sequence[str] | None]       # fills the Labels, returns the class names
 
 
-class Tally:
-    """What was left out or changed, by reason, with the places."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, list[str]] = {}
-
-    def add(self, reason: str, place: str) -> None:
-        """Counts one more `reason`, seen at `place`."""
-        self.places.setdefault(reason, []).append(place)
-
-    def table(self) -> str:
-        """One line a reason: count, reason, first three places; empty when nothing happened."""
-        return "\n".join(f"{len(seen):>7}  {reason}: {', '.join(seen[:3])}{', ...' * (len(seen) > 3)}"
-                         for reason, seen in sorted(self.places.items()))
+def by_folder(files: Iterable[Path], source: Path) -> dict[str, list[Path]]:
+    """Return files by the split that a folder above them names, or as "all"; raise DataError for both."""
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        parents = path.relative_to(source).parts[:-1]
+        splits.setdefault(next(filter(None, map(split_of, parents)), "all"), []).append(path)
+    if "all" in splits and len(splits) > 1:
+        raise DataError(f"{source}: some labels lie in folders of splits and others do not "
+                        f"(first: {splits['all'][0]}); sort them into train/ and val/")
+    return splits
 
 
-def clip_box(box: Box, size: tuple[int, int]) -> Box | None:
-    """The part of a box inside a picture of (width, height) px; None when nothing, or no number, is left."""
-    if not all(math.isfinite(value) for value in box[1:5]):
-        return None
-    x1, y1 = max(box.x, 0.0), max(box.y, 0.0)
-    x2, y2 = min(box.x + box.width, size[0]), min(box.y + box.height, size[1])
-    return box._replace(x=x1, y=y1, width=x2 - x1, height=y2 - y1) if x2 > x1 and y2 > y1 else None
+class Labels:
+    """What a converter has read: images of each split with their boxes, and notes of what was left out."""
 
+    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
+        self.splits: dict[str, dict[Path, tuple[int, int, list[tuple]]]] = {}
+        self.notes: dict[tuple[str, str, str], list[str]] = {}
+        self.names: tuple[str, ...] = ()
+        self._seen: dict[Path, Inspection] = {}
 
-def picture_size(file: Path | None, tally: Tally, place: str) -> tuple[int, int] | None:
-    """Width and height in px of a picture as it is seen; None, counted, when it is missing or damaged."""
-    if file is None:
-        tally.add("pictures left out, file missing", place)
-        return None
-    seen = inspect(file)
-    if seen.problem:
-        tally.add("pictures left out, damaged", f"{file} {seen.problem}")
-        return None
-    return seen.width, seen.height
+    def note(self, split: str, rule: str, advice: str, place: object) -> None:
+        """Count what was left out or changed: `rule`, what was done in words, and the place."""
+        self.notes.setdefault((split, rule, advice), []).append(str(place))
+
+    def faults(self, wanted: str | None = None) -> list[Fault]:
+        """Return the notes of one split, or of all, as faults."""
+        return [f for (split, rule, advice), places in self.notes.items() if wanted in (None, split)
+                for f in fault(rule, places, advice)]
+
+    def look(self, files: Iterable[Path]) -> None:
+        """Inspect images ahead, by several threads."""
+        files = [file for file in dict.fromkeys(files) if file not in self._seen]
+        self._seen.update(zip(files, inspect_all(files, self.max_pixels)))
+
+    def add_image(self, split: str, file: Path | None, place: object) -> tuple[int, int] | None:
+        """Add an image and return its size in px as decoded; None, noted, when it is missing or damaged.
+
+        Raises DataError for an image that another split has.
+        """
+        if file is None:
+            self.note(split, "missing-image", "labels without an image file, left out", place)
+            return None
+        self.look([file])
+        seen = self._seen[file]
+        if seen.problem:
+            self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
+            return None
+        other = next((name for name, images in self.splits.items() if file in images), None)
+        if other == split:
+            self.note(split, "listed-twice", "images named twice, taken once", file)
+            return None
+        if other is not None:
+            raise DataError(f"{file}: is in {other} and again in {split}: it must be in one split, once")
+        self.splits.setdefault(split, {})[file] = (seen.width, seen.height, [])
+        return seen.width, seen.height
+
+    def add_box(self, split: str, file: Path, name: str, xywh: Sequence[float], place: object,
+                crowd: bool = False) -> None:
+        """Add a box (top-left xywh px) of an added image, clipped to it; noted when nothing is left of it."""
+        width, height, boxes = self.splits[split][file]
+        x, y, w, h = xywh
+        x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+        if not all(map(math.isfinite, xywh)) or x2 <= x1 or y2 <= y1:
+            self.note(split, "no-box", "lines dropped: no area inside the image, or not four numbers", place)
+            return
+        x, y, w, h = (round(value, 4) for value in (x1, y1, x2 - x1, y2 - y1))
+        boxes.append((name, x, y, w, h, round(w * h, 4), crowd))
+
+    def contents(self, names: Sequence[str] | None = None) -> dict[str, dict]:
+        """Return the COCO content of each split; `file_name` is the source's path, `names` the class order.
+
+        Without `names` the classes are those of the boxes, sorted. Raises DataError when two classes share a
+        name or there is no box to train with.
+        """
+        if names is None:
+            names = sorted({box[0] for images in self.splits.values() for *_, boxes in images.values()
+                            for box in boxes})
+        if len(set(names)) < len(names):
+            raise DataError(f"class names must differ, got {', '.join(names)}; rename or merge classes")
+        self.names = tuple(names)
+        ids, made, first_id = {name: number for number, name in enumerate(names, 1)}, {}, 1
+        for split, images in self.splits.items():
+            rows = ((str(file), width, height, [(ids[name], *rest) for name, *rest in boxes])
+                    for file, (width, height, boxes) in images.items())
+            made[split] = coco_content(rows, {number: name for name, number in ids.items()}, first_id)
+            first_id += len(images)
+        for split in {"train", "all"} & self.splits.keys() or ["train"]:
+            if not made.get(split, {}).get("annotations"):
+                why = "".join(f"; {f.count:,} {f.advice} (first: {f.examples[0]})" for f in sorted(
+                    self.faults(split), key=lambda f: -f.count)[:2])
+                raise DataError(f"{split}: {len(self.splits.get(split, ()))} images and not one box that can "
+                                f"be used{why}")
+        return made

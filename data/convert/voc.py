@@ -1,86 +1,120 @@
-"""Pascal VOC labels: XML files, pictures and lists of names."""
+"""Pascal VOC labels: XML files, images and lists of names."""
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from data.convert.labels import SUFFIXES, Box, Example, Labelled, Tally, clip_box, picture_size
+from data.coco.find import is_file, visible_files
+from data.convert.labels import Labels, Layout, by_folder
+from data.images import SUFFIXES
+from data.yamlfile import read_text
 from utils.errors import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+LISTS = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test",)}
+PLACES = ("JPEGImages", "images", "Images", "imgs")    # where images lie beside a folder of XML files
 
 
-def read_voc(source: Path, tally: Tally, difficult: str = "crowd", zero_based: bool = False,
-             lists: dict[str, str | None] | None = None) -> Labelled:
-    """What a VOC folder (Annotations, JPEGImages, ImageSets/Main), or a folder of such, holds; names sorted.
+def voc_layout(source: Path, difficult: str = "crowd", zero_based: bool = False,
+               lists: Mapping[str, str | None] | None = None) -> Layout | None:
+    """Return the layout of a VOC folder (Annotations, JPEGImages, ImageSets/Main), of a folder of such, or of
+    any folder of XML files.
 
     VOC corners count pixels from 1 and include both ends, so xmin 1, xmax 10 is a box 10 px wide at 0;
-    `zero_based` takes the four numbers as xyxy px instead, as some labelling programs write them. `difficult`
-    objects become crowd boxes (ignored), or are kept ("keep") or left out ("drop"). `lists` names the list
-    file of each split; by default train or trainval, val or test. Raises DataError where the layout differs.
+    `zero_based` takes the four numbers as xyxy px instead. `difficult` objects become crowd boxes (ignored),
+    or are kept ("keep") or left out ("drop"). `lists` names the list file of each split; by default train or
+    trainval, val or test; a set without lists is divided by its folders. Returns None without an XML file.
     """
-    roots = [source] if (source / "Annotations").is_dir() else sorted(
-        path.parent for path in source.glob("*/Annotations") if path.is_dir())
-    if not roots:
-        raise DataError(f"{source}: no Annotations folder here or one level below; needs a VOC folder with "
-                        "Annotations, JPEGImages and ImageSets/Main")
-    found: dict[str, list[Example]] = {"train": [], "val": []}
-    for root in roots:
-        prefix = "" if len(roots) == 1 else f"{root.name}/"
-        for split in found:
-            for key in _list(root, split, (lists or {}).get(split)):
-                example = _example(root, key, prefix, tally, difficult, zero_based)
-                found[split] += [example] if example else []
-    names = {box.name for examples in found.values() for example in examples for box in example.boxes}
-    return Labelled(tuple(sorted(names)), found)
+    lists = lists or {}
+    roots = [root for root in (source, *sorted(source.glob("*/"))) if (root / "Annotations").is_dir()]
+    roots = [source] if source in roots else roots
+    if any((root / "ImageSets/Main").is_dir() for root in roots) or any(lists.values()):
+        files = {split: [file for root in roots for file in _listed(root, split, lists)] for split in LISTS}
+        files = {split: paths for split, paths in files.items() if paths}
+    else:
+        files = by_folder((path for path in visible_files(source) if path.suffix.lower() == ".xml"), source)
+    if not files:
+        return None
+    return Layout("Pascal VOC labels", tuple(files), source, partial(_read, files, difficult, zero_based))
 
 
-def _list(root: Path, split: str, wanted: str | None) -> list[str]:
-    """Picture names of one split; the first of the usual list files that is there."""
-    names = (wanted,) if wanted else {"train": ("train", "trainval"), "val": ("val", "test")}[split]
-    folder = root / "ImageSets" / "Main"
-    for name in names:
-        if (folder / f"{name}.txt").is_file():
-            lines = (folder / f"{name}.txt").read_text(encoding="utf-8-sig").splitlines()
-            return [line.split()[0] for line in lines if line.strip()]
-    wanted = " or ".join(f"{name}.txt" for name in names)
-    raise DataError(f"{folder}: no list {wanted} for the {split} split; "
-                    f"write one, a picture's name a line, or name another by --{split}-list")
+def _listed(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator[Path]:
+    """Yield the XML files of a split by its list: names, with suffix, path or a column of 1 and -1."""
+    wanted, folder = lists.get(split), root / "ImageSets" / "Main"
+    names = (wanted,) if wanted else LISTS[split]
+    file = next((file for name in names if (file := folder / f"{name}.txt").is_file()), None)
+    if split == "test" and (file is None or not (folder / "val.txt").is_file()):
+        return                                         # there may be none, or it is taken as val
+    if file is None:
+        raise DataError(f"{folder}: no list {' or '.join(f'{name}.txt' for name in names)} for the {split} "
+                        f"split; write one, an image's name per line, or name another by --{split}-list")
+    labels = root / "Annotations"
+    known = {path.relative_to(labels).with_suffix("").as_posix().casefold(): path
+             for path in labels.rglob("*.xml")}
+    for line in filter(None, map(str.strip, read_text(file).splitlines())):
+        name = re.sub(r"^(.*/)?(JPEGImages|Annotations)/", "", line.replace("\\", "/").removeprefix("./"))
+        tries = [re.sub(rf"(?i)({'|'.join(map(re.escape, (*SUFFIXES, '.xml')))})$", "", text)
+                 for text in (name, re.sub(r"\s+-?[01]$", "", name))]
+        yield next((known[key] for key in (name.casefold(), *map(str.casefold, tries)) if key in known),
+                   labels / f"{tries[-1]}.xml")
 
 
-def _example(root: Path, key: str, prefix: str, tally: Tally, difficult: str, zero_based: bool,
-             ) -> Example | None:
-    """The picture and boxes behind one name of a list; None, counted, when either cannot be read."""
-    path = root / "Annotations" / f"{key}.xml"
+def _read(files: Mapping[str, list[Path]], difficult: str, zero_based: bool, labels: Labels) -> None:
+    """Add the images and boxes of every XML file to `labels`, and note those that cannot be read."""
+    labels.look(image for paths in files.values() for path in paths if (image := _image(path)))
+    for split, paths in files.items():
+        for path in paths:
+            _add(labels, split, path, difficult, zero_based)
+
+
+def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: bool) -> None:
+    """Add the image and the boxes of one XML file, or note why they cannot be read."""
     try:
         tree = parse_xml(path)
     except (OSError, ValueError) as error:
-        tally.add(f"pictures left out, no usable XML ({type(error).__name__})", str(path))
-        return None
-    named = root / "JPEGImages" / Path(tree.findtext("filename") or "").name
-    file = named if named.is_file() else _picture(root / "JPEGImages", key)
-    size = picture_size(file, tally, str(path))
-    if file is None or size is None:
-        return None
-    stated = tuple(tree.findtext(f"size/{side}") or "0" for side in ("width", "height"))
+        reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).split(": ", 1)[-1]
+        labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
+        return
+    # The devkit's rule: Annotations/KEY.xml belongs to JPEGImages/KEY.*; <filename> is often stale
+    file, named = _image(path), PureWindowsPath((tree.findtext("filename") or "").strip()).name
+    if file is None and named:
+        file = next((place / named for place in _places(path) if is_file(place / named)), None)
+        if file:
+            labels.note(split, "found-by-filename", "images found by <filename>, not by the XML's name", path)
+    elif named and Path(named).stem != path.stem:
+        labels.note(split, "stale-filename", "<filename> is not the XML's own name and was not followed",
+                    f"{path}: {named}")
+    if (size := labels.add_image(split, file, path)) is None:
+        return
+    stated = tuple((tree.findtext(f"size/{side}") or "0").strip() for side in ("width", "height"))
     if stated not in ((str(size[0]), str(size[1])), ("0", "0")):
-        tally.add("pictures whose size differs from their XML (the picture's is used)", str(path))
-    boxes = []
+        labels.note(split, "size-differs", "images of another size than their XML says, kept", path)
     for item in tree.findall("object"):
-        hard = (item.findtext("difficult") or "0").strip() == "1"
-        box = _box(item, zero_based, hard and difficult == "crowd")
-        box = clip_box(box, size) if box else None
-        if box is None:
-            tally.add("boxes dropped: no area inside the picture, or not four numbers", str(path))
+        name = (item.findtext("name") or "").strip()
+        hard = (item.findtext("difficult") or "0").strip().lower() in ("1", "true", "yes")
+        if not (name and (box := _box(item, zero_based))):
+            labels.note(split, "no-box", "boxes dropped: no name, or not four numbers", path)
         elif not (hard and difficult == "drop"):
-            boxes.append(box)
-    return Example(file, prefix + file.name, *size, tuple(boxes))
+            labels.add_box(split, file, name, box, path, hard and difficult == "crowd")
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root element of an XML file. Raises DataError for a DOCTYPE: its entities can fill the memory."""
+    """Return the root of an XML file in any encoding it declares, or in one that `read_text` guesses.
+
+    Raises DataError for a DOCTYPE, whose entities can fill the memory, and for what is not XML.
+    """
     data = path.read_bytes()
+    declared = re.search(rb"""<\?xml[^>]*encoding=["']([\w.-]+)""", data[:200])
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else declared and declared[1].decode()
+    try:
+        text = data.decode(encoding) if encoding else read_text(path)
+    except (LookupError, UnicodeDecodeError):
+        text = read_text(path)
+    text = re.sub(r"^\s*<\?xml.*?\?>", "", text.lstrip("\ufeff"), count=1, flags=re.DOTALL).strip()
 
     def refuse(*_: object) -> None:
         raise DataError(f"{path}: has a DOCTYPE, which labels do not need and which can do harm; remove it")
@@ -88,24 +122,31 @@ def parse_xml(path: Path) -> ElementTree.Element:
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = refuse
     try:
-        guard.Parse(data, True)
-        return ElementTree.fromstring(data)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
+        guard.Parse(text, True)
+        return ElementTree.fromstring(text)
+    except (expat.ExpatError, ElementTree.ParseError, UnicodeEncodeError) as error:
         raise DataError(f"{path}: is not XML ({error}); export it again") from None
 
 
-def _box(item: ElementTree.Element, zero_based: bool, crowd: bool) -> Box | None:
-    """The box of one <object>; None without a name or four numbers."""
-    name = (item.findtext("name") or "").strip()
+def _box(item: ElementTree.Element, zero_based: bool) -> tuple[float, float, float, float] | None:
+    """Return the box of one <object>, top-left xywh px; None without four numbers."""
     try:
         x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{key}") or "nan") for key in CORNERS)
     except ValueError:
         return None
     shift = 0 if zero_based else 1
-    return Box(name, x1 - shift, y1 - shift, x2 - x1 + shift, y2 - y1 + shift, crowd) if name else None
+    return x1 - shift, y1 - shift, x2 - x1 + shift, y2 - y1 + shift
 
 
-def _picture(folder: Path, key: str) -> Path | None:
-    """The picture called `key` in a folder, whatever its suffix; None where there is none."""
-    names = (folder / f"{key}{suffix}" for known in SUFFIXES for suffix in (known, known.upper()))
-    return next((path for path in names if path.is_file()), None)
+def _places(path: Path) -> list[Path]:
+    """Return the folders that may hold the image of an XML file: beside Annotations/, or its own."""
+    parts = path.parent.parts
+    at = [i for i, part in enumerate(parts) if part.lower() in ("annotations", "labels", "xml", "xmls")]
+    return [Path(*parts[:at[-1]], name, *parts[at[-1] + 1:]) for name in PLACES if at] + [path.parent]
+
+
+def _image(path: Path) -> Path | None:
+    """Return the image that has an XML file's name, whatever its suffix; None where there is none."""
+    names = (place / f"{path.stem}{suffix}" for place in _places(path) for known in SUFFIXES
+             for suffix in (known, known.upper()))
+    return next(filter(is_file, names), None)

@@ -1,80 +1,262 @@
-"""YOLO text labels: one file a picture, one line a box."""
+"""YOLO text labels: one file per image, one line per box; the set's YAML or .data file is followed."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from data.coco.locate import read_yaml
-from data.convert.labels import SUFFIXES, Box, Example, Labelled, Tally, clip_box, picture_size
+from data.coco.find import SPLIT_WORDS, image_files
+from data.convert.labels import Labels, Layout
+from data.images import SUFFIXES
+from data.yamlfile import read_text, read_yaml, yaml_names
 from utils.errors import DataError
 
+NAMES = ("classes.txt", "labels/classes.txt", "obj.names")
+NOTHING = ("", "~", "null", "None")                    # how YAML files leave a value out
 
-def read_yolo(source: Path, tally: Tally) -> Labelled:
-    """What a YOLO folder holds (images/train, labels/train; or train/images, train/labels).
 
-    Class names come from the `names` of a YAML file or from classes.txt. A line is class, centre and size
-    (cxcywh, normalised to the picture as it is seen, EXIF rotation applied), or class and a polygon, of which
-    the box is taken. Pictures without a label file are negatives. Raises DataError where folders or names are
-    missing.
+class _Description(NamedTuple):
+    """What describes a YOLO set: a file or folder, class names, places of each split, keypoint columns."""
+
+    file: Path
+    names: Sequence[str]
+    splits: Mapping[str, Sequence[Path]]
+    keypoints: int = 0
+    notes: Sequence[str] = ()      # what disagrees with the names
+
+
+def yolo_layout(given: Path) -> Layout | None:
+    """Return the layout of a YOLO folder or of the YAML that describes one; None where it is neither.
+
+    Raises DataError when it is one that cannot be used: names or folders are missing, or files disagree.
     """
-    names = yolo_names(source)
-    found: dict[str, list[Example]] = {}
-    for split, folders in (("train", ("train",)), ("val", ("val", "valid"))):
-        pairs = [pair for name in folders for pair in ((f"images/{name}", f"labels/{name}"),
-                                                       (f"{name}/images", f"{name}/labels"))]
-        here = [pair for pair in pairs if (source / pair[0]).is_dir()]
-        if not here:
-            raise DataError(f"{source}: no pictures for the {split} split; needs one of the folders "
-                            + ", ".join(pair[0] for pair in pairs))
-        images, labels = (source / part for part in here[0])
-        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
-        found[split] = []
+    found = _from_yaml(given, read_yaml(given)) if given.is_file() else _description(given)
+    if found is None:
+        return None
+    what = f"YOLO labels described by {found.file.name}" if found.file.is_file() else "YOLO folders"
+    return Layout(what, tuple(found.splits), found.file, partial(_read, found))
+
+
+def _description(root: Path) -> _Description | None:
+    """Return the description of a folder by its one YAML with names or *.data file, else by its folders."""
+    found, broken = [], []
+    for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml"), *root.glob("*.data")]):
+        try:
+            content = _darknet(file) if file.suffix == ".data" else read_yaml(file)
+            found += [(file, content)] if content.get("names") and ".json" not in str(content) else []
+        except DataError as error:
+            broken.append(error)                       # a stray YAML of another tool
+    best = [(file, c) for file, c in found if any(c.get(split) for split in ("train", "val"))] or found
+    if len({repr((c.get("names"), c.get("train"), c.get("val"))) for _, c in best}) > 1:
+        raise DataError(f"{best[0][0]} and {best[1][0].name} describe different sets; "
+                        "give the one that is right in place of the folder, or remove the other")
+    if best:
+        return _from_yaml(*best[0])
+    names, splits = _listed_names(root), _folders(root)
+    labelled = any((root / "labels").glob("**/*.txt")) or any(
+        next(path.parent.glob("labels/*.txt"), None) for paths in splits.values() for path in paths)
+    if not names and labelled:
+        raise broken[0] if broken else DataError(
+            f"{root}: no class names here; needs a YAML with `names` (0: cat) or classes.txt")
+    return _Description(root, names, _both(root, splits)) if names and splits else None
+
+
+def _listed_names(root: Path) -> list[str]:
+    """Return the class names of a text file, one a line; none where there is no such file."""
+    file = next((root / name for name in NAMES if (root / name).is_file()), None)
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()] if file else []
+
+
+def _from_yaml(file: Path, content: Mapping[str, object]) -> _Description:
+    """Return the description that a YAML, or a .data file read as one, gives; raise DataError if it fails."""
+    names = yaml_names(file, content.get("names"))
+    if names is None:
+        raise DataError(f"{file}: no `names`; write the class names, 0: cat, 1: dog, ...")
+    roots = [root for root in (file.parent / str(content.get("path") or "."), file.parent) if root.is_dir()]
+    splits: dict[str, list[Path]] = {}
+    for split in SPLIT_WORDS:
+        value = content.get(split) or (content.get("valid") if split == "val" else None)
+        for entry in map(str, value if isinstance(value, list) else [value]):
+            place = None if entry in NOTHING else _place(entry, *roots)
+            if place is not None:
+                splits.setdefault(split, []).append(place)
+            elif entry not in NOTHING and split != "test":     # often named and not there
+                tried = " and ".join(dict.fromkeys(str(root / entry) for root in roots))
+                raise DataError(f"{file}: `{split}: {entry}` is no folder, list or image; tried {tried}")
+    if not splits.keys() & {"train", "val"}:
+        splits = _both(file.parent, _folders(file.parent))
+    shape = content.get("kpt_shape") or (0, 0)
+    try:
+        keypoints = int(shape[0]) * int(shape[1])
+    except (ValueError, TypeError, IndexError, KeyError):
+        raise DataError(f"{file}: `kpt_shape: {shape}` must be two numbers, such as [17, 3]") from None
+    notes = [f"nc: {content.get('nc')}"] * (str(content.get("nc", len(names))) != str(len(names)))
+    notes += ["classes.txt or obj.names"] * (_listed_names(file.parent) not in ([], list(names)))
+    return _Description(file, names, splits, keypoints, notes)
+
+
+def _darknet(file: Path) -> dict:
+    """Return darknet's .data file (names, train, valid = path) as the mapping a YAML would give."""
+    pairs = dict(line.partition("=")[::2] for line in read_text(file).splitlines() if "=" in line)
+    content = {key.strip(): value.strip() for key, value in pairs.items()}
+    listed = _place(content.get("names", "obj.names"), file.parent)
+    if listed is not None and listed.is_file():
+        content["names"] = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    if content.get("valid") == content.get("train"):
+        content.pop("valid", None)                     # darknet wants both; many name one list twice
+    return content
+
+
+def _place(entry: str, *roots: Path) -> Path | None:
+    """Return the folder, list or image that an entry names below a root, also by another machine's path."""
+    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for path in (root / entry for root in roots):      # an absolute entry takes the root's place
+        if path.exists():
+            return path
+    for root in roots:
+        for start in range(len(parts)):
+            path = root.joinpath(*parts[start:])
+            if path.exists():
+                return path
+            alike = re.compile(re.escape(path.name) + r"\d*", re.IGNORECASE)      # Train for train, val2017
+            others = [] if path.suffix else [p for p in path.parent.glob("*") if alike.fullmatch(p.name)]
+            if len(others) == 1:
+                return others[0]
+    return None
+
+
+def _folders(root: Path) -> dict[str, list[Path]]:
+    """Return the image folders of each split by their names: images/train, train/images, or images alone."""
+    splits: dict[str, list[Path]] = {}
+    for split, words in SPLIT_WORDS.items():
+        for parent in (root / "images", root):
+            for folder in sorted(parent.glob("*")):
+                if folder.is_dir() and re.fullmatch(rf"({'|'.join(words)})\d*", folder.name.lower()):
+                    inner = folder / "images"
+                    splits.setdefault(split, []).append(inner if inner.is_dir() else folder)
+            if splits.get(split):
+                break
+        if len(splits.get(split, ())) > 1:
+            raise DataError(f"{root}: {' and '.join(p.name for p in splits[split])} could each be the "
+                            f"{split} split; name the right one in a YAML (train:, val:, names:)")
+    whole = root / "images" if (root / "images").is_dir() else root
+    return splits or ({"all": [whole]} if next(iter(image_files(whole)), None) else {})
+
+
+def _both(root: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Return folders that hold train and val, or one undivided set; raise DataError where one is missing."""
+    for split in ("train", "val"):
+        if "all" not in splits and split not in splits:
+            word = {"val": "val (or valid)"}.get(split, split)
+            raise DataError(f"{root}: no images for the {split} split; needs one of the folders "
+                            f"images/{word}, {word}/images, or a YAML that names it")
+    return splits
+
+
+def _read(found: _Description, labels: Labels) -> Sequence[str]:
+    """Add every split of a set to `labels` and return the class names.
+
+    A line is class, centre and size (cxcywh, normalised to the image after EXIF rotation), perhaps a score or
+    keypoints behind, or class and a polygon, of which the box is taken. Images without a file are negatives.
+    """
+    poses: list[bool] = []
+    for note in found.notes:
+        labels.note(next(iter(found.splits)), "names-differ", "`names` of the YAML were followed", note)
+    for split, places in found.splits.items():
+        files = [file for place in places for file in _images(place, found.file.parent, labels, split)]
+        labels.look(files)
+        used = set()
         for file in files:
-            below = file.relative_to(images)
-            if size := picture_size(file, tally, str(file)):
-                boxes = tuple(_boxes((labels / below).with_suffix(".txt"), names, size, tally))
-                found[split].append(Example(file, f"{split}/{below.as_posix()}", *size, boxes))
-    return Labelled(tuple(names), found)
+            text = _label_file(file)
+            used.add(text)
+            if size := labels.add_image(split, file, file):
+                for place, name, xywh in _boxes(text, found, labels, split, poses) if text else ():
+                    labels.add_box(split, file, name, [v * side for v, side in zip(xywh, size * 2)], place)
+        for folder in sorted({text.parent for text in used if text and "labels" in text.parts}):
+            for text in sorted(set(folder.glob("*.txt")) - used):
+                if text.name != "classes.txt":
+                    labels.note(split, "missing-image", "labels without an image file, left out", text)
+    if len(poses) >= 3 and all(poses):
+        raise DataError(f"{found.file}: the lines hold a box and keypoints that lie in it, not polygons; "
+                        "write `kpt_shape: [number of keypoints, 2 or 3]` into the YAML")
+    return found.names
 
 
-def yolo_names(source: Path) -> list[str]:
-    """Class names of a YOLO folder, by class number. Raises DataError when no file holds them."""
-    for path in sorted([*source.glob("*.yaml"), *source.glob("*.yml")]):
-        names = read_yaml(path).get("names")
-        if isinstance(names, dict) and set(names) == set(range(len(names))):
-            names = [names[number] for number in range(len(names))]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
-    for path in (source / "classes.txt", source / "labels" / "classes.txt"):
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    raise DataError(f"{source}: no class names here; needs a YAML with `names` (0: cat) or classes.txt")
+def _images(place: Path, root: Path, labels: Labels, split: str) -> list[Path]:
+    """Return the images of a folder, of a list file (missing ones are noted), or the one image."""
+    if place.is_dir():
+        return image_files(place)
+    if place.suffix.lower() in SUFFIXES:
+        return [place]
+    files = []
+    for line in filter(None, map(str.strip, read_text(place).splitlines())):
+        file = _place(line, place.parent, root)
+        if file is None or not file.is_file():
+            labels.note(split, "missing-image", "images of a list, not found, left out", f"{place}: {line}")
+        else:
+            files.append(file)
+    return files
 
 
-def _boxes(path: Path, names: list[str], size: tuple[int, int], tally: Tally) -> Iterator[Box]:
-    """The boxes of one label file, clipped to the picture; what cannot be used is counted by line."""
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+def _label_file(image: Path) -> Path | None:
+    """Return the label file of an image: below labels/ where it lies below images/, else beside it."""
+    parts = [part.lower() for part in image.parts]
+    found = []
+    if "images" in parts:
+        at = len(parts) - 1 - parts[::-1].index("images")
+        found = [Path(*image.parts[:at], name, *image.parts[at + 1:]).with_suffix(".txt")
+                 for name in ("labels", "Labels")]
+    return next((text for text in (*found, image.with_suffix(".txt")) if text.is_file()), None)
+
+
+def _boxes(path: Path, found: _Description, labels: Labels, split: str,
+           poses: list[bool]) -> Iterator[tuple[str, str, Sequence[float]]]:
+    """Yield (place, class name, xywh normalised, top-left) of a label file's lines; note the others."""
+    try:
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        return labels.note(split, "unreadable-labels", "label files left out", error)
+    for place, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1)):
         if not (words := line.split()):
             continue
         try:
-            kind, values = int(words[0]), [float(word) for word in words[1:]]
+            number, *values = (float(word) for word in words)
         except ValueError:
-            kind, values = -1, []
-        if not (0 <= kind < len(names) and len(values) >= 4 and len(values) % 2 == 0):
-            tally.add("lines dropped: not a known class number and 4 numbers", f"{path}:{number}")
+            number, values = -1.0, []
+        count = len(values)
+        known = number.is_integer() and 0 <= number < len(found.names)
+        pose = found.keypoints and count == 4 + found.keypoints
+        if not known or count < 4 or not (pose or count in (4, 5) or count % 2 == 0 or _keypoints(values)):
+            labels.note(split, "bad-line", "lines dropped: not a known class number and 4 numbers", place)
             continue
-        if len(values) > 4:
-            tally.add("polygons of which the box was taken", f"{path}:{number}")
-            xs, ys = values[0::2], values[1::2]
-            values = [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
-        (cx, cy, w, h), (width, height) = values, size
-        box = Box(names[kind], (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
-        box = clip_box(box, size)
-        if box is None or max(map(abs, values)) > 2:           # above 2 the numbers cannot be normalised ones
-            tally.add("lines dropped: no area inside the picture, or not normalised", f"{path}:{number}")
-        else:
-            yield box
+        if max(map(abs, values[:4] if pose else values)) > 2:       # normalised ones stay below
+            labels.note(split, "not-normalised", "lines dropped: numbers above 2 are px, not 0..1", place)
+            continue
+        if pose:
+            labels.note(split, "keypoints", "lines with keypoints, of which the box was taken", place)
+        elif count == 5:
+            labels.note(split, "score", "lines with a score behind the box, which was left out", place)
+        elif count > 5:
+            poses.append(_keypoints(values))
+            labels.note(split, "polygon", "polygons of which the box was taken", place)
+            (x1, x2), (y1, y2) = ((min(axis), max(axis)) for axis in (values[0::2], values[1::2]))
+            yield place, found.names[int(number)], (x1, y1, x2 - x1, y2 - y1)
+            continue
+        cx, cy, w, h = values[:4]
+        yield place, found.names[int(number)], (cx - w / 2, cy - h / 2, w, h)
+
+
+def _keypoints(values: Sequence[float]) -> bool:
+    """Return whether numbers read as a box (cxcywh) and points inside it, with or without visibility."""
+    (cx, cy, w, h), rest = values[:4], values[4:]
+    for step in (2, 3):
+        flags = rest[2::3] if step == 3 else ()
+        if rest and len(rest) % step == 0 and set(flags) <= {0.0, 1.0, 2.0}:
+            points = [p for p in zip(rest[0::step], rest[1::step]) if p != (0.0, 0.0)]
+            if points and all(math.hypot(max(0, abs(x - cx) - w / 2), max(0, abs(y - cy) - h / 2)) < 0.01
+                              for x, y in points):
+                return True
+    return False

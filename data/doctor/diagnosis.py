@@ -1,17 +1,40 @@
-"""What the doctor finds: every fault of every split, and what the splits share."""
+"""What the doctor finds: every fault of every split, what the splits share, and the copy without faults."""
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from data.coco.clean import Fault, fault
-from data.coco.locate import Located, locate, unlisted_files
-from data.coco.read import CocoSet, load_json, read_coco
-from data.doctor.leaks import Fingerprints, fingerprints, near_duplicates, repeats, same_bytes
+from data.coco.find import unlisted_files
+from data.coco.locate import Located, locate
+from data.coco.read import CocoSet, read_coco
+from data.coco.write import cleaned, write_layout
+from data.doctor.leaks import (
+    Fingerprints,
+    empty_classes,
+    fingerprints,
+    near_duplicates,
+    repeats,
+    same_bytes,
+)
+from data.doctor.survey import anchor_fits, duration, input_sizes, size_summary
+from data.images import MAX_PIXELS
 from utils.errors import DataError
 
-NOTES = ("class-without-boxes", "unlisted-file", "missing-split")      # worth knowing, nothing to mend
+NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "keypoints",
+         "polygon", "score", "stale-filename", "names-differ")         # worth knowing, nothing to mend
+LEFT = ("leak-near-duplicate", "corners-instead-of-size", "split-without-boxes", "repeated-image-other-boxes",
+        "leak-whole-split")                            # a copy keeps it, for only a person can tell
+
+
+def fate(found: Fault) -> str:
+    """Return what becomes of a fault in a cleaned copy: mended, kept (nothing is wrong) or left to you."""
+    if found.fatal or found.rule in LEFT:
+        return "left to you"
+    return "kept" if found.rule in NOTES else "mended"
 
 
 @dataclass(frozen=True)
@@ -23,32 +46,67 @@ class Diagnosis:
     faults: dict[str, list[Fault]]
     left_out: dict[str, set[int]]
     imgsz: int
-    counts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    numbers: dict[str, object] = field(default_factory=dict)
+    numbers: dict = field(default_factory=dict)      # of the first split that can be read
 
     @property
     def fatal(self) -> int:
-        """How many kinds of fault keep the set from being used."""
+        """Return how many kinds of fault keep the set from being used."""
         return sum(bool(f.fatal) for faults in self.faults.values() for f in faults)
 
     @property
     def mended(self) -> int:
-        """How many kinds of fault are put right in memory or by a cleaned copy."""
+        """Return how many kinds of fault are put right in memory or by a copy, or left to the user."""
         return sum(not f.fatal and f.rule not in NOTES for faults in self.faults.values() for f in faults)
 
     @property
+    def left(self) -> list[str]:
+        """Return the rules of faults that a cleaned copy keeps and a person has to decide."""
+        return sorted({f.rule for faults in self.faults.values() for f in faults if fate(f) == "left to you"})
+
+    @property
     def folders(self) -> set[Path]:
-        """The folders of the set, where nothing may be written."""
-        splits = self.located.splits.values()
-        source = Path(self.located.source)
+        """Return the folders of the set, where nothing may be written."""
+        splits, source = self.located.splits.values(), Path(self.located.source)
         return {split.images for split in splits} | {split.json.parent for split in splits} | (
             {source} if source.is_dir() else set())
 
 
-def read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object],
-                ) -> tuple[Located, dict[str, CocoSet], dict[str, list[Fault]]]:
-    """Where the set is, what could be read, and the faults by split; val gets train's class numbers."""
+def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6, epochs: int = 100,
+            seed: int = 0, rate: float | None = None, reading: dict | None = None) -> Diagnosis:
+    """Return the diagnosis of a data set (`locate` says what `data` may be); `reading` goes to `read_coco`.
+
+    Raises DataError only when nothing can be found at all; unreadable annotation files are fatal faults.
+    """
+    located, sets, faults = _read_splits(data, splits, reading or {})
+    max_pixels = (reading or {}).get("max_pixels", MAX_PIXELS)
+    between, left_out = _compare(located, sets, max_pixels)
+    numbers = {}
+    if sets:
+        images = next(iter(sets.values())).images
+        sizes = input_sizes(images, imgsz)
+        numbers = {"sizes": size_summary(sizes), "anchors": anchor_fits(sizes, imgsz, anchors, seed),
+                   "time": duration(images, imgsz, epochs, rate, max_pixels), "epochs": epochs}
+    return Diagnosis(located, sets, {**faults, "set": between}, left_out, imgsz, numbers)
+
+
+def write_copy(found: Diagnosis, out: Path) -> str:
+    """Write a cleaned copy to `out`, return a sentence about it; raise DataError while a fault is fatal."""
+    if found.fatal:
+        raise DataError(f"{out}: no copy written: {found.fatal} kinds of fatal fault need a decision first; "
+                        "see above for the flag that takes it (--drop-unknown, --trust), or correct the file")
+    counts = write_layout(*cleaned(found.sets, found.left_out), out)
+    dropped = sum(map(len, found.left_out.values()))
+    written = ", ".join(f"{split} {n:,} images with {m:,} boxes" for split, (n, m) in counts.items())
+    repeated = f"; {dropped:,} repeated images left out" if dropped else ""
+    kept = f"; kept for you to decide: {', '.join(found.left)}" if found.left else ""
+    return f"cleaned copy in {out}: {written}{repeated}{kept}"
+
+
+def _read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object],
+                 ) -> tuple[Located, dict[str, CocoSet], dict[str, list[Fault]]]:
+    """Return where the set is, what could be read, and faults by split; val gets train's class numbers."""
     located = locate(data)
+    splits = splits or ("train", "val", *(("test",) if "test" in located else ()))
     sets: dict[str, CocoSet] = {}
     faults: dict[str, list[Fault]] = {split: [] for split in splits}
     for split in splits:
@@ -59,64 +117,64 @@ def read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object
         if "train" in sets:
             classes = {"names": sets["train"].names, "class_map": sets["train"].class_map}
         try:
-            coco = read_coco(*located[split], strict=False, **classes, **reading)
+            coco = sets[split] = read_coco(*located[split], strict=False, **classes, **reading)
         except DataError as error:
             faults[split].append(Fault("unreadable", 1, (), True, str(error)))
             continue
-        sets[split] = coco
-        faults[split] += [*coco.faults, *_empty_classes(coco)]
+        faults[split] += [*coco.faults, *empty_classes(coco)]
     return located, sets, faults
 
 
-def compare(located: Located, sets: Mapping[str, CocoSet],
-            ) -> tuple[dict[str, list[Fault]], dict[str, set[int]]]:
-    """Faults of the set as a whole, and by split the positions a cleaned copy leaves out.
+def _compare(located: Located, sets: Mapping[str, CocoSet],
+             max_pixels: int) -> tuple[list[Fault], dict[str, set[int]]]:
+    """Return faults of the set as a whole, and by split the positions a cleaned copy leaves out.
 
-    Pictures that train and val share go from train, so that val still measures; repeats inside a split go
-    but one.
+    Files that train shares with val or test go from train, so that those still measure; of repeats with the
+    same boxes one stays. Near-duplicates may be frames of one camera: they are told and stay.
     """
     prints = {split: fingerprints([r.path for r in coco.images],
-                                  [min(r.width, r.height) for r in coco.images])
+                                  [min(r.width, r.height) for r in coco.images], max_pixels)
               for split, coco in sets.items()}
     left_out: dict[str, set[int]] = {split: set() for split in sets}
-    faults = _repeated(sets, prints, left_out)
-    if set(sets) == {"train", "val"}:
-        train, val = sets["train"].images, sets["val"].images
-        for rule, pairs, advice in (
-                ("leak-same-file", same_bytes(prints["train"], prints["val"]),
-                 "pictures of val that train has byte for byte: accuracy will look better than it is"),
-                ("leak-near-duplicate", near_duplicates(prints["train"], prints["val"]),
-                 "nearly the same picture in train and val (re-saved, resized or brightened): look at them")):
-            examples = [f"train {train[i].path.name} = val {val[j].path.name}" for i, j in pairs]
-            faults += fault(rule, examples, advice)
-            left_out["train"] |= {i for i, _ in pairs}
-        faults += _unlisted(located, sets)
-    return {"set": faults}, left_out
-
-
-def _repeated(sets: Mapping[str, CocoSet], prints: Mapping[str, Fingerprints],
-              left_out: dict[str, set[int]]) -> list[Fault]:
-    """Faults of different files with the same bytes inside a split, whose later ones join `left_out`."""
-    examples = []
+    same, other = [], []
     for split, coco in sets.items():
-        pairs = [(i, j) for i, j in repeats(prints[split]) if coco.images[i].path != coco.images[j].path]
-        left_out[split] |= {j for _, j in pairs}
-        examples += [f"{split} {coco.images[i].path.name} = {coco.images[j].path.name}" for i, j in pairs]
-    return fault("repeated-picture", examples, "different files with the same bytes inside one split")
+        for i, j in repeats(prints[split]):
+            first, second = coco.images[i], coco.images[j]
+            if first.path != second.path:
+                alike = np.array_equal(*(boxes[np.lexsort(boxes.T)] for boxes in (first.boxes, second.boxes)))
+                left_out[split] |= {j} if alike else set()
+                (same if alike else other).append(f"{split} {first.path.name} = {second.path.name}")
+    faults = fault("repeated-image", same, "different files with the same bytes inside one split")
+    faults += fault("repeated-image-other-boxes", other,
+                    "files with the same bytes but other boxes: which are right?")
+    for split in ("val", "test") if "train" in sets else ():
+        if split in sets:
+            faults += _leaks(split, sets, prints, left_out["train"])
+    if "train" in sets and len(left_out["train"]) == len(sets["train"].images):
+        left_out["train"] = set()
+        faults += fault("leak-whole-split", ["train"], "all of train is in other splits: nothing was left "
+                        "out, make the splits again")
+    if set(located.splits) - {"all"} == set(sets) and len(sets) > 1:
+        named = set().union(*(coco.listed for coco in sets.values()))
+        listed = [record.path for coco in sets.values() for record in coco.images]
+        files = {path for coco in sets.values() for path in unlisted_files(listed, coco.root)}
+        spare = sorted(path.name for path in files if path.name not in named)
+        faults += fault("unlisted-file", spare, "image files that no annotation file lists")
+    return faults, left_out
 
 
-def _unlisted(located: Located, sets: Mapping[str, CocoSet]) -> list[Fault]:
-    """The note of picture files that no split lists, not even as a picture that cannot be read."""
-    named = {str(image.get("file_name", "")).replace("\\", "/").split("/")[-1]
-             for split in sets for image in load_json(located[split].json)[0]["images"]}
-    listed = [record.path for coco in sets.values() for record in coco.images]
-    files = {path for coco in sets.values() for path in unlisted_files(listed, coco.root)}
-    spare = sorted(path.name for path in files if path.name not in named)
-    return fault("unlisted-file", spare, "picture files that no annotation file lists")
-
-
-def _empty_classes(coco: CocoSet) -> list[Fault]:
-    """The note of classes without a box: their AP is not defined and stays out of the mean."""
-    present = {int(label) for image in coco.images for label in image.boxes[:, 0]}
-    missing = [name for k, name in enumerate(coco.names) if k not in present]
-    return fault("class-without-boxes", missing, "classes without a box here: no AP, left out of the mean")
+def _leaks(split: str, sets: Mapping[str, CocoSet], prints: Mapping[str, Fingerprints],
+           left_out: set[int]) -> list[Fault]:
+    """Return the faults of images that train shares with a split; add same files to `left_out`."""
+    train, others = sets["train"].images, sets[split].images
+    pairs = same_bytes(prints["train"], prints[split])
+    left_out |= {i for i, _ in pairs}
+    faults = []
+    for rule, found, advice in (
+            ("leak-same-file", pairs,
+             f"images of {split} that train has byte for byte: accuracy will look better than it is"),
+            ("leak-near-duplicate", near_duplicates(prints["train"], prints[split]),
+             f"nearly the same image in train and {split} (re-saved, resized, or one camera): look at them")):
+        examples = [f"train {train[i].path.name} = {split} {others[j].path.name}" for i, j in found]
+        faults += fault(rule, examples, advice)
+    return faults

@@ -1,15 +1,21 @@
-"""Pictures that two splits share: the same bytes, or nearly the same picture by a perceptual hash."""
+"""Images that two splits share: the same bytes, or nearly the same image by a perceptual hash."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from data.coco.clean import Fault, fault
+from data.coco.read import CocoSet
+from data.images import MAX_PIXELS, decode
 
 # Together these find every re-saved, resized, noisy or grey copy of 150 VOC photographs, 99 % of brightened
 # ones and 75 % of those with 3 % cropped away, and report none of 700,000 pairs of different photographs.
@@ -21,30 +27,33 @@ REDUCED = ((256, cv2.IMREAD_REDUCED_GRAYSCALE_8), (128, cv2.IMREAD_REDUCED_GRAYS
 
 
 class Fingerprints(NamedTuple):
-    """What pictures are compared by, one row each."""
+    """What images are compared by, one row each."""
 
     digests: tuple[str, ...]
     bits: np.ndarray               # float32 [N, 64] of -1 and 1: darker or lighter to the right
     thumbnails: np.ndarray         # float32 [N, 256], such that a dot product is a correlation
 
 
-def fingerprints(paths: Sequence[Path], shorter_sides: Sequence[int]) -> Fingerprints:
-    """The fingerprints of pictures, whose shorter sides in px tell how coarsely they may be decoded."""
+def fingerprints(paths: Sequence[Path], shorter_sides: Sequence[int],
+                 max_pixels: int = MAX_PIXELS) -> Fingerprints:
+    """Return the fingerprints of images, whose shorter sides in px tell how coarsely they may be decoded."""
+    one = partial(_fingerprint, max_pixels=max_pixels)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        rows = list(pool.map(_fingerprint, paths, shorter_sides, chunksize=16))
+        rows = list(pool.map(one, paths, shorter_sides, chunksize=16))
     digests, bits, thumbnails = zip(*rows) if rows else ((), (), ())
     return Fingerprints(tuple(digests), np.array(bits, np.float32).reshape(-1, 64),
                         np.array(thumbnails, np.float32).reshape(-1, 256))
 
 
-def _fingerprint(path: Path, shorter_side: int) -> tuple[str, np.ndarray, np.ndarray]:
-    """Digest of the bytes, 64 signs and a normalised thumbnail of one picture."""
+def _fingerprint(path: Path, shorter_side: int, max_pixels: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """Return the digest of the bytes, 64 signs and a normalised thumbnail of one image."""
     data = np.fromfile(path, np.uint8)
     flag = next(flag for least, flag in REDUCED if shorter_side >= least)
-    grey = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    grey = None
+    with contextlib.suppress(cv2.error):
+        grey = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     if grey is None:
-        from data.images import decode
-        grey = cv2.cvtColor(decode(path), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(decode(path, max_pixels), cv2.COLOR_RGB2GRAY)
     steps = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumbnail = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumbnail = (thumbnail - thumbnail.mean()) / (16 * max(float(thumbnail.std()), FLAT))
@@ -52,8 +61,32 @@ def _fingerprint(path: Path, shorter_side: int) -> tuple[str, np.ndarray, np.nda
     return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest(), signs.ravel(), thumbnail.ravel()
 
 
+def empty_classes(coco: CocoSet) -> list[Fault]:
+    """Return the note of classes without a box: their AP is undefined and stays out of the mean."""
+    present = {int(label) for image in coco.images for label in image.boxes[:, 0]}
+    missing = [name for k, name in enumerate(coco.names) if k not in present]
+    return fault("class-without-boxes", missing, "classes without a box here: no AP, left out of the mean")
+
+
+def start_faults(train: CocoSet, val: CocoSet) -> dict[str, list[Fault]]:
+    """Return by split what a training should say at its start beyond the faults of each file.
+
+    Reads only files whose sizes in bytes are the same in both splits.
+    """
+    sizes = [[os.stat(record.path).st_size for record in coco.images] for coco in (train, val)]
+    shared = set(sizes[0]) & set(sizes[1])
+    digests = [{hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(): record.path.name
+                for record, size in zip(coco.images, row) if size in shared}
+               for coco, row in zip((train, val), sizes)]
+    same = [f"train {name} = val {digests[1][digest]}" for digest, name in digests[0].items()
+            if digest in digests[1]]
+    return {"train": empty_classes(train), "val": empty_classes(val) + fault(
+        "leak-same-file", same, "images of val that train has byte for byte: accuracy will look too good; "
+        "python -m data.doctor finds near ones, too")}
+
+
 def same_bytes(first: Fingerprints, second: Fingerprints) -> list[tuple[int, int]]:
-    """Pairs (position in first, position in second) of files with the same bytes."""
+    """Return pairs (position in first, position in second) of files with the same bytes."""
     where: dict[str, list[int]] = {}
     for i, digest in enumerate(first.digests):
         where.setdefault(digest, []).append(i)
@@ -61,16 +94,16 @@ def same_bytes(first: Fingerprints, second: Fingerprints) -> list[tuple[int, int
 
 
 def repeats(prints: Fingerprints) -> list[tuple[int, int]]:
-    """Pairs (first position, later position) of files with the same bytes inside one split."""
+    """Return pairs (first position, later position) of files with the same bytes inside one split."""
     first: dict[str, int] = {}
     return [(first[digest], j) for j, digest in enumerate(prints.digests) if first.setdefault(digest, j) != j]
 
 
 def near_duplicates(first: Fingerprints, second: Fingerprints, block: int = 1024) -> list[tuple[int, int]]:
-    """Pairs (position in first, position in second) of nearly the same picture, but other bytes.
+    """Return pairs (position in first, position in second) of nearly the same image, but other bytes.
 
     Finds re-saved, resized, brightened and most slightly cropped copies, not mirrored or turned ones.
-    Compared in blocks of `block` rows: 5,000 x 5,000 pictures take half a second.
+    Compared in blocks of `block` rows: 5,000 x 5,000 images take half a second.
     """
     pairs = []
     for start in range(0, len(first.bits), block):

@@ -6,50 +6,56 @@ from dataclasses import asdict
 from pathlib import Path
 from unicodedata import east_asian_width
 
-from data.coco.read import report_faults
-from data.doctor.diagnosis import Diagnosis
-from data.doctor.survey import PERCENTILES, UNSEEN
+from data.coco.clean import printable, report_faults
+from data.doctor.diagnosis import Diagnosis, fate
+from data.doctor.survey import PERCENTILES, UNSEEN, class_counts
+
+SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation file")
 
 
 def as_text(found: Diagnosis) -> str:
-    """The report for people: a table a subject."""
-    head = f"data set {found.located.source}, network input {found.imgsz} px"
-    parts = [head, _splits(found), _faults(found)]
+    """Return the report for people: a table per subject."""
+    note = f" ({found.located.note})" if found.located.note else ""
+    parts = [f"data set {found.located.source}{note}, network input {found.imgsz} px",
+             table(SPLIT_HEAD, _split_rows(found)), _faults(found)]
     if found.sets:
-        parts += [_classes(found), _sizes(found), _anchors(found), _time(found)]
-    return "\n\n".join(parts)
+        parts += [_classes(found), _sizes(found.numbers["sizes"], next(iter(found.sets))),
+                  _anchors(found.numbers["anchors"]), _time(found.numbers["time"], found.numbers["epochs"])]
+    return "\n".join(map(printable, "\n\n".join(parts).split("\n")))
 
 
 def as_dict(found: Diagnosis) -> dict:
-    """The report for programs: everything the text says, all faults with count, first examples and advice."""
-    numbers = {key: value._asdict() if hasattr(value, "_asdict") else value
-               for key, value in found.numbers.items()}
-    if "anchors" in numbers:
-        numbers["anchors"] = {kind: fit._asdict() for kind, fit in numbers["anchors"].items()}
+    """Return the report for programs: everything the text says, and faults with count, examples, advice."""
+    keys = ("pictures", *SPLIT_HEAD[2:])                   # the key that earlier reports have
     return {"data": str(found.located.source), "imgsz": found.imgsz,
             "fatal": found.fatal, "mended": found.mended,
-            "splits": {row[0]: dict(zip(SPLIT_HEAD[1:], row[1:])) for row in _split_rows(found)},
-            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal)} for f in faults]
-                       for part, faults in found.faults.items()},
-            "classes": {split: {name: {"boxes": boxes, "pictures": pictures} for name, (boxes, pictures)
-                                in zip(found.sets[split].names, counts)}
-                        for split, counts in found.counts.items()},
+            "splits": {split: dict(zip(keys, row)) for split, *row in _split_rows(found)},
+            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal), "fate": fate(f)}
+                              for f in faults] for part, faults in found.faults.items()},
+            "classes": {split: {name: {"boxes": boxes, "pictures": images}
+                                for name, (boxes, images) in zip(coco.names, class_counts(coco))}
+                        for split, coco in found.sets.items()},
             "class_map": next(iter(found.sets.values())).class_map if found.sets else {},
-            "verdict": verdict(found), **numbers}
+            "verdict": verdict(found), **found.numbers}
 
 
 def verdict(found: Diagnosis, copy: Path | None = None) -> str:
-    """One line: clean, usable, or not usable and why; `copy` is where a cleaned copy was written."""
+    """Return one line: clean, usable, or not usable and why; `copy` is where a cleaned copy was written."""
+    def kinds(count: int, what: str) -> str:
+        return f"{count} kind{'s' * (count > 1)} of {what}"
+
     if found.fatal:
-        return f"NOT USABLE: {_kinds(found.fatal, 'fatal fault')}, marked `error` above"
+        return f"NOT USABLE: {kinds(found.fatal, 'fatal fault')}, marked `error` above"
     if found.mended:
-        remedy = f"the copy in {copy} is free of them" if copy else "--fix OUTDIR writes a copy without them"
-        return f"USABLE: {_kinds(found.mended, 'fault')}, put right in memory or only reported; {remedy}"
+        rest = f" but {', '.join(found.left)}" if found.left else ""
+        remedy = f"the copy in {copy} is free of {f'all{rest}' if rest else 'them'}" if copy else \
+            f"--fix OUTDIR writes a copy without {f'all{rest}' if rest else 'them'}"
+        return f"USABLE: {kinds(found.mended, 'fault')}, put right in memory or only reported; {remedy}"
     return "CLEAN: no fault found"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """Aligned columns, the first `left` of them to the left, numbers with thousands commas."""
+    """Return aligned columns, the first `left` of them to the left, numbers with thousands commas."""
     cells = [[str(v) if not isinstance(v, int) else f"{v:,}" for v in row] for row in (head, *rows)]
     widths = [max(map(_width, column)) for column in zip(*cells)]
     lines = []
@@ -61,15 +67,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) 
 
 
 def _width(text: str) -> int:
-    """Columns a text takes on a terminal: Chinese, Japanese and Korean characters take two."""
+    """Return the columns a text takes on a terminal: Chinese, Japanese and Korean characters take two."""
     return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
-SPLIT_HEAD = ("split", "pictures", "without boxes", "boxes", "crowd", "annotation file")
-
-
 def _split_rows(found: Diagnosis) -> list[tuple]:
-    """One row a split, as SPLIT_HEAD says."""
+    """Return one row per split, as SPLIT_HEAD says."""
     rows = []
     for split, coco in found.sets.items():
         boxes, crowd = (sum(len(getattr(r, name)) for r in coco.images) for name in ("boxes", "crowd"))
@@ -78,70 +81,59 @@ def _split_rows(found: Diagnosis) -> list[tuple]:
     return rows
 
 
-def _splits(found: Diagnosis) -> str:
-    """The table of splits."""
-    return table(SPLIT_HEAD, _split_rows(found))
-
-
 def _faults(found: Diagnosis) -> str:
-    """All faults of all splits, the fatal ones first."""
+    """Return all faults of all splits, the fatal ones first."""
     pairs = [(part, f) for part, faults in found.faults.items() for f in faults]
     pairs.sort(key=lambda pair: not pair[1].fatal)                  # the order of report_faults
-    lines = [f"{part:<5}  {line}" for (part, _), line in zip(pairs, report_faults([f for _, f in pairs]))]
+    lines = [f"{part:<5}  {fate(f):<11}  {line}"
+             for (part, f), line in zip(pairs, report_faults([f for _, f in pairs]))]
     return "\n".join(["faults", *(lines or ["none"])])
 
 
 def _classes(found: Diagnosis) -> str:
-    """The table of classes."""
-    coco = next(iter(found.sets.values()))
-    splits = list(found.counts)
-    counted = [f"{split} {what}" for split in splits for what in ("boxes", "pictures")]
-    rows = [(coco.names[k], key, str(k), *(n for split in splits for n in found.counts[split][k]))
+    """Return the table of classes."""
+    coco, counts = next(iter(found.sets.values())), [class_counts(coco) for coco in found.sets.values()]
+    head = [f"{split} {what}" for split in found.sets for what in ("boxes", "images")]
+    rows = [(printable(coco.names[k]), printable(key), str(k), *(n for split in counts for n in split[k]))
             for key, k in coco.class_map.items()]
-    return "classes\n" + table(("class", "id in the file", "number", *counted), rows)
+    return "classes\n" + table(("class", "id in the file", "number", *head), rows)
 
 
-def _sizes(found: Diagnosis) -> str:
-    """Bars and percentiles of box sizes."""
-    sizes, split = found.numbers["sizes"], next(iter(found.sets))
-    total = max(1, sizes.small + sizes.medium + sizes.large)
-    groups = (("small  < 32^2", sizes.small), ("medium < 96^2", sizes.medium), ("large", sizes.large))
+def _sizes(sizes: dict, split: str) -> str:
+    """Return bars and percentiles of box sizes."""
+    total = max(1, sizes["small"] + sizes["medium"] + sizes["large"])
     lines = [f"box sizes of {split}, px at the input"]
-    lines += [f"{name:<14}  {count:>8,}  {count / total:>6.1%}  {'#' * round(40 * count / total)}".rstrip()
-              for name, count in groups]
-    rows = [(name, *(f"{v:.1f}" for v in values)) for name, values in sizes.percentiles.items() if values]
+    for name, key in (("small  < 32^2", "small"), ("medium < 96^2", "medium"), ("large", "large")):
+        count, share = sizes[key], sizes[key] / total
+        lines.append(f"{name:<14}  {count:>8,}  {share:>6.1%}  {'#' * round(40 * share)}".rstrip())
+    rows = [(name, *(f"{v:.1f}" for v in values)) for name, values in sizes["percentiles"].items() if values]
     lines.append(table(("percentile", *map(str, PERCENTILES)), rows))
-    if sizes.unseen:
-        lines.append(f"{sizes.unseen:,} boxes are under {UNSEEN} px on both sides: too small to be found "
+    if sizes["unseen"]:
+        lines.append(f"{sizes['unseen']:,} boxes are under {UNSEEN} px on both sides: too small to be found "
                      "at this input; a larger --imgsz helps")
     return "\n".join(lines)
 
 
-def _anchors(found: Diagnosis) -> str:
-    """The table of anchors."""
-    rows = [(kind, " ".join(f"{w:.0f},{h:.0f}" for w, h in fit.anchors), f"{fit.mean_iou:.3f}",
-             f"{fit.within_four:.1%}") for kind, fit in found.numbers["anchors"].items()]
+def _anchors(fits: dict[str, dict]) -> str:
+    """Return the table of anchors."""
+    rows = []
+    for kind, fit in fits.items():
+        iou, share = fit["mean_iou"], fit["within_four"]
+        rows.append((kind, " ".join(f"{w:.3g},{h:.3g}" for w, h in fit["anchors"]),
+                     "-" if iou is None else f"{iou:.3f}", "-" if share is None else f"{share:.1%}"))
     return "anchors (width,height px at the input)\n" + table(
         ("", "anchors", "mean best IoU", "within a factor of 4"), rows, left=2)
 
 
-def _time(found: Diagnosis) -> str:
-    """The time estimate with what it assumes."""
-    t, epochs = found.numbers["time"], found.numbers["epochs"]
-    source = "given by --rate" if t.given else \
+def _time(t: dict, epochs: int) -> str:
+    """Return the time estimate with what it assumes."""
+    def clock(seconds: float) -> str:
+        minutes = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"{seconds:.0f} s" if seconds < 90 else minutes
+
+    source = "given by --rate" if t["given"] else \
         "assumed: micro-yolo in bf16 on 2 cores, within a factor of three; better give --rate"
-    return (f"training time: about {_clock(t.total)} for {epochs} epochs, evaluation not counted\n"
-            f"read all pictures once  {_clock(t.reading):>7}  {t.decode_rate:>6,.0f} pictures/s "
+    return (f"training time: about {clock(t['total'])} for {epochs} epochs, evaluation not counted\n"
+            f"read all images once  {clock(t['reading']):>7}  {t['decode_rate']:>6,.0f} images/s "
             "(measured on a sample, one thread)\n"
-            f"every epoch after it    {_clock(t.epoch):>7}  {t.train_rate:>6,.1f} pictures/s ({source})")
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _kinds(count: int, what: str) -> str:
-    return f"{count} kind{'s' * (count > 1)} of {what}"
+            f"every epoch after it  {clock(t['epoch']):>7}  {t['train_rate']:>6,.1f} images/s ({source})")

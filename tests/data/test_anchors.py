@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from data.anchors import anchor_recall, fit_anchors
+from utils.errors import DataError
 
 TINY = [(10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319)]
 
@@ -16,9 +17,9 @@ def _iou_of_pair(a: tuple, b: tuple) -> float:
 
 def test_well_separated_clusters_are_found_within_two_percent():
     rng = np.random.default_rng(1)
-    truth = np.array([(12, 20), (60, 40), (150, 300)], dtype=float)
-    sizes = np.concatenate([centre * np.exp(rng.normal(0, 0.05, (200, 2))) for centre in truth])
-    assert np.allclose(fit_anchors(sizes, 3, seed=0), truth, rtol=0.02)
+    wanted = np.array([(12, 20), (60, 40), (150, 300)], dtype=float)
+    sizes = np.concatenate([centre * np.exp(rng.normal(0, 0.05, (200, 2))) for centre in wanted])
+    assert np.allclose(fit_anchors(sizes, 3, seed=0), wanted, rtol=0.02)
 
 
 def test_as_many_distinct_sizes_as_anchors_are_returned_as_they_are():
@@ -51,7 +52,7 @@ def test_recall_equals_a_plain_double_loop():
 
 
 def test_no_boxes_have_no_recall():
-    assert anchor_recall(np.zeros((0, 2)), TINY) == (0.0, 0.0)
+    assert anchor_recall(np.zeros((0, 2)), TINY) == (None, None)
 
 
 @pytest.mark.parametrize(("sizes", "count", "word"), [
@@ -77,3 +78,9 @@ def test_blood_cells_are_fitted_better_than_by_the_official_anchors(shared):
     sizes = np.array([np.array(a["bbox"][2:]) * scale[a["image_id"]] for a in raw["annotations"]])
     sizes = sizes[(sizes > 1).all(1)]
     assert anchor_recall(sizes, fit_anchors(sizes, 6))[0] > anchor_recall(sizes, TINY)[0] + 0.05
+
+
+def test_boxes_too_small_for_any_anchor_are_said():
+    sizes = np.exp(np.random.default_rng(0).normal(-3.5, 0.2, (50, 2)))
+    with pytest.raises(DataError, match="anchors that fit have sides of .* raise --imgsz"):
+        fit_anchors(sizes, 3)

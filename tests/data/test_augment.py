@@ -25,7 +25,7 @@ COLOURS = np.array(((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)), np.ui
 
 def painted(height: int, width: int, boxes: list[tuple[int, int, int, int]],
             colours: np.ndarray = COLOURS) -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture with one rectangle a box (xyxy px), each in the colour of its class; boxes [M, 5]."""
+    """A grey image with one rectangle a box (xyxy px), each in the colour of its class; boxes [M, 5]."""
     image = np.full((height, width, 3), PAD_VALUE, np.uint8)
     for k, (x1, y1, x2, y2) in enumerate(boxes):
         image[y1:y2, x1:x2] = colours[k]
@@ -58,7 +58,7 @@ def test_letterbox_keeps_boxes_on_their_pixels_and_scale_back_undoes_it(height: 
     assert np.allclose(scale_back(moved[:, 1:], geometry, height, width), boxes[:, 1:], atol=1e-3)
 
 
-def test_letterbox_pads_with_grey_on_both_sides_and_leaves_a_fitting_picture_alone():
+def test_letterbox_pads_with_grey_on_both_sides_and_leaves_a_fitting_image_alone():
     image = np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8)
     out, geometry = letterbox(image, 80)
     assert geometry[1:] == (0, 20, 80, 40) and np.array_equal(out[20:60], image)
@@ -66,7 +66,7 @@ def test_letterbox_pads_with_grey_on_both_sides_and_leaves_a_fitting_picture_alo
     assert letterbox(image, (64, 96))[0].shape == (64, 96, 3)
 
 
-def test_mosaic_shows_four_pictures_without_padding_and_boxes_on_their_pixels():
+def test_mosaic_shows_four_images_without_padding_and_boxes_on_their_pixels():
     compared = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -125,7 +125,7 @@ def test_slivers_and_dots_are_dropped():
     assert moved[:, 0].tolist() == [0]
 
 
-def test_pictures_without_boxes_pass_through_everything():
+def test_images_without_boxes_pass_through_everything():
     empty = np.zeros((0, 5), np.float32)
     image = np.zeros((64, 64, 3), np.uint8)
     out, boxes = Pipeline(preset("default"))(image, empty, np.random.default_rng(0))
@@ -134,7 +134,7 @@ def test_pictures_without_boxes_pass_through_everything():
     assert letterbox_boxes(empty, letterbox(image, 32)[1], 64, 64).shape == (0, 5)
 
 
-def test_the_same_seed_gives_the_same_picture_whatever_came_before():
+def test_the_same_seed_gives_the_same_image_whatever_came_before():
     image = np.random.default_rng(1).integers(0, 255, (96, 96, 3), dtype=np.uint8)
     boxes = np.array([[1, 20, 20, 70, 60]], np.float32)
     one, two = Pipeline(preset("default")), Pipeline(preset("default"))
@@ -158,7 +158,7 @@ def test_mirror_and_scale_are_drawn_apart():
     assert abs(np.corrcoef(mirrored, sizes)[0, 1]) < 0.2
 
 
-def test_the_mirror_leaves_the_picture_it_was_given_alone():
+def test_the_mirror_leaves_the_image_it_was_given_alone():
     image, boxes = painted(64, 64, [(5, 5, 30, 40)])
     before = image.copy(), boxes.copy()
     for seed in range(10):
@@ -190,7 +190,7 @@ def test_albumentations_is_imported_only_when_used(root: Path):
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
-def test_one_picture_costs_a_few_milliseconds():
+def test_one_image_costs_a_few_milliseconds():
     rng = np.random.default_rng(0)
     tiles = [(cv2.resize(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8), (416, 312)),
               np.array([[0, 50, 50, 200, 200]] * 4, np.float32)) for _ in range(4)]

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.coco.clean import mask_box
 from data.coco.read import read_coco
 from data.images import decode
-from tests.helpers.coco_files import SIZE, content, count, read, rules, with_boxes, write
+from tests.helpers.coco_files import SIZE, content, count, perfect_ap, read, rules, with_boxes, write
 from utils.errors import DataError
 
 
@@ -40,7 +41,7 @@ def test_more_than_a_fifth_of_unreadable_boxes_is_refused(tmp_path: Path):
 def test_boxes_are_clipped_and_dropped_when_less_than_a_pixel_is_left(tmp_path: Path):
     data = read(tmp_path, with_boxes([-10, -5, 30, 20], [90, 70, 50, 50], [99.5, 10, 20, 20],
                                      [300, 300, 20, 20], [99.5, 10, 0.5, 10]))
-    assert rules(data) == {"box-outside-picture": 2, "box-over-the-edge": 2} and count(data) == 22
+    assert rules(data) == {"box-outside-image": 2, "box-over-the-edge": 2} and count(data) == 22
     every = np.concatenate([r.boxes for r in data.images])[:, 1:]
     assert [0, 0, 20, 15] in every.tolist() and [90, 70, 100, 80] in every.tolist()
     assert [99.5, 10, 100, 20] in every.tolist(), "a thin box wholly inside stays"
@@ -58,7 +59,7 @@ def test_corners_in_place_of_sizes_raise_a_loud_warning(tmp_path: Path):
 
 
 # Case 11: sizes
-def test_a_stated_size_that_is_not_the_pictures_is_refused_or_settled_by_trust(tmp_path: Path):
+def test_a_stated_size_that_is_not_the_images_is_refused_or_settled_by_trust(tmp_path: Path):
     def change(c: dict) -> None:
         c["images"][0].update(width=200, height=160)
 
@@ -71,7 +72,7 @@ def test_a_stated_size_that_is_not_the_pictures_is_refused_or_settled_by_trust(t
     assert (moved.images[0].width, kept.images[0].width) == (100, 100)
 
 
-def test_boxes_of_the_unrotated_picture_turn_with_its_exif(tmp_path: Path):
+def test_boxes_of_the_unrotated_image_turn_with_its_exif(tmp_path: Path):
     coco = content(1, 4)
     path, folder = write(tmp_path, coco, 1)
     exif = Image.Exif()
@@ -86,7 +87,7 @@ def test_boxes_of_the_unrotated_picture_turn_with_its_exif(tmp_path: Path):
     assert data.images[0].boxes[0, 1:].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def test_a_missing_size_comes_from_the_picture_even_unverified(tmp_path: Path):
+def test_a_missing_size_comes_from_the_image_even_unverified(tmp_path: Path):
     for verify in (True, False):
         data = read(tmp_path, lambda c: c["images"][1].pop("width"), verify=verify)
         assert (data.images[1].width, data.images[1].height) == SIZE and rules(data) == {"missing-size": 1}
@@ -96,9 +97,9 @@ def test_a_missing_size_comes_from_the_picture_even_unverified(tmp_path: Path):
 def test_crowds_are_kept_apart_and_reach_the_evaluator(tmp_path: Path):
     data = read(tmp_path, lambda c: c["annotations"][0].update(iscrowd=1))
     assert len(data.images[0].boxes) == 7 and data.images[0].crowd.tolist() == [[0, 5, 6, 25, 16]]
-    truth = data.ground_truth()["annotations"]
-    assert [a["iscrowd"] for a in truth].count(1) == 1 and len(truth) == 24
-    assert next(a for a in truth if a["iscrowd"])["bbox"] == [5, 6, 20, 10]
+    expected = data.ground_truth()["annotations"]
+    assert [a["iscrowd"] for a in expected].count(1) == 1 and len(expected) == 24
+    assert next(a for a in expected if a["iscrowd"])["bbox"] == [5, 6, 20, 10]
 
 
 def test_missing_iscrowd_and_area_are_filled(tmp_path: Path):
@@ -108,3 +109,90 @@ def test_missing_iscrowd_and_area_are_filled(tmp_path: Path):
     assert all({"iscrowd", "area", "bbox"} <= set(a) for a in data.ground_truth()["annotations"])
 
 
+
+
+# What is wrong with a file as a whole
+def test_boxes_that_are_there_twice_are_dropped_and_a_perfect_detector_scores_one(tmp_path: Path):
+    data = read(tmp_path, lambda c: c["annotations"].extend({**a, "id": 99 + a["id"]} for a in
+                                                            c["annotations"][:6]))
+    assert rules(data) == {"duplicate-box": 6} and count(data) == 24
+    assert perfect_ap(data.ground_truth()) == pytest.approx(1.0)
+    crowd = read(tmp_path, lambda c: c["annotations"].append({**c["annotations"][0], "id": 99, "iscrowd": 1}))
+    assert rules(crowd) == {} and sum(len(r.crowd) for r in crowd.images) == 1
+
+
+def test_fractions_in_place_of_pixels_are_refused(tmp_path: Path):
+    boxes = [[x / SIZE[0], y / SIZE[1], w / SIZE[0], h / SIZE[1]] for x, y, w, h in [(5, 6, 20, 10)] * 24]
+    with pytest.raises(DataError, match="normalised-boxes +24 .*multiply by width and height"):
+        read(tmp_path, with_boxes(*boxes))
+    assert "normalised-boxes" not in rules(read(tmp_path, with_boxes(*boxes[:23])))
+
+
+def test_exchanged_width_and_height_are_named_and_never_scaled(tmp_path: Path):
+    def change(c: dict) -> None:
+        for image in c["images"]:
+            image.update(width=SIZE[1], height=SIZE[0])
+
+    with pytest.raises(DataError, match="size-exchanged +3 .*are exchanged.*--trust json"):
+        read(tmp_path, change)
+    for trust in ("image", "json"):
+        data = read(tmp_path, change, trust=trust)
+        assert rules(data) == {"size-exchanged": 3} and data.images[0].boxes[0].tolist() == [0, 5, 6, 25, 16]
+
+
+def test_boxes_of_no_image_count_towards_the_limit_of_what_may_be_lost(tmp_path: Path):
+    def change(c: dict, orphans: int, broken: int) -> None:
+        for a in c["annotations"][:orphans]:
+            a["image_id"] = 999
+        for a in c["annotations"][orphans:orphans + broken]:
+            a["bbox"] = None
+
+    assert rules(read(tmp_path, lambda c: change(c, 4, 0))) == {"annotation-without-image": 4}
+    with pytest.raises(DataError, match="annotation-without-image +3 (.|\n)*unreadable-box +2 "):
+        read(tmp_path, lambda c: change(c, 3, 2))
+
+
+def test_boxes_follow_from_masks_where_there_is_no_bbox(tmp_path: Path):
+    from pycocotools import mask as oracle
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        picture = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+        for _ in range(int(rng.integers(1, 4))):
+            y, x = int(rng.integers(0, SIZE[1])), int(rng.integers(0, SIZE[0]))
+            picture[y:y + int(rng.integers(1, 60)), x:x + int(rng.integers(1, 60))] = 1
+        rle = oracle.encode(np.asfortranarray(picture))
+        runs = np.diff(np.flatnonzero(np.diff(np.r_[2, picture.T.ravel(), 2]))).tolist()
+        runs = runs if not picture[0, 0] else [0, *runs]
+        text = {"size": list(picture.shape), "counts": rle["counts"].decode()}
+        assert mask_box(text) == mask_box({**text, "counts": runs}) == oracle.toBbox(rle).tolist()
+    polygons = [[5, 6, 25, 6, 25, 16], [40, 50, 60, 70, 41, 71]]
+    assert mask_box(polygons) == [5, 6, 55, 65]
+    data = read(tmp_path, lambda c: c["annotations"][0].update(bbox=None, segmentation=polygons[:1]))
+    assert rules(data) == {"box-from-mask": 1} and data.images[0].boxes[0].tolist() == [0, 5, 6, 25, 16]
+
+
+@pytest.mark.parametrize("mask", [
+    {"size": [9, 9]}, {"size": [0, 0], "counts": [1, 2]}, {"size": [5, 5], "counts": "~~~"}, [[1, 2, "x"]],
+    [[1]], 7, {"size": "a", "counts": [3]}, [[]], {"size": [5, 5], "counts": [25]},
+    {"size": [5, 5], "counts": [10 ** 30]}, {"size": [5, 5], "counts": [3, -9, 4]}], ids=str)
+def test_a_mask_that_is_none_is_an_unreadable_box(tmp_path: Path, mask: object):
+    data = read(tmp_path, lambda c: c["annotations"][0].update(bbox=None, segmentation=mask))
+    assert rules(data)["unreadable-box"] == 1
+
+
+def test_an_empty_parent_class_is_left_out_and_a_used_one_stays(tmp_path: Path):
+    def change(c: dict) -> None:
+        for category in c["categories"]:
+            category["supercategory"] = "pets"
+        c["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+
+    train = read(tmp_path, change)
+    assert train.names == ("cat", "dog") and rules(train) == {"empty-parent-class": 1}
+    assert read(tmp_path, change, names=train.names, class_map=train.class_map).names == ("cat", "dog")
+    used = read(tmp_path, lambda c: (change(c), c["annotations"][0].update(category_id=0)))
+    assert used.names == ("pets", "cat", "dog") and rules(used) == {}
+
+
+def test_a_split_without_boxes_is_said(tmp_path: Path):
+    data = read(tmp_path, lambda c: c["annotations"].clear())
+    assert rules(data) == {"split-without-boxes": 1} and "AP is undefined" in data.faults[0].advice

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from data.augment import letterbox, preset
-from data.coco.read import CocoSet, locate, read_coco
-from data.dataset import Batch, DetectionSet, EpochSampler, available_ram, collate, make_loader, worker_fault
+from data.coco.locate import locate
+from data.coco.read import CocoSet, read_coco
+from data.dataset import DetectionSet, available_ram
 from data.images import decode
+from data.loader import Batch, EpochSampler, collate, make_loader, worker_fault
 from data.scenes import make_scenes
 from utils.errors import DataError, EnvironmentFault
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
-    """Twenty pictures of the embedded set, read."""
+    """Twenty images of the embedded set, read."""
     folder = make_scenes(tmp_path_factory.mktemp("sets") / "scenes", train=20, val=2, size=160)
     return read_coco(*locate(folder).train)
 
@@ -30,14 +32,14 @@ def flat(batches: list[Batch]) -> list[tuple[bytes, bytes, tuple[int, ...]]]:
 
 
 def epoch(scenes: CocoSet, number: int, workers: int = 0, **options: object) -> list[Batch]:
-    """The batches of one epoch, six pictures each."""
+    """The batches of one epoch, six images each."""
     dataset = DetectionSet(scenes, 96, preset("default"), seed=3, **options)
     loader = make_loader(dataset, 6, seed=3, workers=workers)
     loader.set_epoch(number)
     return list(loader)
 
 
-def test_a_sample_is_the_letterboxed_picture_with_centre_boxes(scenes: CocoSet):
+def test_a_sample_is_the_letterboxed_image_with_centre_boxes(scenes: CocoSet):
     image, boxes, index = DetectionSet(scenes, 96)[(0, 4)]
     record = scenes.images[4]
     expected = letterbox(decode(record.path), 96)[0]
@@ -74,7 +76,7 @@ def test_zero_one_and_two_workers_give_the_same_batches(scenes: CocoSet):
     assert flat(epoch(scenes, 1, cache="off")) == reference
 
 
-def test_every_epoch_shows_each_picture_once_and_never_twice_alike(scenes: CocoSet):
+def test_every_epoch_shows_each_image_once_and_never_twice_alike(scenes: CocoSet):
     first, second = epoch(scenes, 0), epoch(scenes, 1)
     for batches in (first, second):
         assert sorted(i for b in batches for i in b.indices) == list(range(20))
@@ -102,7 +104,7 @@ def test_an_epoch_goes_on_from_any_batch(scenes: CocoSet):
     assert flat(list(loader)) == whole[2:] and len(loader) == 4
 
 
-def test_no_mosaic_from_the_epoch_that_asks_for_whole_pictures(scenes: CocoSet):
+def test_no_mosaic_from_the_epoch_that_asks_for_whole_images(scenes: CocoSet):
     import dataclasses
     only_mosaic = dataclasses.replace(preset("none"), mosaic=1.0)
     dataset = DetectionSet(scenes, 96, only_mosaic, plain_from=2)
@@ -118,7 +120,7 @@ def test_the_cache_changes_no_sample_reads_no_file_and_is_never_written(scenes: 
     assert not plain.fill_cache(False) and cached.fill_cache(False) and cached.cached
     wanted = [plain.sample(0, i) for i in range(20)]
     before = cached._pixels.copy()
-    monkeypatch.setattr("data.dataset.decode", lambda *_: pytest.fail("a cached picture was read"))
+    monkeypatch.setattr("data.dataset.decode", lambda *_: pytest.fail("a cached image was read"))
     for i, (image, boxes) in enumerate(wanted):
         found = cached.sample(0, i)
         assert np.array_equal(found[0], image) and np.array_equal(found[1], boxes)
@@ -131,7 +133,7 @@ def test_the_cache_minds_the_free_memory(scenes: CocoSet, monkeypatch: pytest.Mo
     assert not DetectionSet(scenes, 96, cache="auto").fill_cache(False)
     assert DetectionSet(scenes, 96, cache="ram").fill_cache(False)
     monkeypatch.setattr("data.dataset.available_ram", lambda: 1000)
-    message = "--cache ram: 20 pictures of 96 px need .* are free; pass --cache auto"
+    message = "--cache ram: 20 images of 96 px need .* are free; pass --cache auto"
     with pytest.raises(EnvironmentFault, match=message):
         DetectionSet(scenes, 96, cache="ram").fill_cache(False)
 
@@ -172,13 +174,13 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert [i for b in order(0, 9, shuffle=False) for _, i in b] == list(range(50))
     assert [len(b) for b in order(0, 0, drop_last=True)] == [8] * 6
     counts = Counter(i for number in range(30) for _, i in order(7, number)[0])
-    assert len(counts) == 50, "each picture comes first some time"
+    assert len(counts) == 50, "each image comes first some time"
     with pytest.raises(ValueError, match="rank 2 of 2"):
         EpochSampler(5, 1, rank=2, world=2)
 
 
 class Dying(DetectionSet):
-    """A data set whose picture 7 kills the process that loads it."""
+    """A data set whose image 7 kills the process that loads it."""
 
     def __getitem__(self, key: tuple[int, int]) -> tuple:
         if key[1] == 7:
@@ -199,7 +201,7 @@ def test_a_dead_worker_is_an_environment_fault_that_names_workers(scenes: CocoSe
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_breaks_after_reading_is_named(tmp_path: Path, workers: int):
+def test_an_image_that_breaks_after_reading_is_named(tmp_path: Path, workers: int):
     data = read_coco(*locate(make_scenes(tmp_path / "s", train=4, val=1, size=160)).train)
     data.images[2].path.write_bytes(b"")
     with pytest.raises(DataError) as caught:
@@ -222,7 +224,8 @@ def test_workers_leave_the_first_signals_to_their_parent(scenes: CocoSet):
 def test_a_script_with_living_workers_ends(scenes: CocoSet, root: Path):
     import subprocess
     import sys
-    code = ("from data.coco.read import *; from data.dataset import *; "
+    code = ("from data.coco.locate import locate; from data.coco.read import read_coco; "
+            "from data.dataset import *; "
             f"d = DetectionSet(read_coco(*locate({str(scenes.root.parent)!r}).train), 96); "
             "l = make_loader(d, 5, workers=2); print(sum(len(b.indices) for b in l))")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.coco.locate import locate
+from data.coco.read import read_coco
+from data.doctor.leaks import start_faults
 from tests.helpers.doctor_cases import SIDE, content_of, diagnosis, digest, doctor, photo, write
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A faultless set of 6 train and 3 val pictures."""
+    """A faultless set of 6 train and 3 val images."""
     root = tmp_path / "a set"
     (root / "images").mkdir(parents=True)
     (root / "annotations").mkdir()
@@ -72,11 +75,11 @@ PLANTED: list[tuple[str, Callable[[dict], object], int, bool]] = [
     ("same-file-twice", lambda c: c["images"][1].update(file_name="train 0.jpg"), 1, False),
     ("empty-box", lambda c: c["annotations"][3].update(bbox=[4, 4, 0, 9]), 1, False),
     ("unreadable-box", lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4]), 1, False),
-    ("box-outside-picture", lambda c: c["annotations"][0].update(bbox=[200, 4, 9, 9]), 1, False),
+    ("box-outside-image", lambda c: c["annotations"][0].update(bbox=[200, 4, 9, 9]), 1, False),
     ("box-over-the-edge", lambda c: c["annotations"][0].update(bbox=[90, 4, 50, 50]), 1, False),
     ("missing-iscrowd", lambda c: [a.pop("iscrowd") for a in c["annotations"]], 12, False),
     ("missing-area", lambda c: c["annotations"][5].pop("area"), 1, False),
-    ("missing-picture", lambda c: c["images"][4].update(file_name="gone.jpg"), 1, False),
+    ("missing-image", lambda c: c["images"][4].update(file_name="gone.jpg"), 1, False),
     ("annotation-without-image", lambda c: c["annotations"][0].update(image_id=77), 1, False),
     ("corners-instead-of-size", lambda c: [a.update(bbox=[40 + i, 40, 80 + i, 90])
                                            for i, a in enumerate(c["annotations"])], 12, False),
@@ -113,19 +116,19 @@ def test_a_missing_split_is_a_note_and_a_missing_set_an_error(small: Path):
 
 
 def test_damaged_files_bytes_that_repeat_and_leaks_are_found(small: Path):
-    pictures = small / "images"
-    (pictures / "train 1.jpg").write_bytes((pictures / "train 0.jpg").read_bytes())
-    (pictures / "train 2.jpg").write_bytes((pictures / "val 2.jpg").read_bytes())
+    images = small / "images"
+    (images / "train 1.jpg").write_bytes((images / "train 0.jpg").read_bytes())
+    (images / "train 2.jpg").write_bytes((images / "val 2.jpg").read_bytes())
     brighter = np.clip(photo(100) * 1.1 + 8, 0, 255).astype(np.uint8)
-    Image.fromarray(brighter).save(pictures / "train 3.jpg", quality=40)
-    data = (pictures / "train 4.jpg").read_bytes()
-    (pictures / "train 4.jpg").write_bytes(data[:len(data) // 2])
+    Image.fromarray(brighter).save(images / "train 3.jpg", quality=40)
+    data = (images / "train 4.jpg").read_bytes()
+    (images / "train 4.jpg").write_bytes(data[:len(data) // 2])
     faults, _, ended = diagnosis(small)
     found = {rule: (fault["count"], fault["examples"][0]) for rule, fault in faults.items()}
     assert found["leak-same-file"] == (1, "train train 2.jpg = val val 2.jpg")
     assert found["leak-near-duplicate"] == (1, "train train 3.jpg = val val 0.jpg")
-    assert found["repeated-picture"] == (1, "train train 0.jpg = train 1.jpg")
-    assert found["undecodable-picture"][0] == 1 and "train 4.jpg" in found["undecodable-picture"][1]
+    assert found["repeated-image-other-boxes"] == (1, "train train 0.jpg = train 1.jpg")
+    assert found["undecodable-image"][0] == 1 and "train 4.jpg" in found["undecodable-image"][1]
     assert "unlisted-file" not in faults
     assert ended.returncode == 0 and "USABLE: 4 kinds of fault" in ended.stdout
 
@@ -159,7 +162,7 @@ def test_the_cleaned_copy_of_a_set_full_of_faults_is_clean_and_the_source_untouc
     assert doctor(small, "--fix", out).returncode == 3 and not out.exists()
     ended = doctor(small, "--fix", out, "--drop-unknown", "--trust", "image")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "train 5 pictures with 8 boxes, val 3 pictures" in ended.stdout
+    assert "train 5 images with 8 boxes, val 3 images" in ended.stdout
     assert ended.stdout.rstrip().endswith(f"the copy in {out} is free of them")
     faults, report, ended = diagnosis(out)
     assert (faults, ended.returncode) == ({}, 0)
@@ -169,7 +172,6 @@ def test_the_cleaned_copy_of_a_set_full_of_faults_is_clean_and_the_source_untouc
 
 
 def test_boxes_of_the_cleaned_copy_are_those_of_training(small: Path):
-    from data.coco.read import read_coco
     json_of(small, lambda c: c["annotations"][0].update(bbox=[90, 4, 50, 50]))
     assert doctor(small, "--fix", small.parent / "copy").returncode == 0
     first, second = (read_coco(root / "annotations/instances_train.json", root / "images")
@@ -200,3 +202,68 @@ def test_real_photographs_have_no_leak_and_sizes_follow_the_letterbox(shared: Pa
     areas = [a["bbox"][2] * a["bbox"][3] * (416 / sides[a["image_id"]]) ** 2 for a in raw["annotations"]]
     assert report["sizes"]["small"] == pytest.approx(sum(v < 32 ** 2 for v in areas), abs=5)
     assert report["anchors"]["fitted"]["mean_iou"] > report["anchors"]["default"]["mean_iou"] + 0.05
+
+
+def camera(root: Path, frames: dict[str, int]) -> None:
+    """Frames of one fixed camera: a background, a square that moves."""
+    for split, count in frames.items():
+        content = content_of(split, count)
+        write(root, split, content)
+        for i in range(count):
+            frame = photo(1).copy()
+            frame[10 + i:16 + i, 60 + len(split):66 + len(split)] = 255
+            Image.fromarray(frame).save(root / "images" / f"{split} {i}.jpg", quality=95)
+
+
+def test_frames_of_a_fixed_camera_are_reported_and_all_kept(small: Path):
+    camera(small, {"train": 8, "val": 3})
+    out = small.parent / "copy"
+    ended = doctor(small, "--fix", out)
+    assert "leak-near-duplicate" in ended.stdout and "left to you" in ended.stdout
+    assert "train 8 images with 16 boxes" in ended.stdout
+    assert "kept for you to decide: leak-near-duplicate" in ended.stdout
+    assert f"the copy in {out} is free of all but leak-near-duplicate" in ended.stdout
+    assert len(json.loads((out / "annotations/instances_train.json").read_text())["images"]) == 8
+
+
+def test_repeats_with_the_same_boxes_go_but_one_and_train_is_never_emptied(small: Path):
+    content = content_of("train", 6)
+    for note in content["annotations"]:
+        note["bbox"] = [5, 10, 20, 30]
+    write(small, "train", content)
+    first = (small / "images/train 0.jpg").read_bytes()
+    (small / "images/train 1.jpg").write_bytes(first)
+    faults, _, ended = diagnosis(small, "--fix", small.parent / "one")
+    assert faults["repeated-image"]["fate"] == "mended" and "train 5 images" in ended.stdout
+    for i in range(6):
+        (small / "images" / f"train {i}.jpg").write_bytes((small / "images/val 1.jpg").read_bytes())
+    faults, _, ended = diagnosis(small, "--fix", small.parent / "two")
+    assert faults["leak-whole-split"]["fate"] == "left to you" and "train 6 images" in ended.stdout
+
+
+def test_a_test_split_is_read_and_copied_too(small: Path):
+    content = content_of("val", 3)
+    write(small, "test", content)
+    faults, report, ended = diagnosis(small, "--fix", small.parent / "copy")
+    assert list(report["splits"]) == ["train", "val", "test"] and ended.returncode == 0
+    assert (small.parent / "copy/annotations/instances_test.json").is_file()
+
+
+def test_names_that_no_terminal_can_print_are_escaped(small: Path):
+    content = content_of("train", 6)
+    content["categories"][0]["name"], content["categories"][1]["name"] = "re\ud800d", "two\nlines"
+    (small / "annotations/instances_train.json").write_text(json.dumps(content))
+    (small / "annotations/instances_val.json").unlink()
+    ended = doctor(small)
+    assert ended.returncode == 0 and "re\\ud800d" in ended.stdout and "two\\nlines" in ended.stdout
+
+
+def test_training_is_told_what_its_splits_share_and_which_classes_are_empty(small: Path):
+    json_of(small, lambda c: [a.update(category_id=2) for a in c["annotations"]])
+    (small / "images/train 2.jpg").write_bytes((small / "images/val 2.jpg").read_bytes())
+    located = locate(small)
+    train, val = (read_coco(*located[split]) for split in ("train", "val"))
+    told = start_faults(train, val)
+    assert [(f.rule, f.examples) for f in told["train"]] == [("class-without-boxes", ("杯",))]
+    assert [(f.rule, f.examples) for f in told["val"]] == [
+        ("leak-same-file", ("train train 2.jpg = val val 2.jpg",))]

@@ -1,6 +1,7 @@
 """Picture files: every kind decodes to what Pillow shows, and no damaged file passes (cases 17-21)."""
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from utils.errors import DataError
 
 
 def smooth(height: int = 48, width: int = 64) -> np.ndarray:
-    """A picture uint8 [H, W, 3] without sharp edges, so that JPEG keeps it within a few levels."""
+    """An image uint8 [H, W, 3] without sharp edges, so that JPEG keeps it within a few levels."""
     y, x = np.mgrid[:height, :width]
     ramps = x / width, y / height, (x + y) / (width + height)
     return (255 * np.stack(ramps, -1)).astype(np.uint8)
@@ -87,26 +88,26 @@ def test_sixteen_bits_are_scaled_not_wrapped(tmp_path: Path):
 def test_cmyk_decodes_as_pillow_converts_it(tmp_path: Path):
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=95)
-    with Image.open(path) as picture:
-        assert difference(decode(path), np.asarray(picture.convert("RGB"))) < 12
+    with Image.open(path) as image:
+        assert difference(decode(path), np.asarray(image.convert("RGB"))) < 12
 
 
-def test_a_palette_picture_keeps_its_colours(tmp_path: Path):
+def test_a_palette_image_keeps_its_colours(tmp_path: Path):
     Image.fromarray(smooth()).quantize(64).save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        assert np.array_equal(decode(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(decode(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_truncated_picture_is_refused_not_half_read(tmp_path: Path, suffix: str, share: float):
+def test_a_truncated_image_is_refused_not_half_read(tmp_path: Path, suffix: str, share: float):
     path = tmp_path / f"cut.{suffix}"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (200, 300, 3), dtype=np.uint8)).save(path)
     data = path.read_bytes()
     path.write_bytes(data[:int(len(data) * share)])
     assert inspect(path).problem
-    with pytest.raises(DataError, match=f"cut.{suffix}.*(truncated|damaged|not a picture)"):
+    with pytest.raises(DataError, match=f"cut.{suffix}.*(truncated|damaged|not an image)"):
         decode(path)
 
 
@@ -129,10 +130,10 @@ def test_bytes_after_the_end_of_a_jpeg_are_harmless(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content, reason", [
-    (b"", r"empty \(0 bytes\)"), (b"<!DOCTYPE html><p>404", "not a picture"),
-    (b"\xff\xd8\xff", "not a picture"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture")])
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, reason: str):
+    (b"", r"empty \(0 bytes\)"), (b"<!DOCTYPE html><p>404", "not an image"),
+    (b"\xff\xd8\xff", "not an image"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image")])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"page.jpg: is {reason}"):
@@ -140,13 +141,13 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, reason: str
     assert inspect(path).problem
 
 
-def test_a_missing_picture_is_named(tmp_path: Path):
+def test_a_missing_image_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="gone.jpg: cannot be read"):
         decode(tmp_path / "gone.jpg")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_that_claims_too_many_pixels_is_refused_from_its_header(tmp_path: Path):
+def test_an_image_that_claims_too_many_pixels_is_refused_from_its_header(tmp_path: Path):
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -199,5 +200,66 @@ def test_every_real_photograph_passes_and_decodes_as_pillow_decodes_it(shared: P
     for path, found in zip(paths, inspect_all(paths)):
         pixels = decode(path)
         assert found == (pixels.shape[1], pixels.shape[0], found.orientation, "")
-        with Image.open(path) as picture:
-            assert difference(pixels, np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))) < 1.5
+        with Image.open(path) as image:
+            assert difference(pixels, np.asarray(ImageOps.exif_transpose(image).convert("RGB"))) < 1.5
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_tiff_is_applied_once(tmp_path: Path, orientation: int, depth: int):
+    stored = np.random.default_rng(orientation).integers(0, 256, (24, 40, 3)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    if depth == 8:
+        Image.fromarray(stored).save(path, tiffinfo={0x0112: orientation})
+    else:
+        stored[..., 1:] = stored[..., :1]
+        Image.fromarray(stored[..., 0].astype(np.uint16) * 256).save(path, tiffinfo={0x0112: orientation})
+    seen = inspect(path)
+    assert np.array_equal(decode(path), turn(stored, orientation))
+    assert (seen.height, seen.width, seen.orientation) == (*turn(stored, orientation).shape[:2], orientation)
+
+
+@pytest.mark.parametrize("largest", [15, 255, 1023, 4095, 65535])
+def test_a_grey_map_of_any_largest_value_is_scaled_to_it(tmp_path: Path, largest: int):
+    levels = np.linspace(0, largest, 12).astype(int).reshape(3, 4)
+    pixels = levels.astype(np.uint8 if largest < 256 else ">u2").tobytes()
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 3 %d\n" % largest + pixels)
+    assert np.abs(decode(tmp_path / "a.pgm")[..., 0] - levels * 255 / largest).max() <= 1.5
+
+
+def test_avif_is_read_and_heic_says_what_brings_it(tmp_path: Path):
+    pytest.importorskip("PIL._avif", reason="needs a Pillow with AVIF")
+    pixels = np.full((32, 48, 3), (200, 30, 90), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.avif", quality=95)
+    assert np.abs(decode(tmp_path / "a.avif").astype(int) - pixels).max() <= 4
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(300))
+    with pytest.raises(DataError, match="b.heic: is not an image .*pip install pillow-heif"):
+        decode(tmp_path / "b.heic")
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path):
+    for name, start in (("zeros.jpg", b""), ("tail.bmp", None)):
+        if start is None:
+            Image.new("RGB", (20, 20)).save(tmp_path / name)
+        with open(tmp_path / name, "ab") as file:
+            file.truncate(2 ** 36)
+        before = time.perf_counter()
+        with pytest.raises(DataError, match=f"{name}: (is not an image|has 68,719,476,736 bytes)"):
+            decode(tmp_path / name)
+        assert time.perf_counter() - before < 1 and inspect(tmp_path / name).problem
+
+
+def test_a_jpeg_that_is_damaged_inside_is_refused_with_simplejpeg(tmp_path: Path):
+    pytest.importorskip("simplejpeg", reason="cv2 alone decodes such a file without a word")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(noise).resize((240, 160), Image.BICUBIC).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    middle = len(data) // 2
+    for name, damaged in (("mid.jpg", data[:middle] + bytes(400) + data[middle + 400:]),
+                          ("half.jpg", data[:middle] + b"\xff\xd9")):
+        (tmp_path / name).write_bytes(damaged)
+        assert "is damaged" in inspect(tmp_path / name).problem
+        with pytest.raises(DataError, match=f"{name}: is damaged"):
+            decode(tmp_path / name)
+    assert inspect(tmp_path / "whole.jpg").problem == ""
+    assert np.array_equal(decode(tmp_path / "whole.jpg"), np.asarray(Image.open(tmp_path / "whole.jpg")))

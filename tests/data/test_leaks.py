@@ -44,7 +44,7 @@ def test_equal_shading_steps_alone_do_not_make_a_near_duplicate():
     assert near_duplicates(one, two._replace(thumbnails=thumbnails[:1])) == [(0, 0)]
 
 
-def test_five_thousand_against_five_thousand_pictures_take_seconds():
+def test_five_thousand_against_five_thousand_images_take_seconds():
     rng = np.random.default_rng(2)
     bits = rng.choice([-1, 1], (2, 5000, 64)).astype(np.float32)
     flat = np.zeros((5000, 256), np.float32)

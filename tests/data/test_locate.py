@@ -1,4 +1,4 @@
-"""From --data to annotation files, and from file names to pictures (cases 13, 18, 21, 27)."""
+"""From --data to annotation files, and from file names to images (cases 13, 18, 21, 27)."""
 import json
 import os
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.coco.locate import unlisted_files
-from data.coco.read import locate, read_coco
+from data.coco.find import unlisted_files
+from data.coco.locate import locate
+from data.coco.read import read_coco
 from tests.helpers.coco_files import SIZE, content, count, read, rules, write
 from utils.errors import DataError
 
@@ -26,7 +27,7 @@ def test_a_folder_in_coco_layout_is_located(tmp_path: Path):
     root = make_set(tmp_path / "数据 集")
     for given in (root, str(root)):
         found = locate(given)
-        annotation, images = found["train"]
+        annotation, images, _ = found["train"]
         assert annotation == root / "annotations" / "instances_train.json" and images == root / "images"
         assert found.val.json.name == "instances_val.json" and found.names is None
         assert count(read_coco(*found.val)) == 24
@@ -62,7 +63,7 @@ def test_a_yaml_names_the_splits_in_any_of_its_forms(tmp_path: Path, text: str):
     ("train: !!python/object/apply:os.system ['touch pwned']", "not a plain YAML.*python tags .*refused"),
     ("a: &a [x, x]\nb: &b [*a, *a]\ntrain: *b", "uses YAML aliases"), ("train: [", "not a plain YAML"),
     ("- a\n- b", "must hold path, train and val; got list"), ("path: .", "names neither `train` nor `val`"),
-    ("train: 5", "`train: 5` must be the path of a COCO JSON"),
+    ("train: 5", "`train: 5` is not a file"),
     ("train: no.json", "`train: no.json` is not a file; tried .*, .*, "),
     ("train: {json: set.json, images: nope}", "`images: nope` of `train` is not a folder; tried .*nope"),
     ("train: set.json\nnames: [a, a]", "`names` must be a list of different"),
@@ -86,19 +87,19 @@ def test_a_data_argument_that_is_nothing_is_named(tmp_path: Path):
         locate(tmp_path / "a.txt")
 
 
-def test_missing_pictures_are_left_out_and_reported(tmp_path: Path):
+def test_missing_images_are_left_out_and_reported(tmp_path: Path):
     data = read(tmp_path, lambda c: c["images"][2].update(file_name="gone.jpg"))
-    assert rules(data) == {"missing-picture": 1} and data.faults[0].examples == ("gone.jpg",)
+    assert rules(data) == {"missing-image": 1} and data.faults[0].examples == ("gone.jpg",)
     assert len(data.images) == 2 and count(data) == 16
 
 
-def test_no_picture_found_is_an_error_with_the_first_three_paths(tmp_path: Path):
+def test_no_image_found_is_an_error_with_the_first_three_paths(tmp_path: Path):
     path, folder = write(tmp_path, content())
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as caught:
         read_coco(path, tmp_path / "empty")
     tried = ", ".join(str(tmp_path / "empty" / f"{i}.png") for i in range(3))
-    assert "none of its 3 pictures" in str(caught.value) and f"tried {tried}" in str(caught.value)
+    assert "none of its 3 images" in str(caught.value) and f"tried {tried}" in str(caught.value)
 
 
 @pytest.mark.parametrize("stated, real", [
@@ -121,28 +122,28 @@ def test_spaces_and_chinese_in_every_part_of_the_path_work(tmp_path: Path):
     coco = content()
     coco["images"][0]["file_name"] = "图 一.png"
     coco["categories"][0]["name"] = "猫"
-    path, pictures = write(folder, coco)
-    (pictures / "0.png").rename(pictures / "图 一.png")
-    data = read_coco(path, pictures)
+    path, images = write(folder, coco)
+    (images / "0.png").rename(images / "图 一.png")
+    data = read_coco(path, images)
     assert data.names[0] == "猫" and data.faults == () and len(data.images) == 3
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".png", "a\0b.png", "", None, 7])
-def test_an_impossible_file_name_is_a_missing_picture(tmp_path: Path, name: object):
+def test_an_impossible_file_name_is_a_missing_image(tmp_path: Path, name: object):
     data = read(tmp_path, lambda c: c["images"][0].update(file_name=name))
-    assert rules(data) == {"missing-picture": 1} and len(data.images) == 2
+    assert rules(data) == {"missing-image": 1} and len(data.images) == 2
 
 
-def test_undecodable_pictures_are_left_out_with_the_reason(tmp_path: Path):
+def test_undecodable_images_are_left_out_with_the_reason(tmp_path: Path):
     path, folder = write(tmp_path, content())
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     data = read_coco(path, folder)
     assert [r.path.name for r in data.images] == ["0.png", "2.png"]
-    assert rules(data) == {"undecodable-picture": 1}
+    assert rules(data) == {"undecodable-image": 1}
     assert data.faults[0].examples[0].startswith("1.png is ")
     for i in range(3):
         (folder / f"{i}.png").write_text("<html>")
-    with pytest.raises(DataError, match="not one picture can be used(.|\n)*not a picture"):
+    with pytest.raises(DataError, match="not one image can be used(.|\n)*not an image"):
         read_coco(path, folder)
 
 
@@ -154,7 +155,7 @@ def test_files_that_no_list_names_are_found(tmp_path: Path):
     assert [p.name for p in found] == ["extra.JPG"]
 
 
-def test_annotations_of_no_picture_are_dropped_and_string_ids_meet_numbers(tmp_path: Path):
+def test_annotations_of_no_image_are_dropped_and_string_ids_meet_numbers(tmp_path: Path):
     data = read(tmp_path, lambda c: (c["annotations"][0].update(image_id=999),
                                      c["annotations"][1].update(image_id="11"),
                                      c["annotations"][2].update(image_id=12.0, category_id=1.0)))

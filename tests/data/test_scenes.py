@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.coco.read import CocoSet, locate, read_coco
+from data.coco.locate import locate
+from data.coco.read import CocoSet, read_coco
 from data.images import decode
 from data.scenes import NAMES, _digit, _ink, _materials, make_scenes, scene
 from utils.errors import DataError
@@ -16,7 +17,7 @@ from utils.errors import DataError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small set of pictures of the usual size."""
+    """A small set of images of the usual size."""
     return make_scenes(tmp_path_factory.mktemp("made") / "scenes", train=60, val=20)
 
 
@@ -64,10 +65,10 @@ def test_boxes_are_tight_around_the_ink():
 @pytest.mark.parametrize("level", [0, 60, 128, 200, 255])
 def test_ink_stands_out_from_what_lies_beneath(level: int):
     for seed in range(40):
-        picture = np.full((20, 20, 3), level, np.float32)
-        _ink(picture, np.ones((20, 20), np.float32), (5, 5, 10, 10), np.random.default_rng(seed))
-        assert abs(picture[5:15, 5:15].mean() - level) >= 60, "80 levels apart, 75 % opaque or more"
-        assert (picture[:5] == level).all()
+        image = np.full((20, 20, 3), level, np.float32)
+        _ink(image, np.ones((20, 20), np.float32), (5, 5, 10, 10), np.random.default_rng(seed))
+        assert abs(image[5:15, 5:15].mean() - level) >= 60, "80 levels apart, 75 % opaque or more"
+        assert (image[:5] == level).all()
 
 
 def test_training_and_validation_share_no_scan_and_no_background():
@@ -93,12 +94,12 @@ def test_files_of_others_are_never_overwritten(tmp_path: Path):
     with pytest.raises(DataError, match="holds files that are not a scenes set"):
         make_scenes(tmp_path, train=1, val=1)
     assert (tmp_path / "mine.txt").read_text() == "x"
-    with pytest.raises(DataError, match="0 train and 1 val pictures"):
+    with pytest.raises(DataError, match="0 train and 1 val images"):
         make_scenes(tmp_path / "new", train=0, val=1)
 
 
 def test_an_interrupted_run_leaves_no_half_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def stop(path: Path, picture: np.ndarray) -> None:
+    def stop(path: Path, image: np.ndarray) -> None:
         if path.name == "train_0002.jpg":
             raise KeyboardInterrupt
         path.write_bytes(b"x")
@@ -126,13 +127,13 @@ def test_the_command_line_makes_a_set_and_says_where(tmp_path: Path, root: Path)
     assert json.loads((tmp_path / "s" / "scenes.json").read_text())["train"] == 2
 
 
-def test_a_thousand_pictures_take_under_fifteen_seconds(tmp_path: Path):
+def test_a_thousand_images_take_under_fifteen_seconds(tmp_path: Path):
     start = time.process_time()
     make_scenes(tmp_path / "s", train=90, val=10)
     assert time.process_time() - start < 1.5 + 1       # a tenth of the set, and a second for imports
 
 
-def test_pictures_decode_to_what_was_drawn(folder: Path):
-    picture, _ = scene(_materials(0)["train"], 320, np.random.default_rng([0, 0, 7]))
+def test_images_decode_to_what_was_drawn(folder: Path):
+    image, _ = scene(_materials(0)["train"], 320, np.random.default_rng([0, 0, 7]))
     stored = decode(folder / "images" / "train_0007.jpg")
-    assert np.abs(picture.astype(int) - stored).mean() < 4
+    assert np.abs(image.astype(int) - stored).mean() < 4

@@ -9,13 +9,13 @@ from PIL import Image
 
 from data.coco.read import CocoSet, read_coco
 
-SIZE = (100, 80)                   # width, height of every made picture
+SIZE = (100, 80)                   # width, height of every made image
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 Change = Callable[[dict], object]
 
 
 def content(images: int = 3, boxes: int = 8) -> dict:
-    """A sound COCO dict: boxes a picture, cats and dogs in turn, all well inside."""
+    """A sound COCO dict: boxes an image, cats and dogs in turn, all well inside."""
     return {"images": [{"id": 10 + i, "file_name": f"{i}.png", "width": SIZE[0], "height": SIZE[1]}
                        for i in range(images)],
             "annotations": [{"id": 1 + n, "image_id": 10 + n % images, "category_id": 1 + n % 2, "iscrowd": 0,
@@ -24,7 +24,7 @@ def content(images: int = 3, boxes: int = 8) -> dict:
 
 
 def write(folder: Path, coco: dict | bytes, images: int = 3) -> tuple[Path, Path]:
-    """The annotation file and picture folder of a set written to disk."""
+    """The annotation file and image folder of a set written to disk."""
     (folder / "images").mkdir(exist_ok=True)
     for i in range(images):
         Image.new("RGB", SIZE, (i, 50, 90)).save(folder / "images" / f"{i}.png")
@@ -58,16 +58,16 @@ def with_boxes(*boxes: object) -> Change:
     return change
 
 
-def perfect_ap(truth: dict) -> float:
-    """pycocotools' AP of a detector that returns the truth."""
+def perfect_ap(content: dict) -> float:
+    """pycocotools' AP of a detector that returns the ground truth."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO()
-        gt.dataset = truth
+        gt.dataset = content
         gt.createIndex()
         found = gt.loadRes([{**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
-                            for a in truth["annotations"] if not a["iscrowd"]])
+                            for a in content["annotations"] if not a["iscrowd"]])
         run = COCOeval(gt, found, "bbox")
         run.evaluate(), run.accumulate(), run.summarize()
     return float(run.stats[0])

@@ -18,7 +18,7 @@ SIDE = 96
 
 
 def photo(seed: int, side: int = SIDE) -> np.ndarray:
-    """A picture uint8 [side, side, 3] of smooth random shapes, different for every seed."""
+    """An image uint8 [side, side, 3] of smooth random shapes, different for every seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     return cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
 

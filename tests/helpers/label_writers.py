@@ -8,12 +8,12 @@ from PIL import Image
 NAMES = ("cat", "dog with hat", "猫")
 
 
-def coco_example(split: str, pictures: int = 3) -> tuple[dict, dict[str, tuple[int, int]]]:
-    """A COCO content with boxes at 1/4 px, and the picture sizes by file name."""
+def coco_example(split: str, images: int = 3) -> tuple[dict, dict[str, tuple[int, int]]]:
+    """A COCO content with boxes at 1/4 px, and the image sizes by file name."""
     rng = np.random.default_rng(len(split))
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
     content, sizes = {"images": [], "annotations": [], "categories": categories}, {}
-    for image_id in range(1, pictures + 1):
+    for image_id in range(1, images + 1):
         width, height = (int(v) for v in rng.integers(60, 200, 2))
         name = f"{split} {image_id}.png"
         sizes[name] = (width, height)
@@ -26,7 +26,7 @@ def coco_example(split: str, pictures: int = 3) -> tuple[dict, dict[str, tuple[i
     return content, sizes
 
 
-def save_pictures(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
+def save_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in sizes.items():
         Image.new("RGB", size, (90, 120, 30)).save(folder / name)
@@ -73,7 +73,7 @@ def make_yolo(root: Path, names_file: str = "data.yaml") -> dict[str, dict]:
     contents = {}
     for split in ("train", "val"):
         contents[split], sizes = coco_example(split)
-        save_pictures(root / "images" / split, sizes)
+        save_images(root / "images" / split, sizes)
         write_yolo(root, split, contents[split], sizes)
     yaml = f"names: {json.dumps(NAMES, ensure_ascii=False)}"
     text = "\n".join(NAMES) if names_file == "classes.txt" else yaml
@@ -89,6 +89,6 @@ def make_voc(root: Path) -> dict[str, dict]:
             image["file_name"] = image["file_name"].replace(" ", "_")
         sizes = {name.replace(" ", "_"): size for name, size in sizes.items()}
         contents[split] = content
-        save_pictures(root / "JPEGImages", sizes)
+        save_images(root / "JPEGImages", sizes)
         write_voc(root, split, content, sizes)
     return contents
