@@ -20,6 +20,11 @@ import numpy as np
 
 from utils.errors import DataError
 
+try:                               # here, for an import in a forked loader process may find the lock taken
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
 MAX_PIXELS = 100_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 # Only what both libraries read safely: Pillow would start Ghostscript for an EPS file that calls itself .jpg
@@ -218,9 +223,8 @@ def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
     Raises DataError for damaged pixels. Bytes that are too many before the closing mark do no harm.
     """
     try:
-        import simplejpeg
-        return simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
-    except (ImportError, ValueError) as error:
+        return simplejpeg and simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
+    except ValueError as error:
         if "Corrupt JPEG data" in str(error) and "extraneous bytes before marker 0xd9" not in str(error):
             raise DataError(f"is damaged ({error}); download or export it again") from None
         return None
