@@ -52,7 +52,8 @@ class Located:
         if split not in self.splits:
             tried = self.tried.get(split, ())
             raise DataError(f"--data {self.source}: no annotation file for `{split}`; "
-                            + (_tried(tried) if tried else f"add a line `{split}: path/to.json`"))
+                            + (_tried(tried) if tried else f"add a line `{split}: path/to.json`")
+                            + "; --val-split 0.2 takes it from train" * (split == "val" and "train" in self))
         return self.splits[split]
 
     def __contains__(self, split: str) -> bool:
