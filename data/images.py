@@ -89,7 +89,7 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
         with open(path, "rb") as file:
             width, height, orientation, kind = _header(file, max_pixels)
             _check(kind, file)
-            if kind in JPEGS:
+            if simplejpeg and kind in JPEGS:
                 file.seek(0)
                 _jpeg(np.frombuffer(file.read(), np.uint8), 1)
         return Inspection(width, height, orientation, "")
