@@ -20,13 +20,18 @@ import numpy as np
 
 from utils.errors import DataError
 
+try:                               # here, for an import in a forked loader process may find the lock taken
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
 MAX_PIXELS = 100_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 # Only what both libraries read safely: Pillow would start Ghostscript for an EPS file that calls itself .jpg
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF",
-           "HEIF")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 JPEGS = ("JPEG", "MPO")
 PILLOWS = ("PPM", "AVIF", "HEIF")  # cv2 ignores the largest value of a PPM, and the turns of the others
+HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 TAIL = 64                          # bytes at a file's end that must hold its closing mark
 ROOM = (1 << 26, 16)               # bytes a file may have, and more for every pixel
 
@@ -47,19 +52,35 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:         # any file name works; cv2.imread needs the system's code page
-            return _pixels(file, max_pixels)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+            return _decode(file, str(path), max_pixels)
     except OSError as error:
-        raise DataError(f"{path}: {_unreadable(error)}; check the path and its permissions") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); "
+                        "check the path and its permissions") from None
 
 
 def decode_bytes(data: np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the image uint8 [H, W, 3] RGB of a file's bytes uint8 [n]; errors call it `name`."""
+    return _decode(io.BytesIO(data), name, max_pixels)
+
+
+def _decode(file: io.BufferedIOBase, name: str, max_pixels: int) -> np.ndarray:
+    """Return the image uint8 [H, W, 3] RGB of an open file."""
+    pixels = None
     try:
-        return _pixels(io.BytesIO(data), max_pixels)
+        width, height, orientation, kind = _header(file, max_pixels)
+        _check(kind, file)
+        file.seek(0)
+        data = np.frombuffer(file.read(), np.uint8)
+        if kind in JPEGS:
+            pixels = _jpeg(data, 0)
+        if pixels is None and kind not in PILLOWS:
+            with contextlib.suppress(cv2.error):
+                pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = _decode_slowly(file) if pixels is None else pixels
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
+    turned = kind == "TIFF" and pixels.shape[:2] == (height, width)        # by cv2, whatever its flag says
+    return pixels if turned else turn(pixels, orientation)
 
 
 def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
@@ -68,53 +89,14 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
         with open(path, "rb") as file:
             width, height, orientation, kind = _header(file, max_pixels)
             _check(kind, file)
-            if kind in JPEGS:
-                _jpeg(_bytes(file), 1)
+            if simplejpeg and kind in JPEGS:
+                file.seek(0)
+                _jpeg(np.frombuffer(file.read(), np.uint8), 1)
         return Inspection(width, height, orientation, "")
     except DataError as error:
         return Inspection(0, 0, 1, str(error))
     except OSError as error:
-        return Inspection(0, 0, 1, _unreadable(error))
-
-
-def _unreadable(error: OSError) -> str:
-    """Return what keeps a file from being read."""
-    return f"cannot be read ({error.strerror or error})"
-
-
-def _pixels(file: io.BufferedIOBase, max_pixels: int) -> np.ndarray:
-    """Return the image uint8 [H, W, 3] RGB of an open file; raise DataError without its name."""
-    width, height, orientation, kind = _header(file, max_pixels)
-    _check(kind, file)
-    data = _bytes(file)
-    pixels = _jpeg(data, 0) if kind in JPEGS else None
-    if pixels is None and kind not in PILLOWS:
-        with contextlib.suppress(cv2.error):
-            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    pixels = _decode_slowly(file) if pixels is None else pixels
-    return pixels if kind == "TIFF" and pixels.shape[:2] == (height, width) else turn(pixels, orientation)
-
-
-def _bytes(file: io.BufferedIOBase) -> np.ndarray:
-    """Return all bytes of an open file, uint8 [n]."""
-    file.seek(0)
-    return np.frombuffer(file.read(), np.uint8)
-
-
-def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
-    """Return a JPEG's pixels, shrunk if they stay above `least` px (0: whole); None where cv2 must do it.
-
-    Raises DataError for damaged pixels. Bytes that are too many before the closing mark do no harm.
-    """
-    try:
-        import simplejpeg
-        return simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
-    except ImportError:
-        return None
-    except ValueError as error:
-        if "Corrupt JPEG data" in str(error) and "extraneous bytes before marker 0xd9" not in str(error):
-            raise DataError(f"is damaged ({error}); download or export it again") from None
-        return None
+        return Inspection(0, 0, 1, f"cannot be read ({error.strerror or error})")
 
 
 def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path | None = None,
@@ -124,7 +106,7 @@ def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path 
     `memo`, a JSON file in the run folder, remembers results by path, time and size for a resumed run.
     """
     known = _read_memo(memo, max_pixels)
-    stamps = [_stamp(path) for path in paths]
+    stamps = [[status.st_mtime_ns, status.st_size] if (status := _status(path)) else None for path in paths]
     todo = [i for i, path in enumerate(paths)
             if stamps[i] is None or known.get(str(path), (None,))[0] != stamps[i]]
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -135,6 +117,21 @@ def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path 
         part.write_text(json.dumps({"max_pixels": max_pixels, "files": known}), encoding="utf-8")
         os.replace(part, memo)
     return [known[str(path)][1] for path in paths]
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return what the system knows of a file; None where it is missing."""
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+
+
+def _read_memo(memo: Path | None, max_pixels: int) -> dict[str, tuple[list[int] | None, Inspection]]:
+    """Return an earlier run's results by path; none when it used another limit or cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        content = json.loads(memo.read_text(encoding="utf-8")) if memo else {}
+        if content.get("max_pixels") == max_pixels:
+            return {path: (stamp, Inspection(*found)) for path, (stamp, found) in content["files"].items()}
+    return {}
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -161,40 +158,6 @@ def turn_boxes(boxes: np.ndarray, orientation: int, width: int | np.ndarray,
     return np.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1)
 
 
-def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:
-    """Return width and height (rotated), orientation and format; raise DataError without the file's name."""
-    from PIL import Image
-    start = file.read(12)
-    if not start:
-        raise DataError("is empty (0 bytes); download or export it again")
-    if start[4:] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-            pillow_heif.register_heif_opener()
-    try:
-        image = _open(file)
-    except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error
-        reason = "" if isinstance(error, (Image.UnidentifiedImageError, KeyError)) else f" ({error})"
-        need = "needs JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF"
-        if start[4:8] == b"ftyp":    # how films begin, and the stills that phones make of their codecs
-            need = "HEIC needs `pip install pillow-heif`, AVIF pillow 11.3 or newer, and a film is no image"
-        raise DataError(f"is not an image that can be read{reason}; {need}") from None
-    if (pixels := image.width * image.height) > max_pixels:
-        raise DataError(f"claims {image.width}x{image.height} = {pixels:,} pixels, above the limit of "
-                        f"{max_pixels:,}; raise --max-pixels if that is right")
-    room = ROOM[0] + ROOM[1] * pixels
-    if (size := file.seek(0, os.SEEK_END)) > room:
-        raise DataError(f"has {size:,} bytes, which {pixels:,} pixels cannot fill; export it again")
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        raise DataError("has 32 bits a channel; convert it to 8 or 16 bits")
-    orientation = _orientation(image)
-    width, height = image.size
-    tags = getattr(image, "tag_v2", {})
-    if orientation > 4 and (tags.get(256), tags.get(257)) != (height, width):     # else Pillow has turned it
-        width, height = height, width
-    return width, height, orientation, image.format
-
-
 def _open(file: io.BufferedIOBase) -> Any:
     """Open an image with Pillow; its pixels are counted by our own limit, so that one flag raises it."""
     from PIL import Image
@@ -204,15 +167,38 @@ def _open(file: io.BufferedIOBase) -> Any:
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def _orientation(image: Any) -> int:
-    """Return the EXIF orientation 1..8 of an opened Pillow image; 1 where it has none or nonsense."""
+def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:
+    """Return width and height (rotated), orientation and format; raise DataError without the file's name."""
     from PIL import Image
+    start = file.read(12)
+    if not start:
+        raise DataError("is empty (0 bytes); download or export it again")
+    if start[4:] in HEIC:
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+            pillow_heif.register_heif_opener()
     try:
+        image = _open(file)
+    except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error
+        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
+        need = "HEIC needs `pip install pillow-heif`, AVIF pillow 11.3 or newer, and a film is no image" \
+            if start[4:8] == b"ftyp" else "needs JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF"
+        raise DataError(f"is not an image that can be read{reason}; {need}") from None
+    if (pixels := image.width * image.height) > max_pixels:
+        raise DataError(f"claims {image.width}x{image.height} = {pixels:,} pixels, above the limit of "
+                        f"{max_pixels:,}; raise --max-pixels if that is right")
+    if (size := file.seek(0, os.SEEK_END)) > ROOM[0] + ROOM[1] * pixels:
+        raise DataError(f"has {size:,} bytes, which {pixels:,} pixels cannot fill; export it again")
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise DataError("has 32 bits a channel; convert it to 8 or 16 bits")
+    orientation, (width, height), tags = 1, image.size, getattr(image, "tag_v2", {})
+    with contextlib.suppress(Exception):
         # the base class's method: PNG's own would decode the whole image to look for EXIF behind its pixels
         value = Image.Image.getexif(image).get(0x0112, 1)
-    except Exception:
-        return 1
-    return value if value in range(1, 9) else 1
+        orientation = value if value in range(1, 9) else 1
+    if orientation > 4 and (tags.get(256), tags.get(257)) != (height, width):     # else Pillow has turned it
+        width, height = height, width
+    return width, height, orientation, image.format
 
 
 def _check(kind: str, file: io.BufferedIOBase) -> None:
@@ -226,12 +212,22 @@ def _check(kind: str, file: io.BufferedIOBase) -> None:
         return
     try:
         image = _open(file)
-        if kind == "PNG" and b"IEND" in tail[-12:]:
-            image.verify()
-        else:
-            image.load()
+        (image.verify if kind == "PNG" and b"IEND" in tail[-12:] else image.load)()
     except Exception as error:
         raise DataError(f"is truncated or damaged ({error}); download or export it again") from None
+
+
+def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
+    """Return a JPEG's pixels, shrunk if they stay above `least` px (0: whole); None where cv2 must do it.
+
+    Raises DataError for damaged pixels. Bytes that are too many before the closing mark do no harm.
+    """
+    try:
+        return simplejpeg and simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
+    except ValueError as error:
+        if "Corrupt JPEG data" in str(error) and "extraneous bytes before marker 0xd9" not in str(error):
+            raise DataError(f"is damaged ({error}); download or export it again") from None
+        return None
 
 
 def _decode_slowly(file: io.BufferedIOBase) -> np.ndarray:
@@ -244,23 +240,3 @@ def _decode_slowly(file: io.BufferedIOBase) -> np.ndarray:
     except Exception as error:
         raise DataError(f"is not an image that can be decoded ({error}); "
                         "export it again as JPEG or PNG") from None
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Return change time in ns and size of a file; None where it is missing."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return [status.st_mtime_ns, status.st_size]
-
-
-def _read_memo(memo: Path | None, max_pixels: int) -> dict[str, tuple[list[int] | None, Inspection]]:
-    """Return an earlier run's results by path; none when it used another limit or cannot be read."""
-    try:
-        content = json.loads(memo.read_text(encoding="utf-8")) if memo else {"max_pixels": None}
-        if content["max_pixels"] != max_pixels:
-            return {}
-        return {path: (stamp, Inspection(*found)) for path, (stamp, found) in content["files"].items()}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}

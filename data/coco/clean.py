@@ -69,12 +69,13 @@ def report_faults(faults: Sequence[Fault]) -> list[str]:
     return lines
 
 
-def read_boxes(annotations: list[dict], positions: Mapping[str, int], classes: Mapping[str, int],
+def read_boxes(annotations: list[dict], images: list[dict], classes: Mapping[str, int],
                drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
     """Return the readable boxes of known images and classes, and what was wrong with the others.
 
-    `positions` leads from id_key(image id) to a place in `images`, `classes` from id_key(category id).
+    `classes` leads from id_key(category id) to the class.
     """
+    positions = {id_key(image.get("id")): i for i, image in enumerate(images)}
     image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
     masked = [a.get("bbox") in (None, [], "") and bool(a.get("segmentation")) for a in annotations]
@@ -113,31 +114,31 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
     limit = size[boxes.image]
     wrong_way = (boxes.xyxy[:, 2:] <= boxes.xyxy[:, :2]).any(1)
-    faults = fault("empty-box", _name(annotations, boxes.row[wrong_way], "bbox"),
-                   "boxes of zero or negative width or height, dropped")
+    faults: list[Fault] = []
+
+    def tell(rule: str, rows: np.ndarray, advice: str, fatal: bool = False) -> None:
+        faults.extend(fault(rule, _name(annotations, boxes.row[rows], "bbox"), advice, fatal))
+
+    tell("empty-box", wrong_way, "boxes of zero or negative width or height, dropped")
     boxes, limit = boxes.where(~wrong_way), limit[~wrong_way]
     if len(limit) and limit.max() > 8 and boxes.xyxy.min() >= 0 and boxes.xyxy.max() <= 1 + 1e-6:
-        faults += fault("normalised-boxes", _name(annotations, boxes.row, "bbox"), "all boxes are in 0..1, "
-                        "fractions of the image where COCO has px: multiply by width and height", True)
+        tell("normalised-boxes", slice(None), "all boxes are in 0..1, fractions of the image, not px: "
+             "multiply by width and height", True)
     if trust == "image":
         boxes = _follow(boxes, stated, real)
     faults += _corners_suspected(boxes, limit)
     clipped = np.concatenate((boxes.xyxy[:, :2].clip(0, limit), boxes.xyxy[:, 2:].clip(0, limit)), 1)
     moved = np.abs(clipped - boxes.xyxy).max(1, initial=0)
     gone = (moved > 0) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=np.inf) < 1)
-    faults += fault("box-outside-image", _name(annotations, boxes.row[gone], "bbox"),
-                    "boxes with less than 1 px inside their image, dropped")
-    faults += fault("box-over-the-edge", _name(annotations, boxes.row[(moved > 1) & ~gone], "bbox"),
-                    "boxes clipped to their image")
+    tell("box-outside-image", gone, "boxes with less than 1 px inside their image, dropped")
+    tell("box-over-the-edge", (moved > 1) & ~gone, "boxes clipped to their image")
     whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
     area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)   # a mask is no larger than its box
     boxes = boxes._replace(xyxy=clipped, area=area).where(~gone)
     table = np.column_stack((boxes.image, boxes.label, boxes.crowd, boxes.xyxy))
     first = np.sort(np.unique(table, axis=0, return_index=True)[1])
-    again = np.ones(len(table), bool)
-    again[first] = False
-    faults += fault("duplicate-box", _name(annotations, boxes.row[again], "bbox"), "boxes that are exactly "
-                    "another's, dropped: even a perfect detector would miss them")
+    tell("duplicate-box", np.setdiff1d(np.arange(len(table)), first),
+         "boxes that are exactly another's, dropped: even a perfect detector would miss them")
     return boxes.where(first), faults
 
 

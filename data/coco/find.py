@@ -50,8 +50,8 @@ def find_images(names: Sequence[str], folder: Path,
     well, or one file that fits two names, are a fatal fault with the candidates.
     """
     split = split_of(json_path.name.split(".")[0]) or split_of(json_path.parent.name)
-    own = [path for path in (folder / f"{word}{year}" for word in SPLIT_WORDS.get(split, ())
-                             for year in ("", "2017", "2014")) if path.is_dir()]
+    own = [path for word in SPLIT_WORDS.get(split, ()) for path in sorted(folder.glob(f"{word}*/"))
+           if split_of(path.name) == split]
     places = (*own, folder, json_path.parent)
     direct = [next(filter(is_file, (place / name for place in places if name)), None) for name in names]
     paths, unclear = list(direct), {}
@@ -68,11 +68,9 @@ def find_images(names: Sequence[str], folder: Path,
     for i, path in enumerate(paths):
         if path is not None and direct[i] is None and len(claims[path]) > 1:
             unclear[i] = f"{path} for {' and '.join(sorted(claims[path])[:2])}"
-    other = [f"{name} -> {path}" for i, (name, path) in enumerate(zip(names, paths))
-             if path is not None and direct[i] is None and i not in unclear]
     paths = [None if i in unclear else path for i, path in enumerate(paths)]
-    missing = [name or "(no file_name)" for i, (name, path) in enumerate(zip(names, paths))
-               if path is None and i not in unclear]
+    other = [f"{name} -> {path}" for name, path, plain in zip(names, paths, direct) if path and not plain]
+    missing = [name or "(no file_name)" for i, name in enumerate(names) if not (paths[i] or i in unclear)]
     if len(missing) == len(names):
         tried = ", ".join(str(folder / name) for name in names[:3])
         raise DataError(f"{json_path}: none of its {len(names):,} images is in {folder}; tried {tried}; "

@@ -31,7 +31,7 @@ def load_json(path: Path) -> tuple[dict, list[Fault]]:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
-    mark = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    mark = 3 * data.startswith(b"\xef\xbb\xbf")
     try:
         text = data[mark:].decode("utf-8")
         content = json.loads(text)

@@ -52,7 +52,8 @@ class Located:
         if split not in self.splits:
             tried = self.tried.get(split, ())
             raise DataError(f"--data {self.source}: no annotation file for `{split}`; "
-                            + (_tried(tried) if tried else f"add a line `{split}: path/to.json`"))
+                            + (_tried(tried) if tried else f"add a line `{split}: path/to.json`")
+                            + "; --val-split 0.2 takes it from train" * (split == "val" and "train" in self))
         return self.splits[split]
 
     def __contains__(self, split: str) -> bool:
@@ -161,26 +162,21 @@ def _coco_files(root: Path) -> dict[str, Path]:
 
     Raises DataError where two files could be the same split.
     """
-    folders = [root, root / "annotations", *(path for path in sorted(root.glob("*/")) if split_of(path.name))]
-    folders += [folder / "annotations" for folder in folders[2:]]
+    folders = [root, *(path for path in sorted(root.glob("*/")) if split_of(path.name))]
     files: dict[str, list[Path]] = {}
-    for folder in folders:
-        for file in sorted(folder.glob("*.json"))[:PEEKED]:
-            if file.name.startswith(".") or not _is_coco(file):
-                continue
-            place = file.relative_to(root).parts[:-1]
-            split = split_of(file.name.split(".")[0]) or next(filter(None, map(split_of, place)), "all")
-            files.setdefault(split, []).append(file)
-    if "all" in files and len(files) > 1:
-        del files["all"]                               # the whole beside its parts
+    for place in (place for folder in folders for place in (folder, folder / "annotations")):
+        parent = next(filter(None, map(split_of, place.relative_to(root).parts)), "all")
+        for file in filter(_is_coco, sorted(place.glob("[!.]*.json"))[:PEEKED]):
+            files.setdefault(split_of(file.name.split(".")[0]) or parent, []).append(file)
+    if len(files) > 1:
+        files.pop("all", None)                         # the whole beside its parts
     for split, same in files.items():
-        usual = [file for file in same if file.name in (f"instances_{split}.json", "_annotations.coco.json",
-                                                        "instances_default.json")]
-        if len(same) > 1 and len(usual) != 1:
+        usual = (f"instances_{split}.json", "_annotations.coco.json", "instances_default.json")
+        files[split] = [file for file in same if file.name in usual] if len(same) > 1 else same
+        if len(files[split]) != 1:
             raise DataError(f"{root}: {' and '.join(str(file.relative_to(root)) for file in same[:3])} could "
                             f"each be {'the set' if split == 'all' else split}; give the right file itself "
                             "or a YAML with train: and val:")
-        files[split] = usual if len(same) > 1 else same
     return {split: files[split][0] for split in (*SPLIT_WORDS, "all") if split in files}
 
 
@@ -188,25 +184,24 @@ def _is_coco(file: Path) -> bool:
     """Return whether a JSON file has the sections of a COCO file."""
     try:
         content = load_json(file)[0]
+        return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
     except DataError:
         return False
-    return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
 
 
 def _from_json(file: Path) -> Located:
     """Return the set of one JSON file: with its siblings of other splits, else undivided."""
-    root = file.parent.parent if file.parent.name == "annotations" else file.parent
     load_json(file)
+    root = file.parent.parent if file.parent.name == "annotations" else file.parent
     split = split_of(file.name.split(".")[0])
-    if split:
-        word = max((word for word in SPLIT_WORDS[split] if word in file.name), key=len, default=split)
-        siblings = {other: path for other, words in SPLIT_WORDS.items() for word_there in reversed(words)
-                    if (path := file.with_name(file.name.replace(word, word_there, 1))).is_file()}
-        if len(siblings) > 1 or split != "train":      # nobody trains on a part of a file that is called val
-            found = {other: Split(path, _image_folder(root, path)) for other, path in siblings.items()}
-            return Located(str(file), found, {}, note=f"COCO JSON of {', '.join(found)}")
-    note = f"one COCO JSON, images below {_image_folder(root, file)}"
-    return Located(str(file), {"all": Split(file, _image_folder(root, file))}, {}, note=note)
+    word = max((word for word in SPLIT_WORDS.get(split, ()) if word in file.name), key=len, default=None)
+    siblings = {other: path for other, words in SPLIT_WORDS.items() for there in reversed(words)
+                if word and (path := file.with_name(file.name.replace(word, there, 1))).is_file()}
+    if len(siblings) < 2:                              # nobody trains on a part of a file that is called val
+        siblings = {"all" if split in (None, "train") else split: file}
+    found = {other: Split(path, _image_folder(root, path)) for other, path in siblings.items()}
+    what = "one COCO JSON" if "all" in found else f"COCO JSON of {', '.join(found)}"
+    return Located(str(file), found, {}, note=f"{what}, images below {_image_folder(root, file)}")
 
 
 def _converted(layout: Layout, root: Path, source: str) -> Located:
@@ -234,7 +229,7 @@ def _from_yaml(file: Path) -> Located:
     if not given.keys() & {"train", "val"}:
         raise DataError(f"{file}: names neither `train` nor `val`; write path, train and val, "
                         "each split a COCO JSON")
-    if content.get("names") and not any(_names_json(value) for value in given.values()):
+    if content.get("names") and ".json" not in str(given).lower():
         return _converted(yolo_layout(file), file.parent, str(file))
     root = Path(str(content.get("path") or ".")).expanduser()
     root = root if root.is_absolute() else file.parent / root
@@ -244,12 +239,6 @@ def _from_yaml(file: Path) -> Located:
     return Located(str(file), splits, tried, yaml_names(file, content.get("names")))
 
 
-def _names_json(value: object) -> bool:
-    """Return whether a YAML's value speaks of a JSON file."""
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    return any(str(v).lower().endswith(".json") for v in values)
-
-
 def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Split, tuple[Path, ...]]:
     """Return the split that a YAML value describes and the paths tried."""
     pair = (value.get("json"), value.get("images")) if isinstance(value, dict) else \
@@ -257,18 +246,15 @@ def _yaml_split(file: Path, root: Path, split: str, value: object) -> tuple[Spli
     if not isinstance(pair[0], str) or not isinstance(pair[1], (str, type(None))):
         raise DataError(f"{file}: `{split}: {value}` must be the path of a COCO JSON, "
                         "or json: and images: below it")
-    given = Path(pair[0])
-    tried = (root / given, file.parent / given, root / "annotations" / given)
-    annotation = next((path for path in tried if path.is_file()), None)
+    tried = tuple(place / pair[0] for place in (root, file.parent, root / "annotations"))
+    annotation = next(filter(Path.is_file, tried), None)
     if annotation is None:
         raise DataError(f"{file}: `{split}: {pair[0]}` is not a file; {_tried(tried)}")
-    if pair[1] is None:
-        return Split(annotation, _image_folder(root, annotation)), tried
-    folders = (root / pair[1], file.parent / pair[1], annotation.parent / pair[1])
-    folder = next((path for path in folders if path.is_dir()), None)
-    if folder is None:
+    folders = [place / pair[1] for place in (root, file.parent, annotation.parent) if pair[1] is not None]
+    folder = next(filter(Path.is_dir, folders), None)
+    if folders and folder is None:
         raise DataError(f"{file}: `images: {pair[1]}` of `{split}` is not a folder; {_tried(folders)}")
-    return Split(annotation, folder), tried
+    return Split(annotation, folder or _image_folder(root, annotation)), tried
 
 
 def _image_folder(root: Path, annotation: Path) -> Path:

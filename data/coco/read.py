@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.coco.clean import Boxes, Fault, fault, fit_boxes, id_key, read_boxes, report_faults
+from data.coco.clean import Boxes, Fault, fault, fit_boxes, read_boxes, report_faults
 from data.coco.find import find_images
 from data.coco.jsonfile import (
     class_table,
@@ -75,46 +75,37 @@ def read_coco(json_path: str | Path, image_dir: str | Path,
               strict: bool = True) -> CocoSet:
     """Return the cleaned data set of an annotation file, or of what `content` makes of it, and its images.
 
-    Images that are missing or cannot be decoded are left out and reported; images without boxes stay, as
-    negatives. `names` with `class_map` are those of the training set, so that classes keep their numbers;
-    `names` alone (of a YAML) give the classes their order. `verify=False` trusts the stated sizes and opens
-    no image. `trust` settles stated sizes that differ from the images ("image": boxes follow the images,
-    "json": boxes stay). `memo`: see `images.inspect_all`. Raises DataError for every fault that would make
-    training wrong; `strict=False` only records those that leave the rest readable.
+    Images that cannot be read are left out and reported; images without boxes stay, as negatives. `names`
+    with `class_map` are the training set's, so that classes keep their numbers; `names` alone give them their
+    order. `verify=False` trusts the stated sizes and opens no image. `trust` settles sizes that differ
+    ("image": boxes follow the images, "json": they stay). `memo`: see `images.inspect_all`. Raises DataError
+    for faults that would make training wrong; `strict=False` records those that leave the rest readable.
     """
-    if trust not in (None, "image", "json"):
-        raise ValueError(f"trust {trust!r}: needs image, json or None")
     json_path, image_dir = Path(json_path), Path(image_dir)
     made, faults = content(max_pixels) if content else load_json(json_path)
     categories, images, annotations = sections(made, json_path)
     categories, found = empty_parents(categories, annotations, names)
-    faults = faults + found
-    names, classes, stored_map, found = class_table(categories, json_path, names, class_map)
-    faults += found + duplicate_ids(images, annotations)
-    stated_names = [str(image.get("file_name") or "") for image in images]
-    paths, found = find_images(stated_names, image_dir, json_path)
-    shown = (os.path.relpath(path, image_dir) for path in paths if path)
-    faults += found + fault("same-file-twice", repeated(shown),
-                            "one image under several image ids: its boxes are split, it counts twice")
+    names, classes, stored_map, differ = class_table(categories, json_path, names, class_map)
+    faults = [*faults, *found, *differ, *duplicate_ids(images, annotations)]
+    file_names = [str(image.get("file_name") or "") for image in images]
+    paths, sought = find_images(file_names, image_dir, json_path)
     stated = np.array([(_side(image.get("width")), _side(image.get("height"))) for image in images], np.int64)
-    real, found = _inspect(paths, stated, images, max_pixels, verify, memo)
-    faults += found + _sizes_differ(images, stated, real, trust)
-    positions = {id_key(image.get("id")): i for i, image in enumerate(images)}
-    boxes, found = read_boxes(annotations, positions, classes, drop_unknown)
-    faults += found
+    real, opened = _inspect(paths, stated, images, max_pixels, verify, memo)
+    faults += sought + opened + _sizes_differ(images, stated, real, trust) + fault(
+        "same-file-twice", repeated(os.path.relpath(path, image_dir) for path in paths if path),
+        "one image under several image ids: its boxes are split, it counts twice")
+    boxes, read = read_boxes(annotations, images, classes, drop_unknown)
     boxes = boxes.where(np.array([r.problem == "" for r in real], bool)[boxes.image])
-    boxes, found = fit_boxes(boxes, annotations, stated, real, trust)
-    faults += found
-    fatal = [f for f in faults if f.fatal]
-    if fatal and strict:
+    boxes, fitted = fit_boxes(boxes, annotations, stated, real, trust)
+    faults += read + fitted
+    if strict and (fatal := [f for f in faults if f.fatal]):
         raise DataError(f"{json_path}: cannot be used as it is:\n" + "\n".join(report_faults(fatal)))
-    records = _records(images, paths, real, boxes)
-    if not records:
+    if not (records := _records(images, paths, real, boxes)):
         raise DataError(f"{json_path}: not one image can be used:\n" + "\n".join(report_faults(faults)))
     if not any(len(record.boxes) for record in records):
         faults += fault("split-without-boxes", [json_path.name], "no box to measure against or to learn from "
                         "in this split: its AP is undefined, and no epoch can be the best")
-    listed = frozenset(name.replace("\\", "/").rsplit("/", 1)[-1] for name in stated_names)
+    listed = frozenset(name.replace("\\", "/").rsplit("/", 1)[-1] for name in file_names)
     return CocoSet(names, stored_map, records, tuple(faults), image_dir, listed)
 
 

@@ -56,7 +56,7 @@ class Labels:
     def look(self, files: Iterable[Path]) -> None:
         """Inspect images ahead, by several threads."""
         files = [file for file in dict.fromkeys(files) if file not in self._seen]
-        self._seen.update(zip(files, inspect_all(files, self.max_pixels)))
+        self._seen.update(zip(files, inspect_all(files, self.max_pixels) if files else ()))
 
     def add_image(self, split: str, file: Path | None, place: object) -> tuple[int, int] | None:
         """Add an image and return its size in px as decoded; None, noted, when it is missing or damaged.

@@ -1,7 +1,6 @@
 """YOLO text labels: one file per image, one line per box; the set's YAML or .data file is followed."""
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -113,13 +112,9 @@ def _darknet(file: Path) -> dict:
 def _place(entry: str, *roots: Path) -> Path | None:
     """Return the folder, list or image that an entry names below a root, also by another machine's path."""
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    for path in (root / entry for root in roots):      # an absolute entry takes the root's place
-        if path.exists():
-            return path
     for root in roots:
-        for start in range(len(parts)):
-            path = root.joinpath(*parts[start:])
-            if path.exists():
+        for path in (root / entry, *(root.joinpath(*parts[start:]) for start in range(len(parts)))):
+            if path.exists():                          # an absolute entry takes the root's place
                 return path
             alike = re.compile(re.escape(path.name) + r"\d*", re.IGNORECASE)      # Train for train, val2017
             others = [] if path.suffix else [p for p in path.parent.glob("*") if alike.fullmatch(p.name)]
@@ -148,11 +143,10 @@ def _folders(root: Path) -> dict[str, list[Path]]:
 
 def _both(root: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
     """Return folders that hold train and val, or one undivided set; raise DataError where one is missing."""
-    for split in ("train", "val"):
-        if "all" not in splits and split not in splits:
-            word = {"val": "val (or valid)"}.get(split, split)
-            raise DataError(f"{root}: no images for the {split} split; needs one of the folders "
-                            f"images/{word}, {word}/images, or a YAML that names it")
+    missing = [split for split in ("train", "val") if split not in splits and "all" not in splits]
+    if missing:
+        raise DataError(f"{root}: no images for the {missing[0]} split; needs one of the folders "
+                        f"images/{missing[0]}, {missing[0]}/images, or a YAML that names it")
     return splits
 
 
@@ -191,25 +185,19 @@ def _images(place: Path, root: Path, labels: Labels, split: str) -> list[Path]:
         return image_files(place)
     if place.suffix.lower() in SUFFIXES:
         return [place]
-    files = []
-    for line in filter(None, map(str.strip, read_text(place).splitlines())):
-        file = _place(line, place.parent, root)
-        if file is None or not file.is_file():
-            labels.note(split, "missing-image", "images of a list, not found, left out", f"{place}: {line}")
-        else:
-            files.append(file)
-    return files
+    lines = filter(None, map(str.strip, read_text(place).splitlines()))
+    files = {line: _place(line, place.parent, root) for line in lines}
+    for line in (line for line, file in files.items() if file is None):
+        labels.note(split, "missing-image", "images of a list, not found, left out", f"{place}: {line}")
+    return [file for file in files.values() if file]
 
 
 def _label_file(image: Path) -> Path | None:
     """Return the label file of an image: below labels/ where it lies below images/, else beside it."""
-    parts = [part.lower() for part in image.parts]
-    found = []
-    if "images" in parts:
-        at = len(parts) - 1 - parts[::-1].index("images")
-        found = [Path(*image.parts[:at], name, *image.parts[at + 1:]).with_suffix(".txt")
-                 for name in ("labels", "Labels")]
-    return next((text for text in (*found, image.with_suffix(".txt")) if text.is_file()), None)
+    parts = image.with_suffix(".txt").parts
+    at = [i for i, part in enumerate(parts) if part.lower() == "images"][-1:]
+    found = [Path(*parts[:i], name, *parts[i + 1:]) for i in at for name in ("labels", "Labels")]
+    return next((text for text in (*found, Path(*parts)) if text.is_file()), None)
 
 
 def _boxes(path: Path, found: _Description, labels: Labels, split: str,
@@ -231,32 +219,25 @@ def _boxes(path: Path, found: _Description, labels: Labels, split: str,
         pose = found.keypoints and count == 4 + found.keypoints
         if not known or count < 4 or not (pose or count in (4, 5) or count % 2 == 0 or _keypoints(values)):
             labels.note(split, "bad-line", "lines dropped: not a known class number and 4 numbers", place)
-            continue
-        if max(map(abs, values[:4] if pose else values)) > 2:       # normalised ones stay below
+        elif max(map(abs, values[:4] if pose else values)) > 2:     # normalised ones stay below
             labels.note(split, "not-normalised", "lines dropped: numbers above 2 are px, not 0..1", place)
-            continue
-        if pose:
-            labels.note(split, "keypoints", "lines with keypoints, of which the box was taken", place)
-        elif count == 5:
-            labels.note(split, "score", "lines with a score behind the box, which was left out", place)
-        elif count > 5:
+        elif pose or count < 6:
+            rule = "keypoints" if pose else "score"
+            if count > 4:
+                labels.note(split, rule, f"lines with {rule} behind the box, which were left out", place)
+            cx, cy, w, h = values[:4]
+            yield place, found.names[int(number)], (cx - w / 2, cy - h / 2, w, h)
+        else:
             poses.append(_keypoints(values))
             labels.note(split, "polygon", "polygons of which the box was taken", place)
             (x1, x2), (y1, y2) = ((min(axis), max(axis)) for axis in (values[0::2], values[1::2]))
             yield place, found.names[int(number)], (x1, y1, x2 - x1, y2 - y1)
-            continue
-        cx, cy, w, h = values[:4]
-        yield place, found.names[int(number)], (cx - w / 2, cy - h / 2, w, h)
 
 
 def _keypoints(values: Sequence[float]) -> bool:
-    """Return whether numbers read as a box (cxcywh) and points inside it, with or without visibility."""
+    """Return whether numbers read as a box (cxcywh) and points inside it, each with visibility 0, 1 or 2."""
     (cx, cy, w, h), rest = values[:4], values[4:]
-    for step in (2, 3):
-        flags = rest[2::3] if step == 3 else ()
-        if rest and len(rest) % step == 0 and set(flags) <= {0.0, 1.0, 2.0}:
-            points = [p for p in zip(rest[0::step], rest[1::step]) if p != (0.0, 0.0)]
-            if points and all(math.hypot(max(0, abs(x - cx) - w / 2), max(0, abs(y - cy) - h / 2)) < 0.01
-                              for x, y in points):
-                return True
-    return False
+    points = list(zip(rest[0::3], rest[1::3], rest[2::3]))
+    return bool(points) and len(rest) % 3 == 0 and all(
+        v in (0, 1, 2) and (v == 0 or max(abs(x - cx) - w / 2, abs(y - cy) - h / 2) < 0.01)
+        for x, y, v in points)

@@ -1,7 +1,7 @@
 """What the doctor finds: every fault of every split, what the splits share, and the copy without faults."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,22 +12,16 @@ from data.coco.find import unlisted_files
 from data.coco.locate import Located, locate
 from data.coco.read import CocoSet, read_coco
 from data.coco.write import cleaned, write_layout
-from data.doctor.leaks import (
-    Fingerprints,
-    empty_classes,
-    fingerprints,
-    near_duplicates,
-    repeats,
-    same_bytes,
-)
+from data.doctor.leaks import Fingerprints, empty_classes, fingerprints, near_duplicates, repeats, same_bytes
 from data.doctor.survey import anchor_fits, duration, input_sizes, size_summary
 from data.images import MAX_PIXELS
 from utils.errors import DataError
 
-NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "keypoints",
-         "polygon", "score", "stale-filename", "names-differ")         # worth knowing, nothing to mend
+# Worth knowing, nothing to mend; and what a copy keeps, for only a person can tell
+NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "names-differ",
+         "keypoints", "polygon", "score", "stale-filename")
 LEFT = ("leak-near-duplicate", "corners-instead-of-size", "split-without-boxes", "repeated-image-other-boxes",
-        "leak-whole-split")                            # a copy keeps it, for only a person can tell
+        "leak-whole-split")
 
 
 def fate(found: Fault) -> str:
@@ -49,19 +43,19 @@ class Diagnosis:
     numbers: dict = field(default_factory=dict)      # of the first split that can be read
 
     @property
-    def fatal(self) -> int:
-        """Return how many kinds of fault keep the set from being used."""
-        return sum(bool(f.fatal) for faults in self.faults.values() for f in faults)
+    def every(self) -> list[Fault]:
+        """Return the faults of all parts."""
+        return [f for faults in self.faults.values() for f in faults]
 
     @property
-    def mended(self) -> int:
-        """Return how many kinds of fault are put right in memory or by a copy, or left to the user."""
-        return sum(not f.fatal and f.rule not in NOTES for faults in self.faults.values() for f in faults)
+    def fatal(self) -> int:
+        """Return how many kinds of fault keep the set from being used."""
+        return sum(bool(f.fatal) for f in self.every)
 
     @property
     def left(self) -> list[str]:
         """Return the rules of faults that a cleaned copy keeps and a person has to decide."""
-        return sorted({f.rule for faults in self.faults.values() for f in faults if fate(f) == "left to you"})
+        return sorted({f.rule for f in self.every if fate(f) == "left to you"})
 
     @property
     def folders(self) -> set[Path]:
@@ -71,22 +65,24 @@ class Diagnosis:
             {source} if source.is_dir() else set())
 
 
-def examine(data: str, splits: tuple[str, ...], imgsz: int, *, anchors: int = 6, epochs: int = 100,
-            seed: int = 0, rate: float | None = None, reading: dict | None = None) -> Diagnosis:
+def examine(data: str, splits: Sequence[str], imgsz: int, *, anchors: int = 6, epochs: int = 100,
+            seed: int = 0, rate: float | None = None,
+            reading: Mapping[str, object] | None = None) -> Diagnosis:
     """Return the diagnosis of a data set (`locate` says what `data` may be); `reading` goes to `read_coco`.
 
     Raises DataError only when nothing can be found at all; unreadable annotation files are fatal faults.
     """
-    located, sets, faults = _read_splits(data, splits, reading or {})
-    max_pixels = (reading or {}).get("max_pixels", MAX_PIXELS)
-    between, left_out = _compare(located, sets, max_pixels)
-    numbers = {}
+    located, reading = locate(data), reading or {}
+    splits = splits or ("train", "val", *(("test",) if "test" in located else ()))
+    sets, faults = _read_splits(located, splits, reading)
+    max_pixels, numbers = reading.get("max_pixels", MAX_PIXELS), {}
+    faults["set"], left_out = _compare(located, sets, max_pixels)
     if sets:
         images = next(iter(sets.values())).images
         sizes = input_sizes(images, imgsz)
         numbers = {"sizes": size_summary(sizes), "anchors": anchor_fits(sizes, imgsz, anchors, seed),
                    "time": duration(images, imgsz, epochs, rate, max_pixels), "epochs": epochs}
-    return Diagnosis(located, sets, {**faults, "set": between}, left_out, imgsz, numbers)
+    return Diagnosis(located, sets, faults, left_out, imgsz, numbers)
 
 
 def write_copy(found: Diagnosis, out: Path) -> str:
@@ -102,27 +98,23 @@ def write_copy(found: Diagnosis, out: Path) -> str:
     return f"cleaned copy in {out}: {written}{repeated}{kept}"
 
 
-def _read_splits(data: str, splits: tuple[str, ...], reading: Mapping[str, object],
-                 ) -> tuple[Located, dict[str, CocoSet], dict[str, list[Fault]]]:
-    """Return where the set is, what could be read, and faults by split; val gets train's class numbers."""
-    located = locate(data)
-    splits = splits or ("train", "val", *(("test",) if "test" in located else ()))
+def _read_splits(located: Located, splits: Sequence[str], reading: Mapping[str, object],
+                 ) -> tuple[dict[str, CocoSet], dict[str, list[Fault]]]:
+    """Return what could be read, and faults by split; val gets train's class numbers."""
     sets: dict[str, CocoSet] = {}
-    faults: dict[str, list[Fault]] = {split: [] for split in splits}
+    faults: dict[str, list[Fault]] = {}
     for split in splits:
         if split not in located:
-            faults[split] += fault("missing-split", [split], "the set has no annotation file for this split")
+            faults[split] = fault("missing-split", [split], "the set has no annotation file for this split")
             continue
-        classes: dict[str, object] = {"names": located.names}
-        if "train" in sets:
-            classes = {"names": sets["train"].names, "class_map": sets["train"].class_map}
+        train = sets.get("train")
+        classes = {"names": train.names, "class_map": train.class_map} if train else {"names": located.names}
         try:
-            coco = sets[split] = read_coco(*located[split], strict=False, **classes, **reading)
+            sets[split] = read_coco(*located[split], strict=False, **classes, **reading)
+            faults[split] = [*sets[split].faults, *empty_classes(sets[split])]
         except DataError as error:
-            faults[split].append(Fault("unreadable", 1, (), True, str(error)))
-            continue
-        faults[split] += [*coco.faults, *empty_classes(coco)]
-    return located, sets, faults
+            faults[split] = [Fault("unreadable", 1, (), True, str(error))]
+    return sets, faults
 
 
 def _compare(located: Located, sets: Mapping[str, CocoSet],
@@ -132,14 +124,11 @@ def _compare(located: Located, sets: Mapping[str, CocoSet],
     Files that train shares with val or test go from train, so that those still measure; of repeats with the
     same boxes one stays. Near-duplicates may be frames of one camera: they are told and stay.
     """
-    prints = {split: fingerprints([r.path for r in coco.images],
-                                  [min(r.width, r.height) for r in coco.images], max_pixels)
-              for split, coco in sets.items()}
+    prints = {split: fingerprints(coco.images, max_pixels) for split, coco in sets.items()}
     left_out: dict[str, set[int]] = {split: set() for split in sets}
     same, other = [], []
     for split, coco in sets.items():
-        for i, j in repeats(prints[split]):
-            first, second = coco.images[i], coco.images[j]
+        for first, second, j in ((coco.images[i], coco.images[j], j) for i, j in repeats(prints[split])):
             if first.path != second.path:
                 alike = np.array_equal(*(boxes[np.lexsort(boxes.T)] for boxes in (first.boxes, second.boxes)))
                 left_out[split] |= {j} if alike else set()
@@ -147,34 +136,30 @@ def _compare(located: Located, sets: Mapping[str, CocoSet],
     faults = fault("repeated-image", same, "different files with the same bytes inside one split")
     faults += fault("repeated-image-other-boxes", other,
                     "files with the same bytes but other boxes: which are right?")
-    for split in ("val", "test") if "train" in sets else ():
-        if split in sets:
-            faults += _leaks(split, sets, prints, left_out["train"])
+    for split in sets.keys() & {"val", "test"} if "train" in sets else ():
+        faults += _leaks(split, sets, prints, left_out["train"])
     if "train" in sets and len(left_out["train"]) == len(sets["train"].images):
         left_out["train"] = set()
-        faults += fault("leak-whole-split", ["train"], "all of train is in other splits: nothing was left "
-                        "out, make the splits again")
+        faults += fault("leak-whole-split", ["train"],
+                        "all of train is in other splits: nothing was left out, make the splits again")
     if set(located.splits) - {"all"} == set(sets) and len(sets) > 1:
         named = set().union(*(coco.listed for coco in sets.values()))
         listed = [record.path for coco in sets.values() for record in coco.images]
-        files = {path for coco in sets.values() for path in unlisted_files(listed, coco.root)}
-        spare = sorted(path.name for path in files if path.name not in named)
-        faults += fault("unlisted-file", spare, "image files that no annotation file lists")
+        files = {path.name for coco in sets.values() for path in unlisted_files(listed, coco.root)}
+        faults += fault("unlisted-file", sorted(files - named), "image files that no annotation file lists")
     return faults, left_out
 
 
 def _leaks(split: str, sets: Mapping[str, CocoSet], prints: Mapping[str, Fingerprints],
            left_out: set[int]) -> list[Fault]:
     """Return the faults of images that train shares with a split; add same files to `left_out`."""
-    train, others = sets["train"].images, sets[split].images
-    pairs = same_bytes(prints["train"], prints[split])
-    left_out |= {i for i, _ in pairs}
-    faults = []
-    for rule, found, advice in (
-            ("leak-same-file", pairs,
-             f"images of {split} that train has byte for byte: accuracy will look better than it is"),
-            ("leak-near-duplicate", near_duplicates(prints["train"], prints[split]),
-             f"nearly the same image in train and {split} (re-saved, resized, or one camera): look at them")):
-        examples = [f"train {train[i].path.name} = {split} {others[j].path.name}" for i, j in found]
-        faults += fault(rule, examples, advice)
-    return faults
+    def examples(pairs: Sequence[tuple[int, int]]) -> list[str]:
+        train, others = sets["train"].images, sets[split].images
+        return [f"train {train[i].path.name} = {split} {others[j].path.name}" for i, j in pairs]
+
+    same = same_bytes(prints["train"], prints[split])
+    left_out |= {i for i, _ in same}
+    return fault("leak-same-file", examples(same), f"images of {split} that train has byte for byte: "
+                 "accuracy will look better than it is") + fault(
+        "leak-near-duplicate", examples(near_duplicates(prints["train"], prints[split])),
+        f"nearly the same image in train and {split} (re-saved, resized, or one camera): look at them")

@@ -7,14 +7,13 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from data.coco.clean import Fault, fault
-from data.coco.read import CocoSet
+from data.coco.read import CocoSet, ImageRecord
 from data.images import MAX_PIXELS, decode
 
 # Together these find every re-saved, resized, noisy or grey copy of 150 VOC photographs, 99 % of brightened
@@ -34,26 +33,24 @@ class Fingerprints(NamedTuple):
     thumbnails: np.ndarray         # float32 [N, 256], such that a dot product is a correlation
 
 
-def fingerprints(paths: Sequence[Path], shorter_sides: Sequence[int],
-                 max_pixels: int = MAX_PIXELS) -> Fingerprints:
-    """Return the fingerprints of images, whose shorter sides in px tell how coarsely they may be decoded."""
-    one = partial(_fingerprint, max_pixels=max_pixels)
+def fingerprints(images: Sequence[ImageRecord], max_pixels: int = MAX_PIXELS) -> Fingerprints:
+    """Return the fingerprints of images, whose shorter sides tell how coarsely they may be decoded."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        rows = list(pool.map(one, paths, shorter_sides, chunksize=16))
+        rows = list(pool.map(partial(_fingerprint, max_pixels=max_pixels), images, chunksize=16))
     digests, bits, thumbnails = zip(*rows) if rows else ((), (), ())
     return Fingerprints(tuple(digests), np.array(bits, np.float32).reshape(-1, 64),
                         np.array(thumbnails, np.float32).reshape(-1, 256))
 
 
-def _fingerprint(path: Path, shorter_side: int, max_pixels: int) -> tuple[str, np.ndarray, np.ndarray]:
+def _fingerprint(image: ImageRecord, max_pixels: int) -> tuple[str, np.ndarray, np.ndarray]:
     """Return the digest of the bytes, 64 signs and a normalised thumbnail of one image."""
-    data = np.fromfile(path, np.uint8)
-    flag = next(flag for least, flag in REDUCED if shorter_side >= least)
+    data = np.fromfile(image.path, np.uint8)
+    flag = next(flag for least, flag in REDUCED if min(image.width, image.height) >= least)
     grey = None
     with contextlib.suppress(cv2.error):
         grey = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     if grey is None:
-        grey = cv2.cvtColor(decode(path, max_pixels), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(decode(image.path, max_pixels), cv2.COLOR_RGB2GRAY)
     steps = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumbnail = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumbnail = (thumbnail - thumbnail.mean()) / (16 * max(float(thumbnail.std()), FLAT))

@@ -7,7 +7,7 @@ from pathlib import Path
 from unicodedata import east_asian_width
 
 from data.coco.clean import printable, report_faults
-from data.doctor.diagnosis import Diagnosis, fate
+from data.doctor.diagnosis import NOTES, Diagnosis, fate
 from data.doctor.survey import PERCENTILES, UNSEEN, class_counts
 
 SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation file")
@@ -16,8 +16,12 @@ SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation 
 def as_text(found: Diagnosis) -> str:
     """Return the report for people: a table per subject."""
     note = f" ({found.located.note})" if found.located.note else ""
+    pairs = sorted(((part, f) for part, faults in found.faults.items() for f in faults),
+                   key=lambda pair: not pair[1].fatal)              # the order of report_faults
+    lines = [f"{part:<5}  {fate(f):<11}  {line}"
+             for (part, f), line in zip(pairs, report_faults([f for _, f in pairs]))]
     parts = [f"data set {found.located.source}{note}, network input {found.imgsz} px",
-             table(SPLIT_HEAD, _split_rows(found)), _faults(found)]
+             table(SPLIT_HEAD, _split_rows(found)), "\n".join(["faults", *(lines or ["none"])])]
     if found.sets:
         parts += [_classes(found), _sizes(found.numbers["sizes"], next(iter(found.sets))),
                   _anchors(found.numbers["anchors"]), _time(found.numbers["time"], found.numbers["epochs"])]
@@ -28,7 +32,7 @@ def as_dict(found: Diagnosis) -> dict:
     """Return the report for programs: everything the text says, and faults with count, examples, advice."""
     keys = ("pictures", *SPLIT_HEAD[2:])                   # the key that earlier reports have
     return {"data": str(found.located.source), "imgsz": found.imgsz,
-            "fatal": found.fatal, "mended": found.mended,
+            "fatal": int(found.fatal), "mended": _mended(found),
             "splits": {split: dict(zip(keys, row)) for split, *row in _split_rows(found)},
             "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal), "fate": fate(f)}
                               for f in faults] for part, faults in found.faults.items()},
@@ -41,17 +45,22 @@ def as_dict(found: Diagnosis) -> dict:
 
 def verdict(found: Diagnosis, copy: Path | None = None) -> str:
     """Return one line: clean, usable, or not usable and why; `copy` is where a cleaned copy was written."""
-    def kinds(count: int, what: str) -> str:
-        return f"{count} kind{'s' * (count > 1)} of {what}"
-
     if found.fatal:
-        return f"NOT USABLE: {kinds(found.fatal, 'fatal fault')}, marked `error` above"
-    if found.mended:
-        rest = f" but {', '.join(found.left)}" if found.left else ""
-        remedy = f"the copy in {copy} is free of {f'all{rest}' if rest else 'them'}" if copy else \
-            f"--fix OUTDIR writes a copy without {f'all{rest}' if rest else 'them'}"
-        return f"USABLE: {kinds(found.mended, 'fault')}, put right in memory or only reported; {remedy}"
+        return f"NOT USABLE: {_kinds(found.fatal, 'fatal fault')}, marked `error` above"
+    if count := _mended(found):
+        them = f"all but {', '.join(found.left)}" if found.left else "them"
+        remedy = f"the copy in {copy} is free of" if copy else "--fix OUTDIR writes a copy without"
+        return f"USABLE: {_kinds(count, 'fault')}, put right in memory or only reported; {remedy} {them}"
     return "CLEAN: no fault found"
+
+
+def _mended(found: Diagnosis) -> int:
+    """Return how many kinds of fault are put right in memory or by a copy, or left to the user."""
+    return sum(not f.fatal and f.rule not in NOTES for f in found.every)
+
+
+def _kinds(count: int, what: str) -> str:
+    return f"{count} kind{'s' * (count > 1)} of {what}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
@@ -79,15 +88,6 @@ def _split_rows(found: Diagnosis) -> list[tuple]:
         empty = sum(not len(r.boxes) and not len(r.crowd) for r in coco.images)
         rows.append((split, len(coco.images), empty, boxes, crowd, str(found.located[split].json)))
     return rows
-
-
-def _faults(found: Diagnosis) -> str:
-    """Return all faults of all splits, the fatal ones first."""
-    pairs = [(part, f) for part, faults in found.faults.items() for f in faults]
-    pairs.sort(key=lambda pair: not pair[1].fatal)                  # the order of report_faults
-    lines = [f"{part:<5}  {fate(f):<11}  {line}"
-             for (part, f), line in zip(pairs, report_faults([f for _, f in pairs]))]
-    return "\n".join(["faults", *(lines or ["none"])])
 
 
 def _classes(found: Diagnosis) -> str:
@@ -127,13 +127,12 @@ def _anchors(fits: dict[str, dict]) -> str:
 
 def _time(t: dict, epochs: int) -> str:
     """Return the time estimate with what it assumes."""
-    def clock(seconds: float) -> str:
-        minutes = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-        return f"{seconds:.0f} s" if seconds < 90 else minutes
-
+    total, reading, epoch = (
+        f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
+        for s in (t["total"], t["reading"], t["epoch"]))
     source = "given by --rate" if t["given"] else \
         "assumed: micro-yolo in bf16 on 2 cores, within a factor of three; better give --rate"
-    return (f"training time: about {clock(t['total'])} for {epochs} epochs, evaluation not counted\n"
-            f"read all images once  {clock(t['reading']):>7}  {t['decode_rate']:>6,.0f} images/s "
+    return (f"training time: about {total} for {epochs} epochs, evaluation not counted\n"
+            f"read all images once  {reading:>7}  {t['decode_rate']:>6,.0f} images/s "
             "(measured on a sample, one thread)\n"
-            f"every epoch after it  {clock(t['epoch']):>7}  {t['train_rate']:>6,.1f} images/s ({source})")
+            f"every epoch after it  {epoch:>7}  {t['train_rate']:>6,.1f} images/s ({source})")

