@@ -71,7 +71,7 @@ class Stopwatch:
 class Finder:
     """The network, then boxes and NMS, in the data set's classes, each timed by `watch`.
 
-    `decode` is models.heads.decode.detections; `wanted` the model's class for each of the data set's;
+    `decode` is models.heads.nms.detections; `wanted` the model's class for each of the data set's;
     `dropped` counts the boxes that the decoder rejected as absurd or non-finite.
     """
 
