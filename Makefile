@@ -80,9 +80,9 @@ demo: $(VENV)/installed
 	$(PY) detect.py --weights $(DEMO)/demo/weights/best.pt --source 'datasets/scenes/images/val_000*.jpg' --imgsz $(DEMO_SIZE) \
 		--project $(DEMO) --name detect --exist-ok
 	@echo "report:   $(DEMO)/demo/report.html"
-	@echo "pictures: $(DEMO)/detect"
+	@echo "images:   $(DEMO)/detect"
 
-# The accuracies are of the embedded set and say nothing about the paper's; stopped, the same command goes on.
+# The accuracies are of the embedded set and say nothing about the paper's; stopped, the same command continues.
 reproduce: $(VENV)/installed
 	$(PY) tables.py --profile smoke
 	@echo "tables: results/smoke"

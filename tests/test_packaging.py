@@ -64,8 +64,11 @@ def test_the_libraries_of_the_project_are_listed_with_their_lower_bounds(root: P
 def test_every_outside_library_that_the_project_imports_is_listed(root: Path):
     import ast
     package = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml",
-               "faster_coco_eval": "faster-coco-eval", "torch_pruning": "torch-pruning"}
+               "faster_coco_eval": "faster-coco-eval", "torch_pruning": "torch-pruning",
+               "pillow_heif": "pillow-heif"}
     known = {name for kind in ("", "-dev", "-export") for name in listed(root / f"requirements{kind}.txt")}
+    optional = (root / "requirements.txt").read_text(encoding="utf-8").partition("# Used where installed")[2]
+    known |= set(re.findall(r"^#   ([a-z][\w-]+)  ", optional, re.MULTILINE))
     packages = {path.parent.name for path in root.glob("*/__init__.py")}
     files = [*root.glob("*.py"), *(path for name in packages for path in (root / name).rglob("*.py"))]
     ours = {path.stem for path in root.glob("*.py")} | packages
