@@ -18,7 +18,7 @@ from detection.live.streams import Stream, live_streams
 from detection.outputs import Outputs, in_words
 from detection.screen import FrameLog, Window, open_window
 from detection.sources import Source, open_source
-from detection.threads import Behind, Prefetch, Pulse
+from detection.threads import Behind, Prefetch
 from utils.errors import DiskError, Interrupted, UsageError
 from utils.redact import masked, masked_values
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from utils.boxes import Geometry
 
 SPARE_MB = 100                     # free on the disk below which a live recording ends, its files still whole
+EVERY = 1.0                        # seconds between reports on live streams
 ENOUGH = 20                        # frames; a rate of fewer says little
 
 
@@ -162,7 +163,7 @@ class Run:
         config, board = self.config, Board((stream.name, stream.label) for stream in streams)
         progress = FrameLog(0, bar=True)
         limits = Limits(config.open_timeout, config.read_timeout)
-        end = math.inf                                     # --duration counts from the first frame
+        end, due = math.inf, 0.0                           # --duration counts from the first frame
 
         def write(item: tuple) -> None:
             frame, boxes, _ = item
@@ -170,16 +171,18 @@ class Run:
             board.streams[frame.name].result(frame.taken, time.monotonic())
 
         def go_on() -> bool:
-            nonlocal end
-            pulse.check()
+            nonlocal end, due
+            now = time.monotonic()
+            if now >= due:
+                due = now + EVERY
+                self.report(board, progress)
             if feed.begun and end == math.inf:
-                end = time.monotonic() + (config.duration or math.inf)
-            return time.monotonic() < end and self.go_on(outputs)
+                end = now + (config.duration or math.inf)
+            return now < end and self.go_on(outputs)
 
         try:
             with self.outputs(board.say) as outputs, Behind(write, 2) as writer, \
-                    Feed(streams, board, limits, config.batch_size or len(streams), go_on) as feed, \
-                    Pulse(lambda: self.report(board, progress)) as pulse:
+                    Feed(streams, board, limits, config.batch_size or len(streams), go_on) as feed:
                 first = follow(self.fresh(feed, board), self.detector, writer.put, lambda: True)
                 if not feed.begun and not self.interrupt.poll():
                     feed.check(over=True)

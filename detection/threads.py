@@ -1,4 +1,4 @@
-"""Small threads around a loop: one fetches ahead, one writes behind, both bounded; one is a pulse."""
+"""Two threads around a loop: one fetches ahead, one writes behind, both bounded."""
 from __future__ import annotations
 
 import threading
@@ -47,37 +47,16 @@ class Prefetch(Generic[T]):
             close()
 
 
-class _Fallible:
-    """Work in another thread, in a `with` block: what it raises is kept, and raised where the block ends,
-    unless the block raises something itself."""
-
-    _error: BaseException | None = None
-
-    def check(self) -> None:
-        """Raise, once, what the other thread raised."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        self.end()
-        if kind is None:
-            self.check()
-
-
-class Behind(_Fallible, Generic[T]):
+class Behind(Generic[T]):
     """A thread that calls `write(item)` for each item put into it, in order, at most `depth` items behind.
 
-    After an exception in `write` nothing more is written; the next `put` raises it. The end of the `with`
-    block waits until every item is written.
+    After an exception in `write` nothing more is written; the next `put` raises it, or the end of the `with`
+    block, which waits for the last item and lets an exception of its own go first.
     """
 
     def __init__(self, write: Callable[[T], object], depth: int = 8) -> None:
         self._write, self._room = write, threading.Semaphore(depth)
-        self._pool = ThreadPoolExecutor(1, "behind")
+        self._pool, self._error = ThreadPoolExecutor(1, "behind"), None
 
     def _one(self, item: T) -> None:
         try:
@@ -95,27 +74,10 @@ class Behind(_Fallible, Generic[T]):
         self._room.acquire()
         self._pool.submit(self._one, item)
 
-    def end(self) -> None:
-        """Wait for the last item."""
+    def __enter__(self) -> "Behind[T]":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self._pool.shutdown()
-
-
-class Pulse(_Fallible):
-    """A thread that calls `beat()` every `seconds`, until it raises."""
-
-    def __init__(self, beat: Callable[[], object], seconds: float = 1.0) -> None:
-        self._beat, self._seconds, self._stop = beat, seconds, threading.Event()
-        self._thread = threading.Thread(target=self._work, name="pulse", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.wait(self._seconds):
-                self._beat()
-        except BaseException as error:                     # it belongs to the main thread
-            self._error = error
-
-    def end(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error

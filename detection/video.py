@@ -195,7 +195,8 @@ class Recorder:
         self._size, self._last, self._ticks, self._count = size, seconds, -1, 0
         self._start = seconds if self._live or part else 0.0
         if part:
-            self._say(f"{self._base.name}: the video continues in {self._path.name}, at {size[0]}x{size[1]} px")
+            name, (width, height) = self._path.name, size
+            self._say(f"{self._base.name}: the video continues in {name}, at {width}x{height} px")
         with self._on_disk():
             self._file = self._path.open("w+b", buffering=0)
             self._out = av.open(self._file, "w", **self._how)

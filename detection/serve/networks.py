@@ -77,7 +77,7 @@ class Networks:
             limits = {"conf": self._config.conf_thres, "iou": self._config.iou_thres}
             detector = make_detector(self._config, str(self._paths[key]), limits)
             size = self._config.imgsz or detector.runtime.imgsz
-            detector(torch.zeros(1, 3, size, size, dtype=torch.uint8))     # the first image waits for no planning
+            detector(torch.zeros(1, 3, size, size, dtype=torch.uint8))     # no image waits for its planning
             self._open[key] = detector, size, limits
         taken = self._open[key] = self._open.pop(key)          # used last, dropped last
         while len(self._open) > KEPT:
