@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from detection.live.streams import Stream, live_streams
 from detection.outputs import Outputs, in_words
 from detection.screen import FrameLog, Window, open_window
 from detection.sources import Source, open_source
-from detection.threads import Behind, Prefetch
+from detection.threads import behind, prefetch
 from utils.errors import DiskError, Interrupted, UsageError
 from utils.redact import masked, masked_values
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
@@ -148,8 +149,8 @@ class Run:
             progress.tell(source.faults)
 
         feed = batches(source, self.fit, self.config.batch_size or 1)
-        with self.outputs() as outputs, Behind(write, 4) as writer, Prefetch(feed, 4) as reader:
-            first = follow(reader, self.detector, writer.put, lambda: self.go_on(outputs))
+        with self.outputs() as outputs, behind(write, 4) as put, closing(prefetch(feed, 4)) as reader:
+            first = follow(reader, self.detector, put, lambda: self.go_on(outputs))
         seconds = self.detector.since_start()
         progress.tell(source.faults)
         if self.window is not None and source.kind != "video":
@@ -181,9 +182,9 @@ class Run:
             return now < end and self.go_on(outputs)
 
         try:
-            with self.outputs(board.say) as outputs, Behind(write, 2) as writer, \
+            with self.outputs(board.say) as outputs, behind(write, 2) as put, \
                     Feed(streams, board, limits, config.batch_size or len(streams), go_on) as feed:
-                first = follow(self.fresh(feed, board), self.detector, writer.put, lambda: True)
+                first = follow(self.fresh(feed, board), self.detector, put, lambda: True)
                 if not feed.begun and not self.interrupt.poll():
                     feed.check(over=True)
         finally:

@@ -47,7 +47,7 @@ class Address:
     def __init__(self, address: str, limits: Limits) -> None:
         import av
         av.logging.set_level(None)                         # what FFmpeg says may hold the password
-        options = {"rtsp_transport": "tcp", "analyzeduration": "500000"}   # us: few old frames come first
+        options = {"rtsp_transport": "tcp", "analyzeduration": "100000"}   # us: few old frames come first
         try:
             self._container = av.open(address, timeout=(limits.opening, limits.reading),
                                       metadata_errors="replace",
