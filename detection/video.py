@@ -72,7 +72,7 @@ def _opened(path: Path, max_pixels: float) -> "Iterator[tuple[InputContainer, Vi
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:    # any name
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None:
-                raise DataError(f"{what}, no picture in it that FFmpeg knows)")
+                raise DataError(f"{what}, no video in it that FFmpeg knows)")
             if stream.width * stream.height > max_pixels:
                 raise DataError(f"{path}: claims frames of {stream.width}x{stream.height} px, above the "
                                 f"limit of {max_pixels:,} pixels; raise --max-pixels if that is right")
