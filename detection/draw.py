@@ -135,18 +135,13 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, i
     sheet = np.full((rows * step_y + gap, columns * step_x + gap, 3), 255, np.uint8)
     for position, image in enumerate(images):
         x, y = gap + position % columns * step_x, gap + position // columns * step_y
-        if position < len(captions):
-            _caption(sheet, captions[position], x, y, cell[0])
+        text = captions[position] if position < len(captions) else ""
+        while text and cv2.getTextSize(text, HERSHEY, 0.5, 1)[0][0] > cell[0]:
+            text = text[:-2] + "." if len(text) > 2 else ""
+        cv2.putText(sheet, text, (x, y + 15), HERSHEY, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         scale = min(cell[0] / image.shape[1], cell[1] / image.shape[0])
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         left, top = x + (cell[0] - size[0]) // 2, y + head + (cell[1] - size[1]) // 2
         sheet[top:top + size[1], left:left + size[0]] = small
     return sheet
-
-
-def _caption(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:
-    """Write one line at (x, y), shortened at its end to `width` px."""
-    while text and cv2.getTextSize(text, HERSHEY, 0.5, 1)[0][0] > width:
-        text = text[:-2] + "." if len(text) > 2 else ""
-    cv2.putText(sheet, text, (x, y + 15), HERSHEY, 0.5, (0, 0, 0), 1, cv2.LINE_AA)

@@ -68,8 +68,8 @@ def detect(config: DetectConfig) -> None:
     limits = {"conf": config.conf_thres, "iou": config.iou_thres}
     detector, interrupt = make_detector(config, config.weights, limits), Interrupt()
     window = open_window() if config.view_img else None
-    begun = lambda: detector.since_start() > 0             # noqa: E731
-    with run_folder(config.project, config.name, config.exist_ok, begun) as folder:
+    with run_folder(config.project, config.name, config.exist_ok,
+                    lambda: detector.since_start() > 0) as folder:
         run = Run(config, detector, interrupt, folder, window)
         write_json(folder / "args.json", masked_values(asdict(config)))
         frames = run.watch(streams) if streams else run.go_through(source)
@@ -83,10 +83,10 @@ def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
     if not streams and (config.health or config.duration is not None):
         flag = "--health" if config.health else "--duration"
         raise UsageError(f"{flag} is for live sources, and --source {masked(config.source)} is none")
-    for flag in ("duration", "open_timeout", "read_timeout"):
-        value = getattr(config, flag)
+    for flag, value in (("--duration", config.duration), ("--open-timeout", config.open_timeout),
+                        ("--read-timeout", config.read_timeout)):
         if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: needs more than 0 seconds")
+            raise UsageError(f"{flag} {value}: needs more than 0 seconds")
     name, taken = config.health, ("args.json", "predictions.json", "summary.json")
     if name is not None and (Path(name).name != name or not name.endswith(".json") or name in taken):
         raise UsageError(f"--health {name}: needs a name that ends in .json and is none of "
@@ -224,9 +224,8 @@ class Run:
     def figures(self, outputs: Outputs, seconds: float, images: "Tensor | None", time_alone: bool) -> dict:
         """Return what summary.json holds, of a run of `seconds` from first frame to last written file.
 
-        After long runs the bare network is timed again on a batch of the run, uint8 [B, 3, S, S], with all
-        other threads gone: inside the run it shares its cores with reading and writing and would flatter the
-        ratio.
+        Of long runs the bare network is timed again on a batch, uint8 [B, 3, S, S]: within the run it
+        shares its cores with reading and writing.
         """
         import torch
         detector, frames = self.detector, outputs.frames
@@ -248,12 +247,11 @@ class Run:
                    for one in found.get("streams", ())]
         against = (f"{found['fps_network_alone']:.1f} FPS the network alone: {100 * found['ratio']:.0f} %"
                    if found["ratio"] else f"{found['fps_network_in_run']:.1f} FPS the network within the run")
-        left_out = len(found["left_out"])
-        for line in [*found["notes"], *streams,
-                     f"{found['frames']} frames, {found['boxes']} boxes: {in_words(found['per_class'])}",
-                     f"{found['fps_end_to_end']:.1f} FPS end to end, {against} ({found['precision']}, "
-                     f"{found['threads']} threads, {found['device']})",
-                     f"{found['dropped']} non-finite or absurd boxes dropped",
-                     *[f"{left_out} files could not be read or not to their end"] * bool(left_out),
-                     f"results in {self.folder}"]:
-            progress.say(line)
+        lines = [*found["notes"], *streams,
+                 f"{found['frames']} frames, {found['boxes']} boxes: {in_words(found['per_class'])}",
+                 f"{found['fps_end_to_end']:.1f} FPS end to end, {against} ({found['precision']}, "
+                 f"{found['threads']} threads, {found['device']})",
+                 f"{found['dropped']} non-finite or absurd boxes dropped"]
+        if left_out := len(found["left_out"]):
+            lines.append(f"{left_out} files could not be read or not to their end")
+        progress.say("\n".join([*lines, f"results in {self.folder}"]))

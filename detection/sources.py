@@ -36,9 +36,9 @@ KNOWN = f"images ({' '.join(sorted(IMAGES))}) and videos ({' '.join(sorted(VIDEO
 class Source:
     """Frames of some files, in order; iterate it once or more often. `kind` is "image", "video" or "files".
 
-    A file that cannot be read is left out when it is one of several, and listed in `faults` as (path, reason)
-    while iterating, behind the `others` of a folder, which have other suffixes; DataError is raised where
-    none can be read. `total` is the number of frames expected (0: unknown).
+    Of several files those that cannot be read are left out, and listed in `faults` as (path, reason) behind
+    the `others` of a folder, which have other suffixes; where none can be read, DataError is raised. `total`
+    is the number of frames expected (0: unknown).
     """
 
     kind: str
@@ -71,8 +71,8 @@ class Source:
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
     """Return the frames that `source` names: the path of an image, video, folder or list file, or a glob.
 
-    A folder is not searched below its first level; its files come in natural order (2 before 10), as do a
-    glob's; a list file keeps its own order, and its paths count from its folder. Raises DataError.
+    Of a folder the first level alone is read; its files and a glob's come in natural order, those of a list
+    file in its own, their paths counted from its folder. Raises DataError.
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
@@ -106,10 +106,8 @@ def natural(path: Path) -> tuple:
 
 
 def unique_names(paths: tuple[Path, ...]) -> list[str]:
-    """Return names for the results of files, no stem twice: a second a.png or a.jpg becomes a_2.png, a_2.jpg.
-
-    Nor does an image have the name of a video's frame (clip_000001), and none is too long to be added to.
-    """
+    """Return names for the results of files, no stem twice: a second a.png becomes a_2.png;
+    none that of a video's frame (clip_000001), none too long to be added to."""
     films = [path.suffix.lower() in VIDEOS | MOVING for path in paths]
     taken: dict[str, bool] = {}                            # stem, lower case -> whether it has frames
     out = [""] * len(paths)

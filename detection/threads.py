@@ -27,15 +27,13 @@ def prefetch(items: Iterable[T], depth: int = 8) -> Generator[T, None, None]:
                 yield item
         finally:
             pool.shutdown(cancel_futures=True)
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
+            getattr(source, "close", int)()                # of a generator
 
 
 @contextmanager
 def behind(write: Callable[[T], object], depth: int = 8) -> Iterator[Callable[[T], None]]:
-    """Give a function that hands an item to a thread, which calls `write(item)`, in order, at most `depth`
-    items behind; the function waits while so many wait.
+    """Give a function that hands an item to a thread, which calls `write(item)`, in order; it waits while
+    `depth` items do.
 
     After an exception in `write` nothing more is written; the next hand-over raises it, or the end of the
     `with` block, which waits for the last item and lets an exception of its own go first.

@@ -45,10 +45,9 @@ class VideoInfo:
 class Frame:
     """One image to look at: uint8 [H, W, 3] RGB.
 
-    `name` is its file's name, made unique within the source also without its suffix; `index` counts from 0
-    within the file; `video` is None for an image file, of others `seconds` is the frame's time. Of a stream,
-    `taken` is when it was read (monotonic s); `live` tells that frames before it may have been dropped, and
-    that the stream has no end.
+    `name` is its file's, made unique within the source also without suffix; `index` counts from 0 there;
+    `video` is None for an image file, of others `seconds` is the frame's time. Of a stream, `taken` is when
+    it was read (monotonic s); a `live` one has no end, and frames before this may have been dropped.
     """
 
     name: str

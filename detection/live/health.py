@@ -19,8 +19,8 @@ RECENT = 256                       # results whose latency is told
 class StreamHealth:
     """The counts of one stream, kept by its reader's and the writer's thread.
 
-    state: connecting, live, waiting or ended. behind: seconds the reader is late, where the stream's frames
-    carry true times (RTSP). An error is kept, with its time, after it is over.
+    state: connecting, live, waiting or ended. behind: seconds the reader is late, where known (RTSP). An
+    error is kept, with its time, after it is over.
     """
 
     def __init__(self, name: str, address: str) -> None:

@@ -59,14 +59,10 @@ class Lag:
         self._least = 0.0
 
     def behind(self, now: float, position: float) -> float:
-        """Return the seconds by which a frame of time `position`, read at `now`, is later than the quickest.
-
-        A delay that leaps, or a time that does not move, says that the stream's clock is no measure: it
-        counts from there again.
-        """
+        """Return the seconds by which a frame of time `position`, read at `now`, is later than the best."""
         delay = now - position
         if self._last is None or position == self._last[1] or abs(delay - self._last[0]) > LEAP:
-            self._least = delay
+            self._least = delay                            # a clock that leaps or does not move is no measure
         self._last, self._least = (delay, position), min(self._least, delay)
         return delay - self._least
 

@@ -26,17 +26,16 @@ MOST = 200                                     # lines of the page's list
 
 def found_weights(*roots: Path) -> list[Path]:
     """Return checkpoints and exported networks in `weights` and `runs` of the roots, newest runs first."""
-    found = [path for root in roots for path in sorted(_all(root / "weights", SHIPPED))]
+    def every(folder: Path, patterns: Sequence[str]) -> list[Path]:
+        return [path for pattern in patterns for path in folder.glob(pattern)]
+
+    found = [path for root in roots for path in sorted(every(root / "weights", SHIPPED))]
     trained = {path: path.stat().st_mtime for root in roots
                for pattern, names in (("**/weights", TRAINED), ("export/*", EXPORTED))
-               for folder in (root / "runs").glob(pattern) for path in _all(folder, names)}
+               for folder in (root / "runs").glob(pattern) for path in every(folder, names)}
     ordered = [*found, *sorted(trained, key=lambda path: -trained[path])]
     ordered = [path.parent if path.suffix in (".xml", ".param") else path for path in ordered]
     return [path for path in dict.fromkeys(ordered) if not path.name.endswith(".prev.pt")][:MOST]
-
-
-def _all(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 class Networks:
