@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from utils.boxes import Geometry, scale_back
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from deploy.runtimes.runtime import Runtime as Runs
 
 # Letterboxes an image [H, W, 3] to [S, S, 3], and says where it lies there
 Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]
@@ -46,27 +47,16 @@ class Batch(NamedTuple):
     images: "Tensor"
 
 
-class Runs(Protocol):
-    """What is asked of a runtime (deploy.runtimes.runtime)."""
-
-    device: "torch.device"
-    precision: str
-    note: str
-
-    def predict(self, images: "Tensor") -> list["Tensor"]:
-        """Return the head outputs of uint8 images [B, 3, H, W]."""
-
-
 class Detector:
     """Images in, boxes out. `find(runtime, outputs)` decodes head outputs to (boxes, cells left out).
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
-    that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. The first batch
-    takes the whole way once before the clock starts, unless another was given to `warm_up` for that.
+    that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. The clock starts
+    behind a trial pass, of the first batch or what was given to `warm_up`.
     """
 
-    def __init__(self, runtime: Runs, find: Callable[[Runs, list["Tensor"]], tuple[list["Tensor"], int]],
-                 exact: Callable[[], Runs]) -> None:
+    def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Tensor]], tuple[list[Tensor], int]]",
+                 exact: "Callable[[], Runs]") -> None:
         self.runtime, self._find, self._exact = runtime, find, exact
         self.seconds, self.dropped, self._start = 0.0, 0, 0.0
         self._notes: list[str] = []
@@ -178,8 +168,7 @@ def class_indices(wanted: Sequence[str] | None, names: Sequence[str]) -> list[in
     """Return the class numbers of names or numbers, ascending; None for None. Raises UsageError."""
     if wanted is None:
         return None
-    number = {str(index): index for index in range(len(names))}
-    number |= {name: index for index, name in enumerate(names)}        # a name that is a number goes first
+    number = {str(index): index for index in range(len(names))} | {name: k for k, name in enumerate(names)}
     unknown = [word for word in wanted if word not in number]
     if unknown:
         known = ", ".join(f"{index} {name}" for index, name in enumerate(names))

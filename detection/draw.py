@@ -62,8 +62,10 @@ def draw(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], scores: boo
     height, width = out.shape[:2]
     auto, scale = stroke(height, width)
     thick = auto if line is None else line
-    for row in boxes[::-1]:                                # the best boxes, which come first, lie on top
-        low, high = _corners(row, height, width, thick)
+    inset = thick // 2                                     # a line, drawn centred, stays inside the image
+    limits = np.maximum(inset, np.array([width, height]) - 1 - inset)
+    corners = np.clip(boxes[:, :4].round().reshape(-1, 2, 2), inset, limits).astype(int).tolist()
+    for row, (low, high) in zip(boxes[::-1], corners[::-1]): # the best, which come first, on top
         cv2.rectangle(out, low, high, colour(int(row[-1])), thick)
     placed: list[tuple[int, int, int, int]] = []
     for row in boxes if labels else ():
@@ -78,14 +80,6 @@ def class_name(index: int, names: Sequence[str]) -> str:
     """Return the name of class `index`, or its number where it has none or OpenCV's font cannot write it."""
     name = names[index] if 0 <= index < len(names) else f"class {index}"
     return name if name.isascii() or UNICODE else f"class {index}"
-
-
-def _corners(row: np.ndarray, height: int, width: int, thick: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return two corners in whole px such that the line, drawn centred on them, stays inside the image."""
-    inset = thick // 2
-    x1, x2 = np.clip(row[[0, 2]].round(), inset, max(inset, width - 1 - inset)).astype(int)
-    y1, y2 = np.clip(row[[1, 3]].round(), inset, max(inset, height - 1 - inset)).astype(int)
-    return (int(x1), int(y1)), (int(x2), int(y2))
 
 
 def _label(out: np.ndarray, text: str, row: np.ndarray, scale: float, fill: tuple[int, int, int],
@@ -119,19 +113,13 @@ def _place(row: np.ndarray, size: tuple[int, int], image: tuple[int, int],
         for wanted_y in tops:
             x = max(0, min(wanted_x, image[0] - size[0]))
             y = max(0, min(wanted_y, image[1] - size[1]))
-            cover = _covered((x, y, x + size[0], y + size[1]), placed[:CROWD])
+            cover = sum(max(0, min(x + size[0], x2) - max(x, x1)) * max(0, min(y + size[1], y2) - max(y, y1))
+                        for x1, y1, x2, y2 in placed[:CROWD])      # px of other labels
             if cover < least:
                 best, least = (x, y), cover
             if cover == 0:
                 return best
     return best
-
-
-def _covered(box: tuple[int, int, int, int], placed: list[tuple[int, int, int, int]]) -> int:
-    """Return the px of `placed` boxes that `box` would cover (all xyxy px)."""
-    x1, y1, x2, y2 = box
-    return sum(max(0, min(x2, right) - max(x1, left)) * max(0, min(y2, bottom) - max(y1, top))
-               for left, top, right, bottom in placed)
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, int] = (320, 320),
@@ -147,18 +135,13 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, i
     sheet = np.full((rows * step_y + gap, columns * step_x + gap, 3), 255, np.uint8)
     for position, image in enumerate(images):
         x, y = gap + position % columns * step_x, gap + position // columns * step_y
-        if position < len(captions):
-            _caption(sheet, captions[position], x, y, cell[0])
+        text = captions[position] if position < len(captions) else ""
+        while text and cv2.getTextSize(text, HERSHEY, 0.5, 1)[0][0] > cell[0]:
+            text = text[:-2] + "." if len(text) > 2 else ""
+        cv2.putText(sheet, text, (x, y + 15), HERSHEY, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         scale = min(cell[0] / image.shape[1], cell[1] / image.shape[0])
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         left, top = x + (cell[0] - size[0]) // 2, y + head + (cell[1] - size[1]) // 2
         sheet[top:top + size[1], left:left + size[0]] = small
     return sheet
-
-
-def _caption(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:
-    """Write one line at (x, y), shortened at its end to `width` px."""
-    while text and cv2.getTextSize(text, HERSHEY, 0.5, 1)[0][0] > width:
-        text = text[:-2] + "." if len(text) > 2 else ""
-    cv2.putText(sheet, text, (x, y + 15), HERSHEY, 0.5, (0, 0, 0), 1, cv2.LINE_AA)

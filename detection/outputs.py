@@ -23,8 +23,7 @@ class Outputs:
 
     images: drawn images and videos; txt: labels/NAME.txt, a line a box: class and cxcywh normalised, with
     the score last if `scores`; json: predictions.json, COCO results; crops: crops/CLASS/NAME_NUMBER.jpg. With
-    `view`, `shown` is the last drawn image. `per_class` counts boxes by class index, `frames` what was
-    written.
+    `view`, `shown` is the last drawn image. `per_class` counts boxes by class index.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], class_map: Mapping[str, int] | None = None,
@@ -125,8 +124,8 @@ class Outputs:
     def __exit__(self, *_: object) -> None:
         """Finish the open videos and the JSON."""
         if self._json is not None:
-            self._json.write("[\n]\n" if self._between == "[\n" else "\n]\n")
-            self._json.close()
+            with self._json as file:
+                file.write("[\n]\n" if self._between == "[\n" else "\n]\n")
         self._end_videos()
 
 
@@ -138,13 +137,10 @@ def stem(frame: Frame) -> str:
 
 def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
     """Return YOLO label lines of boxes [N, 6] (xyxy px, score, class) in an image of `shape` (H, W, ...)."""
-    height, width = shape[:2]
-    lines = []
-    for x1, y1, x2, y2, score, label in boxes.tolist():
-        values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
-        values += [score] * scores
-        lines.append(" ".join([str(int(label)), *(f"{value:.6f}" for value in values)]) + "\n")
-    return "".join(lines)
+    low, high = boxes[:, :2] / shape[1::-1], boxes[:, 2:4] / shape[1::-1]
+    rows = np.hstack(((low + high) / 2, high - low, boxes[:, 4:4 + scores]))
+    return "".join(" ".join([str(int(label)), *(f"{value:.6f}" for value in row)]) + "\n"
+                   for label, row in zip(boxes[:, 5], rows))
 
 
 def save_image(path: Path, image: np.ndarray) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from detection.live.streams import Stream, live_streams
 from detection.outputs import Outputs, in_words
 from detection.screen import FrameLog, Window, open_window
 from detection.sources import Source, open_source
-from detection.threads import Behind, Prefetch, Pulse
+from detection.threads import behind, prefetch
 from utils.errors import DiskError, Interrupted, UsageError
 from utils.redact import masked, masked_values
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from utils.boxes import Geometry
 
 SPARE_MB = 100                     # free on the disk below which a live recording ends, its files still whole
+EVERY = 1.0                        # seconds between reports on live streams
 ENOUGH = 20                        # frames; a rate of fewer says little
 
 
@@ -66,8 +68,8 @@ def detect(config: DetectConfig) -> None:
     limits = {"conf": config.conf_thres, "iou": config.iou_thres}
     detector, interrupt = make_detector(config, config.weights, limits), Interrupt()
     window = open_window() if config.view_img else None
-    begun = lambda: detector.since_start() > 0             # noqa: E731
-    with run_folder(config.project, config.name, config.exist_ok, begun) as folder:
+    with run_folder(config.project, config.name, config.exist_ok,
+                    lambda: detector.since_start() > 0) as folder:
         run = Run(config, detector, interrupt, folder, window)
         write_json(folder / "args.json", masked_values(asdict(config)))
         frames = run.watch(streams) if streams else run.go_through(source)
@@ -81,10 +83,10 @@ def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
     if not streams and (config.health or config.duration is not None):
         flag = "--health" if config.health else "--duration"
         raise UsageError(f"{flag} is for live sources, and --source {masked(config.source)} is none")
-    for flag in ("duration", "open_timeout", "read_timeout"):
-        value = getattr(config, flag)
+    for flag, value in (("--duration", config.duration), ("--open-timeout", config.open_timeout),
+                        ("--read-timeout", config.read_timeout)):
         if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: needs more than 0 seconds")
+            raise UsageError(f"{flag} {value}: needs more than 0 seconds")
     name, taken = config.health, ("args.json", "predictions.json", "summary.json")
     if name is not None and (Path(name).name != name or not name.endswith(".json") or name in taken):
         raise UsageError(f"--health {name}: needs a name that ends in .json and is none of "
@@ -147,8 +149,8 @@ class Run:
             progress.tell(source.faults)
 
         feed = batches(source, self.fit, self.config.batch_size or 1)
-        with self.outputs() as outputs, Behind(write, 4) as writer, Prefetch(feed, 4) as reader:
-            first = follow(reader, self.detector, writer.put, lambda: self.go_on(outputs))
+        with self.outputs() as outputs, behind(write, 4) as put, closing(prefetch(feed, 4)) as reader:
+            first = follow(reader, self.detector, put, lambda: self.go_on(outputs))
         seconds = self.detector.since_start()
         progress.tell(source.faults)
         if self.window is not None and source.kind != "video":
@@ -162,7 +164,7 @@ class Run:
         config, board = self.config, Board((stream.name, stream.label) for stream in streams)
         progress = FrameLog(0, bar=True)
         limits = Limits(config.open_timeout, config.read_timeout)
-        end = math.inf                                     # --duration counts from the first frame
+        end, due = math.inf, 0.0                           # --duration counts from the first frame
 
         def write(item: tuple) -> None:
             frame, boxes, _ = item
@@ -170,17 +172,19 @@ class Run:
             board.streams[frame.name].result(frame.taken, time.monotonic())
 
         def go_on() -> bool:
-            nonlocal end
-            pulse.check()
+            nonlocal end, due
+            now = time.monotonic()
+            if now >= due:
+                due = now + EVERY
+                self.report(board, progress)
             if feed.begun and end == math.inf:
-                end = time.monotonic() + (config.duration or math.inf)
-            return time.monotonic() < end and self.go_on(outputs)
+                end = now + (config.duration or math.inf)
+            return now < end and self.go_on(outputs)
 
         try:
-            with self.outputs(board.say) as outputs, Behind(write, 2) as writer, \
-                    Feed(streams, board, limits, config.batch_size or len(streams), go_on) as feed, \
-                    Pulse(lambda: self.report(board, progress)) as pulse:
-                first = follow(self.fresh(feed, board), self.detector, writer.put, lambda: True)
+            with self.outputs(board.say) as outputs, behind(write, 2) as put, \
+                    Feed(streams, board, limits, config.batch_size or len(streams), go_on) as feed:
+                first = follow(self.fresh(feed, board), self.detector, put, lambda: True)
                 if not feed.begun and not self.interrupt.poll():
                     feed.check(over=True)
         finally:
@@ -220,9 +224,8 @@ class Run:
     def figures(self, outputs: Outputs, seconds: float, images: "Tensor | None", time_alone: bool) -> dict:
         """Return what summary.json holds, of a run of `seconds` from first frame to last written file.
 
-        After long runs the bare network is timed again on a batch of the run, uint8 [B, 3, S, S], with all
-        other threads gone: inside the run it shares its cores with reading and writing and would flatter the
-        ratio.
+        Of long runs the bare network is timed again on a batch, uint8 [B, 3, S, S]: within the run it
+        shares its cores with reading and writing.
         """
         import torch
         detector, frames = self.detector, outputs.frames
@@ -244,12 +247,11 @@ class Run:
                    for one in found.get("streams", ())]
         against = (f"{found['fps_network_alone']:.1f} FPS the network alone: {100 * found['ratio']:.0f} %"
                    if found["ratio"] else f"{found['fps_network_in_run']:.1f} FPS the network within the run")
-        left_out = len(found["left_out"])
-        for line in [*found["notes"], *streams,
-                     f"{found['frames']} frames, {found['boxes']} boxes: {in_words(found['per_class'])}",
-                     f"{found['fps_end_to_end']:.1f} FPS end to end, {against} ({found['precision']}, "
-                     f"{found['threads']} threads, {found['device']})",
-                     f"{found['dropped']} non-finite or absurd boxes dropped",
-                     *[f"{left_out} files could not be read or not to their end"] * bool(left_out),
-                     f"results in {self.folder}"]:
-            progress.say(line)
+        lines = [*found["notes"], *streams,
+                 f"{found['frames']} frames, {found['boxes']} boxes: {in_words(found['per_class'])}",
+                 f"{found['fps_end_to_end']:.1f} FPS end to end, {against} ({found['precision']}, "
+                 f"{found['threads']} threads, {found['device']})",
+                 f"{found['dropped']} non-finite or absurd boxes dropped"]
+        if left_out := len(found["left_out"]):
+            lines.append(f"{left_out} files could not be read or not to their end")
+        progress.say("\n".join([*lines, f"results in {self.folder}"]))

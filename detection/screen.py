@@ -18,8 +18,7 @@ PROBE = "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1); cv2.destroyAllWin
 class FrameLog:
     """Reports frame after frame to `stream`; `total` is the number of frames expected (0: unknown).
 
-    On a terminal the bar is redrawn in place; elsewhere (a file, a pipe) it becomes a plain line now and
-    then.
+    On a terminal the bar is redrawn in place; elsewhere (a file, a pipe) it is a plain line now and then.
     """
 
     def __init__(self, total: int, bar: bool, stream: TextIO | None = None) -> None:
@@ -38,24 +37,17 @@ class FrameLog:
             self._out.write(f"{self._done:{digits}}/{self._total}  {shorten(name, 28):28}  "
                             f"{size[0]:>5}x{size[1]:<5} {ms:7.1f} ms  {boxes}\n")
             return
-        now = time.monotonic()
-        every = 0.1 if self._tty else PLAIN_EVERY
-        if now - self._last >= every or self._done == self._total:
-            self._last = now
-            bar = bar_text(self._done, self._total, now - self._start)
-            self._draw(f"{shorten(name, 24)}  {bar}  {boxes}")
+        bar = bar_text(self._done, self._total, time.monotonic() - self._start)
+        self.status(f"{shorten(name, 24)}  {bar}  {boxes}", 0.1, self._done == self._total)
 
-    def status(self, text: str) -> None:
-        """Show a line about all streams, in place of the last one, or on a line of its own now and then."""
-        now = time.monotonic()
-        if self._tty or now - self._last >= PLAIN_EVERY:
-            self._last = now
-            self._draw(text)
-
-    def _draw(self, text: str) -> None:
-        self._out.write(f"\r\x1b[K{shorten(text, 118)}" if self._tty else f"{text}\n")
-        self._open = self._tty
-        self._out.flush()
+    def status(self, text: str, pause: float = 0.0, last: bool = False) -> None:
+        """Show a line in place of the last one; without a terminal, on a line of its own now and then."""
+        since = time.monotonic() - self._last
+        if last or since >= (pause if self._tty else PLAIN_EVERY):
+            self._last += since
+            self._out.write(f"\r\x1b[K{shorten(text, 118)}" if self._tty else f"{text}\n")
+            self._open = self._tty
+            self._out.flush()
 
     def say(self, text: str) -> None:
         """Write a sentence on a line of its own."""

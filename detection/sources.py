@@ -36,12 +36,11 @@ KNOWN = f"images ({' '.join(sorted(IMAGES))}) and videos ({' '.join(sorted(VIDEO
 class Source:
     """Frames of some files, in order; iterate it once or more often. `kind` is "image", "video" or "files".
 
-    A file that cannot be read is left out when it is one of several, and listed in `faults` as (path, reason)
-    while iterating, behind the `others` of a folder, which have other suffixes; DataError is raised where
-    none can be read. `total` is the number of frames expected (0: unknown).
+    Of several files those that cannot be read are left out, and listed in `faults` as (path, reason) behind
+    the `others` of a folder, which have other suffixes; where none can be read, DataError is raised. `total`
+    is the number of frames expected (0: unknown).
     """
 
-    text: str
     kind: str
     paths: tuple[Path, ...]
     max_pixels: int
@@ -64,8 +63,7 @@ class Source:
                 self.faults.append((path, printable(amiss)))
         if empty:
             path, reason = self.faults[len(self.others)]
-            others = len(self.paths) - 1
-            more = f" (and {others} more, none of which can be read)" if others else ""
+            more = f" (and {len(self.paths) - 1} more, none of which can be read)" * (len(self.paths) > 1)
             shown = masked(str(path))                      # a line of a list may be a mistyped address
             raise DataError(f"{reason}{more}" if shown in reason else f"{shown}: {reason}{more}")
 
@@ -73,8 +71,8 @@ class Source:
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
     """Return the frames that `source` names: the path of an image, video, folder or list file, or a glob.
 
-    A folder is not searched below its first level; its files come in natural order (2 before 10), as do a
-    glob's; a list file keeps its own order, and its paths count from its folder. Raises DataError.
+    Of a folder the first level alone is read; its files and a glob's come in natural order, those of a list
+    file in its own, their paths counted from its folder. Raises DataError.
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
@@ -88,7 +86,11 @@ def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
         if path.suffix.lower() == ".txt":
             paths = [path.parent / Path(name).expanduser() for name in list_lines(path)]
             return _several(source, paths, f"the list file {path}", max_pixels, filtered=False)
-        return _single(source, path, max_pixels)
+        if path.suffix.lower() not in IMAGES | VIDEOS:
+            raise DataError(f"--source {masked(source)}: {_unsupported(path)}; supported are {KNOWN}")
+        total = _length(path, max_pixels)
+        moves = path.suffix.lower() in VIDEOS or total > 1
+        return Source("video" if moves else "image", (path,), max_pixels, total)
     if glob.has_magic(source):
         found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
         return _several(source, found, f"the pattern {masked(source)}", max_pixels)
@@ -104,10 +106,8 @@ def natural(path: Path) -> tuple:
 
 
 def unique_names(paths: tuple[Path, ...]) -> list[str]:
-    """Return names for the results of files, no stem twice: a second a.png or a.jpg becomes a_2.png, a_2.jpg.
-
-    Nor does an image have the name of a video's frame (clip_000001), and none is too long to be added to.
-    """
+    """Return names for the results of files, no stem twice: a second a.png becomes a_2.png;
+    none that of a video's frame (clip_000001), none too long to be added to."""
     films = [path.suffix.lower() in VIDEOS | MOVING for path in paths]
     taken: dict[str, bool] = {}                            # stem, lower case -> whether it has frames
     out = [""] * len(paths)
@@ -138,13 +138,8 @@ def list_lines(path: Path) -> list[str]:
     return [line for line in map(str.strip, lines) if line and not line.startswith("#")]
 
 
-def _single(source: str, path: Path, max_pixels: int) -> Source:
-    if path.suffix.lower() in VIDEOS:
-        return Source(source, "video", (path,), max_pixels, probe(path, max_pixels).frames)
-    if path.suffix.lower() in IMAGES:
-        count = _frame_count(path)
-        return Source(source, "image" if count == 1 else "video", (path,), max_pixels, count)
-    raise DataError(f"--source {masked(source)}: {_unsupported(path)}; supported are {KNOWN}")
+def _length(path: Path, max_pixels: int) -> int:
+    return probe(path, max_pixels).frames if path.suffix.lower() in VIDEOS else _frame_count(path)
 
 
 def _unsupported(path: Path) -> str:
@@ -154,8 +149,8 @@ def _unsupported(path: Path) -> str:
 
 def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
     """Return the source of many files; `filtered` leaves out what is no image or video by its suffix."""
-    known = IMAGES | VIDEOS
-    paths = tuple(path for path in found if not filtered or path.suffix.lower() in known and path.is_file())
+    paths = tuple(path for path in found
+                  if not filtered or path.suffix.lower() in IMAGES | VIDEOS and path.is_file())
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
@@ -164,7 +159,7 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
     total = 0
     for path in paths:
         try:
-            total += probe(path, max_pixels).frames if path.suffix.lower() in VIDEOS else _frame_count(path)
+            total += _length(path, max_pixels)
         except (DataError, OSError):
             continue                                       # it is reported when its turn comes
     others: dict[str, list[Path]] = {}
@@ -173,7 +168,7 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
             others.setdefault(path.suffix.lower(), []).append(path)
     left = tuple((first, printable(f"{first}{f' and {len(more)} more' * bool(more)}: {_unsupported(first)}"))
                  for first, *more in others.values())
-    return Source(source, "files", paths, max_pixels, total, left)
+    return Source("files", paths, max_pixels, total, left)
 
 
 def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:

@@ -45,10 +45,9 @@ class VideoInfo:
 class Frame:
     """One image to look at: uint8 [H, W, 3] RGB.
 
-    `name` is its file's name, made unique within the source also without its suffix; `index` counts from 0
-    within the file; `video` is None for an image file, of others `seconds` is the frame's time. Of a stream,
-    `taken` is when it was read (monotonic s); `live` tells that frames before it may have been dropped, and
-    that the stream has no end.
+    `name` is its file's, made unique within the source also without suffix; `index` counts from 0 there;
+    `video` is None for an image file, of others `seconds` is the frame's time. Of a stream, `taken` is when
+    it was read (monotonic s); a `live` one has no end, and frames before this may have been dropped.
     """
 
     name: str
@@ -72,7 +71,7 @@ def _opened(path: Path, max_pixels: float) -> "Iterator[tuple[InputContainer, Vi
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:    # any name
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None:
-                raise DataError(f"{what}, no picture in it that FFmpeg knows)")
+                raise DataError(f"{what}, no video in it that FFmpeg knows)")
             if stream.width * stream.height > max_pixels:
                 raise DataError(f"{path}: claims frames of {stream.width}x{stream.height} px, above the "
                                 f"limit of {max_pixels:,} pixels; raise --max-pixels if that is right")
@@ -195,7 +194,8 @@ class Recorder:
         self._size, self._last, self._ticks, self._count = size, seconds, -1, 0
         self._start = seconds if self._live or part else 0.0
         if part:
-            self._say(f"{self._base.name}: the video continues in {self._path.name}, at {size[0]}x{size[1]} px")
+            name, (width, height) = self._path.name, size
+            self._say(f"{self._base.name}: the video continues in {name}, at {width}x{height} px")
         with self._on_disk():
             self._file = self._path.open("w+b", buffering=0)
             self._out = av.open(self._file, "w", **self._how)

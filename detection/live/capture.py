@@ -47,7 +47,7 @@ class Address:
     def __init__(self, address: str, limits: Limits) -> None:
         import av
         av.logging.set_level(None)                         # what FFmpeg says may hold the password
-        options = {"rtsp_transport": "tcp", "analyzeduration": "500000"}   # us: few old frames come first
+        options = {"rtsp_transport": "tcp", "analyzeduration": "100000"}   # us: few old frames come first
         try:
             self._container = av.open(address, timeout=(limits.opening, limits.reading),
                                       metadata_errors="replace",
@@ -74,17 +74,12 @@ class Address:
         if frame is None:
             return False, None
         self._seconds = frame.time or 0.0
-        if self._paced:
-            self._wait()
-        return True, upright(frame, "bgr24")
-
-    def _wait(self) -> None:
-        """Wait until the frame is due; a late one, or a leap of its clock, moves those that follow."""
-        early = self._origin + self._seconds - time.monotonic()
+        early = self._origin + self._seconds - time.monotonic() if self._paced else 0.0
         if 0 <= early < self._limit / 2:
             time.sleep(early)
-        else:
+        else:                                              # one that is late, or leaps, moves the rest
             self._origin = time.monotonic() - self._seconds
+        return True, upright(frame, "bgr24")
 
     def get(self, prop: int) -> float:
         """Return a property by OpenCV's number: rate, number of frames (0: unknown), or time in ms."""
@@ -116,7 +111,7 @@ def why_no_camera(stream: Stream) -> Refused:
     """Find out by a look at the device why a camera cannot be opened or gives nothing."""
     if sys.platform != "linux":
         return Refused("cannot be opened; is it plugged in, and free?")
-    device = Path(stream.device)
+    device = Path(f"/dev/video{int(stream.source)}" if stream.source.isdigit() else stream.source)
     if not device.exists():
         others = sorted(str(path) for path in Path("/dev").glob("video*"))
         return Refused(f"there is no {device} (cameras here: {', '.join(others) or 'none'})", final=True)

@@ -19,10 +19,9 @@ PATIENCE = 1.0                     # seconds that threads get to end in
 class Feed:
     """Lists of frames, of each stream at most one, as soon as there are any; use it in a `with` block.
 
-    A list has up to `most` frames; streams take turns. Iterating ends when `go_on()` is false or when all
-    streams are finite videos that have ended. Where none gives a frame within the time limit for opening,
-    EnvironmentFault (cameras) or DataError (addresses) says why; from the first frame on, `begun`, broken
-    streams are tried again for ever.
+    A list has up to `most` frames; streams take turns. Iterating ends when `go_on()` is false or all streams
+    were finite videos. Where none gives a frame within the time for opening, EnvironmentFault (cameras) or
+    DataError (addresses) says why; once one has, `begun`, broken streams are tried again for ever.
     """
 
     def __init__(self, streams: Sequence[Stream], board: Board, limits: Limits, most: int,

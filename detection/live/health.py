@@ -19,8 +19,8 @@ RECENT = 256                       # results whose latency is told
 class StreamHealth:
     """The counts of one stream, kept by its reader's and the writer's thread.
 
-    state: connecting, live, waiting or ended. behind: seconds the reader is late, where the stream's frames
-    carry true times (RTSP). An error is kept, with its time, after it is over.
+    state: connecting, live, waiting or ended. behind: seconds the reader is late, where known (RTSP). An
+    error is kept, with its time, after it is over.
     """
 
     def __init__(self, name: str, address: str) -> None:
@@ -64,13 +64,13 @@ class StreamHealth:
         """Return everything, ready for JSON: rates over 5 seconds, latencies over the last 256 results."""
         with self._lock:
             now, times = time.monotonic(), list(self._latency)
-            p50, p90 = np.percentile(times, (50, 90)).tolist() if times else (None, None)
+            p50, p90 = (1000 * np.percentile(times, (50, 90))).round(1).tolist() if times else (None, None)
             wait = max(0.0, self._due - now) if self.state == "waiting" else 0.0
             return {"name": self.name, "address": self.address, "state": self.state,
                     "retry_in_seconds": round(wait, 1), "size": list(self.size) if self.size else None,
                     "fps": _rate(self._done, now), "fps_read": _rate(self._reads, now),
                     "frames_read": self.read, "frames_dropped": self.dropped, "results": self.results,
-                    "latency_ms": {"p50": _ms(p50), "p90": _ms(p90)}, "behind_seconds": self.behind,
+                    "latency_ms": {"p50": p50, "p90": p90}, "behind_seconds": self.behind,
                     "reconnects": self.reconnects,
                     "last_error": self._error, "last_error_time": self._error_time}
 
@@ -134,10 +134,6 @@ def _rate(times: Iterable[float], now: float) -> float:
     recent = [at for at in times if now - at <= WINDOW]
     span = recent[-1] - recent[0] if recent else 0.0
     return round((len(recent) - 1) / span, 2) if span else 0.0
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(1000 * seconds, 1)
 
 
 def _now() -> str:

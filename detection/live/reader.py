@@ -26,6 +26,7 @@ GRACE = 5.0                        # seconds a call may take beyond its limit be
 BEHIND = 5.0                       # seconds a reader may fall behind a stream before it joins it again
 PATIENCE = 0.95                    # share of the time limit after which a frame comes too late
 STUCK = 3                          # given-up threads of one stream that may hang at a time
+HOLE, HOLES = 2.5, 4               # frames' time between two of a finite video that may be a cut; how many
 DEPTH = 8                          # frames of a finite video that wait for the network
 
 
@@ -58,14 +59,10 @@ class Lag:
         self._least = 0.0
 
     def behind(self, now: float, position: float) -> float:
-        """Return the seconds by which a frame of time `position`, read at `now`, is later than the quickest.
-
-        A delay that leaps, or a time that does not move, says that the stream's clock is no measure: it
-        counts from there again.
-        """
+        """Return the seconds by which a frame of time `position`, read at `now`, is later than the best."""
         delay = now - position
         if self._last is None or position == self._last[1] or abs(delay - self._last[0]) > LEAP:
-            self._least = delay
+            self._least = delay                            # a clock that leaps or does not move is no measure
         self._last, self._least = (delay, position), min(self._least, delay)
         return delay - self._least
 
@@ -87,7 +84,7 @@ class Reader:
         self._ready, self._say, self._open = ready, say, opener
         self._box: deque[Frame] = deque()
         self._turns: list[tuple[Turn, threading.Thread]] = []
-        self._read, self._trouble = 0, ""
+        self._read, self._trouble, self._holes = 0, "", set[int]()
 
     def start(self) -> None:
         """Begin to read, in a new thread."""
@@ -181,6 +178,7 @@ class Reader:
         length = int(told) if self.stream.source.lower().startswith("http") and 0 < told < 1e9 else 0
         fps = float(fps) if 0 < fps < 1000 else 25.0
         position, already = 0, self._read if length else 0  # a finite video begins again: skip what was seen
+        seconds = 0.0
         lag = Lag() if self.stream.source.lower().startswith("rtsp") else None   # others tell no true times
         while not turn.gone.is_set():
             asked = time.monotonic()
@@ -188,10 +186,18 @@ class Reader:
             now = time.monotonic()
             if turn.gone.is_set():
                 break
-            if not good or now - asked > PATIENCE * self.limits.reading:  # a decoder's last frame is old
-                return self._why_broken(position, length, already, now - asked)
-            position += 1
-            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            silent = now - asked > PATIENCE * self.limits.reading
+            if not good or silent:                         # a decoder's last frame is old
+                # lengths are told a little too long: a video that stops at the same frame again has ended
+                self.ended = min(position, length) > 0 and (
+                    position >= 0.98 * length - 1 or position == already)
+                cut = "was cut" if position else "was opened, and sent no image"
+                return f"sent nothing for {now - asked:.0f} s" if silent else cut
+            position, before, seconds = position + 1, seconds, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if length and position > 1 and seconds - before > HOLE / fps and position not in self._holes:
+                self._holes.add(position)                  # FFmpeg resumes behind a cut and says nothing
+                if len(self._holes) < HOLES:
+                    return "was cut"
             if lag and (late := lag.behind(now, seconds)) > BEHIND:
                 return f"came faster than it could be read, and was {late:.0f} s behind"
             self.health.behind = round(late, 2) if lag else None
@@ -201,17 +207,6 @@ class Reader:
                 self._put(Frame(name, Path(name), image, self._read, info, now, not length,
                                 seconds if length else now), turn)
         return ""
-
-    def _why_broken(self, position: int, length: int, already: int, waited: float) -> str:
-        """Return what ended the reading, and note the end of a finite video.
-
-        Lengths are told a little too long at times: a video that stops at the same frame again has ended.
-        """
-        if length and position and (position >= 0.98 * length - 1 or position == already):
-            self.ended = True
-        if waited > PATIENCE * self.limits.reading:
-            return f"sent nothing for {waited:.0f} s"
-        return "was cut" if position else "was opened, and sent no image"
 
     def _put(self, frame: Frame, turn: Turn) -> None:
         """Put a frame into the box; one of a finite video waits for room."""

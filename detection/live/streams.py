@@ -32,11 +32,6 @@ class Stream:
         return not ADDRESS.match(self.source)
 
     @property
-    def device(self) -> str:
-        """The path of a camera's device on Linux."""
-        return f"/dev/video{int(self.source)}" if self.source.isdigit() else self.source
-
-    @property
     def label(self) -> str:
         """How it is called in messages: without its password."""
         return f"camera {self.source}" if self.camera else masked(self.source)
@@ -45,8 +40,7 @@ class Stream:
 def live_streams(source: str) -> tuple[Stream, ...]:
     """Return the live streams that `source` names; none where it names files.
 
-    A list file (.txt) of several counts as live once a line of it is; all must be then. Raises DataError for
-    such a mixture, and for an address that cannot be one.
+    A list file (.txt) counts as live once a line of it is; all must be then. Raises DataError.
     """
     path = Path(source).expanduser()
     if CAMERA.fullmatch(source) and (source.startswith("/dev/") or not os.path.exists(source)) \

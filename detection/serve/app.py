@@ -19,7 +19,6 @@ from detection.serve.http import Handler
 from utils.errors import EnvironmentFault, UsageError
 
 BODIES = 8                                     # images in memory at a time, of 32 MiB at most, still coded
-LOOK_AHEAD = 100                               # ports above the one given, among which one may be free
 
 
 def serve(config: NetworkConfig, host: str, port: int, origins: Sequence[str]) -> None:
@@ -109,11 +108,6 @@ def _bind_fault(error: OSError, host: str, port: int, address: tuple, family: so
         return f"--host {host}: this computer does not have that address; give 127.0.0.1 or one of its own"
     known = {errno.EADDRINUSE: "is in use by another program", errno.EACCES: "needs more rights"}
     why = known.get(error.errno, error.strerror)
-    for other in range(max(port + 1, 1024), min(port + LOOK_AHEAD, 65536)):
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            try:
-                trial.bind((address[0], other, *address[2:]))
-            except OSError:
-                continue
-            return f"--port {port}: {why}; --port {other} is free"
-    return f"--port {port}: {why}; give another one, or --port 0 for any that is free"
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.bind((address[0], 0, *address[2:]))
+        return f"--port {port}: {why}; --port {trial.getsockname()[1]} is free"

@@ -1,9 +1,8 @@
 """The HTTP side of `detect.py --serve`: a fixed table of pages, three calls, and who may call them.
 
-There is no password, so two doors are kept shut. A page of another site must not reach this server through
-the browser: requests with a foreign Origin, or as a form could send them, are refused. And a foreign name
-must not be pointed at this address (DNS rebinding): the Host header must be an address, localhost, --host or
-that of an --origin.
+There is no password. So that no page of another site reaches this server through the browser, a foreign
+Origin, and what a form could send, are refused; against a foreign name for this address (DNS rebinding) the
+Host must be an address, localhost, --host or that of an --origin.
 """
 from __future__ import annotations
 

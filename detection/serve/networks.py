@@ -26,17 +26,16 @@ MOST = 200                                     # lines of the page's list
 
 def found_weights(*roots: Path) -> list[Path]:
     """Return checkpoints and exported networks in `weights` and `runs` of the roots, newest runs first."""
-    found = [path for root in roots for path in sorted(_all(root / "weights", SHIPPED))]
+    def every(folder: Path, patterns: Sequence[str]) -> list[Path]:
+        return [path for pattern in patterns for path in folder.glob(pattern)]
+
+    found = [path for root in roots for path in sorted(every(root / "weights", SHIPPED))]
     trained = {path: path.stat().st_mtime for root in roots
                for pattern, names in (("**/weights", TRAINED), ("export/*", EXPORTED))
-               for folder in (root / "runs").glob(pattern) for path in _all(folder, names)}
+               for folder in (root / "runs").glob(pattern) for path in every(folder, names)}
     ordered = [*found, *sorted(trained, key=lambda path: -trained[path])]
     ordered = [path.parent if path.suffix in (".xml", ".param") else path for path in ordered]
     return [path for path in dict.fromkeys(ordered) if not path.name.endswith(".prev.pt")][:MOST]
-
-
-def _all(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 class Networks:
@@ -77,7 +76,7 @@ class Networks:
             limits = {"conf": self._config.conf_thres, "iou": self._config.iou_thres}
             detector = make_detector(self._config, str(self._paths[key]), limits)
             size = self._config.imgsz or detector.runtime.imgsz
-            detector(torch.zeros(1, 3, size, size, dtype=torch.uint8))     # the first image waits for no planning
+            detector(torch.zeros(1, 3, size, size, dtype=torch.uint8))     # no image waits for its planning
             self._open[key] = detector, size, limits
         taken = self._open[key] = self._open.pop(key)          # used last, dropped last
         while len(self._open) > KEPT:

@@ -95,20 +95,19 @@ def test_a_reader_that_falls_behind_its_stream_is_noticed_and_clocks_set_again_a
 
 def test_a_camera_says_whether_it_is_absent_forbidden_or_busy(tmp_path, monkeypatch):
     device = tmp_path / "video0"
-    monkeypatch.setattr(Stream, "device", str(device))
     monkeypatch.setattr(capture.sys, "platform", "linux")
-    absent = why_no_camera(Stream("0", "camera0"))
+    absent = why_no_camera(Stream(str(device), "camera0"))
     assert absent.final and f"there is no {device}" in absent.reason
     device.write_bytes(b"")
     with device.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
         try:
-            busy = why_no_camera(Stream("0", "camera0"))
+            busy = why_no_camera(Stream(str(device), "camera0"))
         finally:
             other.kill()
     assert not busy.final and f"busy: in use by sleep (process {other.pid})" in busy.reason
-    assert "gives no images" in why_no_camera(Stream("0", "camera0")).reason
+    assert "gives no images" in why_no_camera(Stream(str(device), "camera0")).reason
     monkeypatch.setattr(os, "access", lambda *_: False)
-    forbidden = why_no_camera(Stream("0", "camera0"))
+    forbidden = why_no_camera(Stream(str(device), "camera0"))
     assert forbidden.final and "usermod -aG video" in forbidden.reason
 
 

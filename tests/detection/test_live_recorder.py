@@ -1,18 +1,14 @@
-"""Videos of live streams: they play at true speed and survive a kill; and the pulse beside the loop."""
+"""Videos of live streams: they play at true speed and survive a kill."""
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 from detection.outputs import Outputs
-from detection.threads import Pulse
 from detection.video import Frame, Recorder, VideoInfo, probe
-from tests.helpers.live_cases import coloured, count_frames, wait_for
-from utils.errors import DiskError
+from tests.helpers.live_cases import coloured, count_frames
 
 
 def record(recorder: Recorder, times: list[float], size: tuple[int, int] = (48, 64)) -> None:
@@ -81,21 +77,6 @@ def test_a_disk_that_is_full_is_noticed_at_once_and_what_was_written_plays(tmp_p
         assert 50 < int(count) < 1000, done.stderr
         assert f"a.{suffix}: File too large, after" in said and "--nosave" in said
         assert count_frames(tmp_path / f"a.{suffix}") > 0.5 * int(count)
-
-
-def test_what_the_pulse_raises_reaches_the_main_thread():
-    beats: list[int] = []
-
-    def beat() -> None:
-        beats.append(1)
-        if len(beats) == 3:
-            raise DiskError("full")
-
-    with pytest.raises(DiskError, match="full"), Pulse(beat, 0.01) as pulse:
-        wait_for(lambda: len(beats) == 3)
-        time.sleep(0.05)
-        assert len(beats) == 3, "it stopped"
-        pulse.check()
 
 
 def test_finite_videos_that_are_read_side_by_side_are_each_written_whole(tmp_path):

@@ -2,6 +2,7 @@
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import pytest
 
 from detection.detector import Batch, Detector, batches, class_indices, follow
 from detection.screen import FrameLog, bar_text, shorten, why_no_window
-from detection.threads import Behind, Prefetch
+from detection.threads import behind, prefetch
 from detection.video import Frame
 from utils.errors import DataError, UsageError
 
 
 def test_prefetch_keeps_order_and_is_bounded():
     taken: list[int] = []
-    with Prefetch((taken.append(k) or k for k in range(100)), depth=3) as reader:
+    with closing(prefetch((taken.append(k) or k for k in range(100)), depth=3)) as reader:
         assert next(reader) == 0
         time.sleep(0.3)
         assert len(taken) <= 6, "it ran ahead of its bound"
@@ -29,7 +30,7 @@ def test_an_error_while_fetching_comes_after_what_was_fetched_before_it():
         yield 1
         raise DataError("the second is bad")
 
-    with Prefetch(failing()) as reader:
+    with closing(prefetch(failing())) as reader:
         assert next(reader) == 1
         with pytest.raises(DataError, match="second is bad"):
             next(reader)
@@ -46,16 +47,16 @@ def test_leaving_early_ends_the_thread_and_closes_the_generator():
             closed.set()
 
     before = threading.active_count()
-    with Prefetch(endless(), depth=2) as reader:
+    with closing(prefetch(endless(), depth=2)) as reader:
         next(reader)
     assert closed.wait(1) and threading.active_count() == before
 
 
 def test_what_is_put_behind_is_written_in_order_before_close_returns():
     done: list[int] = []
-    with Behind(lambda k: (time.sleep(0.002), done.append(k)), depth=2) as writer:
+    with behind(lambda k: (time.sleep(0.002), done.append(k)), depth=2) as put:
         for k in range(30):
-            writer.put(k)
+            put(k)
     assert done == list(range(30))
 
 
@@ -63,14 +64,13 @@ def test_an_error_while_writing_reaches_the_producer_and_never_blocks_it():
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    writer = Behind(full, depth=1)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space"), behind(full, depth=1) as put:
         for k in range(100):
-            writer.put(k)
-    with pytest.raises(OSError, match="No space"), Behind(full) as writer:
-        writer.put(1)
-    with pytest.raises(KeyError), Behind(full) as writer:      # the block's own error goes first
-        writer.put(1)
+            put(k)
+    with pytest.raises(OSError, match="No space"), behind(full) as put:
+        put(1)
+    with pytest.raises(KeyError), behind(full) as put:         # the block's own error goes first
+        put(1)
         time.sleep(0.05)
         raise KeyError
 
@@ -143,9 +143,9 @@ def test_reading_network_and_writing_overlap():
     detector = Detector(FakeRuntime(seconds=0.02), lambda runtime, maps: (nothing, 0), FakeRuntime)
     written: list[str] = []
     start = time.perf_counter()
-    with Behind(lambda item: (time.sleep(0.02), written.append(item[0].name)), 4) as writer, \
-            Prefetch(batches(slow(frames_of(25)), fit, 1), 4) as reader:
-        follow(reader, detector, writer.put, lambda: True)
+    with behind(lambda item: (time.sleep(0.02), written.append(item[0].name)), 4) as put, \
+            closing(prefetch(batches(slow(frames_of(25)), fit, 1), 4)) as reader:
+        follow(reader, detector, put, lambda: True)
     assert written == [f"{k}.png" for k in range(25)]
     assert time.perf_counter() - start < 25 * 0.02 * 2.2, "the stages wait for each other"
 
