@@ -21,7 +21,7 @@ RULES: dict[str, Rule | None] = {"bn": None, "random": None}           # None: b
 
 
 def rule(score: Rule) -> Rule:
-    """Register a rule under its function's name: kernels [C, n] and their gradients, or None -> scores [C]."""
+    """Register a rule under its function's name: kernels [C, n], gradients [C, n] or None -> scores [C]."""
     RULES[score.__name__] = score
     return score
 
