@@ -1,4 +1,4 @@
-"""Annotation files as they are in the wild: refused, mended or mapped, and never silently (cases 1-7)."""
+"""Annotation files as they are in the wild: refused, mended or mapped, and never silently."""
 import json
 import time
 from pathlib import Path
