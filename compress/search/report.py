@@ -27,10 +27,7 @@ FIGURE = ("map50", "params")                       # Figure 4's axes
 
 
 def write_answer(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> None:
-    """Write the record of the search and all that belongs to it; the first process prints it.
-
-    Workers that end together write one after the other, the same. Raises NumericError where all failed.
-    """
+    """Write and print the record of the search and all that belongs to it; NumericError where all failed."""
     folder = search.tuner.folder
     if not rows:
         raise NumericError("all trials failed: " + "; ".join(f"{r['label']}: {r['error']}" for r in failed))
@@ -39,7 +36,7 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
     found = best_network(search, best)
     if not search.tuner.world.main:
         return
-    with alone(folder / ".answer.lock"):
+    with alone(folder / ".answer.lock"):           # workers that end together write the same
         (folder / "best").mkdir(exist_ok=True)
         if found is not None:
             checkpoints.save(folder / "best" / "best.pt", found)
@@ -55,8 +52,7 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
 
 def make_record(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> dict:
     """Return the search as JSON: how it was done, all trials, the best, the front, what it cost."""
-    config = search.config
-    score, networks = config.score, config.random + 2
+    config, score, networks = search.config, search.config.score, search.config.random + 2
     # A step of the supernet is as many forward and backward passes as it trains networks, and counts as such.
     cost = config.epochs * networks if config.one_shot else sum(row["epochs"] for row in rows)
     record = {
@@ -87,8 +83,7 @@ def best_network(search: Search, row: dict) -> checkpoints.Checkpoint | None:
 
 def lines(search: Search, record: dict) -> list[str]:
     """Return what a search prints at its end."""
-    rows, folder, config = record["trials"], search.tuner.folder, search.config
-    score = config.score
+    rows, folder, config, score = record["trials"], search.tuner.folder, search.config, search.config.score
     best, several = rows[record["best"]], len(record["objectives"]) > 1
     marked = record["front"] if several else ()
     out = ["", *table_lines(rows, score, record["best"], marked), ""]
@@ -109,10 +104,9 @@ def lines(search: Search, record: dict) -> list[str]:
                f"{best['parameters']:,} parameters; cost: {cost}")
     if "rank" in record:
         rank = record["rank"]
-        values = [f"{name} {number(rank[key])}" for name, key
-                  in (("Kendall tau", "kendall"), ("Spearman rho", "spearman"))]
-        out.append(f"ranks against {rank['against']}: {', '.join(values)}, n {rank['n']}; "
-                   f"{rank['cost_epochs']} epochs against {rank['against_cost_epochs']}")
+        out.append(f"ranks against {rank['against']}: Kendall tau {number(rank['kendall'])}, Spearman rho "
+                   f"{number(rank['spearman'])}, n {rank['n']}; {rank['cost_epochs']} epochs against "
+                   f"{rank['against_cost_epochs']}")
     if not (folder / "best" / "best.pt").is_file():
         out.append("the best trial's weights are not here: another machine trained it, or --known told it; "
                    f"there they are in the run folder, trials/k{best['label']}-s{best['seed']}")

@@ -25,10 +25,9 @@ TRIES = 6                              # to open a storage whose tables another 
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that need not wait for the disk at every step.
+    """A connection with a write-ahead log, which need not wait for the disk at every step.
 
-    A write-ahead log stays whole when a process or the machine dies; the machine's death may take the last
-    steps with it, whose trials then are found finished on disk.
+    The machine's death may take the last steps with it, whose trials then are found finished on disk.
     """
 
     def __init__(self, *args: object, **options: object) -> None:
@@ -65,8 +64,7 @@ def is_held(folder: Path) -> bool | None:
 def lock_file(url: str) -> Path | None:
     """Return the file that workers on a storage lock for each step; None where the database has row locks.
 
-    SQLite has none, and without them two workers pop the same waiting trial. Raises UsageError for a URL that
-    is none, or of a database in memory, which no other process could see.
+    Without either, two workers pop the same waiting trial. Raises UsageError for a bad or in-memory URL.
     """
     from sqlalchemy import exc
     from sqlalchemy.engine import make_url
@@ -86,10 +84,7 @@ def lock_file(url: str) -> Path | None:
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Return the storage behind an RDB URL, its tables made where they are missing.
-
-    Raises EnvironmentFault where the database or its driver cannot be used.
-    """
+    """Return an RDB URL's storage, its tables made; EnvironmentFault where it or its driver is missing."""
     import optuna
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
