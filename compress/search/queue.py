@@ -1,7 +1,7 @@
 """A queue of points that many workers empty together, each point taken by one of them: an Optuna study.
 
-A dead worker's point is taken again: at once where its lock can be looked at, else when its heartbeat has been
-still for GRACE seconds. What a point means is not known here.
+A dead worker's point is taken again: at once where its lock can be seen, else when its heart has been still
+for GRACE seconds. What a point means is not known here.
 """
 from __future__ import annotations
 

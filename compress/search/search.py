@@ -1,4 +1,4 @@
-"""Kernel search: every choice of kernels and block types is trained and measured, or cut out of one supernet."""
+"""Kernel search: every choice of kernels and block types, trained and measured or cut out of a supernet."""
 from __future__ import annotations
 
 import json
@@ -58,7 +58,7 @@ def choice_of(row: dict) -> Choice:
 
 @dataclass(frozen=True)
 class Search:
-    """The network that is varied, the weights all start from, and (label, seed) -> row of earlier searches."""
+    """The network that is varied, the weights all start from, (label, seed) -> row of earlier searches."""
 
     tuner: Tuner
     config: SearchConfig
@@ -105,7 +105,7 @@ class Search:
         return substitute(self.base, choice.ops, choice.kernels)
 
     def start(self, net: Net, seed: int) -> State:
-        """Return the state a network is trained from: what --weights holds, kernels resized, the rest fresh."""
+        """Return the state a network is trained from: what --weights holds, resized, the rest fresh."""
         model = initialise(Network(net), seed)
         if self.weights is not None:
             there = {layer.name: layer for layer in self.weights.net}
