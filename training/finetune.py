@@ -16,12 +16,13 @@ from data.coco.locate import locate
 from data.dataset import DetectionSet
 from deploy.artifact import digest
 from models import checkpoint as checkpoints
+from models.heads.loss import DetectionLoss
 from models.layer import Net
 from models.network import Network
 from training import engine
 from training.config import Recipe
 from training.prepare import check_side, enter, plain_images, read_sets
-from training.run import SHOWN, Run, Session, Validator, detection_loss
+from training.run import SHOWN, Run, Session, Validator, shown
 from utils import ddp, runs
 from utils.errors import DiskError
 
@@ -33,7 +34,7 @@ class Outcome(NamedTuple):
 
     net: Net
     state: dict[str, Tensor]
-    metrics: dict[str, float]                              # map50, map50_95, precision, recall, f1: fractions
+    metrics: dict[str, float]                              # the SHOWN ones, fractions
     epochs: int
     seconds: float
 
@@ -41,8 +42,7 @@ class Outcome(NamedTuple):
 def claim(config: Recipe, free: Sequence[str]) -> Path:
     """Return the run folder of this config, the fields in `free` apart, and of what its files hold.
 
-    The same command continues in it. Where the weights, the net.json or the annotations were changed
-    meanwhile, finished trainings of the old ones would be taken for the new ones': then it is another folder.
+    The same command continues in it, unless weights, net.json or annotations were changed meanwhile.
     """
     where, values = locate(config.data), asdict(config)
     files = {"weights": config.weights, "cfg": values.get("cfg"), "train": where.train.json,
@@ -63,11 +63,7 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
 
 
 class Tuner:
-    """Trains networks on one data set, each in a folder of its own: resumable, and remembered once done.
-
-    What a caller does with the outcomes may be killed at any moment: run again, it reads the finished
-    trainings, continues the one that was cut off, and so comes to the same end.
-    """
+    """Trains networks on one data set, each in a folder of its own: resumable, and remembered once done."""
 
     def __init__(self, config: Recipe, folder: Path, session: Session, train_set: DetectionSet,
                  validator: Validator, interrupt: runs.Interrupt, held: TextIO | None = None) -> None:
@@ -78,10 +74,10 @@ class Tuner:
 
     @classmethod
     def open(cls, config: Recipe, claim: Callable[[], Path], alone: bool = True) -> Tuner:
-        """Return a tuner: torchrun's processes joined, the folder claimed, data read and cached.
+        """Return a tuner: torchrun's processes joined, data read and cached.
 
-        claim gives the folder and is called by the first process only; with `alone` that one holds its lock.
-        Raises as prepare.read_sets does, and EnvironmentFault where another process holds the folder.
+        The first process claims the folder, with `alone` locks it. Raises as prepare.read_sets does, and
+        EnvironmentFault where another process holds the folder.
         """
         session = enter(config)
         folder = Path(ddp.from_main(str(claim()) if session.world.main else ""))
@@ -95,11 +91,10 @@ class Tuner:
 
     def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int | None = None,
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:
-        """Return the network fine-tuned in folder/name, read from there where that is done already.
+        """Return the network fine-tuned in folder/name, or read from there; loss: as DetectionLoss.
 
-        loss: (head outputs, targets, images) -> {term: scalar}, DetectionLoss by default; make: records ->
-        module whose state dict has the layout's keys. Raises Interrupted after a signal (saved),
-        NumericError, DiskError, and EnvironmentFault while another living process trains there.
+        Raises Interrupted after a signal (saved), NumericError, DiskError, and EnvironmentFault while another
+        process trains there.
         """
         folder = self.folder / name
         if self.done(name):
@@ -109,7 +104,7 @@ class Tuner:
         model = make(net)
         model.load_state_dict(state)
         run = self._run(model, folder, epochs, self.config.seed if seed is None else seed,
-                        loss or detection_loss(net))
+                        loss or DetectionLoss(net))
         try:
             spent = self._resume(run)
             run.train()
@@ -125,8 +120,8 @@ class Tuner:
         return bool(self.share((self.folder / name / "outcome.json").is_file()))
 
     def measure(self, net: Net, state: dict[str, Tensor]) -> dict[str, float]:
-        """Return map50, map50_95, precision, recall and f1 (fractions) on the validation set, untrained."""
-        return self.share(self.validator.metrics(net, state) if self.world.main else None)
+        """Return the SHOWN metrics on the validation set, untrained."""
+        return self.share(self.world.main and shown(self.validator(net, state)[0]))
 
     def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state with batch-norm statistics of plain training images; the argument is unchanged."""

@@ -58,12 +58,11 @@ class Progress:
         self.title, self.total, self.start, self.at, self.show = title, total, start, start, show
         self.began = self.last_line = time.monotonic()
         self.images, self.bar, self.values = 0, None, {}
+        if show and sys.stderr.isatty():
+            from tqdm import tqdm
+            self.bar = tqdm(total=total, initial=start, desc=title, unit="batch", dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
-        if self.show and sys.stderr.isatty():
-            from tqdm import tqdm
-            self.bar = tqdm(total=self.total, initial=self.at, desc=self.title, unit="batch",
-                            dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:

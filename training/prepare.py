@@ -22,13 +22,14 @@ from deploy.runtimes.runtime import DTYPES, half_fault
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.graph import strides
+from models.heads.loss import DetectionLoss
 from models.layer import Net, heads
 from models.network import Network, initialise
 from models.transfer import report_lines, transfer
 from models.zoo.build import build, with_heads
 from training import engine
 from training.config import NetRecipe, Recipe, TrainConfig
-from training.run import NOTES, Run, Session, Validator, detection_loss
+from training.run import NOTES, Run, Session, Validator
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
@@ -200,7 +201,7 @@ def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
 
 def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session) -> Callable:
     """Return a network's loss, with the part of the teacher whose checkpoint is at `path`."""
-    loss = detection_loss(net)
+    loss = DetectionLoss(net)
     if not path:
         return loss
     found = checkpoints.load(path)

@@ -1,7 +1,4 @@
-"""The paper's progressive pruning: choose, cut, fine-tune, measure, accept or reject.
-
-What the paper leaves open is a field of `PruneConfig`, and every report prints it.
-"""
+"""The paper's progressive pruning: choose, cut, fine-tune, measure, accept or reject."""
 from __future__ import annotations
 
 import json
@@ -25,10 +22,11 @@ from evaluation.bootstrap import drop_interval
 from evaluation.curves import Matches
 from models.channels import widths
 from models.count import loose_macs, macs, parameters
+from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import Tuner
 from training.prepare import plain_images
-from training.run import SHOWN, detection_loss
+from training.run import SHOWN, shown
 from utils import ddp, runs
 from utils.errors import EnvironmentFault
 
@@ -91,10 +89,7 @@ class Log:
 
 
 class Bench:
-    """Fine-tunes and measures candidates of one parent; every finished step is remembered on disk.
-
-    targets: measure -> largest value wanted.
-    """
+    """Fine-tunes and measures candidates of one parent, up to targets (measure -> largest value wanted)."""
 
     def __init__(self, tuner: Tuner, config: PruneConfig, targets: dict[str, float], origin: Net,
                  parent: State) -> None:
@@ -104,15 +99,15 @@ class Bench:
         self.loss = None
         if config.teacher == "parent":
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
-            self.loss = DistilledLoss(detection_loss(origin), teach)
+            self.loss = DistilledLoss(DetectionLoss(origin), teach)
 
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
         """Return the kept indices of one step of all units that can still take one, the same on all ranks."""
-        taken = self.taken.get(units[0].name, 0)
-        new, self.taken[units[0].name] = next_widths(units, widths(net), taken, self.config.round_to)
+        first, round_to = units[0].name, self.config.round_to
+        new, self.taken[first] = next_widths(units, widths(net), self.taken.get(first, 0), round_to)
         if not new:
             return {}
-        keep = self.best_channels(net, state, narrowed(net, self.origin, new, self.config.round_to))
+        keep = self.best_channels(net, state, narrowed(net, self.origin, new, round_to))
         if not ddp.same_on_all(zlib.crc32(json.dumps(keep).encode())):
             raise EnvironmentFault("the processes would cut different channels; nothing was cut. "
                                    "Are all of them the same machine type and versions?")
@@ -142,16 +137,13 @@ class Bench:
         if "latency" in self.targets:
             ms = remembered_latency(tuner, first.net, first.state, name)
             reached = replace(reached, counts={**reached.counts, "latency": ms})
-        seeds = tuple(t.metrics[config.metric] for t in tries)
-        return first.net, first.state, replace(reached, seeds=seeds), sum(t.seconds for t in tries)
+        reached = replace(reached, seeds=tuple(t.metrics[config.metric] for t in tries))
+        return first.net, first.state, reached, sum(t.seconds for t in tries)
 
     def measure(self, net: Net, state: State, metrics: dict[str, float] | None = None) -> Measured:
         """Return a network's metrics, counts and matches on the validation set."""
-        found = None
-        if self.tuner.world.main:
-            full, _, _ = self.tuner.validator(net, state)
-            found = {key: getattr(full, key) or 0.0 for key in SHOWN}, full.matches
-        own, matches = self.tuner.share(found)
+        full = self.tuner.validator(net, state)[0] if self.tuner.world.main else None
+        own, matches = self.tuner.share(full and (shown(full), full.matches))
         return Measured(metrics or own, cost(net, self.config.imgsz), matches, own["map50"])
 
     def drop(self, reference: Measured, reached: Measured) -> Drop:
@@ -166,7 +158,7 @@ class Bench:
         return Drop(lost, (100 * low + lost - first, 100 * high + lost - first))
 
     def _gradients(self, net: Net, state: State) -> State:
-        size, data, loss = self.config.batch_size, self.tuner.train_set, detection_loss(net)
+        size, data, loss = self.config.batch_size, self.tuner.train_set, DetectionLoss(net)
         count = min(TAYLOR_IMAGES, len(data))
         chosen = [data.unvaried(i * len(data) // count) for i in range(count)]
         batches = [collate(chosen[at:at + size])[:2] for at in range(0, count, size)]
@@ -176,12 +168,9 @@ class Bench:
 
 def progressive(net: Net, state: State, original: Measured, units: list[Unit], bench: Bench,
                 log: Log) -> tuple[Net, State, Measured]:
-    """Return the network that is left when no layer can lose another sixteenth: Algorithm 1 of the paper.
+    """Return the network that is left when no unit can lose another step, and what it reaches.
 
-    original: what the unpruned network reaches; also returned is what the pruned one does.
-
-    Each step takes 1/16 of a unit's original channels away, fine-tunes, measures; it is accepted while the
-    drop stays within the tolerance, else the network before it comes back and the unit is cut no further.
+    Algorithm 1 of the paper. original: what the unpruned network reaches.
     """
     config = bench.config
     current = reference = original
@@ -210,12 +199,9 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
 
 
 def accepts(config: PruneConfig, lost: Drop, total: float) -> tuple[bool, str]:
-    """Return whether a step that lost this much is accepted, and the sentence that says why.
-
-    total: points lost against the unpruned parent.
-    """
-    words = f"lost {lost.points:+.2f} points against {REFERENCES[config.reference]}"
+    """Return whether a step that lost this much is accepted, and why; total: points lost since the parent."""
     value = lost.points
+    words = f"lost {value:+.2f} points against {REFERENCES[config.reference]}"
     if lost.interval is not None:
         low, high = lost.interval
         value = {"mean": value, "lower": low, "upper": high}[config.decide]
@@ -239,7 +225,7 @@ def target_words(targets: Mapping[str, float], now: Mapping[str, float]) -> str:
 
 
 def cost(net: Net, imgsz: int) -> dict[str, float]:
-    """Return what --until can ask for without a clock: parameters (trainable, stored), MACs (both counts)."""
+    """Return the counts that --until can ask for."""
     return {"params": parameters(net), "stored": parameters(net, statistics=True),
             "macs": macs(net, imgsz), "loose-macs": loose_macs(net, imgsz)}
 

@@ -26,13 +26,14 @@ from compress.search.storage import alone
 from compress.supernet import SandwichLoss, Supernet
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
+from models.heads.loss import DetectionLoss
 from models.layer import Net
 from models.network import Network, initialise
 from models.records import to_json
 from models.zoo.tiny import substitute
 from training.finetune import Outcome, Tuner, claim
 from training.prepare import choose_net, plain_images, start_from
-from training.run import data_hash, detection_loss
+from training.run import data_hash
 from utils import ddp, runs
 from utils.errors import Interrupted, NumericError, UsageError
 
@@ -278,7 +279,7 @@ def train_supernet(search: Search) -> Outcome:
         tuner.say(f"supernet: {parameters(net):,} parameters, {config.random + 2} networks a step")
         start = search.start(net, config.seed)
     return tuner.tune(net, start, "supernet", config.epochs, make=make,
-                      loss=SandwichLoss(detection_loss(net)))
+                      loss=SandwichLoss(DetectionLoss(net)))
 
 
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:
