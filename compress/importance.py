@@ -9,43 +9,25 @@ from torch import Tensor
 from models.channels import channels
 from models.graph import expand
 from models.layer import Net
-from models.network import Network
+from models.network import from_state
 from utils.errors import ModelError
 
-
-def _l1(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the sum of absolute weights (Li et al. 2017, arXiv 1608.08710)."""
-    return weight.abs().sum(1)
-
-
-def _l2(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
-    return weight.square().sum(1).sqrt()
-
-
-def _fpgm(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the sum of distances to the other filters: the middle one is replaceable (arXiv 1811.00250)."""
-    return torch.cdist(weight, weight).sum(1)
-
-
-def _taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the squared first-order change of the loss (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
-    return (weight * gradient).sum(1).square()
-
-
+# Of weights and gradients [filters, numbers].
 KERNEL_RULES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "l1": _l1, "l2": _l2, "fpgm": _fpgm, "taylor": _taylor}
+    "l1": lambda weight, _: weight.abs().sum(1),                   # Li et al. 2017, arXiv 1608.08710
+    "l2": lambda weight, _: weight.square().sum(1).sqrt(),         # He et al. 2018, arXiv 1808.06866
+    "fpgm": lambda weight, _: torch.cdist(weight, weight).sum(1),  # the middle one is replaceable: 1811.00250
+    # The squared first-order change of the loss: Molchanov et al. 2019, arXiv 1906.10771, eq. 8.
+    "taylor": lambda weight, gradient: (weight * gradient).sum(1).square()}
 RULES = (*KERNEL_RULES, "bn", "random")
 
 
 def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
                    gradients: dict[str, Tensor] | None = None, seed: int = 0) -> Tensor:
-    """Return the importance [width] of each channel of a unit; larger is more.
+    """Return the importance [width] of each channel of a unit: of the kernels that make it, summed.
 
-    It is that of the kernels that make the channels, summed where several do (tied records, a width that one
-    record uses twice). bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519).
-    random: a function of the seed and the unit's name. taylor needs `gradients` (state key -> gradient of the
-    loss). Raises ModelError for an unknown rule or unit, or bn where there is none.
+    bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519). taylor needs `gradients`
+    (state key -> gradient of the loss). Raises ModelError for an unknown rule or unit, or bn where none is.
     """
     if rule not in RULES:
         raise ModelError(f"unknown importance {rule!r}; known are {', '.join(RULES)}")
@@ -83,9 +65,7 @@ def loss_gradients(net: Net, state: dict[str, Tensor], batches: Iterable[tuple[T
 
     Batch-norm in eval mode: the statistics are those of the network that will be cut.
     """
-    model = Network(net)
-    model.load_state_dict(state)
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    model = from_state(net, state).to(device).to(memory_format=torch.channels_last)
     for images, targets in batches:
         images = (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
         terms = loss(model(images), targets.to(device), images)

@@ -41,7 +41,7 @@ class Batches:
         return self.count
 
     def __iter__(self):
-        from data.dataset import Batch
+        from data.loader import Batch
         for at in range(self.start, self.count):
             images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(at)) * 255
             if self.epoch * self.count + at in self.poison:
