@@ -9,20 +9,15 @@ from utils import cli
 from utils.errors import UsageError
 
 
-def parse() -> PruneConfig:
-    """Return the checked command line."""
+def main() -> None:
+    """Prune as the flags say; write and print what came of it."""
     parser = cli.config_parser(__doc__.splitlines()[0], PruneConfig)
     args = parser.parse_args()
     if args.decide != "mean" and args.metric != "map50":
         parser.error(f"--decide {args.decide} needs an interval, which --metric map50 alone has")
     if args.lr is None:
         args.lr = DEFAULT_LR[args.optimizer]
-    return cli.to_config(parser, args, PruneConfig, "weights", "data")
-
-
-def main() -> None:
-    """Open the data, prune, write and print what came of it."""
-    config = parse()
+    config = cli.to_config(parser, args, PruneConfig, "weights", "data")
     from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words
     from compress.pruning.report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
     from compress.pruning.schedule import prunable
