@@ -1,7 +1,6 @@
 """Kernels of another size, cut from the same tensors: (net, state, kernels) -> (net, state).
 
-A 3x3 kernel is the centre of the 5x5 one, so a network with 5x5 kernels holds every choice of 3x3 and 5x5.
-The cut is differentiable: run by `forward`, a sub-network's gradients reach the tensors it shares.
+A network with 5x5 kernels holds every choice of 3x3, their centres, and 5x5; gradients reach what is shared.
 """
 from __future__ import annotations
 
@@ -22,10 +21,9 @@ from utils.errors import ModelError
 
 def with_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network with the kernels of some records in another size; neither argument is changed.
+    """Return the network with other kernels (layer -> side): centres (views), or the old ones within zeros.
 
-    A smaller kernel is the centre of the old one (a view of it); a larger one is the old one in a border of
-    zeros, which computes the same. kernels: layer -> side. Raises ModelError for a layer without kernels.
+    Raises ModelError for a layer without kernels.
     """
     new = substitute(net, kernels=dict(kernels))
     out = dict(state)
@@ -37,11 +35,7 @@ def with_kernels(net: Net, state: Mapping[str, Tensor],
 
 def crop_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network with smaller kernels in some records, each the centre of what `state` holds.
-
-    As `with_kernels`, but raises ModelError where a kernel would have to grow: what is not there cannot be
-    cut out.
-    """
+    """Return what `with_kernels` does; raise ModelError where a kernel would have to grow."""
     substitute(net, kernels=dict(kernels))                 # that the layers are there
     larger = [f"{layer.name} has {layer.kernel}x{layer.kernel}, {kernels[layer.name]} is wanted"
               for layer in net if kernels.get(layer.name, 0) > layer.kernel]
@@ -59,10 +53,9 @@ def _resized(kernel: Tensor, side: int) -> Tensor:
 
 
 def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: bool = False) -> list[Tensor]:
-    """Return the head outputs of images [B, 3, S, S] by a network whose tensors are those of `state`.
+    """Return the head outputs of images [B, 3, S, S]; gradients flow into the tensors of `state`.
 
-    No module is built for it and nothing is copied, so gradients flow into the tensors of `state`. In
-    training batch-norm writes its running statistics there: hand in clones where they are another network's.
+    In training batch-norm writes its running statistics there: hand in clones where they are another's.
     """
     skeleton = _skeleton(net, torch.distributed.is_available() and torch.distributed.is_initialized())
     return torch.func.functional_call(skeleton.train(training), dict(state), (images,))

@@ -4,21 +4,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from compress.recalibrate import recalibrate
 from data.coco.locate import locate
 from data.dataset import DetectionSet
 from deploy.artifact import digest
 from models import checkpoint as checkpoints
 from models.heads.loss import DetectionLoss
 from models.layer import Net
-from models.network import Network
+from models.network import Network, from_state
 from training import engine
 from training.config import Recipe
 from training.prepare import check_side, enter, plain_images, read_sets
@@ -179,6 +179,28 @@ class Tuner:
                         {"metrics": metrics, "epochs": epochs, "seconds": round(seconds, 1)})
         for stale in (run.last, checkpoints.previous(run.last)):
             stale.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def recalibrate(net: Net, state: dict[str, Tensor], batches: Iterable[Tensor],
+                device: torch.device | str = "cpu", half: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return the state with running means and variances that are plain averages over the batches.
+
+    batches: images uint8 [B, 3, S, S]. Post-training statistics of Yu and Huang 2019 (US-Net, arXiv
+    1903.05134, section 3.4): a sub-network's activations are not distributed as the whole network's were.
+    """
+    model = from_state(net, state).to(device).to(memory_format=torch.channels_last).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None                         # a cumulative average
+    for images in batches:
+        images = images.to(device).float() / 255
+        with torch.autocast(torch.device(device).type, half, enabled=half is not None):
+            model(images.contiguous(memory_format=torch.channels_last))
+    fresh = model.state_dict()
+    return {key: fresh[key].to("cpu").contiguous() if "running_" in key else value
+            for key, value in state.items()}
 
 
 def read_outcome(folder: Path) -> Outcome:

@@ -82,10 +82,7 @@ def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
 
 
 def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: list[Unit]) -> list[Unit]:
-    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated.
-
-    Every measurement is kept in scan.json as it is made; table and heat map are written at the end.
-    """
+    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated."""
     tuner, net, state = bench.tuner, parent.net, parent.state
     path = tuner.folder / "scan.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
@@ -121,10 +118,7 @@ def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dic
 
 def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, Measured],
                  child: tuple[checkpoints.Checkpoint, Measured], units: list[Unit]) -> None:
-    """Write the child, its records, tables and plots into the run folder, and print them.
-
-    parent and child: the checkpoint and what it reaches.
-    """
+    """Write and print the child, its record, tables and plots; parent, child: and what they reach."""
     config, tuner, folder = bench.config, bench.tuner, bench.tuner.folder
     (old, before), (new, after) = ((c, m.figures) for c, m in (parent, child))
     (folder / "weights").mkdir(exist_ok=True)
@@ -137,8 +131,7 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
     record = {"kind": "prune", "data": str(config.data), "imgsz": config.imgsz,
               "parent": {"weights": str(config.weights), **before},
               "child": {"weights": f"{folder.name}/weights/{best.name}", **after},
-              "net": to_json(new.net),
-              "choices": choices(bench), "layers": rows, "steps": log.rows,
+              "net": to_json(new.net), "choices": choices(bench), "layers": rows, "steps": log.rows,
               "ended": log.ended or "no layer is left", "epochs": sum(row["epochs"] for row in log.rows),
               "speed": speed, "environment": runs.environment()}
     widths_png(rows, folder / "widths.png")
@@ -174,10 +167,7 @@ def last_words(bench: Bench, before: dict, after: dict, epochs: int, child: Meas
 
 
 def table3_lines(layers: Sequence[dict]) -> list[str]:
-    """Return a line per layer: width before and after, sixteenths taken away, why no more; and the sums.
-
-    The paper's Table 3. A row of `layers` has layer, original, width, sixteenths and stopped.
-    """
+    """Return the paper's Table 3 of `layer_rows`, and the sums, as lines."""
     rows = [[row["layer"], row["original"], row["width"], f"{row['sixteenths']:g}/16"] for row in layers]
     before, after = (sum(row[key] for row in layers) for key in ("original", "width"))
     lost = 16 * (before - after) / before if before else 0.0
@@ -187,10 +177,7 @@ def table3_lines(layers: Sequence[dict]) -> list[str]:
 
 
 def step_lines(steps: Sequence[dict], metric: str = "map50") -> list[str]:
-    """Return a line per step: what was cut, what it reached and lost, its size and cost, the verdict.
-
-    A step is a row of the run's record; its drop and interval are in points of the metric.
-    """
+    """Return a line per step of a record: what was cut, reached and lost (points), size, cost, verdict."""
     digits = len(str(len(steps)))
     rows = [[f"{row['step']:{digits}} {row['layer']}", f"{row['sixteenths']:g}/16", row["width"],
              f"{row[metric]:.4f}", _signed(row["drop"]), " to ".join(map(_signed, row["interval"] or ())),
@@ -203,10 +190,7 @@ def step_lines(steps: Sequence[dict], metric: str = "map50") -> list[str]:
 
 def scan_lines(units: Sequence[str], sixteenths: Sequence[int],
                drops: Sequence[Sequence[float]]) -> list[str]:
-    """Return a line per layer: the points lost by each number of sixteenths; "-" where nothing was measured.
-
-    drops: [units][sixteenths], NaN where nothing was measured.
-    """
+    """Return a line per layer: the drops [units][sixteenths] in points, "-" for NaN."""
     rows = [[unit, *("-" if math.isnan(value) else _signed(value, 1) for value in row)]
             for unit, row in zip(units, drops, strict=True)]
     return aligned(["points lost by", *(f"{n:g}/16" for n in sixteenths)], rows).split("\n")
