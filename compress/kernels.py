@@ -21,7 +21,7 @@ from utils.errors import ModelError
 
 def with_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network with other kernels (layer -> side): centres (views), or the old ones within zeros.
+    """Return the network with other kernels (layer -> side): centres, or the old ones within zeros.
 
     Raises ModelError for a layer without kernels.
     """
@@ -29,7 +29,8 @@ def with_kernels(net: Net, state: Mapping[str, Tensor],
     out = dict(state)
     for old, param in zip(channels(net).params, channels(new).params, strict=True):
         if old.tail != param.tail:
-            out[param.key] = _resized(state[param.key], param.tail[-1])
+            margin = (param.tail[-1] - old.tail[-1]) // 2
+            out[param.key] = F.pad(state[param.key], (margin,) * 4)        # less than 0 takes a border away
     return new, out
 
 
@@ -42,14 +43,6 @@ def crop_kernels(net: Net, state: Mapping[str, Tensor],
     if larger:
         raise ModelError(f"kernels can be cut out of larger ones only: {'; '.join(larger)}")
     return with_kernels(net, state, kernels)
-
-
-def _resized(kernel: Tensor, side: int) -> Tensor:
-    """Return the kernel [..., k, k] as [..., side, side] about the same centre."""
-    margin = (kernel.shape[-1] - side) // 2
-    if margin < 0:
-        return F.pad(kernel, (-margin,) * 4)
-    return kernel[..., margin:margin + side, margin:margin + side]
 
 
 def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: bool = False) -> list[Tensor]:

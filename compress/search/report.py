@@ -9,7 +9,6 @@ from compress.search.rows import (
     front,
     rank_agreement,
     spread,
-    spread_lines,
     table_lines,
     trials_csv,
 )
@@ -88,7 +87,8 @@ def lines(search: Search, record: dict) -> list[str]:
     marked = record["front"] if several else ()
     out = ["", *table_lines(rows, score, record["best"], marked), ""]
     out += [f"failed: {row['label']} seed {row['seed']}: {row['error']}" for row in record["failed"]]
-    out += spread_lines(record["repeats"], score)
+    out += [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
+            + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in record["repeats"]]
     if found := record["between_seeds"]:
         out.append(f"between two seeds of {found['n']} choices: Spearman rho {number(found['spearman'])}; "
                    f"{100 * found['explained']:.0f} % of what the choices differ by is theirs, the rest is "

@@ -131,9 +131,3 @@ def table_lines(rows: Sequence[Row], score: str, best: int, marked: Sequence[int
              f"{row['seconds']:.0f}", " ".join(["best"] * (i == best) + ["front"] * (i in marked))]
             for i, row in ((i, rows[i]) for i in ranked(rows, score))]
     return [line.rstrip() for line in aligned(head, body).split("\n")]
-
-
-def spread_lines(repeated: Sequence[dict[str, object]], score: str) -> list[str]:
-    """Return one sentence per choice trained with several seeds."""
-    return [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
-            + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in repeated]

@@ -237,8 +237,7 @@ def waiting(tuner: Tuner) -> Callable[[int], None]:
     said: set[int] = set()
 
     def wait(running: int) -> None:
-        if tuner.interrupt.poll():
-            raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)
+        tuner.interrupt.stop("stopped by a signal; the same command continues")
         if running not in said:
             said.add(running)
             tuner.say(f"waiting: other workers have {running} to finish")
@@ -285,4 +284,4 @@ def train_supernet(search: Search) -> Outcome:
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:
     """Return a choice's network out of the supernet, with batch-norm statistics of its own."""
     net, state = crop_kernels(supernet.net, supernet.state, choice.kernels)
-    return net, search.tuner.recalibrate(net, {key: value.contiguous() for key, value in state.items()})
+    return net, search.tuner.recalibrate(net, state)
