@@ -26,7 +26,7 @@ def main() -> None:
     parent = checkpoints.load(config.weights)
     units, reasons = prunable(parent.net, config.cut, config.sixteenths)
     units = chosen_units(units, reasons, config.layers)
-    tuner = Tuner.open(config, lambda: claim(config, FREE))
+    tuner = Tuner(config, lambda: claim(config, FREE))
     try:
         cost = parent_cost(tuner, parent)
         targets = config.targets(cost)

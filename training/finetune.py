@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data.coco.locate import locate
-from data.dataset import DetectionSet
 from deploy.artifact import digest
 from models import checkpoint as checkpoints
 from models.heads.loss import DetectionLoss
@@ -22,7 +21,7 @@ from models.network import Network, from_state
 from training import engine
 from training.config import Recipe
 from training.prepare import check_side, enter, plain_images, read_sets
-from training.run import SHOWN, Run, Session, Validator, shown
+from training.run import SHOWN, Run, Validator, shown
 from utils import ddp, runs
 from utils.errors import DiskError
 
@@ -63,31 +62,22 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
 
 
 class Tuner:
-    """Trains networks on one data set, each in a folder of its own: resumable, and remembered once done."""
+    """Trains networks on one data set, each in a folder of its own: resumable, and remembered once done.
 
-    def __init__(self, config: Recipe, folder: Path, session: Session, train_set: DetectionSet,
-                 validator: Validator, interrupt: runs.Interrupt, held: TextIO | None = None) -> None:
-        self.config, self.folder, self.session, self.train_set = config, folder, session, train_set
-        self.validator, self.interrupt, self.held = validator, interrupt, held
-        self.device, self.world, self.precision, self.say = session
-        self.val_set, self.names, self.share = validator.dataset, train_set.coco.names, ddp.from_main
+    The first process claims the folder, with `alone` locks it. Raises as prepare.read_sets does, and
+    EnvironmentFault where another process holds the folder.
+    """
 
-    @classmethod
-    def open(cls, config: Recipe, claim: Callable[[], Path], alone: bool = True) -> Tuner:
-        """Return a tuner: torchrun's processes joined, data read and cached.
-
-        The first process claims the folder, with `alone` locks it. Raises as prepare.read_sets does, and
-        EnvironmentFault where another process holds the folder.
-        """
-        session = enter(config)
-        folder = Path(ddp.from_main(str(claim()) if session.world.main else ""))
-        held = runs.lock(folder) if alone and session.world.main else None
-        train_set, val_set = read_sets(config, session, folder)
-        interrupt = runs.Interrupt()
-        for dataset in (train_set, val_set):
-            dataset.fill_cache(progress=session.world.main, poll=interrupt.stop)
-        validator = Validator(config, val_set, session, interrupt)
-        return cls(config, folder, session, train_set, validator, interrupt, held)
+    def __init__(self, config: Recipe, claim: Callable[[], Path], alone: bool = True) -> None:
+        self.config, self.session, self.share = config, enter(config), ddp.from_main
+        self.device, self.world, self.precision, self.say = self.session
+        self.folder = Path(self.share(str(claim()) if self.world.main else ""))
+        self.held = runs.lock(self.folder) if alone and self.world.main else None
+        self.train_set, self.val_set = read_sets(config, self.session, self.folder)
+        self.names, self.interrupt = self.train_set.coco.names, runs.Interrupt()
+        for dataset in (self.train_set, self.val_set):
+            dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
+        self.validator = Validator(config, self.val_set, self.session, self.interrupt)
 
     def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int | None = None,
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:

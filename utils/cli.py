@@ -137,32 +137,24 @@ def run(main: Callable[[], object]) -> None:
     """End the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
     # Spinning OpenMP threads turn 10 ms into 40 where others want the cores; to be said before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    code = _outcome(main)
+    code = 0
+    try:
+        main()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 141                                 # as a program that SIGPIPE ended
+    except Exception as error:
+        code = getattr(error, "exit_code", 3 if isinstance(error, FileNotFoundError) else None)
+        if code is None and isinstance(error, OSError) and error.errno == 28:
+            code = 7
+            error = OSError(f"{error}: the disk is full; free some space and run the same command again")
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
     if any(thread.name.startswith(LEFT_BEHIND) for thread in threading.enumerate()):
         with contextlib.suppress(OSError):
             sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)                             # a thread that hangs in FFmpeg would abort another way out
     if code:
         sys.exit(code)
-
-
-def _outcome(main: Callable[[], object]) -> int:
-    """Return the exit code of `main()`, its error printed; errors that are no user's are raised."""
-    try:
-        main()
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 141                                 # as a program that SIGPIPE ended
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None and isinstance(error, OSError) and error.errno == 28:
-            code = 7
-            error = OSError(f"{error}: the disk is full; free some space and run the same command again")
-        if code is None and isinstance(error, FileNotFoundError):
-            code = 3
-        if code is None:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return code

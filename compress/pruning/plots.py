@@ -57,8 +57,7 @@ def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric:
     """
     fig = plots.figure(min(22.0, max(7.0, 2.5 + 0.26 * len(steps))), 6.6)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    _bands(top, steps, named=True)
-    _bands(bottom, steps, named=False)
+    upright = _bands((top, bottom), steps)
     x, score = [row["step"] for row in steps], [100 * row[metric] for row in steps]
     least = [s + row["drop"] - tolerance for s, row in zip(score, steps, strict=True)]
     top.plot(x, least, "_", color=INK, ms=9, mew=1.6, label=f"reference less {tolerance:g} points")
@@ -76,7 +75,7 @@ def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric:
     bottom.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if steps:
         low, high = top.get_ylim()
-        room = 0.3 if _upright(steps) else 0.1             # for the names
+        room = 0.3 if upright else 0.1                     # for the names
         top.set_ylim(low, high + room * (high - low))
         top.set_xlim(min(x) - 0.7, max(x) + 0.7)
     _key(fig, top, steps, "outside lower center", "no step was made")
@@ -128,26 +127,19 @@ def _short(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= LONGEST else name[:LONGEST - 1] + "…" for name in names]
 
 
-def _runs(steps: Sequence[dict]) -> list[list[dict]]:
-    """Return the steps in runs of one layer each."""
-    return [list(rows) for _, rows in groupby(steps, key=lambda row: row["layer"])]
-
-
-def _upright(steps: Sequence[dict]) -> bool:
-    """Return whether a layer's name is wider than the band of its steps."""
-    return any(len(_short([rows[0]["layer"]])[0]) > 3.2 * len(rows) for rows in _runs(steps))
-
-
-def _bands(ax: Axes, steps: Sequence[dict], named: bool) -> None:
-    """Draw a band behind the steps of every other layer; its name above, upright where bands are narrow."""
-    for at, rows in enumerate(_runs(steps)):
+def _bands(axes: Sequence[Axes], steps: Sequence[dict]) -> bool:
+    """Draw a band behind the steps of every other layer, names on top; return whether these are upright."""
+    found = [list(rows) for _, rows in groupby(steps, key=lambda row: row["layer"])]
+    names = _short([rows[0]["layer"] for rows in found])
+    upright = any(len(name) > 3.2 * len(rows) for name, rows in zip(names, found))
+    for at, (name, rows) in enumerate(zip(names, found)):
         left, right = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
-        if at % 2 == 0:
+        for ax in axes if at % 2 == 0 else ():
             ax.axvspan(left, right, color=BAND, lw=0, zorder=0)
-        if named:
-            ax.annotate(_short([rows[0]["layer"]])[0], ((left + right) / 2, 1), (0, -4),
-                        xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="top",
-                        fontsize=8, color=INK, rotation=90 if _upright(steps) else 0)
+        axes[0].annotate(name, ((left + right) / 2, 1), (0, -4), xycoords=("data", "axes fraction"),
+                         textcoords="offset points", ha="center", va="top", fontsize=8, color=INK,
+                         rotation=90 if upright else 0)
+    return upright
 
 
 def _verdicts(ax: Axes, steps: Sequence[dict], values: Sequence[float]) -> None:

@@ -71,7 +71,7 @@ class Search:
     def open(cls, config: SearchConfig) -> Search:
         """Return a search: the run folder claimed, which its workers share, data read, network built.
 
-        Raises as Tuner.open does, and ModelError for layers that are not there or hold no kernels.
+        Raises as Tuner does, and ModelError for layers that are not there or hold no kernels.
         """
         known = known_trials(config)
         Path(config.project).mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class Search:
                     folder = claim(config, FREE)
                 held.enter_context(alone(folder / ".open.lock"))
                 return folder
-            tuner = Tuner.open(config, own, alone=config.one_shot)
+            tuner = Tuner(config, own, alone=config.one_shot)
         base, weights = choose_net(config, tuner.train_set, tuner.say)
         substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))      # is any not there?
         return cls(tuner, config, base, weights, known)
@@ -201,7 +201,13 @@ def trained(search: Search, queue: Queue | None,
 
     queue: None but in the first process, which the others follow. meaning: point -> choice and seed.
     """
-    tuner, wait = search.tuner, waiting(search.tuner)
+    tuner, said = search.tuner, set()
+
+    def wait(running: int) -> None:
+        tuner.interrupt.stop("stopped by a signal; the same command continues")
+        if running not in said:
+            said.add(running)
+            tuner.say(f"waiting: other workers have {running} to finish")
     try:
         while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
             choice, seed = meaning(point)
@@ -230,18 +236,6 @@ def trial(search: Search, choice: Choice, seed: int) -> dict:
     start = {} if tuner.done(name) else search.start(net, seed)
     found = tuner.tune(net, start, name, search.config.epochs, seed=seed)
     return search.row(choice, net, found.state, found.metrics, seed, found.epochs, found.seconds)
-
-
-def waiting(tuner: Tuner) -> Callable[[int], None]:
-    """Return a function that says how many trials others work on, once each; it raises Interrupted."""
-    said: set[int] = set()
-
-    def wait(running: int) -> None:
-        tuner.interrupt.stop("stopped by a signal; the same command continues")
-        if running not in said:
-            said.add(running)
-            tuner.say(f"waiting: other workers have {running} to finish")
-    return wait
 
 
 def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
