@@ -57,10 +57,7 @@ def _scale_and_shift(norm: Node, state: State) -> tuple[Tensor, Tensor]:
 
 
 def _merged(target: Node, nodes: dict[str, Node], state: State) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the one convolution that is the sum of a record's branches.
-
-    A branch is a convolution with batch-norm, or batch-norm alone: an identity kernel.
-    """
+    """Return weight and bias of the sum of a record's branches: convolutions, or batch-norm alone."""
     total = next(node for node in nodes.values() if node.layer == target.layer and node.type == "add")
     weight = bias = 0.0
     for name in total.inputs:

@@ -61,10 +61,8 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
 def loss_gradients(net: Net, state: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]],
                    loss: Callable, weights: dict[str, float],
                    device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Return state key -> gradient of the loss over batches of images uint8 [B, 3, S, S] and targets [N, 6].
-
-    Batch-norm in eval mode: the statistics are those of the network that will be cut.
-    """
+    """Return state key -> gradient of the loss over batches of images (uint8 [B, 3, S, S]) and targets."""
+    # In eval mode: the statistics are those of the network that will be cut.
     model = from_state(net, state).to(device).to(memory_format=torch.channels_last)
     for images, targets in batches:
         images = (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)

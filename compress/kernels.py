@@ -21,10 +21,7 @@ from utils.errors import ModelError
 
 def with_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network with other kernels (layer -> side): centres, or the old ones within zeros.
-
-    Raises ModelError for a layer without kernels.
-    """
+    """Return the network with other kernels (layer -> side): centres, or the old ones within zeros."""
     new = substitute(net, kernels=dict(kernels))
     out = dict(state)
     for old, param in zip(channels(net).params, channels(new).params, strict=True):

@@ -27,10 +27,7 @@ def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
 
 
 class MovingAverage(nn.Module):
-    """Moving average of a model's weights and batch-norm statistics; its decay grows over about `ramp` steps.
-
-    As torch's AveragedModel, which would read its count from the device at every step.
-    """
+    """torch's AveragedModel without reading its count from the device; the decay grows over `ramp` steps."""
 
     def __init__(self, model: nn.Module, decay: float, ramp: float) -> None:
         super().__init__()

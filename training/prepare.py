@@ -36,6 +36,7 @@ from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
 CHECKED = 4                                        # images that half precision is tried on
 CALIBRATION = 64                                   # images that set batch-norms of factors, and mean gates
+TIMED_IMAGES = 16                                  # images that a latency takes in turn
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -180,10 +181,8 @@ def plain_images(dataset: DetectionSet, count: int) -> torch.Tensor:
 
 
 def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
-    """Return what is wrong with half precision on this network and device; empty when nothing is.
-
-    Some GPUs compute wrong numbers in it, and a network without batch-norm can overflow.
-    """
+    """Return what is wrong with half precision on this network and device; empty when nothing is."""
+    # Some GPUs compute wrong numbers in it, and a network without batch-norm can overflow.
     device, memory = session.device, torch.channels_last
     copied = copy.deepcopy(model).to(device, memory_format=memory).train()
     images = (plain_images(train_set, CHECKED).to(device).float() / 255).contiguous(memory_format=memory)

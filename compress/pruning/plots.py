@@ -51,10 +51,7 @@ def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
 
 
 def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric: str = "map50") -> Path:
-    """Write the plot of the metric and the parameters after every step of a record, rejected ones marked.
-
-    A tick is at each step's reference less the tolerance, in points.
-    """
+    """Write the plot of the metric and the parameters after every step of a record, rejected ones marked."""
     fig = plots.figure(min(22.0, max(7.0, 2.5 + 0.26 * len(steps))), 6.6)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upright = _bands((top, bottom), steps)

@@ -25,12 +25,12 @@ from models.count import loose_macs, macs, parameters
 from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import Tuner
-from training.prepare import plain_images
+from training.prepare import TIMED_IMAGES, plain_images
 from training.run import SHOWN, shown
 from utils import ddp, runs
 from utils.errors import EnvironmentFault
 
-TAYLOR_IMAGES, TIMED_IMAGES = 64, 16
+TAYLOR_IMAGES = 64
 State = dict[str, Tensor]
 
 
@@ -168,10 +168,7 @@ class Bench:
 
 def progressive(net: Net, state: State, original: Measured, units: list[Unit], bench: Bench,
                 log: Log) -> tuple[Net, State, Measured]:
-    """Return the network that is left when no unit can lose another step, and what it reaches.
-
-    Algorithm 1 of the paper. original: what the unpruned network reaches.
-    """
+    """Return the network when no unit can lose another step, and what it reaches: the paper's Algorithm 1."""
     config = bench.config
     current = reference = original
     for turn in [[unit] for unit in units] if config.scope == "layer" else [units]:

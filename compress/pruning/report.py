@@ -12,16 +12,7 @@ from bench.profile.latency import compare_speed, speed_lines
 from compress.prune import prune
 from compress.pruning.config import REFERENCES
 from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
-from compress.pruning.progressive import (
-    TIMED_IMAGES,
-    Bench,
-    Log,
-    Measured,
-    arrived,
-    cost,
-    remembered_latency,
-    target_words,
-)
+from compress.pruning.progressive import Bench, Log, Measured, arrived, cost, remembered_latency, target_words
 from compress.pruning.schedule import PARTS, Unit, narrowed
 from evaluation.report import aligned
 from models import checkpoint as checkpoints
@@ -29,7 +20,7 @@ from models.channels import widths
 from models.layer import Net
 from models.records import to_json
 from training.finetune import Tuner
-from training.prepare import plain_images
+from training.prepare import TIMED_IMAGES, plain_images
 from utils import runs
 from utils.errors import ModelError, UsageError
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from compress.search import storage as storages
 from compress.search.storage import alone
 from utils import runs
+from utils.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -180,8 +181,16 @@ class Queue:
         if worker is None:                         # it died before it could sign, or is about to
             still = datetime.now() - trial.datetime_start > timedelta(seconds=storages.GRACE)
             return True if still or self.file is not None else None
-        held = storages.is_held(Path(worker["folder"])) if worker["host"] == self.worker["host"] else None
-        return None if held is None or worker == self.worker else not held
+        lock = Path(worker["folder"], ".lock")
+        if worker == self.worker or worker["host"] != self.worker["host"] or not lock.is_file():
+            return None
+        try:
+            runs.lock(lock.parent).close()
+            return True if os.name == "posix" else None
+        except EnvironmentFault:
+            return False
+        except OSError:                            # another user's
+            return None
 
     def _put_back(self, number: int) -> None:
         if self._end(number, "FAIL"):

@@ -1,17 +1,9 @@
 """What a search leaves: the best network, all trials as CSV and JSON, Figure 4, its record and last words."""
 from __future__ import annotations
 
+from compress.search import rows as trials
 from compress.search.config import TRAINED_BY
 from compress.search.plots import figure4_png
-from compress.search.rows import (
-    best_of,
-    between_seeds,
-    front,
-    rank_agreement,
-    spread,
-    table_lines,
-    trials_csv,
-)
 from compress.search.search import Search, choice_of, cut, train_supernet
 from compress.search.storage import alone
 from models import checkpoint as checkpoints
@@ -40,9 +32,9 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
         if found is not None:
             checkpoints.save(folder / "best" / "best.pt", found)
         runs.write_text(folder / "best" / "net.json", to_json(search.net(choice_of(best))))
-        runs.write_text(folder / "trials.csv", trials_csv(rows))
+        runs.write_text(folder / "trials.csv", trials.trials_csv(rows))
         runs.write_json(folder / "trials.json", rows)
-        figure4_png(rows, record["best"], front(rows, FIGURE), folder / "figure4.png")
+        figure4_png(rows, record["best"], trials.front(rows, FIGURE), folder / "figure4.png")
         if search.config.save_json:
             runs.save_record(search.config.save_json, record)
         runs.write_json(folder / "result.json", record)    # last: it says that the search is finished
@@ -57,13 +49,14 @@ def make_record(search: Search, rows: list[dict], failed: list[dict], against: d
     record = {
         "kind": "search", **{name: getattr(config, name) for name in TOLD}, "kernels": sorted(config.kernels),
         "training": {key: getattr(config, key) for key in TRAINED_BY}, "trials": rows, "failed": failed,
-        "best": best_of(rows, score), "front": front(rows, config.objectives), "repeats": spread(rows, score),
-        "between_seeds": between_seeds(rows, score), "cost_epochs": cost}
+        "best": trials.best_of(rows, score), "front": trials.front(rows, config.objectives),
+        "repeats": trials.spread(rows, score), "between_seeds": trials.between_seeds(rows, score),
+        "cost_epochs": cost}
     if config.one_shot:
         record |= {"networks_a_step": networks, "recalibration_pictures":
                    len(rows) * min(RECALIBRATION, len(search.tuner.train_set))}
     if against is not None:
-        record["rank"] = {**rank_agreement(rows, against["trials"]), "against": str(config.against),
+        record["rank"] = {**trials.rank_agreement(rows, against["trials"]), "against": str(config.against),
                           "cost_epochs": cost, "against_cost_epochs": against["cost_epochs"]}
     return {**record, "environment": runs.environment()}
 
@@ -85,7 +78,7 @@ def lines(search: Search, record: dict) -> list[str]:
     rows, folder, config, score = record["trials"], search.tuner.folder, search.config, search.config.score
     best, several = rows[record["best"]], len(record["objectives"]) > 1
     marked = record["front"] if several else ()
-    out = ["", *table_lines(rows, score, record["best"], marked), ""]
+    out = ["", *trials.table_lines(rows, score, record["best"], marked), ""]
     out += [f"failed: {row['label']} seed {row['seed']}: {row['error']}" for row in record["failed"]]
     out += [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
             + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in record["repeats"]]

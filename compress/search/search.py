@@ -32,12 +32,12 @@ from models.network import Network, initialise
 from models.records import to_json
 from models.zoo.tiny import substitute
 from training.finetune import Outcome, Tuner, claim
-from training.prepare import choose_net, plain_images, start_from
+from training.prepare import TIMED_IMAGES, choose_net, plain_images, start_from
 from training.run import data_hash
 from utils import ddp, runs
 from utils.errors import Interrupted, NumericError, UsageError
 
-TIMED, TIMED_IMAGES = 50, 16                       # rounds of a latency, and images they take in turn
+TIMED = 50                                         # rounds of a latency
 State = dict[str, Tensor]
 
 
@@ -69,10 +69,7 @@ class Search:
 
     @classmethod
     def open(cls, config: SearchConfig) -> Search:
-        """Return a search: the run folder claimed, which its workers share, data read, network built.
-
-        Raises as Tuner does, and ModelError for layers that are not there or hold no kernels.
-        """
+        """Return a search; raise as Tuner does, and ModelError for layers that hold no kernels."""
         known = known_trials(config)
         Path(config.project).mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -148,10 +145,7 @@ class Search:
 
 
 def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
-    """Return (label, seed) -> row of the records that --known names; of rows told twice, the last.
-
-    Raises DataError for a file that is no record of a search, UsageError for one of another search.
-    """
+    """Return (label, seed) -> row of --known's records; DataError, UsageError for no or another search's."""
     mine, found = asdict(config) | {"kernels": sorted(config.kernels)}, {}
 
     def plain(values: dict, key: str) -> object:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import runs
 from utils.errors import EnvironmentFault, UsageError
 from utils.redact import masked, without_secrets
 
@@ -25,10 +24,7 @@ TRIES = 6                              # to open a storage whose tables another 
 
 
 class _Connection(sqlite3.Connection):
-    """A connection with a write-ahead log, which need not wait for the disk at every step.
-
-    The machine's death may take the last steps with it, whose trials then are found finished on disk.
-    """
+    """A connection with a write-ahead log, which need not wait for the disk at every step."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
@@ -46,19 +42,6 @@ def alone(file: Path | None) -> Iterator[None]:
     with open(file, "a+") as held:
         fcntl.lockf(held, fcntl.LOCK_EX)
         yield
-
-
-def is_held(folder: Path) -> bool | None:
-    """Return whether a living process holds the lock in a folder (runs.lock); None where nobody can tell."""
-    if os.name != "posix" or not (folder / ".lock").is_file():
-        return None
-    try:
-        runs.lock(folder).close()
-        return False
-    except EnvironmentFault:
-        return True
-    except OSError:                                # another user's
-        return None
 
 
 def lock_file(url: str) -> Path | None:
