@@ -41,7 +41,7 @@ class Task:
     signals: Interrupt
     precision: str = "fp32"
     sides: tuple[int, ...] = ()                        # input sides of multi-scale training, px
-    main: bool = True                                  # whether this process shows and validates
+    main: bool = True                                  # whether this process shows, validates and logs
     again: str = "with --resume"                       # how the same command continues after a signal
     read_steps: int = 1                                # optimizer steps between two looks at losses and flags
 
@@ -116,7 +116,8 @@ def fit(state: State, task: Task) -> None:
         before, reached = state.best, row.get(config.metric, -1.0)
         state.best = max(before, reached)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
-        task.log(row)
+        if task.main:
+            task.log(row)
         if not task.save(state, reached > before):
             state.best = before                            # unwritten: the next good epoch is the best again
         ddp.wait()

@@ -88,8 +88,7 @@ class Run:
         self.config, self.folder, self.session, self.net = config, folder, session, model.net
         self.train_set, self.validator, self.loss, self.interrupt = train_set, validator, loss, interrupt
         self.lock, self.may_halve, self.again = lock, may_halve, again
-        self.failed_saves, self.began = 0, time.monotonic()
-        self.last, self.best = folder / "weights" / "last.pt", folder / "weights" / "best.pt"
+        self.last, self.best, self.failed_saves = folder / "weights/last.pt", folder / "weights/best.pt", 0
         device, world, precision, _ = session
         if world.main:
             check_disk(folder, parameters(self.net, statistics=True), config.optimizer)
@@ -146,7 +145,7 @@ class Run:
         device, world, precision, _ = self.session
         return engine.Task(
             self.config, self.loader, self.loss, validate=self.validate, save=self.save,
-            restore=self.saved_state, log=self.write_row, replay=self.replay, signals=self.interrupt,
+            restore=self.saved_state, log=self.log.add, replay=self.replay, signals=self.interrupt,
             precision=precision, sides=self.config.sides(max(strides(self.net).values())), main=world.main,
             again=self.again, read_steps=1 if device.type == "cpu" else engine.READ_STEPS)
 
@@ -215,11 +214,6 @@ class Run:
         curves = [("Training", results_png(self.log.rows, self.folder / "results.png"))]
         return report.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
                                  lambda path: decode(path, config.max_pixels), curves)
-
-    def write_row(self, row: dict) -> None:
-        """Write one epoch's row into log.jsonl, results.csv and TensorBoard."""
-        if self.session.world.main:
-            self.log.add({**row, "seconds": round(time.monotonic() - self.began, 1)})
 
     def save(self, state: engine.State, best: bool) -> bool:
         """Return whether last.pt (and best.pt) were written; DiskError after SAVE_TRIES failures in a row."""

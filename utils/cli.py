@@ -56,16 +56,11 @@ SHARE: Rule = (lambda v: 0 <= v <= 1, "between 0 and 1")
 BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "0 or more, below 1")
 RULES: dict[str, Rule] = {
     "imgsz": (lambda v: 32 <= v <= 4096 and v % 32 == 0, "a multiple of 32 between 32 and 4096"),
-    "batch_size": ONE_OR_MORE,
-    "batch_sizes": ONE_OR_MORE,
-    "epochs": ONE_OR_MORE,
+    **dict.fromkeys(("batch_size", "batch_sizes", "epochs", "max_det", "max_pixels"), ONE_OR_MORE),
+    **dict.fromkeys(("conf_thres", "iou_thres"), SHARE),
     "workers": NOT_NEGATIVE,
-    "conf_thres": SHARE,
-    "iou_thres": SHARE,
-    "max_det": ONE_OR_MORE,
     "seed": (lambda v: 0 <= v < 2 ** 31, "between 0 and 2147483647"),
     "threads": (lambda v: v >= 0, "0 (all cores) or more"),
-    "max_pixels": ONE_OR_MORE,
     "port": (lambda v: 0 <= v <= 65535, "between 0 and 65535"),
 }
 
