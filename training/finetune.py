@@ -21,7 +21,7 @@ from models.network import Network, from_state
 from training import engine
 from training.config import Recipe
 from training.prepare import check_side, enter, plain_images, read_sets
-from training.run import SHOWN, Run, Validator, shown
+from training.run import SHOWN, Run, Validator
 from utils import ddp, runs
 from utils.errors import DiskError
 
@@ -108,10 +108,6 @@ class Tuner:
     def done(self, name: str) -> bool:
         """Return whether the training of that name is finished."""
         return bool(self.share((self.folder / name / "outcome.json").is_file()))
-
-    def measure(self, net: Net, state: dict[str, Tensor]) -> dict[str, float]:
-        """Return the SHOWN metrics on the validation set, untrained."""
-        return self.share(self.world.main and shown(self.validator(net, state)[0]))
 
     def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state with batch-norm statistics of plain training images; the argument is unchanged."""

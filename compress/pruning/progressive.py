@@ -15,7 +15,7 @@ from compress.distill import DistilledLoss, teacher
 from compress.importance import channel_scores, loss_gradients
 from compress.prune import prune
 from compress.pruning.config import REFERENCES, PruneConfig
-from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths, strongest
+from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths
 from data.loader import collate
 from deploy.runtimes.runtime import DTYPES
 from evaluation.bootstrap import drop_interval
@@ -120,8 +120,10 @@ class Bench:
             if self.gradients is None or self.gradients[0] is not state:
                 self.gradients = state, self._gradients(net, state)
             gradients = self.gradients[1]
-        return strongest(width, lambda group: channel_scores(net, state, group, rule, gradients=gradients,
-                                                             seed=self.config.seed))
+        scores = {unit: channel_scores(net, state, unit, rule, gradients=gradients, seed=self.config.seed)
+                  for unit in width}
+        return {unit: sorted(found.argsort(descending=True, stable=True)[:width[unit]].tolist())
+                for unit, found in scores.items()}
 
     def tune(self, net: Net, state: State, name: str) -> tuple[Net, State, Measured, float]:
         """Return the network fine-tuned (first seed), what it reaches over all seeds, and the seconds."""

@@ -1,10 +1,8 @@
 """Which units can be cut, how far a step goes, and what is cut along: choices for `prune`."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-from torch import Tensor
 
 from models.channels import channels, widths, with_widths
 from models.layer import Net
@@ -74,9 +72,3 @@ def narrowed(net: Net, origin: Net, new: dict[str, int], round_to: int = 1) -> d
             wanted = int(wanted) if field == "squeeze" else rounded
             out[unit] = min(width[unit], max(1, wanted))
     return out
-
-
-def strongest(new: dict[str, int], scores: Callable[[str], Tensor]) -> dict[str, list[int]]:
-    """Return the kept indices of the new widths: of each unit its channels of the highest score, in order."""
-    return {unit: sorted(scores(unit).argsort(descending=True, stable=True)[:count].tolist())
-            for unit, count in new.items()}

@@ -33,7 +33,7 @@ from models.records import to_json
 from models.zoo.tiny import substitute
 from training.finetune import Outcome, Tuner, claim
 from training.prepare import TIMED_IMAGES, choose_net, plain_images, start_from
-from training.run import data_hash
+from training.run import data_hash, shown
 from utils import ddp, runs
 from utils.errors import Interrupted, NumericError, UsageError
 
@@ -244,7 +244,7 @@ def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
         if row is None:                            # remembered, so that a kill loses none
             began = time.monotonic()
             net, state = cut(search, supernet, choice)
-            metrics = tuner.measure(net, state)
+            metrics = tuner.share(tuner.world.main and shown(tuner.validator(net, state)[0]))
             row = search.row(choice, net, state, metrics, config.seed, 0, time.monotonic() - began)
             if tuner.world.main:
                 file.parent.mkdir(exist_ok=True)
