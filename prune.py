@@ -18,8 +18,8 @@ def main() -> None:
     if args.lr is None:
         args.lr = DEFAULT_LR[args.optimizer]
     config = cli.to_config(parser, args, PruneConfig, "weights", "data")
-    from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words
-    from compress.pruning.report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
+    from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words, timed_cost
+    from compress.pruning.report import chosen_units, heading, measure_parent, scan, write_answer
     from compress.pruning.schedule import prunable
     from models import checkpoint as checkpoints
     from training.finetune import Tuner, claim
@@ -28,11 +28,11 @@ def main() -> None:
     units = chosen_units(units, reasons, config.layers)
     tuner = Tuner(config, lambda: claim(config, FREE))
     try:
-        cost = parent_cost(tuner, parent)
+        cost = timed_cost(tuner, parent.net, parent.state, "parent")
         targets = config.targets(cost)
         if arrived(targets, cost):
-            raise UsageError("--until: nothing to do, the unpruned network has "
-                             + target_words(targets, cost))
+            words = target_words(targets, cost)
+            raise UsageError(f"--until: nothing to do, the unpruned network has {words}")
         bench = Bench(tuner, config, targets, parent.net, parent.state)
         tuner.say("\n".join(heading(bench, units, reasons)))
         before = measure_parent(bench, parent)

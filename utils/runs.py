@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,12 +181,10 @@ def tune_cpu(threads: int = 0) -> None:
     if threads:
         torch.set_num_threads(threads)
     if sys.platform == "linux":
-        try:
+        with suppress(OSError, AttributeError):            # another C library
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(-4, 0)                            # M_MMAP_MAX: no block by mmap
             libc.mallopt(-1, 2 ** 31 - 1)                  # M_TRIM_THRESHOLD: give nothing back
-        except (OSError, AttributeError):                  # another C library
-            pass
 
 
 def environment() -> dict[str, object]:
@@ -195,12 +193,10 @@ def environment() -> dict[str, object]:
     root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True,
-                                  check=False)
-        except OSError:                                    # no git here
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
+        with suppress(OSError, subprocess.CalledProcessError):         # no git, or no repository
+            return subprocess.check_output(["git", "-C", str(root), *words], text=True,
+                                           stderr=subprocess.DEVNULL).strip()
+        return ""
     cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")),
                platform.processor())
     dirty = "+" if git("status", "--porcelain", "-uno") else ""

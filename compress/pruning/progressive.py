@@ -135,11 +135,9 @@ class Bench:
                  for s, n in enumerate(names)]
         mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in SHOWN}
         first = tries[0]
-        reached = self.measure(first.net, first.state, mean)
-        if "latency" in self.targets:
-            ms = remembered_latency(tuner, first.net, first.state, name)
-            reached = replace(reached, counts={**reached.counts, "latency": ms})
-        reached = replace(reached, seeds=tuple(t.metrics[config.metric] for t in tries))
+        reached = replace(self.measure(first.net, first.state, mean),
+                          counts=timed_cost(tuner, first.net, first.state, name),
+                          seeds=tuple(t.metrics[config.metric] for t in tries))
         return first.net, first.state, reached, sum(t.seconds for t in tries)
 
     def measure(self, net: Net, state: State, metrics: dict[str, float] | None = None) -> Measured:
@@ -224,16 +222,19 @@ def target_words(targets: Mapping[str, float], now: Mapping[str, float]) -> str:
 
 
 def cost(net: Net, imgsz: int) -> dict[str, float]:
-    """Return the counts that --until can ask for."""
+    """Return the measures of --until that need no clock."""
     return {"params": parameters(net), "stored": parameters(net, statistics=True),
             "macs": macs(net, imgsz), "loose-macs": loose_macs(net, imgsz)}
 
 
-def remembered_latency(tuner: Tuner, net: Net, state: State, name: str) -> float:
-    """Return median ms per image on one thread, bf16 where native; measured once, a second run reads it."""
-    path = tuner.folder / "latency" / f"{name}.json"
-    if tuner.world.main and not path.is_file():
+def timed_cost(tuner: Tuner, net: Net, state: State, name: str) -> dict[str, float]:
+    """Return every measure of --until; latency where asked for: median ms per image on one thread."""
+    found, path = cost(net, tuner.config.imgsz), tuner.folder / "latency" / f"{name}.json"
+    if "latency" not in dict(tuner.config.until):
+        return found
+    if tuner.world.main and not path.is_file():            # measured once; a second run reads it
         path.parent.mkdir(exist_ok=True)
         images = plain_images(tuner.val_set, TIMED_IMAGES)
         runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, images)})
-    return float(tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0))
+    ms = tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0)
+    return {**found, "latency": float(ms)}

@@ -12,14 +12,13 @@ from bench.profile.latency import compare_speed, speed_lines
 from compress.prune import prune
 from compress.pruning.config import REFERENCES
 from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
-from compress.pruning.progressive import Bench, Log, Measured, arrived, cost, remembered_latency, target_words
+from compress.pruning.progressive import Bench, Log, Measured, arrived, target_words
 from compress.pruning.schedule import PARTS, Unit, narrowed
 from evaluation.report import aligned
 from models import checkpoint as checkpoints
 from models.channels import widths
 from models.layer import Net
 from models.records import to_json
-from training.finetune import Tuner
 from training.prepare import TIMED_IMAGES, plain_images
 from utils import runs
 from utils.errors import ModelError, UsageError
@@ -48,14 +47,6 @@ def heading(bench: Bench, units: list[Unit], reasons: dict[str, str]) -> list[st
             f"a step's loss is counted against {REFERENCES[bench.config.reference]}",
             f"layers: {', '.join(f'{u.name} {u.original}' for u in units)}",
             *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
-
-
-def parent_cost(tuner: Tuner, parent: checkpoints.Checkpoint) -> dict[str, float]:
-    """Return the unpruned network's value of every measure; its latency only where that is asked for."""
-    found = cost(parent.net, tuner.config.imgsz)
-    if "latency" in dict(tuner.config.until):
-        found["latency"] = remembered_latency(tuner, parent.net, parent.state, "parent")
-    return found
 
 
 def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
