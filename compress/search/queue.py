@@ -20,15 +20,14 @@ from datetime import datetime, timedelta
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
 
 from compress.search import storage as storages
 from compress.search.storage import alone
 from utils import runs
 from utils.errors import EnvironmentFault
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial, Trial
 
 Point = dict[str, object]
 PAUSE = 1.0                            # seconds between looks at a queue whose last points others work on
@@ -45,7 +44,6 @@ class Queue:
 
     def __init__(self, url: str, name: str, space: Mapping[str, Sequence], directions: Sequence[str],
                  settings: Mapping[str, object], home: Path, trials: int = 0, seed: int = 0) -> None:
-        import optuna
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.trials, self.seed = {k: list(v) for k, v in space.items()}, trials, seed
         self.choices = {k: optuna.distributions.CategoricalDistribution(v) for k, v in self.space.items()}
@@ -119,7 +117,6 @@ class Queue:
 
     def _take_back(self) -> None:
         """Put dead workers' points back; of a grid, also those that got lost and, at first, all."""
-        import optuna
         for trial in self._trials("RUNNING"):
             dead = self._dead(trial)
             if dead:
@@ -135,7 +132,6 @@ class Queue:
 
     def _claim(self) -> Trial | None:
         """Return a trial of this worker's own, running; None when none is left to take."""
-        import optuna
         while True:
             known, waiting = self._trials(), self._trials("WAITING")
             if not waiting and len(known) >= self.wanted:
@@ -197,14 +193,12 @@ class Queue:
             storages.put_again(self.study, next(t for t in self.study.get_trials() if t.number == number))
 
     def _add(self, point: Point) -> None:
-        import optuna
         self.study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING, params=point,
                                                  distributions=self.choices))
 
     def _end(self, number: int, state: str, values: Sequence[float] | None = None,
              record: Mapping | None = None) -> bool:
         """Return whether this call ended the trial: not when it had ended before."""
-        import optuna
         if self.current is not None and number == self.current.number:
             self.quiet.set()
             self.current = None
@@ -222,7 +216,6 @@ class Queue:
 
     def _keep_alive(self, number: int) -> None:
         """Beat the trial's heart from a thread until it is ended."""
-        import optuna
         self.quiet, trial = threading.Event(), self._id(number)
 
         def beat(quiet: threading.Event) -> None:
