@@ -56,10 +56,7 @@ def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: in
 
 
 class SandwichLoss:
-    """Callable: (outputs, targets, images) -> the base loss of the first outputs, "distill" for the others.
-
-    outputs: a Supernet's in training. No gradient flows back through what the others learn from.
-    """
+    """Callable: (Supernet outputs, targets, images) -> the base loss of the first, "distill" of others."""
 
     def __init__(self, base: DetectionLoss) -> None:
         self.base, self.terms = base, {**base.terms, "distill": 1.0}

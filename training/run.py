@@ -76,11 +76,7 @@ class Validator:
 
 
 class Run:
-    """A training run: call `train`, then `close`.
-
-    lock: the folder's, let go of at the end. may_halve: whether a full memory may change the batch size.
-    again: how the same command continues after a signal.
-    """
+    """A training run: call `train`, then `close`; may_halve: whether a full memory may halve the batch."""
 
     def __init__(self, config: TrainConfig, folder: Path, session: Session, model: Network,
                  train_set: DetectionSet, validator: Validator, loss: Callable, interrupt: runs.Interrupt, *,
@@ -156,8 +152,7 @@ class Run:
     def halve(self, fault: str) -> None:
         """Return to the last checkpoint with half the images per batch and as many per optimizer step.
 
-        Raises EnvironmentFault for an odd batch, several processes (one that ran out of memory cannot tell
-        the others), or a training that has no flags of its own.
+        Raises EnvironmentFault for an odd batch, several processes, which cannot be told, or without flags.
         """
         size, images = self.config.batch_size, self.config.accumulate * self.config.batch_size
         if size % 2 or self.session.world.size > 1 or not self.may_halve:

@@ -64,10 +64,7 @@ class Queue:
         self.quiet = threading.Event()
 
     def take(self, wait: Callable[[int], object] = lambda running: None) -> Point | None:
-        """Return a point that nobody else has or had; None when all are done.
-
-        While others work on the last ones, and may die, it waits and calls `wait` with their number.
-        """
+        """Return a point that is nobody's, None when all are done; `wait` while others hold some."""
         while True:
             with alone(self.file):
                 self._take_back()
@@ -82,10 +79,7 @@ class Queue:
             time.sleep(PAUSE)
 
     def finish(self, values: Sequence[float] | None, record: Mapping[str, object]) -> bool:
-        """End the point that was taken; False when it was taken away meanwhile: none counts twice.
-
-        values: None for a point that failed and would fail again.
-        """
+        """End the point that was taken (None: it would fail again); False where it was taken away before."""
         with alone(self.file):
             return self._end(self.current.number, "COMPLETE" if values else "PRUNED", values, record)
 
