@@ -79,7 +79,7 @@ class Tuner:
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
         self.validator = Validator(config, self.val_set, self.session, self.interrupt)
 
-    def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int | None = None,
+    def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int,
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:
         """Return the network fine-tuned in folder/name, or read from there; loss: as DetectionLoss.
 
@@ -91,8 +91,7 @@ class Tuner:
             check_side(net, self.config.imgsz)
             began, model = time.monotonic(), make(net)
             model.load_state_dict(state)
-            run = self._run(model, folder, epochs, self.config.seed if seed is None else seed,
-                            loss or DetectionLoss(net))
+            run = self._run(model, folder, epochs, seed, loss or DetectionLoss(net))
             try:
                 spent = self._resume(run)
                 run.train()

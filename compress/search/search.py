@@ -265,7 +265,7 @@ def train_supernet(search: Search) -> Outcome:
     if not tuner.done("supernet"):
         tuner.say(f"supernet: {parameters(net):,} parameters, {config.random + 2} networks a step")
         start = search.start(net, config.seed)
-    return tuner.tune(net, start, "supernet", config.epochs, make=make,
+    return tuner.tune(net, start, "supernet", config.epochs, seed=config.seed, make=make,
                       loss=SandwichLoss(DetectionLoss(net)))
 
 
