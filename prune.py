@@ -9,35 +9,30 @@ from utils import cli
 from utils.errors import UsageError
 
 
-def parse() -> PruneConfig:
-    """Return the checked command line."""
+def main() -> None:
+    """Prune as the flags say; write and print what came of it."""
     parser = cli.config_parser(__doc__.splitlines()[0], PruneConfig)
     args = parser.parse_args()
     if args.decide != "mean" and args.metric != "map50":
         parser.error(f"--decide {args.decide} needs an interval, which --metric map50 alone has")
     if args.lr is None:
         args.lr = DEFAULT_LR[args.optimizer]
-    return cli.to_config(parser, args, PruneConfig, "weights", "data")
-
-
-def main() -> None:
-    """Open the data, prune, write and print what came of it."""
-    config = parse()
-    from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words
-    from compress.pruning.report import chosen_units, heading, measure_parent, parent_cost, scan, write_answer
+    config = cli.to_config(parser, args, PruneConfig, "weights", "data")
+    from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words, timed_cost
+    from compress.pruning.report import chosen_units, heading, measure_parent, scan, write_answer
     from compress.pruning.schedule import prunable
     from models import checkpoint as checkpoints
     from training.finetune import Tuner, claim
     parent = checkpoints.load(config.weights)
     units, reasons = prunable(parent.net, config.cut, config.sixteenths)
     units = chosen_units(units, reasons, config.layers)
-    tuner = Tuner.open(config, lambda: claim(config, FREE))
+    tuner = Tuner(config, lambda: claim(config, FREE))
     try:
-        cost = parent_cost(tuner, parent)
+        cost = timed_cost(tuner, parent.net, parent.state, "parent")
         targets = config.targets(cost)
         if arrived(targets, cost):
-            raise UsageError("--until: nothing to do, the unpruned network has "
-                             + target_words(targets, cost))
+            words = target_words(targets, cost)
+            raise UsageError(f"--until: nothing to do, the unpruned network has {words}")
         bench = Bench(tuner, config, targets, parent.net, parent.state)
         tuner.say("\n".join(heading(bench, units, reasons)))
         before = measure_parent(bench, parent)

@@ -1,7 +1,6 @@
 """Search a detector's kernels and block types: all choices trained from the same start, or one supernet.
 
-Start the same command again, on this machine or with --storage on many, and the work is shared; killed, it
-continues.
+The same command again, on this machine or with --storage on many, shares the work; killed, it continues.
 """
 from __future__ import annotations
 
@@ -9,17 +8,11 @@ from compress.search.config import SearchConfig
 from utils import cli, runs
 
 
-def parse() -> SearchConfig:
-    """Return the checked command line."""
+def main() -> None:
+    """Search as the flags say; write and print what was found."""
     parser = cli.config_parser(__doc__.splitlines()[0], SearchConfig)
     config = cli.to_config(parser, parser.parse_args(), SearchConfig, "data")
     config.check()
-    return config
-
-
-def main() -> None:
-    """Open the data, search, write and print what was found."""
-    config = parse()
     from compress.search.report import write_answer
     from compress.search.search import Search, brute_force, one_shot
     against = runs.read_record("--against", config.against, "search") if config.against else None

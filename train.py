@@ -33,7 +33,10 @@ def parse() -> TrainConfig:
 
 def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     """Return the flags of the run that --resume names; only those that are free may be typed otherwise."""
-    folder = Path(args.resume) if args.resume else newest(Path(args.project), args.name)
+    saves = [p for p in Path(args.project).glob(f"{args.name}*/weights/last*.pt")
+             if p.parts[-3] == args.name or p.parts[-3].removeprefix(args.name).isdigit()]
+    newest = max(saves, key=lambda p: p.stat().st_mtime, default=None)
+    folder = Path(args.resume) if args.resume else newest
     if folder is not None and folder.suffix == ".pt":
         folder = folder.parent.parent
     if folder is None or not (folder / "args.json").is_file():
@@ -54,14 +57,6 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
                          f"leave it out to continue exactly{way}")
     args.resume = str(folder)
     return args
-
-
-def newest(project: Path, name: str) -> Path | None:
-    """Return the run folder project/name* whose last checkpoint is the youngest."""
-    saves = [p for p in project.glob(f"{name}*/weights/last*.pt")
-             if p.parts[-3] == name or p.parts[-3].removeprefix(name).isdigit()]
-    latest = max(saves, key=lambda p: p.stat().st_mtime, default=None)
-    return latest and latest.parent.parent
 
 
 def main() -> None:

@@ -15,10 +15,7 @@ from utils.errors import ModelError
 
 
 class DistilledLoss:
-    """Callable like DetectionLoss, with the term "distill": how far the outputs are from the teacher's.
-
-    base: the loss against the ground truth. teach: images [B, 3, S, S], float 0..1 -> the teacher's outputs.
-    """
+    """Callable like its base, with the term "distill": how far the outputs are from the teacher's."""
 
     def __init__(self, base: DetectionLoss, teach: Callable[[Tensor], list[Tensor]]) -> None:
         self.base, self.teach, self.terms = base, teach, {**base.terms, "distill": 1.0}

@@ -1,8 +1,7 @@
 """Squeeze-excitation taken out of blocks: `without_se(net, state, gates) -> (net, state)`.
 
-A gate needs the mean of a whole feature map before the first of its cells can be multiplied, which no runtime
-fuses with the convolutions around it. Its mean over images is a number per channel, which the convolution
-behind it takes in; what the gate told of a single image is lost, and fine-tuning has to make up for it.
+No runtime fuses a gate with the convolutions around it. The one behind it takes in its mean over images, a
+number per channel; what it told of a single image is lost, and fine-tuning has to make up for it.
 """
 from __future__ import annotations
 
@@ -49,11 +48,7 @@ def mean_gates(net: Net, state: dict[str, Tensor], images: Tensor,
 
 
 def without_se(net: Net, state: dict[str, Tensor], gates: dict[str, Tensor]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network whose records named in `gates` multiply each channel by a constant instead.
-
-    The constants [C] go into the weights behind the gate, so that the records simply lose their squeeze.
-    Arguments unchanged.
-    """
+    """Return the network whose records named in `gates` multiply each channel by a constant [C] instead."""
     new = validate(tuple(replace(layer, squeeze=0) if layer.name in gates else layer for layer in net))
     products, left = _products(net), {node.name for node in expand(new).nodes}
     out = {key: value for key, value in state.items()

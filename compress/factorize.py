@@ -3,9 +3,7 @@
 A kxk kernel [O, I, k, k] is, input channel by input channel, a matrix [O, k*k]. Its best rank-r approximation
 (SVD) is r depthwise kernels followed by a pointwise layer: r = 1 where the block is depthwise and pointwise,
 r = hidden / input where an expansion comes first, which then copies each input r times (cf. Jaderberg et al.
-2014, arXiv 1405.3866; Guo et al. 2018, arXiv 1812.02766). Batch-norms inside the block start as identities,
-lifted so that the activation between the factors is mostly linear; `calibrate` sets them from images, with no
-look at what the original network answers.
+2014, arXiv 1405.3866; Guo et al. 2018, arXiv 1812.02766).
 """
 from __future__ import annotations
 
@@ -48,9 +46,8 @@ def separate(source: Net, weights: dict[str, Tensor], net: Net,
              state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return a new state for `net`, its factorised blocks from the source's convolutions of the same name.
 
-    Also record -> share of the kernel's energy that the factors keep. Records whose inputs or outputs have
-    another width in the source, and those without batch-norm here or there, stay as they are in `state`.
-    Arguments are not changed. Run `calibrate` afterwards.
+    Also record -> share of the kernel's energy that is kept. Records of other widths in the source, and those
+    without batch-norm here or there, stay as in `state`. Run `calibrate` afterwards.
     """
     out, kept, sizes = dict(state), {}, shapes(net)
     before = _paths(source)
@@ -105,26 +102,24 @@ def _factors(path: _Path, kernel: Tensor, rank: int, hidden: int, out: dict[str,
 def calibrate(model: Network, images: Tensor, separated: dict[str, float]) -> Network:
     """Return the same model, its batch-norm statistics those of the images [B, 3, S, S] (float 0..1).
 
-    They are set record by record. Inside separated blocks expansion becomes an identity and the depthwise
-    stage is lifted by LIFT deviations.
+    Inside separated blocks expansion becomes an identity; the depthwise stage is lifted by LIFT deviations.
     """
     paths = _paths(model.net)
     identity = {norm.name for name in separated for norm in paths[name].norms[:-2]}
     lifted = {paths[name].norms[-2].name for name in separated}
 
-    def settle(name: str) -> object:
-        def hook(bn: torch.nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-            x = inputs[0].float()
-            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3)).clamp(min=1e-8)
-            bn.running_mean.copy_(mean)
-            bn.running_var.copy_(var)
-            if name in identity | lifted:
-                bn.weight.copy_((var + bn.eps).sqrt())
-                bn.bias.copy_(mean if name in identity else torch.maximum(mean, LIFT * var.sqrt()))
-        return hook
+    def settle(bn: torch.nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        x, name = inputs[0].float(), names[bn]
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3)).clamp(min=1e-8)
+        bn.running_mean.copy_(mean)
+        bn.running_var.copy_(var)
+        if name in identity | lifted:
+            bn.weight.copy_((var + bn.eps).sqrt())
+            bn.bias.copy_(mean if name in identity else torch.maximum(mean, LIFT * var.sqrt()))
     training = model.training
-    handles = [module.register_forward_pre_hook(settle(name)) for name, module in model.named_modules()
-               if isinstance(module, torch.nn.BatchNorm2d)]
+    names = {module: name for name, module in model.named_modules()
+             if isinstance(module, torch.nn.BatchNorm2d)}
+    handles = [module.register_forward_pre_hook(settle) for module in names]
     model.eval()(images)
     for handle in handles:
         handle.remove()

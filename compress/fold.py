@@ -16,13 +16,12 @@ State = dict[str, Tensor]
 
 
 def fold(net: Net, state: State) -> tuple[Net, State]:
-    """Return the network with each batch-norm moved into the convolution before it.
+    """Return the network with each batch-norm moved into the convolution before it, for inference only.
 
     gamma * (Wx - mean) / sqrt(var + eps) + beta
     = (gamma / sqrt(var + eps)) W x + (beta - gamma mean / sqrt(var + eps)), computed in fp32.
-    Branches of one input that are added and have no convolution of their own in the folded network become
-    its one convolution. Inference only. Records without batch-norm pass unchanged; the arguments are not
-    modified. Raises ModelError for a batch-norm that follows no convolution.
+    Branches that are added and have no convolution in the folded network become its one convolution. Raises
+    ModelError for a batch-norm that follows no convolution.
     """
     folded = tuple(replace(layer, bn=False) if layer.bn else layer for layer in net)
     nodes = {node.name: node for node in expand(net).nodes}
@@ -33,10 +32,8 @@ def fold(net: Net, state: State) -> tuple[Net, State]:
             raise ModelError(f"layer {node.layer!r}: its batch-norm follows no convolution to fold it into")
         if node.type != "conv":
             continue
-        if node.name in nodes:
-            weight, bias = _affine(nodes[node.name], norms.get(node.name), state)
-        else:
-            weight, bias = _merged(node, nodes, state)
+        weight, bias = (_affine(nodes[node.name], norms.get(node.name), state) if node.name in nodes
+                        else _merged(node, nodes, state))
         new[f"{node.name}.weight"] = weight
         if node.bias:
             new[f"{node.name}.bias"] = bias
@@ -60,11 +57,7 @@ def _scale_and_shift(norm: Node, state: State) -> tuple[Tensor, Tensor]:
 
 
 def _merged(target: Node, nodes: dict[str, Node], state: State) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the one convolution that is the sum of a record's branches.
-
-    A branch is a convolution with batch-norm, its kernel centred in the largest one's, or batch-norm alone:
-    an identity kernel.
-    """
+    """Return weight and bias of the sum of a record's branches: convolutions, or batch-norm alone."""
     total = next(node for node in nodes.values() if node.layer == target.layer and node.type == "add")
     weight = bias = 0.0
     for name in total.inputs:

@@ -14,50 +14,23 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 else:
-    torch = Lazy("torch")                                  # the names of the rules are flags' choices
+    torch = Lazy("torch")                                          # the names of the rules are a flag's choices
 
-Rule = Callable[["Tensor", "Tensor | None"], "Tensor"]
-RULES: dict[str, Rule | None] = {"bn": None, "random": None}           # None: by no look at the kernels
-
-
-def rule(score: Rule) -> Rule:
-    """Register a rule under its function's name: kernels [C, n], gradients [C, n] or None -> scores [C]."""
-    RULES[score.__name__] = score
-    return score
-
-
-@rule
-def l1(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the sum of absolute weights (Li et al. 2017, arXiv 1608.08710)."""
-    return weight.abs().sum(1)
-
-
-@rule
-def l2(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
-    return weight.square().sum(1).sqrt()
-
-
-@rule
-def fpgm(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Return the sum of distances to the other filters: the middle one is replaceable (arXiv 1811.00250)."""
-    return torch.cdist(weight, weight).sum(1)
-
-
-@rule
-def taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the squared first-order change of the loss (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
-    return (weight * gradient).sum(1).square()
+# Of weights and gradients [filters, numbers]; None looks at no kernels.
+RULES: dict[str, Callable[[Tensor, Tensor | None], Tensor] | None] = {
+    "l1": lambda weight, _: weight.abs().sum(1),                   # Li et al. 2017, arXiv 1608.08710
+    "l2": lambda weight, _: weight.square().sum(1).sqrt(),         # He et al. 2018, arXiv 1808.06866
+    "fpgm": lambda weight, _: torch.cdist(weight, weight).sum(1),  # the middle one is replaceable: 1811.00250
+    # The squared first-order change of the loss: Molchanov et al. 2019, arXiv 1906.10771, eq. 8.
+    "taylor": lambda weight, gradient: (weight * gradient).sum(1).square(), "bn": None, "random": None}
 
 
 def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
                    gradients: dict[str, Tensor] | None = None, seed: int = 0) -> Tensor:
-    """Return the importance [width] of each channel of a unit; larger is more.
+    """Return the importance [width] of each channel of a unit: of the kernels that make it, summed.
 
-    It is that of the kernels that make the channels, summed where several do (tied records, a width that one
-    record uses twice). bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519).
-    random: a function of the seed and the unit's name. taylor needs `gradients` (state key -> gradient of the
-    loss). Raises ModelError for an unknown rule or unit, or bn where there is none.
+    bn: the absolute scale of their batch-norm (Liu et al. 2017, arXiv 1708.06519). taylor needs `gradients`
+    (state key -> gradient of the loss). Raises ModelError for an unknown rule or unit, or bn where none is.
     """
     if rule not in RULES:
         raise ModelError(f"unknown importance {rule!r}; known are {', '.join(RULES)}")
@@ -83,7 +56,7 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
             score = state[f"{norms[maker.name]}.weight"].detach().float().abs()
         else:
             score = RULES[rule](state[key].detach().float().flatten(1),
-                                       gradients[key].float().flatten(1) if gradients else None)
+                                gradients[key].float().flatten(1) if gradients else None)
         total.index_add_(0, place[rows[key]], score)
     return total[:width]
 
@@ -91,14 +64,10 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
 def loss_gradients(net: Net, state: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]],
                    loss: Callable, weights: dict[str, float],
                    device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Return state key -> gradient of the loss over batches of images uint8 [B, 3, S, S] and targets [N, 6].
-
-    Batch-norm in eval mode: the statistics are those of the network that will be cut.
-    """
-    from models.network import Network
-    model = Network(net)
-    model.load_state_dict(state)
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    """Return state key -> gradient of the loss over batches of images (uint8 [B, 3, S, S]) and targets."""
+    from models.network import from_state
+    # In eval mode: the statistics are those of the network that will be cut.
+    model = from_state(net, state).to(device).to(memory_format=torch.channels_last)
     for images, targets in batches:
         images = (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
         terms = loss(model(images), targets.to(device), images)

@@ -1,7 +1,6 @@
 """Kernels of another size, cut from the same tensors: (net, state, kernels) -> (net, state).
 
-A 3x3 kernel is the centre of the 5x5 one, so a network with 5x5 kernels holds every choice of 3x3 and 5x5.
-The cut is differentiable: run by `forward`, a sub-network's gradients reach the tensors it shares.
+A network with 5x5 kernels holds every choice of 3x3, their centres, and 5x5; gradients reach what is shared.
 """
 from __future__ import annotations
 
@@ -22,26 +21,19 @@ from utils.errors import ModelError
 
 def with_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network with the kernels of some records in another size; neither argument is changed.
-
-    A smaller kernel is the centre of the old one (a view of it); a larger one is the old one in a border of
-    zeros, which computes the same. kernels: layer -> side. Raises ModelError for a layer without kernels.
-    """
+    """Return the network with other kernels (layer -> side): centres, or the old ones within zeros."""
     new = substitute(net, kernels=dict(kernels))
     out = dict(state)
     for old, param in zip(channels(net).params, channels(new).params, strict=True):
         if old.tail != param.tail:
-            out[param.key] = _resized(state[param.key], param.tail[-1])
+            margin = (param.tail[-1] - old.tail[-1]) // 2
+            out[param.key] = F.pad(state[param.key], (margin,) * 4)        # less than 0 takes a border away
     return new, out
 
 
 def crop_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network with smaller kernels in some records, each the centre of what `state` holds.
-
-    As `with_kernels`, but raises ModelError where a kernel would have to grow: what is not there cannot be
-    cut out.
-    """
+    """Return what `with_kernels` does; raise ModelError where a kernel would have to grow."""
     substitute(net, kernels=dict(kernels))                 # that the layers are there
     larger = [f"{layer.name} has {layer.kernel}x{layer.kernel}, {kernels[layer.name]} is wanted"
               for layer in net if kernels.get(layer.name, 0) > layer.kernel]
@@ -50,19 +42,10 @@ def crop_kernels(net: Net, state: Mapping[str, Tensor],
     return with_kernels(net, state, kernels)
 
 
-def _resized(kernel: Tensor, side: int) -> Tensor:
-    """Return the kernel [..., k, k] as [..., side, side] about the same centre."""
-    margin = (kernel.shape[-1] - side) // 2
-    if margin < 0:
-        return F.pad(kernel, (-margin,) * 4)
-    return kernel[..., margin:margin + side, margin:margin + side]
-
-
 def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: bool = False) -> list[Tensor]:
-    """Return the head outputs of images [B, 3, S, S] by a network whose tensors are those of `state`.
+    """Return the head outputs of images [B, 3, S, S]; gradients flow into the tensors of `state`.
 
-    No module is built for it and nothing is copied, so gradients flow into the tensors of `state`. In
-    training batch-norm writes its running statistics there: hand in clones where they are another network's.
+    In training batch-norm writes its running statistics there: hand in clones where they are another's.
     """
     skeleton = _skeleton(net, torch.distributed.is_available() and torch.distributed.is_initialized())
     return torch.func.functional_call(skeleton.train(training), dict(state), (images,))

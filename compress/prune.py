@@ -13,10 +13,10 @@ from models.layer import Net
 
 def prune(net: Net, state: Mapping[str, Tensor],
           keep: Mapping[str, Sequence[int]]) -> tuple[Net, dict[str, Tensor]]:
-    """Return the network and state with only the listed channels of each unit; neither argument is changed.
+    """Return the network and state with only the channels in `keep`: unit -> sorted indices.
 
-    keep: unit -> sorted indices to keep; units that are not listed stay whole. Tensors that lose nothing are
-    shared with `state`; the cut is differentiable. Raises ModelError as `channels.without` does.
+    Tensors that lose nothing are shared with `state`; the cut is differentiable. Raises ModelError as
+    `channels.without` does.
     """
     small, stays = without(net, keep)
     out, cache = dict(state), {}

@@ -1,8 +1,7 @@
 """One network trained so that every choice of kernels inside it works: the sandwich rule.
 
-Yu and Huang 2019 (US-Net, arXiv 1903.05134), sections 3.3 and 3.4 and algorithm 1, with kernel sizes in place
-of widths: each step trains the largest network on the ground truth, and the smallest and a few random ones on
-what the largest predicts.
+Yu and Huang 2019 (US-Net, arXiv 1903.05134), sections 3.3 and 3.4 and algorithm 1, for kernels in place of
+widths: a step trains the largest on the ground truth, the smallest and random ones on what that predicts.
 """
 from __future__ import annotations
 
@@ -23,10 +22,8 @@ COUNTER = "num_batches_tracked"
 class Supernet(Network):
     """A Network that in training also runs the smallest and `count` random choices of its layers' kernels.
 
-    forward: images [B, 3, H, W] to the head outputs of the largest network, as a Network's; in training to a
-    list of such lists, the largest first. Only the largest moves batch-norm's running statistics. What is
-    chosen at a step depends on the seed and on how many batches the network has seen, which is part of its
-    state: a resumed training chooses the same.
+    forward: images [B, 3, H, W] to head outputs; in training to a list of them, the largest network's first,
+    which alone moves batch-norm's running statistics. A resumed training chooses the same.
     """
 
     def __init__(self, net: Net, layers: Sequence[str], kernels: Sequence[int], count: int = 2,
@@ -42,36 +39,24 @@ class Supernet(Network):
     def forward(self, image: Tensor) -> list[Tensor] | list[list[Tensor]]:
         if not self.training:
             return super().forward(image)
-        chosen = sandwich(self.layers, self.kernels, self.count, self.seed, self.batches_seen())
+        seen = int(next(buffer for name, buffer in self.named_buffers() if name.endswith(COUNTER)))
         outputs = [super().forward(image)]
-        for kernels in chosen:
+        for kernels in sandwich(self.layers, self.kernels, self.count, self.seed, seen):
             state = {**dict(self.named_parameters()), **{k: b.clone() for k, b in self.named_buffers()}}
             outputs.append(forward(*crop_kernels(self.net, state, kernels), image, training=True))
         return outputs
 
-    def batches_seen(self) -> int:
-        """Return how many training batches have gone through the network, in this process and before."""
-        return int(next(buffer for name, buffer in self.named_buffers() if name.endswith(COUNTER)))
-
 
 def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: int,
              step: int) -> list[dict[str, int]]:
-    """Return the choices trained beside the largest at a step: the smallest, then `count` drawn evenly.
-
-    A function of its arguments alone.
-    """
+    """Return the choices trained beside the largest at a step: the smallest, then `count` drawn evenly."""
     draw = random.Random(f"{seed} {step}")
     return [dict.fromkeys(layers, min(kernels)),
             *({layer: draw.choice(sorted(kernels)) for layer in layers} for _ in range(count))]
 
 
 class SandwichLoss:
-    """Callable: (outputs, targets, images) -> the base loss of the first outputs, "distill" for the others.
-
-    outputs: a Supernet's in training. The largest network learns from the ground truth, each of the others
-    from the largest's outputs, through which no gradient flows back (in-place distillation); theirs are added
-    up.
-    """
+    """Callable: (Supernet outputs, targets, images) -> the base loss of the first, "distill" of others."""
 
     def __init__(self, base: DetectionLoss) -> None:
         self.base, self.terms = base, {**base.terms, "distill": 1.0}

@@ -1,7 +1,4 @@
-"""How networks are trained: frozen records that the flags of train.py, prune.py and search.py become.
-
-Imports no torch, so that `--help` stays instant.
-"""
+"""How networks are trained: frozen records that the flags of train.py, prune.py and search.py become."""
 from __future__ import annotations
 
 from collections.abc import Mapping

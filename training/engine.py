@@ -1,7 +1,4 @@
-"""The training loop. Model, loss, loader and what happens around a step are given: a `State` and a `Task`.
-
-It imports no models and no data.
-"""
+"""The training loop, which knows no models and no data: what it needs is given, a `State` and a `Task`."""
 from __future__ import annotations
 
 import math
@@ -25,17 +22,13 @@ from utils.runs import Interrupt
 
 IN_A_ROW = 3                                       # non-finite steps before the last good state comes back
 RETRIES = 3                                        # times it may come back, each at half the learning rate
-READ_STEPS = 10                                    # on accelerators, see Task.read_steps
+READ_STEPS = 10                                    # on accelerators, where each look makes the host wait
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop is given and does not know.
-
-    read_steps: optimizer steps between two reads of losses and flags. A read makes the host wait until an
-    accelerator has done all that it was asked for, so there it is READ_STEPS; on a CPU it costs nothing.
-    """
+    """What the loop is given and does not know."""
 
     config: TrainConfig
     loader: Iterable
@@ -48,9 +41,9 @@ class Task:
     signals: Interrupt
     precision: str = "fp32"
     sides: tuple[int, ...] = ()                        # input sides of multi-scale training, px
-    main: bool = True                                  # whether this process shows and validates
+    main: bool = True                                  # whether this process shows, validates and logs
     again: str = "with --resume"                       # how the same command continues after a signal
-    read_steps: int = 1
+    read_steps: int = 1                                # optimizer steps between two looks at losses and flags
 
 
 @dataclass
@@ -123,7 +116,8 @@ def fit(state: State, task: Task) -> None:
         before, reached = state.best, row.get(config.metric, -1.0)
         state.best = max(before, reached)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
-        task.log(row)
+        if task.main:
+            task.log(row)
         if not task.save(state, reached > before):
             state.best = before                            # unwritten: the next good epoch is the best again
         ddp.wait()
@@ -203,9 +197,8 @@ def resized(images: Tensor, sides: tuple[int, ...], key: tuple[int, ...]) -> Ten
 def step(state: State, clip: float, terms: list[dict[str, Tensor]]) -> Tensor:
     """Move weights and average by the gradients, unless a number is not finite; return whether all is well.
 
-    The host does not know whether it is: it has not read a loss since the last look. So the decision is made
-    on the device, by the flag with which a GradScaler makes fused optimizers leave weights and moments as
-    they were. The average moves by nothing, and statistics that a bad forward pass spoilt are replaced.
+    The host has not read a loss since the last look, so the decision is made on the device: by the flag with
+    which a GradScaler makes fused optimizers leave weights and moments as they were.
     """
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
@@ -244,10 +237,7 @@ def read(state: State, task: Task, unread: list[Window]) -> None:
 
 
 def restart(state: State, task: Task, batch: tuple) -> None:
-    """Bring the last good weights back at half the learning rate; raise NumericError after RETRIES times.
-
-    batch: one that led to bad numbers.
-    """
+    """Bring the weights before a bad batch back at half the learning rate; NumericError after RETRIES."""
     where = task.replay({"images": batch.images, "targets": batch.targets,
                          "epoch": state.epoch, "batch": state.batch})
     if state.retries >= RETRIES:

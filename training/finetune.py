@@ -4,24 +4,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from compress.recalibrate import recalibrate
 from data.coco.locate import locate
-from data.dataset import DetectionSet
 from deploy.artifact import digest
 from models import checkpoint as checkpoints
+from models.heads.loss import DetectionLoss
 from models.layer import Net
-from models.network import Network
+from models.network import Network, from_state
 from training import engine
 from training.config import Recipe
 from training.prepare import check_side, enter, plain_images, read_sets
-from training.run import SHOWN, Run, Session, Validator, detection_loss
+from training.run import SHOWN, Run, Validator
 from utils import ddp, runs
 from utils.errors import DiskError
 
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
     net: Net
     state: dict[str, Tensor]
-    metrics: dict[str, float]                              # map50, map50_95, precision, recall, f1: fractions
+    metrics: dict[str, float]                              # the SHOWN ones, fractions
     epochs: int
     seconds: float
 
@@ -41,8 +41,7 @@ class Outcome(NamedTuple):
 def claim(config: Recipe, free: Sequence[str]) -> Path:
     """Return the run folder of this config, the fields in `free` apart, and of what its files hold.
 
-    The same command continues in it. Where the weights, the net.json or the annotations were changed
-    meanwhile, finished trainings of the old ones would be taken for the new ones': then it is another folder.
+    The same command continues in it, unless weights, net.json or annotations were changed meanwhile.
     """
     where, values = locate(config.data), asdict(config)
     files = {"weights": config.weights, "cfg": values.get("cfg"), "train": where.train.json,
@@ -65,68 +64,49 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
 class Tuner:
     """Trains networks on one data set, each in a folder of its own: resumable, and remembered once done.
 
-    What a caller does with the outcomes may be killed at any moment: run again, it reads the finished
-    trainings, continues the one that was cut off, and so comes to the same end.
+    The first process claims the folder, with `alone` locks it. Raises as prepare.read_sets does, and
+    EnvironmentFault where another process holds the folder.
     """
 
-    def __init__(self, config: Recipe, folder: Path, session: Session, train_set: DetectionSet,
-                 validator: Validator, interrupt: runs.Interrupt, held: TextIO | None = None) -> None:
-        self.config, self.folder, self.session, self.train_set = config, folder, session, train_set
-        self.validator, self.interrupt, self.held = validator, interrupt, held
-        self.device, self.world, self.precision, self.say = session
-        self.val_set, self.names = validator.dataset, train_set.coco.names
+    def __init__(self, config: Recipe, claim: Callable[[], Path], alone: bool = True) -> None:
+        self.config, self.session, self.share = config, enter(config), ddp.from_main
+        self.device, self.world, self.precision, self.say = self.session
+        self.folder = Path(self.share(str(claim()) if self.world.main else ""))
+        self.held = runs.lock(self.folder) if alone and self.world.main else None
+        self.train_set, self.val_set = read_sets(config, self.session, self.folder)
+        self.names, self.interrupt = self.train_set.coco.names, runs.Interrupt()
+        for dataset in (self.train_set, self.val_set):
+            dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
+        self.validator = Validator(config, self.val_set, self.session, self.interrupt)
 
-    @classmethod
-    def open(cls, config: Recipe, claim: Callable[[], Path], alone: bool = True) -> Tuner:
-        """Return a tuner: torchrun's processes joined, the folder claimed, data read and cached.
-
-        claim gives the folder and is called by the first process only; with `alone` that one holds its lock.
-        Raises as prepare.read_sets does, and EnvironmentFault where another process holds the folder.
-        """
-        session = enter(config)
-        folder = Path(ddp.from_main(str(claim()) if session.world.main else ""))
-        held = runs.lock(folder) if alone and session.world.main else None
-        train_set, val_set = read_sets(config, session, folder)
-        interrupt = runs.Interrupt()
-        for dataset in (train_set, val_set):
-            dataset.fill_cache(progress=session.world.main, poll=interrupt.stop)
-        validator = Validator(config, val_set, session, interrupt)
-        return cls(config, folder, session, train_set, validator, interrupt, held)
-
-    def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int | None = None,
+    def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int,
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:
-        """Return the network fine-tuned in folder/name, read from there where that is done already.
+        """Return the network fine-tuned in folder/name, or read from there; loss: as DetectionLoss.
 
-        loss: (head outputs, targets, images) -> {term: scalar}, DetectionLoss by default; make: records ->
-        module whose state dict has the layout's keys. Raises Interrupted after a signal (saved),
-        NumericError, DiskError, and EnvironmentFault while another living process trains there.
+        Raises Interrupted after a signal (saved), NumericError, DiskError, EnvironmentFault while another
+        process trains there, ModelError where its weights are damaged.
         """
         folder = self.folder / name
-        if self.done(name):
-            return read_outcome(folder)
-        check_side(net, self.config.imgsz)
-        began = time.monotonic()
-        model = make(net)
-        model.load_state_dict(state)
-        run = self._run(model, folder, epochs, self.config.seed if seed is None else seed,
-                        loss or detection_loss(net))
-        try:
-            spent = self._resume(run)
-            run.train()
-            if self.world.main:
-                self._finish(run, epochs, spent + time.monotonic() - began)
-        finally:
-            run.close()
-        ddp.wait()                                         # the others read what the first has written
-        return read_outcome(folder)
+        if not self.done(name):
+            check_side(net, self.config.imgsz)
+            began, model = time.monotonic(), make(net)
+            model.load_state_dict(state)
+            run = self._run(model, folder, epochs, seed, loss or DetectionLoss(net))
+            try:
+                spent = self._resume(run)
+                run.train()
+                if self.world.main:
+                    self._finish(run, epochs, spent + time.monotonic() - began)
+            finally:
+                run.close()
+            ddp.wait()                                     # the others read what the first has written
+        record = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+        found = checkpoints.load(folder / "weights" / "best.pt")
+        return Outcome(found.net, found.state, record["metrics"], record["epochs"], record["seconds"])
 
     def done(self, name: str) -> bool:
         """Return whether the training of that name is finished."""
         return bool(self.share((self.folder / name / "outcome.json").is_file()))
-
-    def measure(self, net: Net, state: dict[str, Tensor]) -> dict[str, float]:
-        """Return map50, map50_95, precision, recall and f1 (fractions) on the validation set, untrained."""
-        return self.share(self.validator.metrics(net, state) if self.world.main else None)
 
     def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state with batch-norm statistics of plain training images; the argument is unchanged."""
@@ -134,10 +114,6 @@ class Tuner:
         whole = len(images) // size * size or len(images)  # a short last batch would count as a whole one
         half = engine.HALF.get(self.precision)
         return recalibrate(net, state, images[:whole].split(size), self.device, half)
-
-    def share(self, value: object) -> object:
-        """Return the value that rank 0 holds."""
-        return ddp.from_main(value)
 
     def close(self) -> None:
         """Let go of the validation images' workers, the folder and the other processes."""
@@ -186,8 +162,23 @@ class Tuner:
             stale.unlink(missing_ok=True)
 
 
-def read_outcome(folder: Path) -> Outcome:
-    """Return the outcome of a finished training. Raises ModelError where its weights are damaged."""
-    record = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-    found = checkpoints.load(folder / "weights" / "best.pt")
-    return Outcome(found.net, found.state, record["metrics"], record["epochs"], record["seconds"])
+@torch.no_grad()
+def recalibrate(net: Net, state: dict[str, Tensor], batches: Iterable[Tensor],
+                device: torch.device | str = "cpu", half: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return the state with running means and variances that are plain averages over the batches.
+
+    batches: images uint8 [B, 3, S, S]. Post-training statistics of Yu and Huang 2019 (US-Net, arXiv
+    1903.05134, section 3.4): a sub-network's activations are not distributed as the whole network's were.
+    """
+    model = from_state(net, state).to(device).to(memory_format=torch.channels_last).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None                         # a cumulative average
+    for images in batches:
+        images = images.to(device).float() / 255
+        with torch.autocast(torch.device(device).type, half, enabled=half is not None):
+            model(images.contiguous(memory_format=torch.channels_last))
+    fresh = model.state_dict()
+    return {key: fresh[key].to("cpu").contiguous() if "running_" in key else value
+            for key, value in state.items()}

@@ -16,7 +16,7 @@ class RunLog:
     """Rows of a run in log.jsonl, results.csv and TensorBoard events."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "log.jsonl"
+        self.folder, self.path, self.began = folder, folder / "log.jsonl", time.monotonic()
         text = self.path.read_text() if self.path.is_file() else ""
         self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
 
@@ -26,7 +26,8 @@ class RunLog:
         self._rewrite()
 
     def add(self, row: dict[str, float]) -> None:
-        """Append one epoch's row everywhere."""
+        """Append one epoch's row and the seconds so far everywhere."""
+        row = {**row, "seconds": round(time.monotonic() - self.began, 1)}
         self.rows.append(row)
         self._rewrite()
         if self.writer is None:
@@ -58,12 +59,11 @@ class Progress:
         self.title, self.total, self.start, self.at, self.show = title, total, start, start, show
         self.began = self.last_line = time.monotonic()
         self.images, self.bar, self.values = 0, None, {}
+        if show and sys.stderr.isatty():
+            from tqdm import tqdm
+            self.bar = tqdm(total=total, initial=start, desc=title, unit="batch", dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
-        if self.show and sys.stderr.isatty():
-            from tqdm import tqdm
-            self.bar = tqdm(total=self.total, initial=self.at, desc=self.title, unit="batch",
-                            dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,7 @@ def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
 
 
 class MovingAverage(nn.Module):
-    """Moving average of a model's weights and batch-norm statistics, kept and counted on its device.
-
-    Its decay grows to `decay` over about `ramp` steps. The state dict has the keys of torch's AveragedModel,
-    which would read its count from the device at every step.
-    """
+    """torch's AveragedModel without reading its count from the device; the decay grows over `ramp` steps."""
 
     def __init__(self, model: nn.Module, decay: float, ramp: float) -> None:
         super().__init__()
@@ -63,10 +58,7 @@ def learning_rate(step: float, total: int, warm: float, lr: float, final: float)
 
 @torch.no_grad()
 def heal_statistics(model: nn.Module, average: nn.Module) -> None:
-    """Take batch-norm statistics that a bad forward pass spoilt from the average, which no bad step reaches.
-
-    On the device: what is to be healed is not looked at. All statistics are joined, for few launches.
-    """
+    """Take batch-norm statistics that a bad forward pass spoilt from the average, unseen by the host."""
     pairs = [pair for pair in zip(model.buffers(), average.buffers()) if pair[0].is_floating_point()]
     if pairs:
         mine, good = (torch.cat([buffer.flatten() for buffer in side]) for side in zip(*pairs))
@@ -75,19 +67,13 @@ def heal_statistics(model: nn.Module, average: nn.Module) -> None:
 
 
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """Return the name of the first leaf module whose output for images [B, 3, H, W] is not finite.
+    """Return the first leaf module whose output for images [B, 3, H, W] is not finite, or "the loss"."""
+    names, found = {module: name for name, module in model.named_modules()}, []
 
-    "the loss" if none is.
-    """
-    found: list[str] = []
-
-    def watch(name: str) -> Callable:
-        def hook(_: nn.Module, __: tuple, out: Tensor) -> None:
-            if not found and not torch.isfinite(out).all():
-                found.append(name)
-        return hook
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()
-               if not list(module.children())]
+    def watch(module: nn.Module, _: tuple, out: Tensor) -> None:
+        if not torch.isfinite(out).all():
+            found.append(names[module])
+    handles = [module.register_forward_hook(watch) for module in names if not list(module.children())]
     with torch.no_grad():
         model(images)
     for handle in handles:

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,18 +23,20 @@ from deploy.runtimes.runtime import DTYPES, half_fault
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.graph import strides
+from models.heads.loss import DetectionLoss
 from models.layer import Net, heads
 from models.network import Network, initialise
 from models.transfer import report_lines, transfer
 from models.zoo.build import build, with_heads
 from training import engine
 from training.config import NetRecipe, Recipe, TrainConfig
-from training.run import NOTES, Run, Session, Validator, detection_loss
+from training.run import NOTES, Run, Session, Validator
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
 CHECKED = 4                                        # images that half precision is tried on
 CALIBRATION = 64                                   # images that set batch-norms of factors, and mean gates
+TIMED_IMAGES = 16                                  # images that a latency takes in turn
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -140,28 +143,23 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
         return net, weights
     sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
     fitted = fit_anchors(sizes, sum(len(head.anchors) for head in heads(net)), config.seed)
-    px, parts, at = strides(net), {}, 0
+    px, parts, left = strides(net), {}, iter(fitted)
     for head in sorted(heads(net), key=lambda head: px[head.name]):    # the finest grid takes the smallest
-        parts[head.name] = tuple((round(w, 1), round(h, 1)) for w, h in fitted[at:at + len(head.anchors)])
-        at += len(head.anchors)
+        parts[head.name] = tuple((round(w, 1), round(h, 1)) for w, h in islice(left, len(head.anchors)))
     parts = tuple(parts[head.name] for head in heads(net))
-    before = [a for head in heads(net) for a in head.anchors]
-    say(f"anchors fitted: {' '.join(str(p) for p in parts)}; "
-        f"mean best IoU {anchor_recall(sizes, fitted)[0]:.3f} "
-        f"(before {anchor_recall(sizes, before)[0]:.3f})")
+    new, old = (anchor_recall(sizes, anchors)[0] for anchors in (
+        fitted, [anchor for head in heads(net) for anchor in head.anchors]))
+    say(f"anchors fitted: {' '.join(map(str, parts))}; mean best IoU {new:.3f} (before {old:.3f})")
     return with_heads(net, classes, parts), weights
 
 
 def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
                say: Callable) -> None:
-    """Give the model the layers it shares with a checkpoint; on request, also factors of those it replaced.
-
-    Layers that have squeeze-excitation there and none here take their mean gates in.
-    """
+    """Give the model the layers it shares with a checkpoint; on request, factors of those it replaced."""
     if shut := layers_to_open(weights.net, model.net):
         images = plain_images(train_set, CALIBRATION)
-        net, state = without_se(weights.net, weights.state,
-                                   mean_gates(weights.net, weights.state, images, shut))
+        means = mean_gates(weights.net, weights.state, images, shut)
+        net, state = without_se(weights.net, weights.state, means)
         weights = dataclasses.replace(weights, net=net, state=state)
         say(f"squeeze-excitation of {', '.join(shut)}: mean gates of {len(images)} images, as constants")
     state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
@@ -183,11 +181,8 @@ def plain_images(dataset: DetectionSet, count: int) -> torch.Tensor:
 
 
 def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
-    """Return what is wrong with half precision on this network and device; empty when nothing is.
-
-    Some GPUs compute wrong numbers in half precision, and a network without batch-norm can overflow in it. A
-    copy of the network predicts a few training images as in a training step, in both precisions.
-    """
+    """Return what is wrong with half precision on this network and device; empty when nothing is."""
+    # Some GPUs compute wrong numbers in it, and a network without batch-norm can overflow.
     device, memory = session.device, torch.channels_last
     copied = copy.deepcopy(model).to(device, memory_format=memory).train()
     images = (plain_images(train_set, CHECKED).to(device).float() / 255).contiguous(memory_format=memory)
@@ -200,7 +195,7 @@ def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
 
 def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session) -> Callable:
     """Return a network's loss, with the part of the teacher whose checkpoint is at `path`."""
-    loss = detection_loss(net)
+    loss = DetectionLoss(net)
     if not path:
         return loss
     found = checkpoints.load(path)

@@ -25,7 +25,6 @@ from evaluation.plots import results_png
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
 from models.graph import strides
-from models.heads.loss import DetectionLoss
 from models.heads.nms import detections
 from models.layer import Net
 from models.network import Network
@@ -52,23 +51,20 @@ class Session(NamedTuple):
     say: Callable[..., None]
 
 
-def detection_loss(net: Net) -> DetectionLoss:
-    """Return the loss of a network's head outputs against the targets."""
-    return DetectionLoss(net)
+def shown(metrics: Metrics) -> dict[str, float]:
+    """Return the SHOWN metrics, undefined ones as 0."""
+    return {name: getattr(metrics, name) or 0.0 for name in SHOWN}
 
 
 class Validator:
-    """Callable: (net, weights) -> metrics, the finder with its times, the detections [D, 7] of one set.
-
-    A signal ends it at once; beside other processes it is left to the next step's end: a rank that stopped
-    alone would leave the others waiting.
-    """
+    """Callable: (net, weights) -> metrics, the finder with its times, the detections [D, 7] of one set."""
 
     def __init__(self, config: Recipe, dataset: DetectionSet, session: Session,
                  interrupt: runs.Interrupt) -> None:
         self.dataset, self.session = dataset, session
         self.loader = make_loader(dataset, config.batch_size, shuffle=False,
                                   pin_memory=session.device.type == "cuda")
+        # A rank that stopped alone would leave the others waiting.
         self.poll = None if session.world.size > 1 else interrupt.stop
 
     def __call__(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
@@ -78,18 +74,9 @@ class Validator:
         metrics, found = evaluate(finder, self.dataset, self.loader, progress=False, poll=self.poll)
         return metrics, finder, found
 
-    def metrics(self, net: Net, weights: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Return map50, map50_95, precision, recall and f1 of a network, fractions; undefined ones are 0."""
-        found, _, _ = self(net, weights)
-        return {name: getattr(found, name) or 0.0 for name in SHOWN}
-
 
 class Run:
-    """A training run: call `train`, then `close`.
-
-    lock: the folder's, let go of at the end. may_halve: whether a full memory may change the batch size.
-    again: how the same command continues after a signal.
-    """
+    """A training run: call `train`, then `close`; may_halve: whether a full memory may halve the batch."""
 
     def __init__(self, config: TrainConfig, folder: Path, session: Session, model: Network,
                  train_set: DetectionSet, validator: Validator, loss: Callable, interrupt: runs.Interrupt, *,
@@ -97,7 +84,7 @@ class Run:
         self.config, self.folder, self.session, self.net = config, folder, session, model.net
         self.train_set, self.validator, self.loss, self.interrupt = train_set, validator, loss, interrupt
         self.lock, self.may_halve, self.again = lock, may_halve, again
-        self.failed_saves, self.began = 0, time.monotonic()
+        self.last, self.best, self.failed_saves = folder / "weights/last.pt", folder / "weights/best.pt", 0
         device, world, precision, _ = session
         if world.main:
             check_disk(folder, parameters(self.net, statistics=True), config.optimizer)
@@ -121,16 +108,6 @@ class Run:
         return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
                 "precision": precision, "batch size": self.config.batch_size, "data": self.data,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
-
-    @property
-    def last(self) -> Path:
-        """Return where the run continues from."""
-        return self.folder / "weights" / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        """Return where the weights of the best validation are, without what resuming needs."""
-        return self.folder / "weights" / "best.pt"
 
     def changed(self, saved: dict) -> dict[str, object]:
         """Return those entries of a checkpoint's guard that are others now."""
@@ -164,19 +141,18 @@ class Run:
         device, world, precision, _ = self.session
         return engine.Task(
             self.config, self.loader, self.loss, validate=self.validate, save=self.save,
-            restore=self.saved_state, log=self.write_row, replay=self.replay, signals=self.interrupt,
+            restore=self.saved_state, log=self.log.add, replay=self.replay, signals=self.interrupt,
             precision=precision, sides=self.config.sides(max(strides(self.net).values())), main=world.main,
             again=self.again, read_steps=1 if device.type == "cpu" else engine.READ_STEPS)
 
     def saved_state(self) -> dict:
-        """Return State.as_dict() of the last checkpoint that can be read."""
+        """Return the training state of the last checkpoint that can be read."""
         return checkpoints.load_or_previous(self.last)[0].training
 
     def halve(self, fault: str) -> None:
         """Return to the last checkpoint with half the images per batch and as many per optimizer step.
 
-        Raises EnvironmentFault where that cannot be done: an odd batch, several processes (one that ran out
-        of memory cannot tell the others), or a training that has no flags of its own.
+        Raises EnvironmentFault for an odd batch, several processes, which cannot be told, or without flags.
         """
         size, images = self.config.batch_size, self.config.accumulate * self.config.batch_size
         if size % 2 or self.session.world.size > 1 or not self.may_halve:
@@ -208,9 +184,9 @@ class Run:
                 file.write(f"{text}\n")
 
     def validate(self, model: Network) -> dict[str, float]:
-        """Return map50, map50_95, precision, recall and f1 of a model on the validation set."""
+        """Return the SHOWN metrics of a model on the validation set, and print them."""
         started = time.monotonic()
-        values = self.validator.metrics(self.net, model.state_dict())
+        values = shown(self.validator(self.net, model.state_dict())[0])
         print(f"  val  AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
               f"R {values['recall']:.3f}  F1 {values['f1']:.3f}  ({time.monotonic() - started:.0f} s)",
               flush=True)
@@ -234,16 +210,8 @@ class Run:
         return report.write_page(self.folder, result, metrics, self.validator.dataset.coco, found,
                                  lambda path: decode(path, config.max_pixels), curves)
 
-    def write_row(self, row: dict) -> None:
-        """Write one epoch's row into log.jsonl, results.csv and TensorBoard."""
-        if self.session.world.main:
-            self.log.add({**row, "seconds": round(time.monotonic() - self.began, 1)})
-
     def save(self, state: engine.State, best: bool) -> bool:
-        """Return whether last.pt (and best.pt) were written; other processes leave it to the first.
-
-        A full disk is reported and tried again at the next save, three times; then DiskError is raised.
-        """
+        """Return whether last.pt (and best.pt) were written; DiskError after SAVE_TRIES failures in a row."""
         if not self.session.world.main:
             return True
         extra = {"epoch": state.epoch, "best": state.best, "metric": self.config.metric,
@@ -295,10 +263,8 @@ class Run:
 
 
 def check_disk(folder: Path, numbers: int, optimizer: str) -> None:
-    """Raise DiskError where the checkpoints of a network of so many numbers would not fit.
-
-    Three for resuming are there at a time (average, weights, the optimizer's numbers), and the best weights.
-    """
+    """Raise DiskError where the checkpoints of a network of so many numbers would not fit."""
+    # Three for resuming are there at a time (average, weights, optimizer), and the best weights.
     copies = 3 * (2 + {"sgd": 1, "adamw": 2}[optimizer]) + 1
     need, free = 4 * numbers * copies, shutil.disk_usage(folder).free
     if free < need:

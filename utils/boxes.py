@@ -32,10 +32,7 @@ def letterbox_geometry(height: int, width: int, size: int | tuple[int, int]) -> 
 
 
 def scale_back(boxes: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
-    """Return boxes [N, >=4] (xyxy px of the input first) in px of the height x width image, clipped.
-
-    For torch tensors and numpy arrays; further columns are copied. The argument is not changed.
-    """
+    """Return boxes [N, >=4] (xyxy px of the input first; torch or numpy) in px of the image, clipped."""
     out = boxes.clone() if hasattr(boxes, "clone") else boxes.copy()
     # The rounded sizes, not the ideal scale.
     ratio_x, ratio_y = width / geometry.width, height / geometry.height
@@ -49,18 +46,6 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     import torch
     centre, half = boxes[..., :2], boxes[..., 2:4] / 2
     return torch.cat((centre - half, centre + half), -1)
-
-
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Return centre boxes [..., 4] (cxcywh) of corner boxes [..., 4] (xyxy), same unit."""
-    import torch
-    low, high = boxes[..., :2], boxes[..., 2:4]
-    return torch.cat(((low + high) / 2, high - low), -1)
-
-
-def iou_pairs(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return IoU [N] of boxes a and b [N, 4], row by row (both cxcywh, same unit); 0 for empty boxes."""
-    return _overlap(a, b, eps)[0]
 
 
 def iou_rows(boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
@@ -80,20 +65,14 @@ def ciou_pairs(a: Tensor, b: Tensor, eps: float = 1e-7) -> tuple[Tensor, Tensor]
     boxes, where torchvision's complete_box_iou_loss is NaN.
     """
     import torch
-    iou, hull = _overlap(a, b, eps)
+    a_low, a_high = a[:, :2] - a[:, 2:4] / 2, a[:, :2] + a[:, 2:4] / 2
+    b_low, b_high = b[:, :2] - b[:, 2:4] / 2, b[:, :2] + b[:, 2:4] / 2
+    inner = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(1)
+    iou = inner / (a[:, 2:4].prod(1) + b[:, 2:4].prod(1) - inner + eps)
+    hull = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)     # of the smallest box around both
     distance = (a[:, :2] - b[:, :2]).square().sum(1) / (hull.square().sum(1) + eps)
     aspect_a, aspect_b = (torch.atan(x[:, 2] / (x[:, 3] + eps)) for x in (a, b))
     v = (4 / math.pi ** 2) * (aspect_a - aspect_b).square()
     with torch.no_grad():
         alpha = v / (1 - iou + v + eps)
     return iou - distance - alpha * v, iou
-
-
-def _overlap(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return IoU [N] and the width and height [N, 2] of the smallest box around both, for cxcywh pairs."""
-    import torch
-    a_low, a_high = a[:, :2] - a[:, 2:4] / 2, a[:, :2] + a[:, 2:4] / 2
-    b_low, b_high = b[:, :2] - b[:, 2:4] / 2, b[:, :2] + b[:, 2:4] / 2
-    inner = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(1)
-    union = a[:, 2:4].prod(1) + b[:, 2:4].prod(1) - inner
-    return inner / (union + eps), torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)

@@ -1,7 +1,4 @@
-"""Every shared flag once, its checks, and the way a script ends.
-
-Imports nothing heavy: `--help` stays instant.
-"""
+"""Every shared flag once, its checks, and the way a script ends. Imports nothing heavy, for `--help`."""
 from __future__ import annotations
 
 import argparse
@@ -17,43 +14,40 @@ from typing import TypeVar
 Config = TypeVar("Config")
 Rule = tuple[Callable[[object], bool], str]        # what makes a value good, and the words for it
 LEFT_BEHIND = "reader of "         # beginning of the names of threads that may hang where none can end them
-FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
-    "weights": (("--weights",), {
-        "help": "checkpoint .pt, official darknet .weights, or what export.py wrote"}),
-    "cfg": (("--cfg",), {
-        "help": "network: a zoo name such as micro-yolo (the README lists them) or a net.json"}),
-    "data": (("--data",), {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"}),
-    "source": (("--source",), {"help": "image, folder, glob, list file or video; of detect.py also "
-                                      "a camera (0) or an address (rtsp://, http://)"}),
-    "imgsz": (("--imgsz", "--img", "--img-size"), {
-        "type": int, "help": "network input side in px, a multiple of 32"}),
-    "batch-size": (("--batch-size", "--batch"), {"type": int, "help": "images per step, over all processes"}),
-    "epochs": (("--epochs",), {"type": int, "help": "passes over the training set"}),
-    "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, or a CUDA index such as 0"}),
-    "workers": (("--workers",), {"type": int, "default": 1,
-                                 "help": "loader processes (0: load in the main process)"}),
-    "conf-thres": (("--conf-thres", "--conf"), {"type": float, "help": "lowest score kept, 0..1"}),
-    "iou-thres": (("--iou-thres", "--iou"), {"type": float, "help": "NMS IoU threshold, 0..1"}),
-    "max-det": (("--max-det",), {"type": int, "help": "most boxes per image"}),
-    "classes": (("--classes",), {"nargs": "+", "help": "keep only these classes (names or numbers)"}),
-    "half": (("--half",), {"action": "store_true",
-                           "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support; of "
-                                   "exported files what their runtime has natively"}),
-    "project": (("--project",), {"help": "folder of the run folders"}),
-    "name": (("--name",), {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"}),
-    "exist-ok": (("--exist-ok",), {"action": "store_true", "help": "write into an existing run folder"}),
-    "seed": (("--seed",), {"type": int, "default": 0, "help": "seed of weights, order and augmentation"}),
-    "threads": (("--threads",), {"type": int, "default": 0,
-                                 "help": "CPU threads of the network (0: all cores)"}),
-    "cache": (("--cache",), {"choices": ("auto", "ram", "off"), "default": "auto",
-                             "help": "letterboxed images as uint8 in RAM: auto keeps them when they fit"}),
-    "max-pixels": (("--max-pixels",), {"type": int, "default": 100_000_000,
-                                       "help": "refuse images that claim more pixels than this"}),
-    "drop-unknown": (("--drop-unknown",), {
-        "action": "store_true", "help": "drop boxes whose category is not in `categories` and continue"}),
-    "trust": (("--trust",), {"choices": ("image", "json"), "default": None,
-                             "help": "when an image's size differs from the JSON: rescale boxes to the "
-                                     "image, or keep them as they are (default: refuse)"}),
+ALIASES = {"imgsz": ("--img", "--img-size"), "batch-size": ("--batch",), "conf-thres": ("--conf",),
+           "iou-thres": ("--iou",)}
+FLAGS: dict[str, dict] = {
+    "weights": {"help": "checkpoint .pt, official darknet .weights, or what export.py wrote"},
+    "cfg": {"help": "network: a zoo name such as micro-yolo (the README lists them) or a net.json"},
+    "data": {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"},
+    "source": {"help": "image, folder, glob, list file or video; of detect.py also a camera (0) or an "
+                       "address (rtsp://, http://)"},
+    "imgsz": {"type": int, "help": "network input side in px, a multiple of 32"},
+    "batch-size": {"type": int, "help": "images per step, over all processes"},
+    "epochs": {"type": int, "help": "passes over the training set"},
+    "device": {"default": "auto", "help": "auto, cpu, cuda, or a CUDA index such as 0"},
+    "workers": {"type": int, "default": 1, "help": "loader processes (0: load in the main process)"},
+    "conf-thres": {"type": float, "help": "lowest score kept, 0..1"},
+    "iou-thres": {"type": float, "help": "NMS IoU threshold, 0..1"},
+    "max-det": {"type": int, "help": "most boxes per image"},
+    "classes": {"nargs": "+", "help": "keep only these classes (names or numbers)"},
+    "half": {"action": "store_true",
+             "help": "half precision: fp16 on CUDA, bf16 on CPUs with native support; of exported files what "
+                     "their runtime has natively"},
+    "project": {"help": "folder of the run folders"},
+    "name": {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"},
+    "exist-ok": {"action": "store_true", "help": "write into an existing run folder"},
+    "seed": {"type": int, "default": 0, "help": "seed of weights, order and augmentation"},
+    "threads": {"type": int, "default": 0, "help": "CPU threads of the network (0: all cores)"},
+    "cache": {"choices": ("auto", "ram", "off"), "default": "auto",
+              "help": "letterboxed images as uint8 in RAM: auto keeps them when they fit"},
+    "max-pixels": {"type": int, "default": 100_000_000,
+                   "help": "refuse images that claim more pixels than this"},
+    "drop-unknown": {"action": "store_true",
+                     "help": "drop boxes whose category is not in `categories` and continue"},
+    "trust": {"choices": ("image", "json"), "default": None,
+              "help": "when an image's size differs from the JSON: rescale boxes to the image, or keep them "
+                      "as they are (default: refuse)"},
 }
 POSITIVE: Rule = (lambda v: v > 0, "more than 0")
 NOT_NEGATIVE: Rule = (lambda v: v >= 0, "0 or more")
@@ -62,16 +56,11 @@ SHARE: Rule = (lambda v: 0 <= v <= 1, "between 0 and 1")
 BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "0 or more, below 1")
 RULES: dict[str, Rule] = {
     "imgsz": (lambda v: 32 <= v <= 4096 and v % 32 == 0, "a multiple of 32 between 32 and 4096"),
-    "batch_size": ONE_OR_MORE,
-    "batch_sizes": ONE_OR_MORE,
-    "epochs": ONE_OR_MORE,
+    **dict.fromkeys(("batch_size", "batch_sizes", "epochs", "max_det", "max_pixels"), ONE_OR_MORE),
+    **dict.fromkeys(("conf_thres", "iou_thres"), SHARE),
     "workers": NOT_NEGATIVE,
-    "conf_thres": SHARE,
-    "iou_thres": SHARE,
-    "max_det": ONE_OR_MORE,
     "seed": (lambda v: 0 <= v < 2 ** 31, "between 0 and 2147483647"),
     "threads": (lambda v: v >= 0, "0 (all cores) or more"),
-    "max_pixels": ONE_OR_MORE,
     "port": (lambda v: 0 <= v <= 65535, "between 0 and 65535"),
 }
 
@@ -83,8 +72,7 @@ def parser(description: str, *names: str, defaults: dict | None = None) -> argpa
     if unknown := set(defaults or ()) - set(names):
         raise ValueError(f"defaults for flags this script does not take: {', '.join(sorted(unknown))}")
     for name in names:
-        options, keywords = FLAGS[name]
-        out.add_argument(*options, **keywords)
+        out.add_argument(f"--{name}", *ALIASES.get(name, ()), **FLAGS[name])
     out.set_defaults(**{name.replace("-", "_"): value for name, value in (defaults or {}).items()})
     return out
 
@@ -99,8 +87,7 @@ def config_parser(description: str, config: type) -> argparse.ArgumentParser:
     out = parser(description)
     for item in fields(config):
         flag = item.name.replace("_", "-")
-        options, keywords = FLAGS.get(flag, ((f"--{flag}",), {}))
-        keywords = {**keywords, **item.metadata, "default": item.default}
+        keywords = {**FLAGS.get(flag, {}), **item.metadata, "default": item.default}
         if "help" not in keywords:                 # a field that no flag sets
             continue
         keywords.pop("needs", None)
@@ -108,7 +95,7 @@ def config_parser(description: str, config: type) -> argparse.ArgumentParser:
             keywords["action"] = "store_true"
         elif isinstance(item.default, int | float):
             keywords.setdefault("type", type(item.default))
-        out.add_argument(*options, **keywords)
+        out.add_argument(f"--{flag}", *ALIASES.get(flag, ()), **keywords)
     return out
 
 
@@ -126,7 +113,7 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
     """Return the same arguments, or exit 2 with what was given, what is needed and the flag's name."""
     for name in required:
         if getattr(args, name.replace("-", "_")) is None:
-            out.error(f"--{name} is missing: {FLAGS[name][1]['help']}")
+            out.error(f"--{name} is missing: {FLAGS[name]['help']}")
     for name, (good, needed) in rules.items():
         given = getattr(args, name, None)
         for value in given if isinstance(given, list) else [given]:
@@ -143,35 +130,26 @@ def typed(out: argparse.ArgumentParser, flags: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[], object]) -> None:
     """End the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
-    # OpenMP threads that spin while they wait turn 10 ms into 40 or more when loader processes or neighbours
-    # want the same cores; it must be said before torch is imported.
+    # Spinning OpenMP threads turn 10 ms into 40 where others want the cores; to be said before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    code = _outcome(main)
+    code = 0
+    try:
+        main()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 141                                 # as a program that SIGPIPE ended
+    except Exception as error:
+        code = getattr(error, "exit_code", 3 if isinstance(error, FileNotFoundError) else None)
+        if code is None and isinstance(error, OSError) and error.errno == 28:
+            code = 7
+            error = OSError(f"{error}: the disk is full; free some space and run the same command again")
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
     if any(thread.name.startswith(LEFT_BEHIND) for thread in threading.enumerate()):
         with contextlib.suppress(OSError):
             sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)                             # a thread that hangs in FFmpeg would abort another way out
     if code:
         sys.exit(code)
-
-
-def _outcome(main: Callable[[], object]) -> int:
-    """Return the exit code of `main()`, its error printed; errors that are no user's are raised."""
-    try:
-        main()
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 141                                 # as a program that SIGPIPE ended
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None and isinstance(error, OSError) and error.errno == 28:
-            code = 7
-            error = OSError(f"{error}: the disk is full; free some space and run the same command again")
-        if code is None and isinstance(error, FileNotFoundError):
-            code = 3
-        if code is None:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return code

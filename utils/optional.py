@@ -16,10 +16,7 @@ def report_nothing() -> None:
 
 
 def needs(name: str, what_for: str) -> ModuleType:
-    """Return the imported library. Raises EnvironmentFault with the pip line where it is missing or broken.
-
-    what_for: the end of the sentence, such as "to write ONNX files".
-    """
+    """Return the imported library; raise EnvironmentFault with the pip line where it is missing or broken."""
     report_nothing()
     try:
         return importlib.import_module(name)

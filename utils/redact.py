@@ -12,11 +12,9 @@ ADDRESS = re.compile(r"(?is)^(.*?(?:\b(?:rtsps?|https?):/+|://))(.*)$")
 def masked(text: str) -> str:
     """Return the text with the secrets of the address in it replaced by stars.
 
-    Secrets are the user's name and password, and all that follows the first "?", "=", ";" or "#" of an
-    address: cameras take passwords there as well. In a text that is no address, what stands before an "@"
-    with a ":" in it may be a login whose scheme was forgotten; all else is returned as it is.
+    Secrets are the login, and all that follows the first "?", "=", ";" or "#": cameras take passwords there.
     """
-    if not (found := ADDRESS.match(text)):
+    if not (found := ADDRESS.match(text)):         # it may be an address whose scheme was forgotten
         return re.sub(r"(?s)^.*:.*@", "***@", text)
     head, rest = found.groups()
     rest = re.sub(r"(?s)^.*@", "***@", rest)

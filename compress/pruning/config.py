@@ -1,7 +1,4 @@
-"""The choices of a progressive pruning. Imports no torch, so that `--help` stays instant.
-
-Section A6 of our notes on the paper lists what it leaves open; each is a field, and the default is ours.
-"""
+"""The choices of a progressive pruning: what the paper leaves open is a field, and the default is ours."""
 from __future__ import annotations
 
 import argparse

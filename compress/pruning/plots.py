@@ -1,7 +1,4 @@
-"""Plots of a pruning: widths before and after, accuracy step by step, what each layer would lose.
-
-Figures are made and saved as those of evaluation.plots; the functions load matplotlib.
-"""
+"""Plots of a pruning: widths before and after, accuracy step by step, what each layer would lose."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,6 +13,7 @@ from evaluation.plots import BEST, COLOURS, GREY, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LABELS = {"map50": "mAP@0.5", "map50_95": "mAP@0.5:0.95"}
 BLUE = COLOURS[0]
@@ -25,10 +23,7 @@ SCALE = (0, 0.5, 1, 2, 5, 10, 20, 30, 50, 75, 100)         # points marked on a 
 
 
 def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
-    """Write the plot of each layer's width before and after, and of the sixteenths it lost.
-
-    A row of `layers` has layer, original, width and sixteenths; they are drawn top down.
-    """
+    """Write the plot of each layer's width before and after, and of the sixteenths it lost, top down."""
     fig = plots.figure(10, max(2.2, 1.2 + 0.34 * len(layers)))
     wide, lost = fig.subplots(1, 2, sharey=True, width_ratios=(5, 3))
     at, before, after = np.arange(len(layers)), *([row[k] for row in layers] for k in ("original", "width"))
@@ -51,25 +46,15 @@ def widths_png(layers: Sequence[dict], path: Path | str) -> Path:
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    if layers:
-        fig.legend(*wide.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False,
-                   fontsize=9)
-    else:
-        wide.text(0.5, 0.5, "no layer can be cut", transform=wide.transAxes, ha="center", color=GREY)
+    _key(fig, wide, layers, "outside lower left", "no layer can be cut")
     return plots.save(fig, path)
 
 
 def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric: str = "map50") -> Path:
-    """Write the plot of the metric and the parameters after every step, rejected ones marked.
-
-    A step has step, layer, the metric (0..1), drop (its points lost against a reference), interval (of the
-    drop, or None), accepted and parameters. A tick stands at each step's reference less the tolerance in
-    points.
-    """
+    """Write the plot of the metric and the parameters after every step of a record, rejected ones marked."""
     fig = plots.figure(min(22.0, max(7.0, 2.5 + 0.26 * len(steps))), 6.6)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for ax in (top, bottom):
-        _bands(ax, steps, named=ax is top)
+    upright = _bands((top, bottom), steps)
     x, score = [row["step"] for row in steps], [100 * row[metric] for row in steps]
     least = [s + row["drop"] - tolerance for s, row in zip(score, steps, strict=True)]
     top.plot(x, least, "_", color=INK, ms=9, mew=1.6, label=f"reference less {tolerance:g} points")
@@ -79,30 +64,24 @@ def steps_png(steps: Sequence[dict], tolerance: float, path: Path | str, metric:
             top.plot([row["step"]] * 2, [reference - high, reference - low], color=GREY, lw=3, zorder=1.5,
                      solid_capstyle="butt")
     millions = [row["parameters"] / 1e6 for row in steps]
-    for ax, values in ((top, score), (bottom, millions)):
-        _verdicts(ax, steps, values)
+    _verdicts(top, steps, score)
+    _verdicts(bottom, steps, millions)
     interval = ", with the 95 % interval of its drop" * any(row["interval"] is not None for row in steps)
     plots.dress(top, f"Accuracy after every step{interval}", "", f"{LABELS[metric]}, %")
     plots.dress(bottom, "Size of every candidate", "step", "parameters, M")
     bottom.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if steps:
         low, high = top.get_ylim()
-        room = 0.3 if _upright(steps) else 0.1             # for the names
+        room = 0.3 if upright else 0.1                     # for the names
         top.set_ylim(low, high + room * (high - low))
         top.set_xlim(min(x) - 0.7, max(x) + 0.7)
-        fig.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
-                   fontsize=9)
-    else:
-        top.text(0.5, 0.5, "no step was made", transform=top.transAxes, ha="center", color=GREY)
+    _key(fig, top, steps, "outside lower center", "no step was made")
     return plots.save(fig, path)
 
 
 def scan_png(units: Sequence[str], sixteenths: Sequence[int], drops: Sequence[Sequence[float]],
              path: Path | str) -> Path:
-    """Write the heat map of points lost: a row per layer, a column per number of sixteenths taken away.
-
-    drops: [units][sixteenths] in points, negative where it gained; NaN cells were not measured and are grey.
-    """
+    """Write the heat map of the drops [units][sixteenths] in points; cells of NaN, not measured, are grey."""
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
     values = np.asarray(drops, dtype=float).reshape(len(units), len(sixteenths))
@@ -133,30 +112,31 @@ def scan_png(units: Sequence[str], sixteenths: Sequence[int], drops: Sequence[Se
     return plots.save(fig, path)
 
 
+def _key(fig: Figure, ax: Axes, rows: Sequence[dict], place: str, nothing: str) -> None:
+    """Write the figure's legend, or what there is to say without rows."""
+    if rows:
+        fig.legend(*ax.get_legend_handles_labels(), loc=place, ncols=3, frameon=False, fontsize=9)
+    else:
+        ax.text(0.5, 0.5, nothing, transform=ax.transAxes, ha="center", color=GREY)
+
+
 def _short(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= LONGEST else name[:LONGEST - 1] + "…" for name in names]
 
 
-def _runs(steps: Sequence[dict]) -> list[list[dict]]:
-    """Return the steps in runs of one layer each."""
-    return [list(rows) for _, rows in groupby(steps, key=lambda row: row["layer"])]
-
-
-def _upright(steps: Sequence[dict]) -> bool:
-    """Return whether a layer's name is wider than the band of its steps."""
-    return any(len(_short([rows[0]["layer"]])[0]) > 3.2 * len(rows) for rows in _runs(steps))
-
-
-def _bands(ax: Axes, steps: Sequence[dict], named: bool) -> None:
-    """Draw a band behind the steps of every other layer; its name above, upright where bands are narrow."""
-    for at, rows in enumerate(_runs(steps)):
+def _bands(axes: Sequence[Axes], steps: Sequence[dict]) -> bool:
+    """Draw a band behind the steps of every other layer, names on top; return whether these are upright."""
+    found = [list(rows) for _, rows in groupby(steps, key=lambda row: row["layer"])]
+    names = _short([rows[0]["layer"] for rows in found])
+    upright = any(len(name) > 3.2 * len(rows) for name, rows in zip(names, found))
+    for at, (name, rows) in enumerate(zip(names, found)):
         left, right = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
-        if at % 2 == 0:
+        for ax in axes if at % 2 == 0 else ():
             ax.axvspan(left, right, color=BAND, lw=0, zorder=0)
-        if named:
-            ax.annotate(_short([rows[0]["layer"]])[0], ((left + right) / 2, 1), (0, -4),
-                        xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="top",
-                        fontsize=8, color=INK, rotation=90 if _upright(steps) else 0)
+        axes[0].annotate(name, ((left + right) / 2, 1), (0, -4), xycoords=("data", "axes fraction"),
+                         textcoords="offset points", ha="center", va="top", fontsize=8, color=INK,
+                         rotation=90 if upright else 0)
+    return upright
 
 
 def _verdicts(ax: Axes, steps: Sequence[dict], values: Sequence[float]) -> None:

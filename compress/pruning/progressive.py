@@ -1,7 +1,4 @@
-"""The paper's progressive pruning: choose, cut, fine-tune, measure, accept or reject.
-
-What the paper leaves open is a field of `PruneConfig`, and every report prints it.
-"""
+"""The paper's progressive pruning: choose, cut, fine-tune, measure, accept or reject."""
 from __future__ import annotations
 
 import json
@@ -18,21 +15,22 @@ from compress.distill import DistilledLoss, teacher
 from compress.importance import channel_scores, loss_gradients
 from compress.prune import prune
 from compress.pruning.config import REFERENCES, PruneConfig
-from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths, strongest
+from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths
 from data.loader import collate
 from deploy.runtimes.runtime import DTYPES
 from evaluation.bootstrap import drop_interval
 from evaluation.curves import Matches
 from models.channels import widths
 from models.count import loose_macs, macs, parameters
+from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import Tuner
-from training.prepare import plain_images
-from training.run import SHOWN, detection_loss
+from training.prepare import TIMED_IMAGES, plain_images
+from training.run import SHOWN, shown
 from utils import ddp, runs
 from utils.errors import EnvironmentFault
 
-TAYLOR_IMAGES, TIMED_IMAGES = 64, 16
+TAYLOR_IMAGES = 64
 State = dict[str, Tensor]
 
 
@@ -91,10 +89,7 @@ class Log:
 
 
 class Bench:
-    """Fine-tunes and measures candidates of one parent; every finished step is remembered on disk.
-
-    targets: measure -> largest value wanted.
-    """
+    """Fine-tunes and measures candidates of one parent, up to targets (measure -> largest value wanted)."""
 
     def __init__(self, tuner: Tuner, config: PruneConfig, targets: dict[str, float], origin: Net,
                  parent: State) -> None:
@@ -104,15 +99,15 @@ class Bench:
         self.loss = None
         if config.teacher == "parent":
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
-            self.loss = DistilledLoss(detection_loss(origin), teach)
+            self.loss = DistilledLoss(DetectionLoss(origin), teach)
 
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
         """Return the kept indices of one step of all units that can still take one, the same on all ranks."""
-        taken = self.taken.get(units[0].name, 0)
-        new, self.taken[units[0].name] = next_widths(units, widths(net), taken, self.config.round_to)
+        first, round_to = units[0].name, self.config.round_to
+        new, self.taken[first] = next_widths(units, widths(net), self.taken.get(first, 0), round_to)
         if not new:
             return {}
-        keep = self.best_channels(net, state, narrowed(net, self.origin, new, self.config.round_to))
+        keep = self.best_channels(net, state, narrowed(net, self.origin, new, round_to))
         if not ddp.same_on_all(zlib.crc32(json.dumps(keep).encode())):
             raise EnvironmentFault("the processes would cut different channels; nothing was cut. "
                                    "Are all of them the same machine type and versions?")
@@ -125,8 +120,10 @@ class Bench:
             if self.gradients is None or self.gradients[0] is not state:
                 self.gradients = state, self._gradients(net, state)
             gradients = self.gradients[1]
-        return strongest(width, lambda group: channel_scores(net, state, group, rule, gradients=gradients,
-                                                             seed=self.config.seed))
+        scores = {unit: channel_scores(net, state, unit, rule, gradients=gradients, seed=self.config.seed)
+                  for unit in width}
+        return {unit: sorted(found.argsort(descending=True, stable=True)[:width[unit]].tolist())
+                for unit, found in scores.items()}
 
     def tune(self, net: Net, state: State, name: str) -> tuple[Net, State, Measured, float]:
         """Return the network fine-tuned (first seed), what it reaches over all seeds, and the seconds."""
@@ -138,20 +135,15 @@ class Bench:
                  for s, n in enumerate(names)]
         mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in SHOWN}
         first = tries[0]
-        reached = self.measure(first.net, first.state, mean)
-        if "latency" in self.targets:
-            ms = remembered_latency(tuner, first.net, first.state, name)
-            reached = replace(reached, counts={**reached.counts, "latency": ms})
-        seeds = tuple(t.metrics[config.metric] for t in tries)
-        return first.net, first.state, replace(reached, seeds=seeds), sum(t.seconds for t in tries)
+        reached = replace(self.measure(first.net, first.state, mean),
+                          counts=timed_cost(tuner, first.net, first.state, name),
+                          seeds=tuple(t.metrics[config.metric] for t in tries))
+        return first.net, first.state, reached, sum(t.seconds for t in tries)
 
     def measure(self, net: Net, state: State, metrics: dict[str, float] | None = None) -> Measured:
         """Return a network's metrics, counts and matches on the validation set."""
-        found = None
-        if self.tuner.world.main:
-            full, _, _ = self.tuner.validator(net, state)
-            found = {key: getattr(full, key) or 0.0 for key in SHOWN}, full.matches
-        own, matches = self.tuner.share(found)
+        full = self.tuner.validator(net, state)[0] if self.tuner.world.main else None
+        own, matches = self.tuner.share(full and (shown(full), full.matches))
         return Measured(metrics or own, cost(net, self.config.imgsz), matches, own["map50"])
 
     def drop(self, reference: Measured, reached: Measured) -> Drop:
@@ -166,7 +158,7 @@ class Bench:
         return Drop(lost, (100 * low + lost - first, 100 * high + lost - first))
 
     def _gradients(self, net: Net, state: State) -> State:
-        size, data, loss = self.config.batch_size, self.tuner.train_set, detection_loss(net)
+        size, data, loss = self.config.batch_size, self.tuner.train_set, DetectionLoss(net)
         count = min(TAYLOR_IMAGES, len(data))
         chosen = [data.unvaried(i * len(data) // count) for i in range(count)]
         batches = [collate(chosen[at:at + size])[:2] for at in range(0, count, size)]
@@ -176,13 +168,7 @@ class Bench:
 
 def progressive(net: Net, state: State, original: Measured, units: list[Unit], bench: Bench,
                 log: Log) -> tuple[Net, State, Measured]:
-    """Return the network that is left when no layer can lose another sixteenth: Algorithm 1 of the paper.
-
-    original: what the unpruned network reaches; also returned is what the pruned one does.
-
-    Each step takes 1/16 of a unit's original channels away, fine-tunes, measures; it is accepted while the
-    drop stays within the tolerance, else the network before it comes back and the unit is cut no further.
-    """
+    """Return the network when no unit can lose another step, and what it reaches: the paper's Algorithm 1."""
     config = bench.config
     current = reference = original
     for turn in [[unit] for unit in units] if config.scope == "layer" else [units]:
@@ -210,12 +196,9 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
 
 
 def accepts(config: PruneConfig, lost: Drop, total: float) -> tuple[bool, str]:
-    """Return whether a step that lost this much is accepted, and the sentence that says why.
-
-    total: points lost against the unpruned parent.
-    """
-    words = f"lost {lost.points:+.2f} points against {REFERENCES[config.reference]}"
+    """Return whether a step that lost this much is accepted, and why; total: points lost since the parent."""
     value = lost.points
+    words = f"lost {value:+.2f} points against {REFERENCES[config.reference]}"
     if lost.interval is not None:
         low, high = lost.interval
         value = {"mean": value, "lower": low, "upper": high}[config.decide]
@@ -239,16 +222,19 @@ def target_words(targets: Mapping[str, float], now: Mapping[str, float]) -> str:
 
 
 def cost(net: Net, imgsz: int) -> dict[str, float]:
-    """Return what --until can ask for without a clock: parameters (trainable, stored), MACs (both counts)."""
+    """Return the measures of --until that need no clock."""
     return {"params": parameters(net), "stored": parameters(net, statistics=True),
             "macs": macs(net, imgsz), "loose-macs": loose_macs(net, imgsz)}
 
 
-def remembered_latency(tuner: Tuner, net: Net, state: State, name: str) -> float:
-    """Return median ms per image on one thread, bf16 where native; measured once, a second run reads it."""
-    path = tuner.folder / "latency" / f"{name}.json"
-    if tuner.world.main and not path.is_file():
+def timed_cost(tuner: Tuner, net: Net, state: State, name: str) -> dict[str, float]:
+    """Return every measure of --until; latency where asked for: median ms per image on one thread."""
+    found, path = cost(net, tuner.config.imgsz), tuner.folder / "latency" / f"{name}.json"
+    if "latency" not in dict(tuner.config.until):
+        return found
+    if tuner.world.main and not path.is_file():            # measured once; a second run reads it
         path.parent.mkdir(exist_ok=True)
         images = plain_images(tuner.val_set, TIMED_IMAGES)
         runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, images)})
-    return float(tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0))
+    ms = tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0)
+    return {**found, "latency": float(ms)}

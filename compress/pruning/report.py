@@ -12,23 +12,13 @@ from bench.profile.latency import compare_speed, speed_lines
 from compress.prune import prune
 from compress.pruning.config import REFERENCES
 from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
-from compress.pruning.progressive import (
-    TIMED_IMAGES,
-    Bench,
-    Log,
-    Measured,
-    arrived,
-    cost,
-    remembered_latency,
-    target_words,
-)
+from compress.pruning.progressive import Bench, Log, Measured, arrived, target_words
 from compress.pruning.schedule import PARTS, Unit, narrowed
 from models import checkpoint as checkpoints
 from models.channels import widths
 from models.layer import Net
 from models.records import to_json
-from training.finetune import Tuner
-from training.prepare import plain_images
+from training.prepare import TIMED_IMAGES, plain_images
 from utils import runs
 from utils.errors import ModelError, UsageError
 from utils.text import aligned
@@ -59,14 +49,6 @@ def heading(bench: Bench, units: list[Unit], reasons: dict[str, str]) -> list[st
             *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
 
 
-def parent_cost(tuner: Tuner, parent: checkpoints.Checkpoint) -> dict[str, float]:
-    """Return the unpruned network's value of every measure; its latency only where that is asked for."""
-    found = cost(parent.net, tuner.config.imgsz)
-    if "latency" in dict(tuner.config.until):
-        found["latency"] = remembered_latency(tuner, parent.net, parent.state, "parent")
-    return found
-
-
 def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
     """Return what the unpruned network reaches. Raises ModelError for one of no use or other classes."""
     if tuple(parent.names) != tuple(bench.tuner.names):
@@ -82,10 +64,7 @@ def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
 
 
 def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: list[Unit]) -> list[Unit]:
-    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated.
-
-    Every measurement is kept in scan.json as it is made; table and heat map are written at the end.
-    """
+    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated."""
     tuner, net, state = bench.tuner, parent.net, parent.state
     path = tuner.folder / "scan.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
@@ -121,10 +100,7 @@ def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dic
 
 def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, Measured],
                  child: tuple[checkpoints.Checkpoint, Measured], units: list[Unit]) -> None:
-    """Write the child, its records, tables and plots into the run folder, and print them.
-
-    parent and child: the checkpoint and what it reaches.
-    """
+    """Write and print the child, its record, tables and plots; parent, child: and what they reach."""
     config, tuner, folder = bench.config, bench.tuner, bench.tuner.folder
     (old, before), (new, after) = ((c, m.figures) for c, m in (parent, child))
     (folder / "weights").mkdir(exist_ok=True)
@@ -137,8 +113,7 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
     record = {"kind": "prune", "data": str(config.data), "imgsz": config.imgsz,
               "parent": {"weights": str(config.weights), **before},
               "child": {"weights": f"{folder.name}/weights/{best.name}", **after},
-              "net": to_json(new.net),
-              "choices": choices(bench), "layers": rows, "steps": log.rows,
+              "net": to_json(new.net), "choices": choices(bench), "layers": rows, "steps": log.rows,
               "ended": log.ended or "no layer is left", "epochs": sum(row["epochs"] for row in log.rows),
               "speed": speed, "environment": runs.environment()}
     widths_png(rows, folder / "widths.png")
@@ -174,10 +149,7 @@ def last_words(bench: Bench, before: dict, after: dict, epochs: int, child: Meas
 
 
 def table3_lines(layers: Sequence[dict]) -> list[str]:
-    """Return a line per layer: width before and after, sixteenths taken away, why no more; and the sums.
-
-    The paper's Table 3. A row of `layers` has layer, original, width, sixteenths and stopped.
-    """
+    """Return the paper's Table 3 of `layer_rows`, and the sums, as lines."""
     rows = [[row["layer"], row["original"], row["width"], f"{row['sixteenths']:g}/16"] for row in layers]
     before, after = (sum(row[key] for row in layers) for key in ("original", "width"))
     lost = 16 * (before - after) / before if before else 0.0
@@ -187,10 +159,7 @@ def table3_lines(layers: Sequence[dict]) -> list[str]:
 
 
 def step_lines(steps: Sequence[dict], metric: str = "map50") -> list[str]:
-    """Return a line per step: what was cut, what it reached and lost, its size and cost, the verdict.
-
-    A step is a row of the run's record; its drop and interval are in points of the metric.
-    """
+    """Return a line per step of a record: what was cut, reached and lost (points), size, cost, verdict."""
     digits = len(str(len(steps)))
     rows = [[f"{row['step']:{digits}} {row['layer']}", f"{row['sixteenths']:g}/16", row["width"],
              f"{row[metric]:.4f}", _signed(row["drop"]), " to ".join(map(_signed, row["interval"] or ())),
@@ -203,10 +172,7 @@ def step_lines(steps: Sequence[dict], metric: str = "map50") -> list[str]:
 
 def scan_lines(units: Sequence[str], sixteenths: Sequence[int],
                drops: Sequence[Sequence[float]]) -> list[str]:
-    """Return a line per layer: the points lost by each number of sixteenths; "-" where nothing was measured.
-
-    drops: [units][sixteenths], NaN where nothing was measured.
-    """
+    """Return a line per layer: the drops [units][sixteenths] in points, "-" for NaN."""
     rows = [[unit, *("-" if math.isnan(value) else _signed(value, 1) for value in row)]
             for unit, row in zip(units, drops, strict=True)]
     return aligned(["points lost by", *(f"{n:g}/16" for n in sixteenths)], rows).split("\n")

@@ -1,17 +1,14 @@
 """Which units can be cut, how far a step goes, and what is cut along: choices for `prune`."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-from torch import Tensor
 
 from models.channels import channels, widths, with_widths
 from models.layer import Net
 from models.nodes import IMAGE
 
 PARTS = 16                                                 # a step takes a sixteenth of the original width
-CUTS = ("outputs", "hidden", "both")
 
 
 class Unit(NamedTuple):
@@ -23,11 +20,7 @@ class Unit(NamedTuple):
 
 
 def prunable(net: Net, cut: str = "outputs", sixteenths: float = 1.0) -> tuple[list[Unit], dict[str, str]]:
-    """Return the units that can be cut, front to back, and for the others why not.
-
-    cut: block outputs (the inner widths of the blocks they feed follow, as in the paper), hidden widths
-    alone, or both. sixteenths: of the original width that a step takes; 1 in the paper.
-    """
+    """Return the units that can be cut, front to back, and for the others why not; as PruneConfig says."""
     table, units = channels(net), []
     reasons = {name: why for name, why in table.frozen.items() if name != IMAGE}
     for name, ids in table.units.items():
@@ -45,8 +38,8 @@ def next_widths(units: Sequence[Unit], now: Mapping[str, int], steps: int,
                 round_to: int = 1) -> tuple[dict[str, int], int]:
     """Return the narrower widths that the next step makes, and how many steps there have been then.
 
-    now: the widths after `steps` earlier ones. A width is the multiple of round_to nearest to what the steps
-    leave of the original; a step that changes none is passed over. ({}, steps) when nothing can be taken.
+    now: the widths after `steps` earlier ones. A step that changes no width, rounded to the nearest multiple
+    of round_to, is passed over. ({}, steps) when nothing can be taken.
     """
     for count in range(steps + 1, max((u.original // u.step for u in units), default=0) + 1):
         left = {u.name: u.original - count * u.step for u in units}
@@ -60,8 +53,8 @@ def next_widths(units: Sequence[Unit], now: Mapping[str, int], steps: int,
 def narrowed(net: Net, origin: Net, new: dict[str, int], round_to: int = 1) -> dict[str, int]:
     """Return the given new widths and those that follow: inner widths of blocks with a narrower input.
 
-    They keep the ratio to their input that they have in `origin`, the network before any cut: hidden = alpha
-    Cin in the paper (section A3 of our notes). Nothing is ever widened.
+    They keep the ratio to their input that they have in `origin`, the network before any cut (hidden = alpha
+    Cin in the paper). Nothing is ever widened.
     """
     width, first, out = widths(net), widths(origin), dict(new)
     now, before = channels(net).outputs, channels(origin).outputs
@@ -79,9 +72,3 @@ def narrowed(net: Net, origin: Net, new: dict[str, int], round_to: int = 1) -> d
             wanted = int(wanted) if field == "squeeze" else rounded
             out[unit] = min(width[unit], max(1, wanted))
     return out
-
-
-def strongest(new: dict[str, int], scores: Callable[[str], Tensor]) -> dict[str, list[int]]:
-    """Return the kept indices of the new widths: of each unit its channels of the highest score, in order."""
-    return {unit: sorted(scores(unit).argsort(descending=True, stable=True)[:count].tolist())
-            for unit, count in new.items()}

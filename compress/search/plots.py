@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from evaluation.plots import BEST, COLOURS, GREY, INK, dress, figure
 
@@ -19,11 +22,7 @@ Box = tuple[float, float, float, float]            # x0, y0, x1, y1 px
 
 
 def figure4_png(rows: Sequence[Mapping], best: int, front: Sequence[int], path: Path | str) -> Path:
-    """Write the plot of map50 (in %) over parameters.
-
-    rows: label, parameters, map50 (a fraction). best: position of the row that is marked; front: those on the
-    Pareto front, joined by a line.
-    """
+    """Write the plot of map50 (in %) over parameters; best and front: positions of rows that are marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     fig = figure(11, 6.6)
     FigureCanvasAgg(fig)
@@ -71,26 +70,18 @@ def label_points(ax: Axes, wanted: Sequence[tuple[tuple[float, float], str, bool
 
 
 def _place(x: float, y: float, width: float, height: float, taken: Sequence[Box],
-           frame: Sequence[float]) -> tuple[float, float, float]:
-    """Return the middle of a label for the point (x, y), all in px, and its ring: the nearest free place.
-
-    Where no place is free, that which covers least.
-    """
-    best = (math.inf, x, y, 0.0)
-    for ring in RINGS:
-        for angle in map(math.radians, COMPASS):
-            cx = x + math.cos(angle) * (ring + width / 2 - 4)
-            cy = y + math.sin(angle) * (ring + height / 2 - 4)
-            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-            outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
-            covered = sum(_overlap(box, other) for other in taken) + 1e6 * outside
-            if covered < best[0]:
-                best = (covered, cx, cy, ring)
-            if not covered:
-                return best[1:]
+           frame: np.ndarray) -> tuple[float, float, float]:
+    """Return a label's middle for the point (x, y), px, and its ring: the nearest place that covers least."""
+    best, others = (math.inf, x, y, 0.0), np.array(taken)
+    for ring, angle in product(RINGS, map(math.radians, COMPASS)):
+        cx = x + math.cos(angle) * (ring + width / 2 - 4)
+        cy = y + math.sin(angle) * (ring + height / 2 - 4)
+        box = np.array((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2))
+        outside = (box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any()
+        shared = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+        covered = shared.clip(0).prod(1).sum() + 1e6 * outside
+        if covered < best[0]:
+            best = (covered, cx, cy, ring)
+        if not covered:
+            break
     return best[1:]
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Return the area that two boxes (xyxy px) share."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -1,8 +1,7 @@
 """A queue of points that many workers empty together, each point taken by one of them: an Optuna study.
 
-Any RDB URL will do, so workers on several machines start the same command. A dead worker's point is taken
-again: at once where its lock can be looked at, else when its heartbeat has been still for GRACE seconds. What
-a point means is not known here.
+A dead worker's point is taken again: at once where its lock can be seen, else when its heart has been still
+for GRACE seconds. What a point means is not known here.
 """
 from __future__ import annotations
 
@@ -21,33 +20,30 @@ from datetime import datetime, timedelta
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
 
 from compress.search import storage as storages
 from compress.search.storage import alone
 from utils import runs
-
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial, Trial
+from utils.errors import EnvironmentFault
 
 Point = dict[str, object]
 PAUSE = 1.0                            # seconds between looks at a queue whose last points others work on
 
 
 class Queue:
-    """Points of a space that are to be evaluated: `take` one, then `finish`, `drop` or `give_back` it.
+    """Points of a space that are to be evaluated: `take` one, then `finish` it or `give_back` it.
 
-    space: parameter -> candidates; all their combinations are evaluated, or `trials` different ones that TPE
+    space: parameter -> candidates; all combinations are evaluated, or `trials` different ones that TPE
     proposes, each a function of the seed and of the values known by then. directions: "maximize" or
-    "minimize", one a value. settings: what values depend on; a study of this name with others is refused.
-    home: a folder for this worker's sign of life. Raises UsageError or EnvironmentFault for a storage that
-    cannot be used.
+    "minimize" for each value. settings: what values depend on. home: a folder for this worker's sign of life.
+    Raises UsageError for other settings than the study's or a bad URL, EnvironmentFault for a bad storage.
     """
 
     def __init__(self, url: str, name: str, space: Mapping[str, Sequence], directions: Sequence[str],
                  settings: Mapping[str, object], home: Path, trials: int = 0, seed: int = 0) -> None:
-        import optuna
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.trials, self.seed = {k: list(v) for k, v in space.items()}, trials, seed
         self.choices = {k: optuna.distributions.CategoricalDistribution(v) for k, v in self.space.items()}
@@ -57,7 +53,7 @@ class Queue:
         with alone(self.file):
             self.storage = storages.open_storage(url)
             self.study = optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True,
-                                             directions=list(directions), sampler=self._sampler(0))
+                                             directions=list(directions))
             storages.agree(self.study, settings)
         token = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder = (home / token).resolve()
@@ -68,10 +64,7 @@ class Queue:
         self.quiet = threading.Event()
 
     def take(self, wait: Callable[[int], object] = lambda running: None) -> Point | None:
-        """Return a point that nobody else has or had; None when all are done.
-
-        While others work on the last ones, and may die, it waits and calls `wait` with their number.
-        """
+        """Return a point that is nobody's, None when all are done; `wait` while others hold some."""
         while True:
             with alone(self.file):
                 self._take_back()
@@ -85,15 +78,10 @@ class Queue:
             wait(running)
             time.sleep(PAUSE)
 
-    def finish(self, values: Sequence[float], record: Mapping[str, object]) -> bool:
-        """End the point that was taken; False when it was taken away meanwhile: none counts twice."""
+    def finish(self, values: Sequence[float] | None, record: Mapping[str, object]) -> bool:
+        """End the point that was taken (None: it would fail again); False where it was taken away before."""
         with alone(self.file):
-            return self._end(self.current.number, "COMPLETE", values, record)
-
-    def drop(self, record: Mapping[str, object]) -> bool:
-        """End the point that was taken without a value: it failed and would fail again."""
-        with alone(self.file):
-            return self._end(self.current.number, "PRUNED", None, record)
+            return self._end(self.current.number, "COMPLETE" if values else "PRUNED", values, record)
 
     def give_back(self) -> None:
         """Put the point that was taken back, for another worker or a later start."""
@@ -102,7 +90,7 @@ class Queue:
                 self._put_back(self.current.number)
 
     def records(self) -> list[dict]:
-        """Return what `finish` or `drop` was given of every ended point, in the order of the space."""
+        """Return what `finish` was given of every ended point, in the order of the space."""
         rank = {key: {value: at for at, value in enumerate(values)} for key, values in self.space.items()}
         ended = sorted(self._trials("COMPLETE", "PRUNED"),
                        key=lambda trial: [rank[key][trial.params[key]] for key in self.space])
@@ -116,14 +104,6 @@ class Queue:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    def _sampler(self, known: int) -> BaseSampler:
-        """Return what proposes a point when `known` were taken: the grid, or TPE seeded by their number."""
-        import optuna
-        if not self.trials:
-            return optuna.samplers.GridSampler(self.space, seed=0)
-        return optuna.samplers.TPESampler(seed=_number(self.seed, known), multivariate=True,
-                                          constant_liar=True)
-
     def _trials(self, *states: str) -> list[FrozenTrial]:
         """Return trials in the given states; without any, all that count."""
         return [t for t in self.study.get_trials(deepcopy=False)
@@ -131,7 +111,6 @@ class Queue:
 
     def _take_back(self) -> None:
         """Put dead workers' points back; of a grid, also those that got lost and, at first, all."""
-        import optuna
         for trial in self._trials("RUNNING"):
             dead = self._dead(trial)
             if dead:
@@ -147,13 +126,13 @@ class Queue:
 
     def _claim(self) -> Trial | None:
         """Return a trial of this worker's own, running; None when none is left to take."""
-        import optuna
         while True:
-            known = self._trials()
-            waiting = self._trials("WAITING")
+            known, waiting = self._trials(), self._trials("WAITING")
             if not waiting and len(known) >= self.wanted:
                 return None
-            self.study.sampler = self._sampler(len(known) - len(waiting))
+            # Asked only where no point waits: never of a grid, all of whose points were queued.
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=self._seed(len(known) - len(waiting)), multivariate=True, constant_liar=True)
             with warnings.catch_warnings(), suppress(optuna.exceptions.UpdateFinishedTrialError):
                 warnings.simplefilter("ignore")    # the heartbeat is beaten here, not by Study.optimize
                 trial = self.study.ask(self.choices)
@@ -171,10 +150,13 @@ class Queue:
     def _untried(self) -> Point:
         """Return a point nobody has tried, drawn evenly."""
         known = self._known()
-        draw = random.Random(_number(self.seed, len(known)))
+        draw = random.Random(self._seed(len(known)))
         while self._key(point := {key: draw.choice(values) for key, values in self.space.items()}) in known:
             pass
         return point
+
+    def _seed(self, count: int) -> int:
+        return zlib.crc32(f"{self.seed} {count}".encode())
 
     def _key(self, params: Point) -> tuple:
         return tuple(params.get(key) for key in self.space)
@@ -189,27 +171,31 @@ class Queue:
         if worker is None:                         # it died before it could sign, or is about to
             still = datetime.now() - trial.datetime_start > timedelta(seconds=storages.GRACE)
             return True if still or self.file is not None else None
-        held = storages.is_held(Path(worker["folder"])) if worker["host"] == self.worker["host"] else None
-        return None if held is None or worker == self.worker else not held
+        lock = Path(worker["folder"], ".lock")
+        if worker == self.worker or worker["host"] != self.worker["host"] or not lock.is_file():
+            return None
+        try:
+            runs.lock(lock.parent).close()
+            return True if os.name == "posix" else None
+        except EnvironmentFault:
+            return False
+        except OSError:                            # another user's
+            return None
 
     def _put_back(self, number: int) -> None:
         if self._end(number, "FAIL"):
             storages.put_again(self.study, next(t for t in self.study.get_trials() if t.number == number))
 
     def _add(self, point: Point) -> None:
-        import optuna
         self.study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING, params=point,
                                                  distributions=self.choices))
 
     def _end(self, number: int, state: str, values: Sequence[float] | None = None,
              record: Mapping | None = None) -> bool:
         """Return whether this call ended the trial: not when it had ended before."""
-        import optuna
         if self.current is not None and number == self.current.number:
             self.quiet.set()
             self.current = None
-        # What GridSampler does after a trial is meant for Study.optimize and raises outside it.
-        self.study.sampler = optuna.samplers.RandomSampler()
         try:
             if record is not None:
                 self.storage.set_trial_user_attr(self._id(number), "record", dict(record))
@@ -224,7 +210,6 @@ class Queue:
 
     def _keep_alive(self, number: int) -> None:
         """Beat the trial's heart from a thread until it is ended."""
-        import optuna
         self.quiet, trial = threading.Event(), self._id(number)
 
         def beat(quiet: threading.Event) -> None:
@@ -233,8 +218,3 @@ class Queue:
                     self.storage.record_heartbeat(trial)
             self.storage.remove_session()
         threading.Thread(target=beat, args=(self.quiet,), daemon=True).start()
-
-
-def _number(*parts: object) -> int:
-    """Return a seed that is a function of its parts alone, on every machine."""
-    return zlib.crc32(" ".join(map(str, parts)).encode())

@@ -1,18 +1,9 @@
 """What a search leaves: the best network, all trials as CSV and JSON, Figure 4, its record and last words."""
 from __future__ import annotations
 
+from compress.search import rows as trials
 from compress.search.config import TRAINED_BY
 from compress.search.plots import figure4_png
-from compress.search.rows import (
-    best_of,
-    between_seeds,
-    front,
-    rank_agreement,
-    spread,
-    spread_lines,
-    table_lines,
-    trials_csv,
-)
 from compress.search.search import Search, choice_of, cut, train_supernet
 from compress.search.storage import alone
 from models import checkpoint as checkpoints
@@ -27,10 +18,7 @@ FIGURE = ("map50", "params")                       # Figure 4's axes
 
 
 def write_answer(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> None:
-    """Write the record of the search and all that belongs to it; the first process prints it.
-
-    Workers that end together write one after the other, the same. Raises NumericError where all failed.
-    """
+    """Write and print the record of the search and all that belongs to it; NumericError where all failed."""
     folder = search.tuner.folder
     if not rows:
         raise NumericError("all trials failed: " + "; ".join(f"{r['label']}: {r['error']}" for r in failed))
@@ -39,14 +27,14 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
     found = best_network(search, best)
     if not search.tuner.world.main:
         return
-    with alone(folder / ".answer.lock"):
+    with alone(folder / ".answer.lock"):           # workers that end together write the same
         (folder / "best").mkdir(exist_ok=True)
         if found is not None:
             checkpoints.save(folder / "best" / "best.pt", found)
         runs.write_text(folder / "best" / "net.json", to_json(search.net(choice_of(best))))
-        runs.write_text(folder / "trials.csv", trials_csv(rows))
+        runs.write_text(folder / "trials.csv", trials.trials_csv(rows))
         runs.write_json(folder / "trials.json", rows)
-        figure4_png(rows, record["best"], front(rows, FIGURE), folder / "figure4.png")
+        figure4_png(rows, record["best"], trials.front(rows, FIGURE), folder / "figure4.png")
         if search.config.save_json:
             runs.save_record(search.config.save_json, record)
         runs.write_json(folder / "result.json", record)    # last: it says that the search is finished
@@ -55,20 +43,20 @@ def write_answer(search: Search, rows: list[dict], failed: list[dict], against: 
 
 def make_record(search: Search, rows: list[dict], failed: list[dict], against: dict | None) -> dict:
     """Return the search as JSON: how it was done, all trials, the best, the front, what it cost."""
-    config = search.config
-    score, networks = config.score, config.random + 2
+    config, score, networks = search.config, search.config.score, search.config.random + 2
     # A step of the supernet is as many forward and backward passes as it trains networks, and counts as such.
     cost = config.epochs * networks if config.one_shot else sum(row["epochs"] for row in rows)
     record = {
         "kind": "search", **{name: getattr(config, name) for name in TOLD}, "kernels": sorted(config.kernels),
         "training": {key: getattr(config, key) for key in TRAINED_BY}, "trials": rows, "failed": failed,
-        "best": best_of(rows, score), "front": front(rows, config.objectives), "repeats": spread(rows, score),
-        "between_seeds": between_seeds(rows, score), "cost_epochs": cost}
+        "best": trials.best_of(rows, score), "front": trials.front(rows, config.objectives),
+        "repeats": trials.spread(rows, score), "between_seeds": trials.between_seeds(rows, score),
+        "cost_epochs": cost}
     if config.one_shot:
         record |= {"networks_a_step": networks, "recalibration_pictures":
                    len(rows) * min(RECALIBRATION, len(search.tuner.train_set))}
     if against is not None:
-        record["rank"] = {**rank_agreement(rows, against["trials"]), "against": str(config.against),
+        record["rank"] = {**trials.rank_agreement(rows, against["trials"]), "against": str(config.against),
                           "cost_epochs": cost, "against_cost_epochs": against["cost_epochs"]}
     return {**record, "environment": runs.environment()}
 
@@ -87,13 +75,13 @@ def best_network(search: Search, row: dict) -> checkpoints.Checkpoint | None:
 
 def lines(search: Search, record: dict) -> list[str]:
     """Return what a search prints at its end."""
-    rows, folder, config = record["trials"], search.tuner.folder, search.config
-    score = config.score
+    rows, folder, config, score = record["trials"], search.tuner.folder, search.config, search.config.score
     best, several = rows[record["best"]], len(record["objectives"]) > 1
     marked = record["front"] if several else ()
-    out = ["", *table_lines(rows, score, record["best"], marked), ""]
+    out = ["", *trials.table_lines(rows, score, record["best"], marked), ""]
     out += [f"failed: {row['label']} seed {row['seed']}: {row['error']}" for row in record["failed"]]
-    out += spread_lines(record["repeats"], score)
+    out += [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
+            + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in record["repeats"]]
     if found := record["between_seeds"]:
         out.append(f"between two seeds of {found['n']} choices: Spearman rho {number(found['spearman'])}; "
                    f"{100 * found['explained']:.0f} % of what the choices differ by is theirs, the rest is "
@@ -109,10 +97,9 @@ def lines(search: Search, record: dict) -> list[str]:
                f"{best['parameters']:,} parameters; cost: {cost}")
     if "rank" in record:
         rank = record["rank"]
-        values = [f"{name} {number(rank[key])}" for name, key
-                  in (("Kendall tau", "kendall"), ("Spearman rho", "spearman"))]
-        out.append(f"ranks against {rank['against']}: {', '.join(values)}, n {rank['n']}; "
-                   f"{rank['cost_epochs']} epochs against {rank['against_cost_epochs']}")
+        out.append(f"ranks against {rank['against']}: Kendall tau {number(rank['kendall'])}, Spearman rho "
+                   f"{number(rank['spearman'])}, n {rank['n']}; {rank['cost_epochs']} epochs against "
+                   f"{rank['against_cost_epochs']}")
     if not (folder / "best" / "best.pt").is_file():
         out.append("the best trial's weights are not here: another machine trained it, or --known told it; "
                    f"there they are in the run folder, trials/k{best['label']}-s{best['seed']}")

@@ -1,7 +1,6 @@
 """What a search found: ranks, front, spread over seeds, agreement of two rankings, table and files.
 
-A row is a trial: label, kernels and ops (layer -> value), seed, map50, map50_95, parameters, macs,
-loose_macs, epochs, seconds, and latency_ms where it was measured.
+A row is a trial: its COLUMNS (latency_ms where it was measured), and kernels and ops (layer -> value).
 """
 from __future__ import annotations
 
@@ -26,11 +25,6 @@ def values_of(row: Row, objectives: Sequence[str]) -> list[float]:
     return [float(row[OBJECTIVES[name][0]]) for name in objectives]
 
 
-def directions(objectives: Sequence[str]) -> list[str]:
-    """Return whether each objective is to "maximize" or to "minimize"."""
-    return [OBJECTIVES[name][1] for name in objectives]
-
-
 def ranked(rows: Sequence[Row], score: str) -> list[int]:
     """Return positions of the rows, the best score first; of equal scores, the smaller network."""
     return sorted(range(len(rows)), key=lambda i: (-rows[i][score], rows[i]["parameters"], rows[i]["label"]))
@@ -38,7 +32,7 @@ def ranked(rows: Sequence[Row], score: str) -> list[int]:
 
 def front(rows: Sequence[Row], objectives: Sequence[str]) -> list[int]:
     """Return positions of the rows that no other row equals or beats in every objective and beats in one."""
-    signs = [-1 if way == "maximize" else 1 for way in directions(objectives)]
+    signs = [-1 if OBJECTIVES[name][1] == "maximize" else 1 for name in objectives]
     costs = [[s * v for s, v in zip(signs, values_of(row, objectives))] for row in rows]
 
     def beaten(mine: list[float]) -> bool:
@@ -64,8 +58,7 @@ def best_of(rows: Sequence[Row], score: str) -> int:
 def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map50") -> dict[str, object]:
     """Return how alike two searches rank the choices both have: Kendall's tau-b, Spearman's rho, number n.
 
-    1 is the same order, 0 none, -1 the reverse; None where one of them ranks all alike. A choice's value is
-    its mean over seeds. Raises DataError for fewer than three choices in common.
+    A choice's value is its mean over seeds. None where one ranks all alike; DataError for fewer than three.
     """
     from scipy.stats import kendalltau, spearmanr
     mine, theirs = _means(rows, score), _means(others, score)
@@ -83,11 +76,9 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
     """Return the noise ceiling of a ranking: what of one seed's ranks is not chance; None without repeats.
 
     n: choices with several seeds. spearman: of their first two seeds, None for fewer than three choices.
-    seed_std: spread of one choice over seeds, pooled. choice_std: spread of all choices at one seed, pooled
-    over those seeds that all choices have, which holds both. explained: 1 - (seed_std / choice_std)^2, at
-    least 0, the share of that variance which is the choices' own (reliability); the expected correlation of
-    two seeds' values. Where only the best were repeated, they were chosen for a lucky first seed, which makes
-    seed_std look larger than it is.
+    seed_std: spread of a choice over seeds, pooled; too large where only the best, lucky ones were repeated.
+    choice_std: spread of all choices at one seed, pooled over the seeds that all have.
+    explained: 1 - (seed_std / choice_std)^2, at least 0 (reliability): the expected correlation of two seeds.
     """
     from scipy.stats import spearmanr
     values = [[row[score] for row in same] for same in _by_choice(rows).values()]
@@ -106,7 +97,6 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
 
 
 def _by_choice(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return label -> rows."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["label"], []).append(row)
@@ -141,9 +131,3 @@ def table_lines(rows: Sequence[Row], score: str, best: int, marked: Sequence[int
              f"{row['seconds']:.0f}", " ".join(["best"] * (i == best) + ["front"] * (i in marked))]
             for i, row in ((i, rows[i]) for i in ranked(rows, score))]
     return [line.rstrip() for line in aligned(head, body).split("\n")]
-
-
-def spread_lines(repeated: Sequence[dict[str, object]], score: str) -> list[str]:
-    """Return one sentence per choice trained with several seeds."""
-    return [f"{e['label']}: {score} {e['mean']:.4f} +- {e['std']:.4f} over seeds "
-            + ", ".join(f"{s} ({v:.4f})" for s, v in zip(e["seeds"], e["values"])) for e in repeated]

@@ -1,7 +1,4 @@
-"""Kernel search: the choices, what they start from, and how they are tried.
-
-Every choice of kernels and block types is trained and measured, or cut out of one supernet.
-"""
+"""Kernel search: every choice of kernels and block types, trained and measured or cut out of a supernet."""
 from __future__ import annotations
 
 import json
@@ -24,22 +21,23 @@ from bench.profile.latency import latency
 from compress.kernels import crop_kernels, with_kernels
 from compress.search.config import FREE, SAME, TRAINED_BY, SearchConfig
 from compress.search.queue import Point, Queue
-from compress.search.rows import directions, ranked, values_of
+from compress.search.rows import OBJECTIVES, ranked, values_of
 from compress.search.storage import alone
 from compress.supernet import SandwichLoss, Supernet
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
+from models.heads.loss import DetectionLoss
 from models.layer import Net
 from models.network import Network, initialise
 from models.records import to_json
 from models.zoo.tiny import substitute
 from training.finetune import Outcome, Tuner, claim
-from training.prepare import choose_net, plain_images, start_from
-from training.run import data_hash, detection_loss
+from training.prepare import TIMED_IMAGES, choose_net, plain_images, start_from
+from training.run import data_hash, shown
 from utils import ddp, runs
 from utils.errors import Interrupted, NumericError, UsageError
 
-TIMED, TIMED_IMAGES = 50, 16                       # rounds of a latency, and images they take in turn
+TIMED = 50                                         # rounds of a latency
 State = dict[str, Tensor]
 
 
@@ -55,16 +53,13 @@ class Choice(NamedTuple):
 
 
 def choice_of(row: dict) -> Choice:
-    """Return the choice that a trial's row is about."""
+    """Return the choice of a trial's row."""
     return Choice(row["label"], row["kernels"], row["ops"])
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search stands on: the tuner, its config, the network it varies, the weights all start from.
-
-    known: (label, seed) -> row of an earlier search of the same things.
-    """
+    """The network that is varied, the weights all start from, (label, seed) -> row of earlier searches."""
 
     tuner: Tuner
     config: SearchConfig
@@ -74,11 +69,7 @@ class Search:
 
     @classmethod
     def open(cls, config: SearchConfig) -> Search:
-        """Return a search: the run folder claimed, data read, network built.
-
-        Workers of one search share the folder and come in one after the other. Raises as Tuner.open does, and
-        ModelError for layers that are not there or hold no kernels.
-        """
+        """Return a search; raise as Tuner does, and ModelError for layers that hold no kernels."""
         known = known_trials(config)
         Path(config.project).mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -87,7 +78,7 @@ class Search:
                     folder = claim(config, FREE)
                 held.enter_context(alone(folder / ".open.lock"))
                 return folder
-            tuner = Tuner.open(config, own, alone=config.one_shot)
+            tuner = Tuner(config, own, alone=config.one_shot)
         base, weights = choose_net(config, tuner.train_set, tuner.say)
         substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))      # is any not there?
         return cls(tuner, config, base, weights, known)
@@ -112,11 +103,7 @@ class Search:
         return substitute(self.base, choice.ops, choice.kernels)
 
     def start(self, net: Net, seed: int) -> State:
-        """Return the state a network is trained from: what --weights holds, the rest fresh.
-
-        A layer whose kernels have another size there takes their centres, or them in a border of zeros, so
-        that all choices start from the same weights.
-        """
+        """Return the state a network is trained from: what --weights holds, resized, the rest fresh."""
         model = initialise(Network(net), seed)
         if self.weights is not None:
             there = {layer.name: layer for layer in self.weights.net}
@@ -132,18 +119,17 @@ class Search:
             seconds: float) -> dict[str, object]:
         """Return a trial as the reports show it."""
         size = self.config.imgsz
-        row = {"label": choice.label, "kernels": choice.kernels, "ops": choice.ops, "seed": seed, **metrics,
-               "parameters": parameters(net), "macs": macs(net, size), "loose_macs": loose_macs(net, size),
-               "epochs": epochs, "seconds": round(seconds, 1)}
+        row = {**choice._asdict(), "seed": seed, **metrics, "parameters": parameters(net),
+               "macs": macs(net, size), "loose_macs": loose_macs(net, size), "epochs": epochs,
+               "seconds": round(seconds, 1)}
         if "latency" in self.config.objectives:
             threads, images = self.config.latency_threads, plain_images(self.tuner.val_set, TIMED_IMAGES)
-            ms = latency(net, state, size, images, threads or torch.get_num_threads(), TIMED,
-                         self.tuner.device) if self.tuner.world.main else None
-            row["latency_ms"] = self.tuner.share(ms)
+            row["latency_ms"] = self.tuner.share(self.tuner.world.main and latency(
+                net, state, size, images, threads or torch.get_num_threads(), TIMED, self.tuner.device))
         return row
 
     def queue(self, name: str, space: dict[str, list], trials: int = 0) -> Queue:
-        """Return the queue of a space in this search's study; see compress.search.queue."""
+        """Return the queue of a space in this search's study."""
         config, folder = self.config, self.tuner.folder
         settings = {key: value for key, value in sorted(asdict(config).items())
                     if key not in (*FREE, "data", "weights", "cfg", "seeds", "repeat_best")}
@@ -153,21 +139,19 @@ class Search:
         study = config.study or f"search-{zlib.crc32(json.dumps(settings, default=str).encode()):08x}"
         # The storage fills in its schema's version where a URL has braces.
         own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
-        return Queue(config.storage or own, study + name, space, directions(config.objectives), settings,
-                     folder / "workers", trials, config.seed)
+        ways = [OBJECTIVES[name][1] for name in config.objectives]
+        return Queue(config.storage or own, study + name, space, ways, settings, folder / "workers", trials,
+                     config.seed)
 
 
 def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
-    """Return (label, seed) -> row of the records that --known names; of rows told twice, the last.
-
-    Raises DataError for a file that is no record of a search, UsageError for one of another search. Paths are
-    compared by their last part: the record may come from another machine.
-    """
+    """Return (label, seed) -> row of --known's records; DataError, UsageError for no or another search's."""
     mine, found = asdict(config) | {"kernels": sorted(config.kernels)}, {}
 
     def plain(values: dict, key: str) -> object:
         value = values.get(key)
         value = list(value) if isinstance(value, tuple) else value         # as JSON has it
+        # Only the last part of a path: the record may come from another machine.
         return Path(value).name if value and key in ("cfg", "weights", "data") else value
     for path in config.known:
         record = runs.read_record("--known", path, "search")
@@ -209,21 +193,25 @@ def trained(search: Search, queue: Queue | None,
             meaning: Callable[[Point], tuple[Choice, int]]) -> tuple[list[dict], list[dict]]:
     """Return the rows of a queue's points and those that failed, trained here or by others; close it.
 
-    queue: the first process's; the others follow it. meaning: point -> choice and seed.
+    queue: None but in the first process, which the others follow. meaning: point -> choice and seed.
     """
-    tuner, wait = search.tuner, waiting(search.tuner)
+    tuner, said = search.tuner, set()
+
+    def wait(running: int) -> None:
+        tuner.interrupt.stop("stopped by a signal; the same command continues")
+        if running not in said:
+            said.add(running)
+            tuner.say(f"waiting: other workers have {running} to finish")
     try:
         while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
             choice, seed = meaning(point)
             try:
                 row = search.known.get((choice.label, seed)) or trial(search, choice, seed)
+                values = values_of(row, search.config.objectives)
             except NumericError as error:          # it would end the same way again
-                row = {"label": choice.label, "kernels": choice.kernels, "ops": choice.ops, "seed": seed}
-                if queue:
-                    queue.drop({**row, "error": str(error)})
-                continue
+                values, row = None, {**choice._asdict(), "seed": seed, "error": str(error)}
             if queue:
-                queue.finish(values_of(row, search.config.objectives), row)
+                queue.finish(values, row)
         records = tuner.share(queue.records() if queue else None)
     except BaseException:
         if queue:
@@ -236,7 +224,7 @@ def trained(search: Search, queue: Queue | None,
 
 
 def trial(search: Search, choice: Choice, seed: int) -> dict:
-    """Return the row of a choice, trained here, or read where that is done already."""
+    """Return the row of a choice, trained here or read."""
     tuner, name, net = search.tuner, f"trials/k{choice.label}-s{seed}", search.net(choice)
     tuner.say(f"{choice.label}  seed {seed}  {parameters(net):,} parameters")
     start = {} if tuner.done(name) else search.start(net, seed)
@@ -244,25 +232,8 @@ def trial(search: Search, choice: Choice, seed: int) -> dict:
     return search.row(choice, net, found.state, found.metrics, seed, found.epochs, found.seconds)
 
 
-def waiting(tuner: Tuner) -> Callable[[int], None]:
-    """Return a function that says how many trials others work on, once each; it raises Interrupted."""
-    said: set[int] = set()
-
-    def wait(running: int) -> None:
-        if tuner.interrupt.poll():
-            raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)
-        if running not in said:
-            said.add(running)
-            tuner.say(f"waiting: other workers have {running} to finish")
-    return wait
-
-
 def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
-    """Return the rows of all choices, cut out of one supernet, and none that failed.
-
-    The network with the largest kernels is trained by the sandwich rule; each choice is then the centres of
-    its kernels, with batch-norm statistics of its own.
-    """
+    """Return the rows of all choices, cut out of one supernet, and none that failed."""
     tuner, config = search.tuner, search.config
     supernet = train_supernet(search)
     rows = []
@@ -273,7 +244,7 @@ def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
         if row is None:                            # remembered, so that a kill loses none
             began = time.monotonic()
             net, state = cut(search, supernet, choice)
-            metrics = tuner.measure(net, state)
+            metrics = tuner.share(tuner.world.main and shown(tuner.validator(net, state)[0]))
             row = search.row(choice, net, state, metrics, config.seed, 0, time.monotonic() - began)
             if tuner.world.main:
                 file.parent.mkdir(exist_ok=True)
@@ -287,19 +258,18 @@ def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
 
 def train_supernet(search: Search) -> Outcome:
     """Return the trained network with the largest kernels, in which all choices are contained."""
-    config, tuner = search.config, search.tuner
-    layers, kernels = config.layers, sorted(config.kernels)
-    net = search.net(search.choice({f"{name}.kernel": kernels[-1] for name in layers}))
-    make = partial(Supernet, layers=layers, kernels=kernels, count=config.random, seed=config.seed)
-    start = {}
+    config, tuner, start = search.config, search.tuner, {}
+    net = search.net(search.choice({f"{name}.kernel": max(config.kernels) for name in config.layers}))
+    make = partial(Supernet, layers=config.layers, kernels=config.kernels, count=config.random,
+                   seed=config.seed)
     if not tuner.done("supernet"):
         tuner.say(f"supernet: {parameters(net):,} parameters, {config.random + 2} networks a step")
         start = search.start(net, config.seed)
-    return tuner.tune(net, start, "supernet", config.epochs, make=make,
-                      loss=SandwichLoss(detection_loss(net)))
+    return tuner.tune(net, start, "supernet", config.epochs, seed=config.seed, make=make,
+                      loss=SandwichLoss(DetectionLoss(net)))
 
 
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:
     """Return a choice's network out of the supernet, with batch-norm statistics of its own."""
     net, state = crop_kernels(supernet.net, supernet.state, choice.kernels)
-    return net, search.tuner.recalibrate(net, {key: value.contiguous() for key, value in state.items()})
+    return net, search.tuner.recalibrate(net, state)

@@ -9,27 +9,20 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from utils import runs
+import optuna
+from sqlalchemy import exc
+from sqlalchemy.engine import make_url
+
 from utils.errors import EnvironmentFault, UsageError
 from utils.redact import masked, without_secrets
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import RDBStorage
-    from optuna.trial import FrozenTrial
 
 HEARTBEAT, GRACE = 20, 120             # seconds between a worker's signs of life; until it counts as dead
 TRIES = 6                              # to open a storage whose tables another worker may be making
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that need not wait for the disk at every step.
-
-    A write-ahead log stays whole when a process or the machine dies; the machine's death may take the last
-    steps with it, whose trials then are found finished on disk.
-    """
+    """A connection with a write-ahead log, which need not wait for the disk at every step."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
@@ -49,27 +42,11 @@ def alone(file: Path | None) -> Iterator[None]:
         yield
 
 
-def is_held(folder: Path) -> bool | None:
-    """Return whether a living process holds the lock in a folder (runs.lock); None where nobody can tell."""
-    if os.name != "posix" or not (folder / ".lock").is_file():
-        return None
-    try:
-        runs.lock(folder).close()
-        return False
-    except EnvironmentFault:
-        return True
-    except OSError:                                # another user's
-        return None
-
-
 def lock_file(url: str) -> Path | None:
     """Return the file that workers on a storage lock for each step; None where the database has row locks.
 
-    SQLite has none, and without them two workers pop the same waiting trial. Raises UsageError for a URL that
-    is none, or of a database in memory, which no other process could see.
+    Without either, two workers pop the same waiting trial. Raises UsageError for a bad or in-memory URL.
     """
-    from sqlalchemy import exc
-    from sqlalchemy.engine import make_url
     shown = f"--storage {masked(url)}"
     try:
         parsed = make_url(url)
@@ -85,13 +62,8 @@ def lock_file(url: str) -> Path | None:
     return Path(f"{parsed.database}.lock")
 
 
-def open_storage(url: str) -> RDBStorage:
-    """Return the storage behind an RDB URL, its tables made where they are missing.
-
-    Raises EnvironmentFault where the database or its driver cannot be used.
-    """
-    import optuna
-    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Return an RDB URL's storage, its tables made; EnvironmentFault where it or its driver is missing."""
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     shown = f"--storage {masked(url)}"
     own = {"connect_args": {"factory": _Connection, "timeout": 60}} if url.startswith("sqlite") else {}
@@ -99,10 +71,10 @@ def open_storage(url: str) -> RDBStorage:
         try:
             return optuna.storages.RDBStorage(url, own, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                                               heartbeat_stale_trial_callback=put_again)
-        except (ImportError, NoSuchModuleError) as error:
+        except (ImportError, exc.NoSuchModuleError) as error:
             raise EnvironmentFault(f"{shown}: the database's driver is missing "
                                    f"({without_secrets(str(error), url)}); install it") from error
-        except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
             if not left:                           # before that, another worker may be making the same tables
                 said = without_secrets(str(error), url).splitlines()[0]
                 raise EnvironmentFault(f"{shown} cannot be used: {said}; is the database there, and open to "
@@ -110,14 +82,13 @@ def open_storage(url: str) -> RDBStorage:
             time.sleep(0.3)
 
 
-def put_again(study: Study, trial: FrozenTrial) -> None:
+def put_again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     """Queue a trial that was given up once more, with its parameters and without its worker's name."""
-    import optuna
     trial.user_attrs = {}
     optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
-def agree(study: Study, settings: Mapping[str, object]) -> None:
+def agree(study: optuna.Study, settings: Mapping[str, object]) -> None:
     """Note in a new study what its values depend on. Raises UsageError where an old one says otherwise."""
     mine = json.loads(json.dumps(dict(settings), default=str))
     there = study.user_attrs.get("settings")

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from compress.distill import DistilledLoss, check_teacher, teacher
-from compress.recalibrate import recalibrate
 from evaluation.bootstrap import drop_interval, map50_of
 from evaluation.curves import Matches
 from models.heads.anchor import AnchorHead
@@ -13,6 +12,7 @@ from models.network import Network, from_state
 from models.zoo.build import with_heads
 from models.zoo.tiny import micro_yolo
 from tests.helpers.nets import randomised, residual_net, small_net
+from training.finetune import recalibrate
 from utils.errors import ModelError
 
 

@@ -10,7 +10,7 @@ from compress.importance import RULES, channel_scores, loss_gradients
 from compress.prune import prune
 from compress.pruning.config import PruneConfig
 from compress.pruning.progressive import Bench
-from compress.pruning.schedule import Unit, narrowed, next_widths, prunable, strongest
+from compress.pruning.schedule import Unit, narrowed, next_widths, prunable
 from models.channels import widths, with_widths
 from models.network import Network, initialise
 from models.zoo.tiny import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
@@ -53,14 +53,14 @@ def test_a_step_takes_a_sixteenth_of_the_original_and_the_last_channels_stay():
 @pytest.mark.parametrize("cut", ["outputs", "hidden", "both"])
 @pytest.mark.parametrize("name", NETS)
 def test_every_unit_of_every_network_can_be_cut_to_its_end_and_no_further(name, cut):
-    net = NETS[name]
-    state = randomised(net).state_dict()
+    net, bench = NETS[name], object.__new__(Bench)
+    bench.config, state = PruneConfig(), randomised(net).state_dict()
     units, reasons = prunable(net, cut)
     assert not {u.name for u in units} & set(reasons) and all(reasons.values())
     for unit in units:
         assert walked(unit)[-1] >= 1 and walked(unit) == sorted(set(walked(unit)), reverse=True)
         new = narrowed(net, net, {unit.name: max(1, unit.original - unit.step)})
-        keep = strongest(new, lambda g: channel_scores(net, state, g, "l1"))
+        keep = bench.best_channels(net, state, new)
         small, small_state = prune(net, state, keep)
         assert {g: widths(small)[g] for g in new} == new and all(v >= 1 for v in new.values())
         assert all(torch.isfinite(v).all() for v in small_state.values())

@@ -140,7 +140,7 @@ def test_a_point_given_back_or_dropped(opened):
     queue.give_back()
     assert queue.current is None
     left = [queue.take(), None]
-    queue.drop({"point": left[0], "error": "numbers"})
+    queue.finish(None, {"point": left[0], "error": "numbers"})
     left[1] = queue.take()
     queue.finish([1.0], {"point": left[1]})
     assert queue.take() is None, "what failed for good does not come back"

@@ -180,7 +180,7 @@ def test_a_supernet_taken_up_from_its_state_goes_on_with_the_same_bits():
     half = steps(supernet(), 2)
     other = Supernet(half.net, LAYERS, (3, 5))
     other.load_state_dict(half.state_dict())
-    assert other.batches_seen() == 2
+    assert {int(v) for k, v in other.state_dict().items() if k.endswith("num_batches_tracked")} == {2}
     steps(other, 2)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), other.state_dict().values()))
 
