@@ -176,6 +176,6 @@ def _job(bench: Bench, weights: str, imgsz: int, half: bool, int8: bool) -> Expo
     from deploy import export, parity
     data = bench.config.data or ""
     checkpoint, imgsz = export.read(weights, imgsz)
-    images = parity.set_pictures(data, "val", imgsz, GATE) if data else parity.embedded_pictures(imgsz)
-    calibration = parity.set_pictures(data, "train", imgsz, CALIBRATION) if int8 else ()
+    images = parity.split_images(data, "val", imgsz, GATE) if data else parity.embedded_images(imgsz)
+    calibration = parity.split_images(data, "train", imgsz, CALIBRATION) if int8 else ()
     return export.Export(weights, checkpoint, imgsz, half, int8, images, calibration, data, poll=bench.poll)
