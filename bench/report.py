@@ -49,9 +49,9 @@ def _ratios(peers: Sequence[Taken], taken: Taken) -> dict:
     """How many times as fast a case is as the first of its peers, by scope; empty for that one itself."""
     if taken.status != "measured" or peers[0] is taken:
         return {}
-    first = peers[0]
-    return {"label": first.case.label, **{scope: contrast(first.rounds[scope], rounds, paired=True)
-                                          for scope, rounds in taken.rounds.items() if scope in first.rounds}}
+    return {"label": peers[0].case.label,
+            **{scope: contrast(peers[0].rounds[scope], rounds, paired=True)
+               for scope, rounds in taken.rounds.items() if scope in peers[0].rounds}}
 
 
 def row_of(taken: Taken) -> dict:
@@ -141,10 +141,9 @@ def read_report(path: Path) -> dict:
 
 
 def pairs(first: Mapping, other: Mapping, select: Sequence[str] = ()) -> list[tuple[dict, dict]]:
-    """Return the cases of two reports that belong together.
+    """Return the cases of two reports that belong together: same label, same text of `select`, or the only.
 
-    select: a text of the label for both or one for each; without it, cases whose labels are the same, or the
-    only case of each. Raises UsageError with the labels where it does not say which.
+    select: a text of the label for both or one for each. Raises UsageError where it does not say which.
     """
     sides = [[row for row in report["cases"] if row["status"] == "measured"] for report in (first, other)]
     if select:
@@ -171,10 +170,7 @@ def differences(first: Mapping, other: Mapping, a: Mapping, b: Mapping, scope: s
 
 
 def compare(paths: Sequence[Path], select: Sequence[str], scopes: Sequence[str], force: bool) -> list[str]:
-    """Return lines that say which of two reports' cases are faster.
-
-    Raises UsageError for cases that differ in more than what runs them, unless forced.
-    """
+    """Return which cases are faster. Raises UsageError where settings differ, unless forced."""
     first, other = map(read_report, paths)
     out: list[str] = []
     for a, b in pairs(first, other, select):
@@ -187,15 +183,10 @@ def compare(paths: Sequence[Path], select: Sequence[str], scopes: Sequence[str],
             # Cases of one run took turns, so that what slowed one slowed the other.
             found = contrast(unpack(a["samples"][scope]), unpack(b["samples"][scope]),
                              paired=first == other and not unlike)
-            out.append(verdict_line(label(a), label(b), scope, found))
+            says = {"faster": "is faster than", "slower": "is slower than"}.get(
+                found["verdict"], "is not significantly different from")
+            out.append(f"{scope}: {label(b)} {says} {label(a)}: {found['ratio']:.3f} times as fast, 95 % "
+                       f"interval {found['low']:.3f} .. {found['high']:.3f}: {found['verdict']}")
     for path, report in zip(paths, (first, other)):
         out += [f"warning: {path} is TAINTED: {reason}" for reason in report["tainted"]]
     return list(dict.fromkeys(out))
-
-
-def verdict_line(first: str, other: str, scope: str, found: Mapping) -> str:
-    """Return what a comparison found, in a sentence."""
-    says = {"faster": "is faster than", "slower": "is slower than"}.get(
-        found["verdict"], "is not significantly different from")
-    return (f"{scope}: {other} {says} {first}: {found['ratio']:.3f} times as fast, "
-            f"95 % interval {found['low']:.3f} .. {found['high']:.3f}: {found['verdict']}")

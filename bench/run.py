@@ -46,8 +46,7 @@ class WorkerFailed(Exception):
 class Worker:
     """A process that answers JSON lines; what it writes beside them goes into `log`.
 
-    It is a session of its own, so that Ctrl-C reaches the parent alone. While it is not asked it waits for
-    its standard input and takes no CPU time; when the parent is gone that input ends, and so does it.
+    It is a session of its own, so that Ctrl-C reaches the parent alone; it ends with its standard input.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -68,19 +67,18 @@ class Worker:
     def ask(self, message: Mapping, seconds: float, poll: Callable[[], object]) -> dict:
         """Return the answer to a message; `poll` is called while waiting and may raise.
 
-        Raises WorkerFailed where the process reports an error, dies, or is silent for `seconds`.
+        Raises WorkerFailed for an error that is reported, a process that died, and silence for `seconds`.
         """
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:                                    # it is gone; the queue tells how
             pass
-        end = time.monotonic() + seconds
-        while True:
+        end, line = time.monotonic() + seconds, None
+        while line is None:
             poll()
             try:
                 line = self._answers.get(timeout=POLL)
-                break
             except queue.Empty:
                 if time.monotonic() > end:
                     self.kill()
@@ -153,15 +151,14 @@ class Taken:
 class Bench:
     """The cases of a benchmark, measured round by round; `taints` says why the figures deserve no trust.
 
-    plan: which images are read, thresholds, scopes; it goes to every process as it is.
+    plan: bench.plan.plan_of's, which goes to every process as it is.
     """
 
     def __init__(self, config: Config, plan: dict, cases: Sequence[Case], machine: dict, folder: Path,
                  interrupt: Interrupt) -> None:
         self.config, self.plan, self.machine = config, plan, machine
         self.folder, self.interrupt = folder, interrupt
-        self.taken = [Taken(case) for case in cases]
-        self.taints: list[str] = []
+        self.taken, self.taints = [Taken(case) for case in cases], []
         calls, seconds = config.iterations or 0, 0.0 if config.iterations else config.seconds
         if config.full:                                    # over all rounds, and both at least
             calls, seconds = math.ceil(calls / config.rounds), config.seconds / config.rounds
@@ -216,8 +213,7 @@ class Bench:
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
         """Return a process with the case loaded and warm; None where it cannot be, noted in the case.
 
-        Raises DataError or ModelError where the images or the artifact are at fault: the user will want to
-        know that at once.
+        Raises DataError or ModelError at once, in the first round, where images or artifact are at fault.
         """
         try:
             worker, answer = self.start(taken.case, "load", stack)
@@ -236,7 +232,7 @@ class Bench:
         return None if taken.status == "skipped" else worker
 
     def start(self, case: Case, do: str, stack: ExitStack) -> tuple[Worker, dict]:
-        """Return a new process that ends with the stack, told to `do` something with a case, and its answer.
+        """Return a process that ends with the stack, and its answer when told to `do` something with a case.
 
         Raises EnvironmentFault where memory is short.
         """
@@ -253,9 +249,8 @@ class Bench:
         """Call the case by the precision that is really run; skip it where another case is that already."""
         real = replace(taken.case, precision=answer["precision"], device=answer["device"])
         if any(other.case == real for other in self.taken if other is not taken):
-            taken.status = "skipped"
-            taken.reason = f"it runs in {real.precision} and would be measured twice" + \
-                (f": {answer['note']}" if answer["note"] else "")
+            why = [f"it runs in {real.precision} and would be measured twice", answer["note"]]
+            taken.status, taken.reason = "skipped", ": ".join(filter(None, why))
         else:
             taken.case = real
 
@@ -276,20 +271,19 @@ class Bench:
 
     def accuracies(self) -> None:
         """Measure the AP of every artifact in its runtime and precision, once for each size."""
-        known: dict[tuple, dict] = {}
-        for taken in self.taken:
-            case = taken.case
-            key = case.weights, case.runtime, case.precision, case.imgsz
-            if taken.status == "measured" and key not in known:
-                say(f"accuracy of {case.label}")
+        known: dict[Case, dict] = {}
+        for taken in self.measured():
+            artifact = replace(taken.case, threads=0, batch=0)
+            if artifact not in known:
+                say(f"accuracy of {taken.case.label}")
                 with ExitStack() as stack:
                     try:
-                        worker, _ = self.start(case, "load", stack)
-                        known[key] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
-                                                self.poll)
+                        worker, _ = self.start(taken.case, "load", stack)
+                        known[artifact] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
+                                                     self.poll)
                     except WorkerFailed as error:
-                        known[key] = {"fault": str(error), "exit_code": error.exit_code}
-            taken.accuracy = known.get(key, {})
+                        known[artifact] = {"fault": str(error), "exit_code": error.exit_code}
+            taken.accuracy = known[artifact]
 
     def poll(self) -> None:
         """Raise Interrupted after a signal."""

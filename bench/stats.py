@@ -22,8 +22,8 @@ def flat(rounds: Rounds) -> np.ndarray:
 def figures(rounds: Rounds, batch: int, seconds: float = 0.0) -> dict[str, object]:
     """Return what a report says of the calls of one scope; times in ms per call of `batch` images.
 
-    fps: batch / p50; sustained_fps: images over `seconds`, the time from the slices' first call to their
-    last (None without it); spread: quartiles' distance / median; rounds: the median of each process.
+    fps: batch / p50; sustained_fps: images over `seconds`, the time of the slices (None without it); spread:
+    quartiles' distance / median; rounds: the median of each process.
     """
     times = flat(rounds)
     values = np.percentile(times, PERCENTILES).tolist()
@@ -35,19 +35,17 @@ def figures(rounds: Rounds, batch: int, seconds: float = 0.0) -> dict[str, objec
             "rounds": [float(np.median(flat([slices]))) for slices in rounds if any(map(len, slices))]}
 
 
-def contrast(first: Rounds, other: Rounds, paired: bool, draws: int = DRAWS,
-             seed: int = 0) -> dict[str, object]:
+def contrast(first: Rounds, other: Rounds, paired: bool, draws: int = DRAWS) -> dict[str, object]:
     """Return how many times as fast the other is as the first, `ratio`, its 95 % interval and a verdict.
 
-    The ratio is of medians. Drawn with replacement are processes, and within them slices of time: calls that
-    follow each other are alike and would make the interval too narrow. paired: both took turns in one run, so
-    a slice is drawn together with its neighbour of the other, and what slowed both is no difference.
+    The ratio is of medians. Processes are drawn with replacement, and in them slices: neighbouring calls are
+    alike and would narrow the interval. paired: both took turns in one run, so a slice is drawn together with
+    its neighbour of the other, and what slowed both is no difference.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     sides = [first, other]
     if paired:
-        pairs = [(a[:len(b)], b[:len(a)]) for a, b in zip(first, other) if a and b]
-        sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+        sides = list(zip(*((a[:len(b)], b[:len(a)]) for a, b in zip(first, other) if a and b)))
         weights = [_draw(sides[0], draws, generator)] * 2
     else:
         weights = [_draw(side, draws, generator) for side in sides]

@@ -15,14 +15,11 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def tables(report: Mapping) -> list[Table]:
-    """Return caption, columns and rows: speed by scope, stages, what the cases cost, what was not measured.
-
-    What all cases have in common is in the caption instead of in every row.
-    """
+    """Return caption, columns and rows of every table; what all cases have in common is in the caption."""
     measured = [row for row in report["cases"] if row["status"] == "measured"]
     same = shared(report["cases"])
     rest, common = [key for key in KEYS if key not in same], label(report["cases"][0], same)
-    out: list[Table] = []
+    out = []
     for scope in SCOPES:
         there = [row for row in measured if scope in row["scopes"]]
         rows = [[label(row, rest), *_speed(row, scope)] for row in there]
@@ -31,27 +28,24 @@ def tables(report: Mapping) -> list[Table]:
             columns = (*SPEED, f"beside {there[0]['name']} in the same")
             rows = [[*cells, _ratio(row["beside"].get(scope))] for cells, row in zip(rows, there)]
         out += [(f"{MEANING[scope]}; ms a call; {common}", columns, rows)] if rows else []
-    if stages := [row for row in measured if row["stages"]]:
-        cells = [[label(row, rest), *(f"{row['stages'][stage]['p50']:.2f}" for stage in STAGES)]
-                 for row in stages]
-        out.append((f"stages of end to end: median ms a call; {common}", ("case", *STAGES), cells))
-    if measured:
-        out.append((f"what they cost; {common}", COST, [[label(row, rest), *_cost(row)] for row in measured]))
+    stages = [[label(row, rest), *(f"{row['stages'][stage]['p50']:.2f}" for stage in STAGES)]
+              for row in measured if row["stages"]]
     left = [[label(row, rest), f"{row['status']}: {row['reason'] or 'stopped before'}"]
             for row in report["cases"] if row["status"] != "measured"]
     left += [[label(row, rest), f"accuracy: {row['accuracy']['fault']}"] for row in measured
              if "fault" in row["accuracy"]]
-    if left:
-        out.append((f"not measured; {common}", ("case", "why"), left))
+    out += [(f"{what}; {common}", columns, rows) for what, columns, rows in (
+        ("stages of end to end: median ms a call", ("case", *STAGES), stages),
+        ("what they cost", COST, [[label(row, rest), *_cost(row)] for row in measured]),
+        ("not measured", ("case", "why"), left)) if rows]
     return out + [_layers(table) for table in report["layers"]]
 
 
 def _speed(row: Mapping, scope: str) -> list[str]:
     found, against = row["scopes"][scope], row["against"].get(scope)
     kept = "" if found["sustained_fps"] is None else f"{found['sustained_fps']:.1f}"
-    times = [f"{found[key]:.2f}" for key in ("p50", "p90", "p99")]
-    says = against["verdict"] if against else "the first"
-    return [*times, f"{found['fps']:.1f}", kept, _ratio(against), says]
+    return [*(f"{found[key]:.2f}" for key in ("p50", "p90", "p99")), f"{found['fps']:.1f}", kept,
+            _ratio(against), against["verdict"] if against else "the first"]
 
 
 def _ratio(found: Mapping | None) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,14 +61,14 @@ class Ready:
         self.runtime = load(spec)
         loaded = time.perf_counter()
         self.images, self.at, count = read_images(spec), 0, spec["batch"]
-        fitted = [_fit(next(self.images), spec) for _ in range(spec["pictures"])]
-        self.batches = [_tensor([fitted[(start + i) % len(fitted)] for i in range(count)])
-                        for start in range(0, len(fitted), count)]     # made before the network's clock runs
+        images = [next(self.images) for _ in range(spec["pictures"])]
+        self.batches = [_fit([images[(start + i) % len(images)] for i in range(count)], spec)
+                        for start in range(0, len(images), count)]     # made before the network's clock runs
         first = self.network()
         self.times = {"import_seconds": imported - began, "load_seconds": loaded - imported,
                       "first_ms": first}
-        self.calls: dict[str, Callable] = {"network": self.network, "end-to-end": self.whole}
-        self.times |= self._warm_up(max(WARM_SECONDS, 8e-3 * first))
+        self.calls = {"network": self.network, "end-to-end": self.whole}
+        self._warm_up(max(WARM_SECONDS, 8e-3 * first))
 
     def facts(self) -> dict:
         """Return what the runtime says of itself, how long it took to get here, what the network costs."""
@@ -80,12 +80,9 @@ class Ready:
                 "variables": {k: v for k, v in os.environ.items() if k.startswith("OMP_")}}
 
     def slice(self, message: dict) -> dict:
-        """Return milliseconds of calls of a scope, at least `calls` and for at least `seconds`.
-
-        The first call is not among them: it brings back the caches that other processes have filled.
-        """
+        """Return milliseconds of calls of a scope, at least `calls` and for at least `seconds`."""
         call, times = self.calls[message["scope"]], []
-        call()
+        call()                                     # brings back the caches that other processes have filled
         gc.collect()
         gc.disable()
         try:
@@ -113,7 +110,7 @@ class Ready:
         stamps = [clock()]
         images = [next(self.images) for _ in range(self.spec["batch"])]
         stamps.append(clock())
-        batch = _tensor([_fit(image, self.spec) for image in images])
+        batch = _fit(images, self.spec)
         stamps.append(clock())
         predictions = self._predict(batch)
         stamps.append(clock())
@@ -139,31 +136,28 @@ class Ready:
             torch.cuda.synchronize(self.runtime.device)
         return predictions
 
-    def _warm_up(self, seconds: float) -> dict:
-        """Rounds of all scopes until they are steady, and whether they were within the limits."""
+    def _warm_up(self, seconds: float) -> None:
+        """Call all scopes in turn until they are steady, or the limits are reached."""
         from bench.profile.timing import warm_up
         calls = {scope: lambda _, call=self.calls[scope]: call() for scope in self.spec["scopes"]}
         began = time.perf_counter()
         rounds = warm_up(calls, WARM_ROUNDS, seconds)
         spent = time.perf_counter() - began
-        return {"warm_up_rounds": rounds, "warm_up_seconds": spent,
-                "steady": rounds < WARM_ROUNDS and spent < seconds}
+        self.times |= {"warm_up_rounds": rounds, "warm_up_seconds": spent,
+                       "steady": rounds < WARM_ROUNDS and spent < seconds}
 
 
-def _fit(image: np.ndarray, spec: dict) -> np.ndarray:
-    """The image letterboxed [S, S, 3]."""
-    from data.augment import letterbox
-    return letterbox(image, spec["imgsz"])[0]
-
-
-def _tensor(images: list[np.ndarray]) -> torch.Tensor:
-    """uint8 [B, 3, S, S] of letterboxed images [S, S, 3], in their memory's order: channels last."""
+def _fit(images: list[np.ndarray], spec: dict) -> torch.Tensor:
+    """uint8 [B, 3, S, S] of letterboxed images [H, W, 3], in their memory's order: channels last."""
     import torch
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    from data.augment import letterbox
+    fitted = [letterbox(image, spec["imgsz"])[0] for image in images]
+    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
 
 
 def load(spec: dict) -> Runtime:
-    """Return the runtime of a case. Raises UsageError for a precision that is pointless on this CPU."""
+    """Return a case's runtime. Raises UsageError for a precision that is pointless on this CPU."""
     from bench.profile.latency import refusal
     from deploy.runtimes.runtime import load_runtime
     from utils.runs import pick_device, tune_cpu
@@ -204,14 +198,14 @@ def plain(weights: str, device: torch.device, threads: int) -> Runtime:
 
 
 def layers(spec: dict) -> dict:
-    """Return the layers of a case in eager torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
+    """Return the layers of a case in torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
     from bench.profile.latency import layer_table
     from bench.profile.nodes import node_table
     from bench.profile.roofline import measure_peak
     from bench.profile.timing import torch_threads
     from models.checkpoint import load as read
     precision, threads = spec["precision"], spec["threads"]
-    image = _tensor([_fit(next(read_images(spec)), spec)])[0]
+    image = _fit([next(read_images(spec))], spec)[0]
     with torch_threads(threads):
         peak = measure_peak(precision, threads)
         if spec["runtime"] == "torch":

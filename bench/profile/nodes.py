@@ -30,9 +30,8 @@ def node_table(path: str | Path, precision: str, threads: int, image: Tensor,
                peak: dict) -> list[dict[str, object]]:
     """Return rows as of latency.layer_table, of an exported file on one image uint8 [3, S, S].
 
-    Behind the layers come "reorders", in which a runtime changes the order of a value's numbers in memory,
-    and "other" (the division by 255, the outputs' last shape); both are no layers and bound by "none". Raises
-    ValueError for a format whose runtime does not tell.
+    Behind the layers, bound by "none": "reorders" (changes of memory order) and "other" (the division by 255,
+    the outputs' last shape). Raises ValueError for a format whose runtime does not tell.
     """
     run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
     if run is None:
@@ -85,7 +84,7 @@ def _openvino(path: Path, precision: str, threads: int, batch: np.ndarray) -> li
     compiled = runner.core.compile_model(model, "CPU", {
         "INFERENCE_PRECISION_HINT": runner.hint, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True})
     request = compiled.create_infer_request()
-    calls: list[Nodes] = []
+    calls = []
     for _ in range(WARM + ROUNDS):
         request.infer({0: batch})
         calls.append([(node.node_name, node.node_type, 1e3 * node.real_time.total_seconds())

@@ -19,11 +19,10 @@ MATMUL, CHANNELS, SIDE = 1024, 128, 56
 
 
 def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
-    """Return record -> bytes it moves for one imgsz x imgsz image, numbers of `size` bytes, BN folded.
+    """Return layer -> bytes it moves for one imgsz x imgsz image, numbers of `size` bytes, BN folded.
 
-    The convention, a lower bound that no cache is counted in: every weight and bias is read once; every
-    operation reads its inputs and writes its output, those between the convolutions of a block too.
-    Activations and biases are applied on the way and move nothing.
+    A lower bound without caches: every weight and bias is read once, every operation reads its inputs and
+    writes its output, also within a block. Activations are applied on the way and move nothing.
     """
     folded = tuple(replace(layer, bn=False) for layer in net)
     side, moved = grids(folded, imgsz), {layer.name: 0 for layer in net}
@@ -40,16 +39,15 @@ def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
 def measure_peak(precision: str, threads: int = 1) -> dict[str, object]:
     """Return this machine's best MACs per second (matrix product, 3x3 convolution) and bytes (a copy).
 
-    balance: the MACs a byte at which a layer needs as long to multiply as to move, by the better of the two
-    products. The copy is larger than caches, so layers whose values stay in one can be faster than it says.
+    balance: the MACs a byte at which multiplying takes as long as moving. The copy is larger than caches, so
+    layers whose values stay in one can be faster than it says.
     """
     dtype = DTYPES[precision]
     with torch_threads(threads), torch.inference_mode():
         square = torch.full((MATMUL, MATMUL), 0.5, dtype=dtype)
         matmul = MATMUL ** 3 / best_ms(lambda: square @ square, SECONDS)
-        image = torch.full((1, CHANNELS, SIDE, SIDE), 0.5, dtype=dtype)
-        kernel = torch.full((CHANNELS, CHANNELS, 3, 3), 0.5, dtype=dtype)
-        image, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (image, kernel))
+        image, kernel = (torch.full(shape, 0.5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+                         for shape in ((1, CHANNELS, SIDE, SIDE), (CHANNELS, CHANNELS, 3, 3)))
         work = (CHANNELS * SIDE * 3) ** 2
         conv = work / best_ms(lambda: F.conv2d(image, kernel, padding=1), SECONDS)
         source = torch.ones(COPY, dtype=torch.uint8)

@@ -46,16 +46,11 @@ def warm_up(calls: Mapping[str, Call], rounds: int = 20, seconds: float = 10.0) 
     for at in range(rounds):
         for name, call in calls.items():
             times[name].append(once(call, at))
-        if all(_steady(t) for t in times.values()) or time.perf_counter() > end:
+        now, before = (np.array([np.median(t[-n:][:3]) for t in times.values()]) for n in (3, 6))
+        steady = at >= 5 and (abs(now - before) <= STEADY * before).all()
+        if steady or time.perf_counter() > end:
             return at + 1
     return rounds
-
-
-def _steady(times: Sequence[float]) -> bool:
-    if len(times) < 6:
-        return False
-    before, now = np.median(times[-6:-3]), np.median(times[-3:])
-    return bool(abs(now - before) <= STEADY * before)
 
 
 def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -65,7 +60,7 @@ def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[
     filled. No round starts later than `seconds`, apart from the first five.
     """
     end, names = time.perf_counter() + seconds, list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times = {name: [] for name in names}
     for at in range(rounds):
         if at >= LEAST and time.perf_counter() > end:
             break
