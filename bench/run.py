@@ -22,7 +22,7 @@ from tqdm import tqdm
 from bench.cases import SCOPES, STAGES, Case, Config
 from bench.machine import counters, machine_taints
 from data.dataset import available_ram
-from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
+from utils.errors import CodedError, DataError, EnvironmentFault, ModelError, UsageError
 from utils.runs import Interrupt
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
@@ -35,12 +35,8 @@ LOAD = ("import_seconds", "load_seconds", "first_ms", "warm_up_rounds", "warm_up
 KINDS = {2: UsageError, 3: DataError, 4: ModelError}       # by exit code; else EnvironmentFault
 
 
-class WorkerFailed(Exception):
+class WorkerFailed(CodedError):
     """A worker that reported an error, with its exit code, or died or was silent too long (0)."""
-
-    def __init__(self, message: str, exit_code: int = 0) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class Worker:

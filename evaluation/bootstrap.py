@@ -12,9 +12,8 @@ CHUNK = 2_000_000                  # cells of one block [samples, detections]: a
 def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
     """Return (low, high, median) of AP50 in 0..1: its 95 % interval over images drawn with replacement.
 
-    Classes that a draw leaves without ground truth are not in its mean, as in pycocotools. Draws repeat
-    images, which lifts the AP50 of classes with few boxes: `median` is that of the draws as they are, and
-    the percentiles are moved by its distance to the AP50 of all images.
+    Draws repeat images, which lifts the AP50 of classes with few boxes: `median` is that of the draws as they
+    are, and the percentiles are moved by its distance to the AP50 of all images.
     """
     if not len(matches.target_image):
         return 0.0, 0.0, 0.0
@@ -24,21 +23,19 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
     return max(0.0, low + shift), min(1.0, high + shift), median
 
 
-def drop_interval(before: Matches, after: Matches, samples: int = 1000,
-                  seed: int = 0) -> tuple[float, float]:
+def drop_interval(before: Matches, after: Matches, seed: int = 0) -> tuple[float, float]:
     """Return (low, high), the 95 % interval of AP50 lost from `before` to `after`, in 0..1.
 
-    Both networks see the same resampled images, so that what a hard image costs both is no difference. It
-    holds the chance of the images alone, not that of training. Raises ValueError for different sets.
+    Both see the same resampled images. It holds the chance of the images alone, not that of training. Raises
+    ValueError for different sets.
     """
     if before.images != after.images or len(before.target_image) != len(after.target_image):
         raise ValueError(f"two different sets: {before.images} and {after.images} images, "
                          f"{len(before.target_image)} and {len(after.target_image)} ground-truth boxes")
     if not len(before.target_image):
         return 0.0, 0.0
-    draws = _draws(before, samples, seed)
-    low, high = np.nanpercentile(map50_of(before, draws) - map50_of(after, draws), (2.5, 97.5)).tolist()
-    return low, high
+    draws = _draws(before, 1000, seed)
+    return tuple(np.nanpercentile(map50_of(before, draws) - map50_of(after, draws), (2.5, 97.5)).tolist())
 
 
 def _draws(matches: Matches, samples: int, seed: int) -> np.ndarray:
@@ -48,10 +45,7 @@ def _draws(matches: Matches, samples: int, seed: int) -> np.ndarray:
 
 
 def map50_of(matches: Matches, draws: np.ndarray) -> np.ndarray:
-    """Return the AP50 [S] of each row of draws [S, I] (how often each image is taken); NaN without boxes.
-
-    One row of ones gives pycocotools' AP50.
-    """
+    """Return AP50 [S] of each row of draws [S, I] (how often an image is taken); NaN without boxes."""
     total, counted = np.zeros(len(draws)), np.zeros(len(draws))
     for k in np.unique(matches.target_label):
         mine = np.flatnonzero(~matches.ignored & (matches.label == k))

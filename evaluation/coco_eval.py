@@ -15,9 +15,8 @@ BACKENDS = ("auto", "pycocotools", "faster")
 def own_ids(foreign: dict) -> tuple[dict, list[str]]:
     """Return a copy with image, category and annotation ids 1.., and a sentence per kind of unsafe id.
 
-    pycocotools marks an unmatched box by id 0, so it scores a perfect detection of an annotation with id 0
-    as 0.0, and of two annotations with one id it evaluates the second twice. Raises DataError for ids that
-    are not unique or name nothing.
+    To pycocotools an annotation with id 0 is never matched, and of two with one id it evaluates the second
+    twice. Raises DataError for ids that are not unique or name nothing.
     """
     images, categories = foreign.get("images", []), foreign.get("categories", [])
     boxes = foreign.get("annotations", [])
@@ -53,7 +52,7 @@ def _sorted_ids(ids: list) -> list:
 def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, int]:
     """Return rows [D, 7] as float64 without non-finite and inside-out boxes, and how many those were.
 
-    Raises DataError where a row points at an image position or a class that does not exist.
+    Raises DataError for an image position or a class that does not exist.
     """
     rows = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
     kept = rows[np.isfinite(rows).all(1) & (rows[:, 3] >= rows[:, 1]) & (rows[:, 4] >= rows[:, 2])]

@@ -12,20 +12,18 @@ AREA_ALL = [0, 1e10]               # pycocotools' "all" range, px^2
 class Matches(NamedTuple):
     """Every evaluated detection [D], in pycocotools' order (class, image, score), and its fate at IoU 0.5.
 
-    Detections are those within max_det per image and class. row: of the detections; image: position; target:
-    the index of the ground-truth box matched, -1 for none; ignored: matched to a crowd, neither right nor
-    wrong. Ground-truth boxes [M] are those that are no crowds; target_index: theirs in the COCO dict.
+    Detections are those within max_det per image and class; ground-truth boxes [M] are no crowds.
     """
 
-    row: np.ndarray
-    image: np.ndarray
+    row: np.ndarray                # of the detections
+    image: np.ndarray              # position
     label: np.ndarray
     score: np.ndarray
-    target: np.ndarray
-    ignored: np.ndarray
+    target: np.ndarray             # index of the ground-truth box matched, -1 for none
+    ignored: np.ndarray            # matched to a crowd, neither right nor wrong
     target_image: np.ndarray
     target_label: np.ndarray
-    target_index: np.ndarray
+    target_index: np.ndarray       # in the COCO dict
     images: int
     classes: int
 
@@ -41,17 +39,13 @@ class Matches(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Curves per class; rows are NaN for classes without ground truth.
+    """Curves per class; rows are NaN for classes without ground truth."""
 
-    recall [101] and pr [K, 101], COCO's interpolated precision at IoU 0.5 (its mean is AP50);
-    confidence [1001] and over it precision, rate (the recall) and f1 [K, 1001].
-    """
-
-    recall: np.ndarray
-    pr: np.ndarray
-    confidence: np.ndarray
-    precision: np.ndarray
-    rate: np.ndarray
+    recall: np.ndarray             # [101]
+    pr: np.ndarray                 # [K, 101], COCO's interpolated precision at IoU 0.5; its mean is AP50
+    confidence: np.ndarray         # [1001]
+    precision: np.ndarray          # [K, 1001] over the confidence, like the next two
+    rate: np.ndarray               # the recall
     f1: np.ndarray
 
 
@@ -59,8 +53,7 @@ def match_at_50(ground_truth: dict, found: list[dict], rows: np.ndarray, max_det
                 classes: int) -> Matches:
     """Return the matches of detections, given as result records and as rows [D, 7], with a COCO dict.
 
-    Ids are 1.. throughout. The matching is pycocotools' own evaluateImg; pairs of image and class without
-    ground truth, where it has nothing to decide, are not sent through it. No argument is changed.
+    Ids are 1.. throughout. The matching is pycocotools' own evaluateImg. No argument is changed.
     """
     targets = np.array([(a["image_id"], a["category_id"], a["id"]) for a in ground_truth["annotations"]
                         if not a["iscrowd"]], dtype=int).reshape(-1, 3).T - 1
@@ -97,7 +90,7 @@ def _fates(ground_truth: dict, found: list[dict], max_det: int) -> tuple[np.ndar
 def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
     """Return curves over the confidences 0, 0.001, ... 1 (a detection counts up to its score), with `pr`.
 
-    Where a class has no detection at a confidence its precision is 0, so that its F1 is 0 as well.
+    Where a class has no detection its precision is 0, so that its F1 is 0 as well.
     """
     grid = np.linspace(0, 1, 1001)
     boxes = np.bincount(matches.target_label, minlength=matches.classes)[:, None].astype(float)
@@ -129,9 +122,9 @@ def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], 
 def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, confidence: float) -> np.ndarray:
     """Return counts [K+1, K+1] (rows ground truth, columns prediction, last background) from `confidence` on.
 
-    The diagonal is the matching's true positives. What stays unmatched on both sides of an image is then
-    paired across classes at IoU >= 0.5, best score first; the rest is missed (last column) or background
-    (last row). Detections on crowds count nowhere. `rows` [D, 7] are the detections the matches point into.
+    The diagonal is the true positives. What stays unmatched in an image is paired across classes at IoU >=
+    0.5, best score first; the rest is missed (last column) or background (last row). Detections on crowds
+    count nowhere. `rows` [D, 7] are the detections the matches point into.
     """
     k = matches.classes
     out = np.zeros((k + 1, k + 1), dtype=int)
@@ -151,10 +144,7 @@ def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, con
 
 def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, boxes: np.ndarray,
                          targets: np.ndarray) -> np.ndarray:
-    """Pairs [P, 2] (detection, target) in one image at IoU >= 0.5, each used once, best score first.
-
-    boxes [D, 4] and targets [M, 4]: xywh px, as pycocotools takes them.
-    """
+    """Pairs [P, 2] (detection, target) at IoU >= 0.5, each used once; boxes and targets [., 4] in xywh px."""
     from pycocotools.mask import iou as iou_of
     pairs: dict[int, int] = {}                             # target -> detection
     image, target_image = matches.image[wrong], matches.target_image[free]

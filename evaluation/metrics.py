@@ -1,8 +1,6 @@
 """Accuracy of detections: pycocotools' AP, and by its matching precision, recall, F1 and confusion matrix.
 
-AP is always the COCO evaluator's own number. faster-coco-eval, where installed, computes the same twelve
-numbers in a fraction of the time; the matching behind precision, recall, F1 and the confusion matrix is
-pycocotools' in both cases.
+faster-coco-eval, where installed, gives the same twelve numbers faster; the matching is always pycocotools'.
 """
 from __future__ import annotations
 
@@ -47,10 +45,9 @@ class ClassScore:
 class Metrics:
     """What one evaluation found. Scores in 0..1; those by size are None where no box has that size.
 
-    truths: the number of ground-truth boxes. precision, recall and f1 are means over the classes that have
-    any, at `confidence`, the score of the best mean F1 at IoU 0.5; the confusion matrix [K+1, K+1] (rows
-    ground truth, columns prediction, last background) is taken there too. ar_100 is the recall with max_det
-    boxes per image.
+    truths: ground-truth boxes. precision, recall and f1 are means over the classes that have any, at
+    `confidence`, where the mean F1 at IoU 0.5 is best, and so is the confusion matrix [K+1, K+1] (rows ground
+    truth, columns prediction, last background). ar_100: recall with max_det boxes per image.
     """
 
     map50_95: float
@@ -99,9 +96,8 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Seque
                         max_det: int = 100, backend: str = "auto") -> Metrics:
     """Return the metrics of detections [D, 7] (image position, xyxy px, score, class) for a COCO dict.
 
-    Position i is the i-th entry of `images`; class k is the k-th smallest category id. Neither argument is
-    changed. Rows that are not finite or inside out are dropped and counted. Raises DataError for a dict or
-    rows that do not fit each other.
+    Class k is the k-th smallest category id. Neither argument is changed. Rows not finite or inside out are
+    dropped and counted. Raises DataError for a dict or rows that do not fit each other.
     """
     clean, notes = own_ids(ground_truth)
     if len(clean["categories"]) != len(names):

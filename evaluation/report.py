@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from evaluation.metrics import SIZES
+from utils.runs import write_text
 from utils.text import aligned, numeric, shown
 
 if TYPE_CHECKING:
@@ -22,26 +23,27 @@ TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 CLASS_COLUMNS = ("class", "images", "boxes", "P", "R", "F1", "AP50", "AP50-95")
 LONG = 44                          # characters from which a value gets the whole width
-SIZES = ("small", "medium", "large")
 
 
-def summarise(metrics: Metrics, cost: dict, finder: Finder, interval: bool, **settings: object) -> dict:
-    """Return all that was measured under flat names: `cost`, the metrics, ms per image by stage, machine.
+def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **settings: object) -> dict:
+    """Return `what` was measured, cost, metrics, ms per image by stage and machine, under flat names.
 
-    `interval` adds the bootstrap's 95 % interval of AP50 over images; `settings` are those flags on which an
-    AP or a speed depends and of which the finder does not know.
+    `interval` adds the bootstrap's 95 % interval of AP50; `settings` are flags on which AP or speed depend.
     """
     import torch
 
     from evaluation.bootstrap import bootstrap_map50
+    from models.count import loose_macs, macs, parameters
     from utils.runs import environment
-    runtime = finder.runtime
+    runtime, imgsz = finder.runtime, settings["imgsz"]
+    cost = {"parameters": parameters(runtime.net), "macs": macs(runtime.net, imgsz),
+            "loose_macs": loose_macs(runtime.net, imgsz)}
     how = {**dict(zip(("conf_thres", "iou_thres", "max_det"), finder.thresholds)), **settings,
            "letterbox": "centred, undistorted, border 114", "multi_label": True, "runtime": runtime.kind,
            "precision": runtime.precision, "device": str(runtime.device), "threads": torch.get_num_threads(),
            "runtime_note": runtime.note}
     speed = {stage: 1000 * value / max(metrics.images, 1) for stage, value in finder.watch.seconds.items()}
-    out = {**cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,
+    out = {**what, **cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,
            "settings": how, "environment": environment()}
     if interval:
         out["map50_interval"] = dict(zip(("low", "high", "median"), bootstrap_map50(metrics.matches)))
@@ -49,7 +51,7 @@ def summarise(metrics: Metrics, cost: dict, finder: Finder, interval: bool, **se
 
 
 def class_rows(metrics: Metrics) -> list[list[object]]:
-    """Return a row for all classes, then one per class, by CLASS_COLUMNS; None where nothing is defined."""
+    """Return a row for all classes, then one per class, by CLASS_COLUMNS; None where it is undefined."""
     whole = ["all", metrics.images, metrics.truths, metrics.precision, metrics.recall, metrics.f1,
              metrics.map50, metrics.map50_95]
     return [whole, *([c.name, c.images, c.truths, c.precision, c.recall, c.f1, c.ap50, c.ap]
@@ -93,8 +95,7 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, foun
                decode: Callable[[Path], np.ndarray], before: Sequence[tuple[str, Path]] = ()) -> Path:
     """Write the report.html of an evaluation into `folder`, with its curves and a sheet of images.
 
-    `found` [D, 7] are the detections, `decode` reads an image as uint8 [H, W, 3] RGB; `before` are captions
-    and plots to show first. Returns the page's path.
+    `found` [D, 7]: the detections; `decode` reads uint8 [H, W, 3] RGB; `before`: captions, plots shown first.
     """
     from evaluation.plots import evaluation_pngs, sheet_png
     sheet = sheet_png(coco.images, found, decode, metrics.confidence, coco.names, folder / "predictions.jpg")
@@ -121,30 +122,23 @@ def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  images: Sequence[tuple[str, Path | str]] = ()) -> Path:
     """Write report.html into `folder`, self-contained and without scripts, and return its path.
 
-    summary: label -> value; a table is (caption, column names, rows); an image is (caption, path of a PNG
-    or JPEG), and one that is not there is named instead of shown. Values are as `shown`, every text is
-    escaped. Raises ValueError for another kind of image.
+    A table is (caption, column names, rows); an image is (caption, path of a PNG or JPEG), and one that is
+    not there is named instead of shown. Every text is escaped. Raises ValueError for another kind of image.
     """
-    parts = [_summary(summary), *(_table(*table) for table in tables)]
+    cells = [(str(label), shown(value)) for label, value in summary.items()]
+    parts = ["<dl>", *(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
+                       for label, text in cells), "</dl>", *(_table(*table) for table in tables)]
     if images:
         parts += ["<h2>Images</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
     page = Template(TEMPLATE.read_text(encoding="utf-8"))
     path = Path(folder) / "report.html"
-    part = path.with_name("report.html.part")
-    part.write_text(page.substitute(title=escape(title), body="\n".join(parts)), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, page.substitute(title=escape(title), body="\n".join(parts)))
     return path
 
 
 def _kind(text: str, right: bool = False) -> str:
     """The class attribute of a cell: numbers to the right, long texts may wrap or take a whole line."""
     return ' class="n"' if right else ' class="long"' if len(text) > LONG else ""
-
-
-def _summary(summary: Mapping[str, object]) -> str:
-    cells = [(str(label), shown(value)) for label, value in summary.items()]
-    return "<dl>" + "".join(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
-                            for label, text in cells) + "</dl>"
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

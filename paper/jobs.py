@@ -1,7 +1,7 @@
 """Jobs that make run records: which are done, which are missing, and running those, each in its own process.
 
-A job is data. Its key is a digest of its command and of the jobs it builds on, so a record tells which plan
-made it, and the run folder is named after the key: the same job always comes back to the same folder.
+A job's key is a digest of its command and of the jobs it builds on. Record and run folder are named after it,
+so a record tells which plan made it, and the same job always comes back to the same folder.
 """
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import Interrupted
+from utils.errors import CodedError, Interrupted
 from utils.runs import Interrupt, write_json
 
 DONE, COLLECT, RESUME, RUN = "done", "to collect", "to resume", "to run"
@@ -25,22 +25,17 @@ POLL = 0.2                         # seconds between looks at a signal while a j
 
 
 class Job(NamedTuple):
-    """One command of the project.
-
-    flags hold places such as {data} or {train-conv}, the `product` of that job. `outcome` is the JSON in the
-    run folder that is there once the job is done; `also` names a record made by hand that can stand in for
-    this job's in a table; `content` is text the job depends on beside its flags.
-    """
+    """One command of the project."""
 
     name: str
     script: str
-    flags: tuple[str, ...]
-    outcome: str
+    flags: tuple[str, ...]                             # with places: {data}, {train-conv} (its product)
+    outcome: str                                       # JSON in the run folder once it is done
     epochs: int = 0
     needs: tuple[str, ...] = ()
     product: str = ""
-    also: str = ""
-    content: str = ""
+    also: str = ""                                     # a record made by hand that can stand in in a table
+    content: str = ""                                  # what it depends on beside its flags
 
 
 class Place(NamedTuple):
@@ -52,12 +47,8 @@ class Place(NamedTuple):
     values: dict[str, str]
 
 
-class JobFailed(RuntimeError):
+class JobFailed(CodedError):
     """A script of a job that ended with an error; the exit code is the script's."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def digest(text: str) -> str:
@@ -72,10 +63,7 @@ class Plan:
         self.jobs, self.place = {job.name: job for job in jobs}, place
 
     def key(self, name: str) -> str:
-        """Return a digest of the job's command and of those it builds on.
-
-        Where the data and the start weights lie does not count: another machine has them elsewhere.
-        """
+        """Return a digest of the job's command and of those it builds on, wherever data and weights lie."""
         job = self.jobs[name]
         return digest(json.dumps([job.script, job.flags, job.content, [self.key(n) for n in job.needs]]))
 
@@ -88,10 +76,8 @@ class Plan:
     def record(self, name: str) -> dict | None:
         """Return the job's record, whichever plan made it, or the one made by hand that stands in for it."""
         also = self.place.records.parent / f"{self.jobs[name].also}.json"
-        for path in (self.place.records / f"{name}.json", also):
-            if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
-        return None
+        paths = [path for path in (self.place.records / f"{name}.json", also) if path.is_file()]
+        return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
     def records(self) -> dict[str, dict]:
         """Return every job's record that there is."""
@@ -147,17 +133,14 @@ class Plan:
         write_json(self.place.records / f"{name}.json",
                    {**{k: v for k, v in content.items() if k not in BULKY}, **extra})
 
-    def run(self, names: Iterable[str], say: Callable[[str], None]) -> int:
-        """Run what is missing and return how many jobs that were.
-
-        Raises Interrupted after a signal, and JobFailed with the exit code of a script that failed.
-        """
+    def run(self, names: Iterable[str]) -> int:
+        """Run what is missing and return how many jobs that were. Raises Interrupted and JobFailed."""
         left, interrupt = self.missing(names), Interrupt()
         for at, (job, state) in enumerate(left, 1):
             seconds = None
             if state != COLLECT:
                 command = self.command(job.name, state)
-                say(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}")
+                print(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}", flush=True)
                 began = time.monotonic()
                 _run(job, self.place.root, command, interrupt)
                 seconds = round(time.monotonic() - began, 1) if state == RUN else None
@@ -174,17 +157,15 @@ class Plan:
 
 
 def _run(job: Job, root: Path, command: list[str], interrupt: Interrupt) -> None:
-    """Run a script to its end; raise Interrupted or JobFailed, which say how to resume.
-
-    It has a session of its own, so that a signal reaches it once, from here: a second ends it unsaved.
-    """
+    """Run a script to its end; raise Interrupted or JobFailed, which say how to resume."""
+    # A session of its own: a signal reaches it once, from here; a second would end it unsaved.
     child = subprocess.Popen([sys.executable, str(root / command[0]), *command[1:]], start_new_session=True)
-    told = False
+    told = 0
     try:
         while (code := child.poll()) is None:
-            if interrupt.poll() and not told:
-                child.send_signal(interrupt.signal)
-                told = True
+            if interrupt.signal != told:
+                told = interrupt.signal
+                child.send_signal(told)
             time.sleep(POLL)
     finally:
         if child.poll() is None:

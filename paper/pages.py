@@ -1,14 +1,9 @@
 """Tables of a page that come from results/: found between markers, compared, and filled in place.
 
-    <!-- table:NAME -->                      a whole table, e.g. paper, voc5/table2, "voc5/table4 long"
-    <!-- table:records {map50:.3f}; {map50_95:.3f} -->
-                                             rows of the page's own words: first cell a label, last cell a
-                                             link to results/X.json, between them figures of that record
-    <!-- /table -->                          ends either
-
-A row's own templates, in a comment of the same form within its first cell, go before those of its table. The
-header of a table stays as the page has it while the number of its columns is right, so it can be in any
-language.
+<!-- table:NAME --> begins a whole table (paper, voc5/table2, "voc5/table4 long"), whose header stays as the
+page has it while its columns are as many. <!-- table:records {map50:.3f}; {map50_95:.3f} --> begins rows of a
+label, figures, and a link to the results/X.json they are from; a comment {...} in the label goes before the
+table's own templates. <!-- /table --> ends either.
 """
 from __future__ import annotations
 
@@ -30,22 +25,18 @@ OWN = re.compile(r"<!--(.*?\{.*?)-->")
 
 
 class Filled(NamedTuple):
-    """A page with its marked tables as results have them, and how many there are.
-
-    errors: tables that results cannot give; differences: rows that said something else; with page and line.
-    """
+    """A page with its marked tables as results have them, and how many there are."""
 
     text: str
-    errors: list[str]
-    differences: list[str]
+    errors: list[str]              # tables that results cannot give, with page and line
+    differences: list[str]         # rows that said something else
     tables: int
 
 
 def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) -> Filled:
     """Return the page with its tables filled.
 
-    `make(table, option)` gives a whole table and raises KeyError for an unknown one; ValueErrors say what is
-    wrong with its records.
+    `make(table, option)` gives a whole table; raises KeyError for an unknown one, ValueError for its records.
     """
     lines, out, errors, found, tables, done = text.splitlines(), [], [], [], 0, 0
     for at, line in enumerate(lines):

@@ -50,7 +50,7 @@ def calls(place: Place) -> list[str]:
 
 def run(place: Place, *jobs: Job) -> int:
     """How many jobs ran for the last of them."""
-    return Plan(jobs or (TRAIN, VAL), place).run([(jobs or (TRAIN, VAL))[-1].name], lambda line: None)
+    return Plan(jobs or (TRAIN, VAL), place).run([(jobs or (TRAIN, VAL))[-1].name])
 
 
 def test_a_half_done_profile_resumes_and_what_is_done_is_not_run_again(place):
