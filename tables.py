@@ -19,7 +19,7 @@ from models.zoo.paper import table2_nets
 from paper.claims import LONG, Form, Table, long_form, read_claims, table_png, wide_form, write_forms
 from paper.jobs import Place, Plan, digest
 from paper.pages import fill
-from paper.profiles import PROFILES, TABLES, Profile, duration_text, profile_jobs, wanted
+from paper.profiles import NEEDS, PROFILES, TABLES, Profile, duration_text, profile_jobs
 from paper.tables import MAKERS, Source, count, count_rows, kernel_points, layer_weights, paper_rows
 from utils import cli
 from utils.errors import EnvironmentFault
@@ -139,7 +139,7 @@ def main() -> None:
         sys.exit(visit_pages(args.pages, args.write))
     profile = PROFILES[args.profile]
     plan, nets = open_plan(profile, args.data, args.weights)
-    jobs = wanted(tuple(args.only))
+    jobs = tuple(dict.fromkeys(job for table in args.only for job in NEEDS[table]))
     left = [] if args.no_run else plan.missing(jobs)
     estimate = duration_text([job for job, _ in left], profile, plan.rate())
     if args.dry_run:

@@ -100,20 +100,14 @@ def shared(rows: Sequence[Mapping]) -> list[str]:
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return names of artifacts: as much of each path's end as tells them apart, without suffix."""
     parts = [path.with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(path.parts) for path in paths]        # they differ in their suffixes alone
+    named = [["/".join(p[-n:]) for p in parts] for n in range(1, max(map(len, parts)) + 1)]
+    named.append(["/".join(path.parts) for path in paths])     # they differ in their suffixes alone
+    return next((names for names in named if len(set(names)) == len(names)), named[-1])
 
 
 def matrix(weights: Sequence[tuple[Path, str]], runtimes: Sequence[str], precisions: Sequence[str],
            threads: Sequence[int], batches: Sequence[int], sizes: Sequence[int], device: str) -> list[Case]:
-    """Return every case that was asked for, those of one group together, in the order of the flags.
-
-    weights: paths and their formats. An exported file runs in its own runtime, weights ("torch") in all of
-    `runtimes`; torch-plain in fp32 alone.
-    """
+    """Return every case asked for, group by group, of paths and formats; torch-plain is in fp32 alone."""
     cases, names = [], short_names([path for path, _ in weights])
     for imgsz, batch, count in product(sizes, batches, threads):
         for (path, form), name in zip(weights, names):

@@ -1,7 +1,7 @@
 """A benchmark from what was asked for to its end: images, artifacts, cases, rounds, layers and the report."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -34,17 +34,15 @@ CALIBRATION, GATE = 128, 16        # images of --data's train and val split, as 
 
 
 def benchmark(config: Config) -> None:
-    """Measure all that was asked for, write the report and print it.
-
-    Raises Interrupted, DataError or ModelError, what was measured written, and what `conclude` does.
-    """
+    """Measure, write and print what was asked for; raise what ended it once the rest is written."""
     device = runs.pick_device(config.device)
     files = [(Path(path), format_of(path)) for path in config.weights]
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
     if config.data:
         _ = locate(config.data).val                        # read at the end alone: minutes too late to fail
-    interrupt, plan = runs.Interrupt(), plan_of(config)    # before the folder: an error here leaves none
+    poll = partial(runs.Interrupt().stop, "stopped by a signal; what was measured is saved")
+    plan = plan_of(config)                                 # before the folder: an error here leaves none
     folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
     runs.write_json(folder / "args.json", masked_values(vars(config)))
     environment = {**runs.environment(), **facts(), "before": counters()}
@@ -52,7 +50,7 @@ def benchmark(config: Config) -> None:
     threads = list(dict.fromkeys(count or len(cores()) for count in config.threads))
     cases = matrix(files, config.runtimes, config.precisions, threads, config.batch_sizes, config.imgsz,
                    str(device))
-    bench = Bench(config, plan, cases, environment, folder, interrupt)
+    bench = Bench(config, plan, cases, environment, folder, poll)
     layers, stopped = [], None
     try:
         export_cases(bench, folder / "artifacts")
@@ -94,16 +92,12 @@ def plan_of(config: Config) -> dict:
     if films and len(source.paths) > 1:
         raise UsageError(f"--source {masked(config.source)}: holds {len(films)} videos among "
                          f"{len(source.paths)} files; give images, or one video")
-    files = [str(path.resolve()) for path in spread(source.paths, config.pictures)]
+    count = min(config.pictures, len(source.paths))
+    spread = np.linspace(0, len(source.paths) - 1, count).round().astype(int)
+    files = [str(source.paths[at].resolve()) for at in spread]
     return {"files": files, "video": bool(films), "pictures": config.pictures if films else len(files),
             "scopes": list(SCOPES) if config.scope == "both" else [config.scope],
             "conf_thres": config.conf_thres, "iou_thres": config.iou_thres, "max_det": config.max_det}
-
-
-def spread(items: Sequence[Path], count: int) -> list[Path]:
-    """Return `count` of the items, evenly chosen, or all."""
-    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[at] for at in chosen]
 
 
 def layer_tables(bench: Bench) -> list[dict]:
@@ -124,10 +118,7 @@ def layer_tables(bench: Bench) -> list[dict]:
 
 
 def export_cases(bench: Bench, folder: Path) -> None:
-    """Give every case that needs one its exported file, written once and passed by the parity gate.
-
-    A case is skipped where a library or such an export is missing, and failed where the gate does not pass.
-    """
+    """Give cases their exported file, passed by the parity gate; those that cannot have one say why."""
     job = cache(partial(_job, bench))                      # the runtimes share calibration and torch's AP50
     made = cache(partial(_export, job, folder))
     for taken in bench.taken:

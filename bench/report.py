@@ -96,10 +96,7 @@ def by_name(measured: Sequence[dict]) -> dict[str, dict]:
 
 
 def benchmark_png(rows: Sequence[Mapping], scope: str, path: Path) -> Path:
-    """Draw the median latency of a scope per case, against AP50 where any case has one; return the path.
-
-    A thick line goes from the least to the 90th percentile, a thin one on to the 99th.
-    """
+    """Draw the median latency per case with its 90th and 99th percentile, against AP50 where there is any."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     rated = [row for row in rows if row["accuracy"].get("map50") is not None]
     rows = rated or rows
@@ -141,9 +138,9 @@ def read_report(path: Path) -> dict:
 
 
 def pairs(first: Mapping, other: Mapping, select: Sequence[str] = ()) -> list[tuple[dict, dict]]:
-    """Return the cases of two reports that belong together: same label, same text of `select`, or the only.
+    """Return the cases of two reports with one label, or with `select`'s text or two in their labels.
 
-    select: a text of the label for both or one for each. Raises UsageError where it does not say which.
+    Raises UsageError where that does not say which.
     """
     sides = [[row for row in report["cases"] if row["status"] == "measured"] for report in (first, other)]
     if select:

@@ -23,7 +23,6 @@ from bench.cases import SCOPES, STAGES, Case, Config
 from bench.machine import counters, machine_taints
 from data.dataset import available_ram
 from utils.errors import CodedError, DataError, EnvironmentFault, ModelError, UsageError
-from utils.runs import Interrupt
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
 POLL = 0.1                         # seconds between looks at a signal
@@ -40,10 +39,7 @@ class WorkerFailed(CodedError):
 
 
 class Worker:
-    """A process that answers JSON lines; what it writes beside them goes into `log`.
-
-    It is a session of its own, so that Ctrl-C reaches the parent alone; it ends with its standard input.
-    """
+    """A process that answers JSON lines and knows no Ctrl-C; what else it writes goes into `log`."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._log = log
@@ -61,10 +57,7 @@ class Worker:
         self._answers.put("")                              # its end
 
     def ask(self, message: Mapping, seconds: float, poll: Callable[[], object]) -> dict:
-        """Return the answer to a message; `poll` is called while waiting and may raise.
-
-        Raises WorkerFailed for an error that is reported, a process that died, and silence for `seconds`.
-        """
+        """Return the answer; `poll` may raise. Raises WorkerFailed for an error, death or silence."""
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
@@ -130,7 +123,12 @@ class Taken:
         self.seconds[scope] = self.seconds.get(scope, 0.0) + answer["seconds"]
         for key in ("peak_rss_bytes", "peak_gpu_bytes"):
             self.facts[key] = max(self.facts.get(key) or 0, answer[key] or 0) or None
-        self.status = "measured"
+        self.facts["cpu_seconds"], self.status = answer["cpu_seconds"], "measured"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is to be measured further."""
+        return self.status in ("waiting", "measured")
 
     def fail(self, error: WorkerFailed) -> None:
         """Note why it cannot be measured: skipped where that cannot be done here (2, 5), else failed."""
@@ -145,15 +143,11 @@ class Taken:
 
 
 class Bench:
-    """The cases of a benchmark, measured round by round; `taints` says why the figures deserve no trust.
-
-    plan: bench.plan.plan_of's, which goes to every process as it is.
-    """
+    """The cases of a benchmark, measured round by round; `taints` says why to distrust; plan: plan_of."""
 
     def __init__(self, config: Config, plan: dict, cases: Sequence[Case], machine: dict, folder: Path,
-                 interrupt: Interrupt) -> None:
-        self.config, self.plan, self.machine = config, plan, machine
-        self.folder, self.interrupt = folder, interrupt
+                 poll: Callable[[], object]) -> None:
+        self.config, self.plan, self.machine, self.folder, self.poll = config, plan, machine, folder, poll
         self.taken, self.taints = [Taken(case) for case in cases], []
         calls, seconds = config.iterations or 0, 0.0 if config.iterations else config.seconds
         if config.full:                                    # over all rounds, and both at least
@@ -165,22 +159,19 @@ class Bench:
         """Return the cases of which something was measured."""
         return [taken for taken in self.taken if taken.status == "measured"]
 
-    def forecast(self) -> str:
-        """Return what is to come, in a line; a process takes some ten seconds to be loaded and warm."""
-        count = sum(taken.status == "waiting" for taken in self.taken)
-        each, rounds = len(self.plan["scopes"]) * self.slice * self.turns, self.config.rounds
-        return (f"{count} cases, {rounds} round(s), at least {each:g} s and {self.calls * self.turns} calls "
-                f"a scope each: {max(1, round(rounds * count * (each + 10) / 60))} min or more")
-
     def run(self) -> None:
         """Measure all rounds of all groups, then the accuracies that were asked for."""
-        say(self.forecast())
-        with tqdm(total=self.turns * self.config.rounds * len(self.taken), unit="turn", leave=False,
-                  dynamic_ncols=True, disable=None) as bar:
+        count, rounds = sum(taken.alive for taken in self.taken), self.config.rounds
+        each = len(self.plan["scopes"]) * self.slice * self.turns
+        minutes = max(1, round(rounds * count * (each + 10) / 60))     # some 10 s until a process is warm
+        say(f"{count} cases, {rounds} round(s), at least {each:g} s and {self.calls * self.turns} calls a "
+            f"scope each: {minutes} min or more")
+        with tqdm(total=self.turns * rounds * len(self.taken), unit="turn", leave=False, dynamic_ncols=True,
+                  disable=None) as bar:
             for _, group in groupby(self.taken, key=lambda taken: taken.case.group):
                 members = list(group)
-                for number in range(self.config.rounds):
-                    alive = [taken for taken in members if taken.status in ("waiting", "measured")]
+                for number in range(rounds):
+                    alive = [taken for taken in members if taken.alive]
                     turn = number % max(1, len(alive))
                     self.round(alive[turn:] + alive[:turn], number, bar)
         if self.config.data:
@@ -191,25 +182,26 @@ class Bench:
         title = f"round {number + 1}/{self.config.rounds}  "
         with ExitStack() as stack:
             workers = [(taken, worker) for taken in members if (worker := self.begin(taken, number, stack))]
-            spent = {id(taken): taken.facts["cpu_seconds"] for taken, _ in workers}
-            before, own = counters(), -time.process_time() - sum(spent.values())
+
+            def spent() -> float:
+                return time.process_time() + sum(taken.facts["cpu_seconds"] for taken, _ in workers)
+            before, began = counters(), spent()
             for turn in range(self.turns):
                 at = turn % max(1, len(workers))
                 for taken, worker in workers[at:] + workers[:at]:
-                    if taken.status != "failed":
-                        spent[id(taken)] = self.turn(taken, worker, number) or spent[id(taken)]
+                    if taken.alive:
+                        self.turn(taken, worker, number)
                     bar.set_description_str(title + taken.case.label, refresh=False)
                     bar.update()
-            own += time.process_time() + sum(spent.values())
             self.taints += [f"round {number + 1}: {reason}" for reason
-                            in machine_taints(self.machine, before, counters(), own)]
+                            in machine_taints(self.machine, before, counters(), spent() - began)]
         for taken, _ in workers:
             say(title + taken.words(number))
 
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
-        """Return a process with the case loaded and warm; None where it cannot be, noted in the case.
+        """Return a process with the case loaded; None, noted in the case, where it cannot be.
 
-        Raises DataError or ModelError at once, in the first round, where images or artifact are at fault.
+        Raises DataError or ModelError in the first round, where images or artifact are at fault.
         """
         try:
             worker, answer = self.start(taken.case, "load", stack)
@@ -228,10 +220,7 @@ class Bench:
         return None if taken.status == "skipped" else worker
 
     def start(self, case: Case, do: str, stack: ExitStack) -> tuple[Worker, dict]:
-        """Return a process that ends with the stack, and its answer when told to `do` something with a case.
-
-        Raises EnvironmentFault where memory is short.
-        """
+        """Return a process that ends with the stack, and its answer. Raises EnvironmentFault for memory."""
         left = available_ram()
         if left < NEEDED:
             raise EnvironmentFault(f"{left / 1e9:.1f} GB of memory are left, too little for one more process "
@@ -250,20 +239,15 @@ class Bench:
         else:
             taken.case = real
 
-    def turn(self, taken: Taken, worker: Worker, number: int) -> float:
-        """Measure a slice of each scope; return the worker's CPU seconds so far, 0 where it died."""
-        spent = 0.0
-        for scope in self.plan["scopes"]:
-            limit = 60 + 20 * self.slice + 20 * self.calls * taken.facts["first_ms"] / 1e3
-            try:
-                answer = worker.ask({"do": "slice", "scope": scope, "seconds": self.slice,
-                                     "calls": self.calls}, limit, self.poll)
-            except WorkerFailed as error:
-                taken.fail(error)
-                return 0.0
-            taken.add(scope, answer, number)
-            spent = answer["cpu_seconds"]
-        return spent
+    def turn(self, taken: Taken, worker: Worker, number: int) -> None:
+        """Measure a slice of each scope, or note why that failed."""
+        limit = 60 + 20 * self.slice + 20 * self.calls * taken.facts["first_ms"] / 1e3
+        order = {"do": "slice", "seconds": self.slice, "calls": self.calls}
+        try:
+            for scope in self.plan["scopes"]:
+                taken.add(scope, worker.ask({**order, "scope": scope}, limit, self.poll), number)
+        except WorkerFailed as error:
+            taken.fail(error)
 
     def accuracies(self) -> None:
         """Measure the AP of every artifact in its runtime and precision, once for each size."""
@@ -280,10 +264,6 @@ class Bench:
                     except WorkerFailed as error:
                         known[artifact] = {"fault": str(error), "exit_code": error.exit_code}
             taken.accuracy = known[artifact]
-
-    def poll(self) -> None:
-        """Raise Interrupted after a signal."""
-        self.interrupt.stop("stopped by a signal; what was measured is saved")
 
 
 def say(text: str) -> None:

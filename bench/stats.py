@@ -22,8 +22,7 @@ def flat(rounds: Rounds) -> np.ndarray:
 def figures(rounds: Rounds, batch: int, seconds: float = 0.0) -> dict[str, object]:
     """Return what a report says of the calls of one scope; times in ms per call of `batch` images.
 
-    fps: batch / p50; sustained_fps: images over `seconds`, the time of the slices (None without it); spread:
-    quartiles' distance / median; rounds: the median of each process.
+    sustained_fps: images over `seconds` of slices; spread: quartiles' distance / median; rounds: medians.
     """
     times = flat(rounds)
     values = np.percentile(times, PERCENTILES).tolist()
@@ -36,11 +35,10 @@ def figures(rounds: Rounds, batch: int, seconds: float = 0.0) -> dict[str, objec
 
 
 def contrast(first: Rounds, other: Rounds, paired: bool, draws: int = DRAWS) -> dict[str, object]:
-    """Return how many times as fast the other is as the first, `ratio`, its 95 % interval and a verdict.
+    """Return how many times as fast the other's median is as the first's, the 95 % interval and a verdict.
 
-    The ratio is of medians. Processes are drawn with replacement, and in them slices: neighbouring calls are
-    alike and would narrow the interval. paired: both took turns in one run, so a slice is drawn together with
-    its neighbour of the other, and what slowed both is no difference.
+    Processes are drawn with replacement, and slices in them: neighbouring calls are alike, too sure alone.
+    paired: both took turns in one run, so a slice is drawn together with its neighbour of the other.
     """
     generator = np.random.default_rng(0)
     sides = [first, other]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.machine import peak_memory
+from bench.profile.timing import torch_threads, warm_up
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +69,12 @@ class Ready:
         self.times = {"import_seconds": imported - began, "load_seconds": loaded - imported,
                       "first_ms": first}
         self.calls = {"network": self.network, "end-to-end": self.whole}
-        self._warm_up(max(WARM_SECONDS, 8e-3 * first))
+        limit, began = max(WARM_SECONDS, 8e-3 * first), time.perf_counter()
+        calls = {scope: lambda _, call=self.calls[scope]: call() for scope in spec["scopes"]}
+        rounds = warm_up(calls, WARM_ROUNDS, limit)
+        spent = time.perf_counter() - began
+        self.times |= {"warm_up_rounds": rounds, "warm_up_seconds": spent,
+                       "steady": rounds < WARM_ROUNDS and spent < limit}
 
     def facts(self) -> dict:
         """Return what the runtime says of itself, how long it took to get here, what the network costs."""
@@ -136,16 +142,6 @@ class Ready:
             torch.cuda.synchronize(self.runtime.device)
         return predictions
 
-    def _warm_up(self, seconds: float) -> None:
-        """Call all scopes in turn until they are steady, or the limits are reached."""
-        from bench.profile.timing import warm_up
-        calls = {scope: lambda _, call=self.calls[scope]: call() for scope in self.spec["scopes"]}
-        began = time.perf_counter()
-        rounds = warm_up(calls, WARM_ROUNDS, seconds)
-        spent = time.perf_counter() - began
-        self.times |= {"warm_up_rounds": rounds, "warm_up_seconds": spent,
-                       "steady": rounds < WARM_ROUNDS and spent < seconds}
-
 
 def _fit(images: list[np.ndarray], spec: dict) -> torch.Tensor:
     """uint8 [B, 3, S, S] of letterboxed images [H, W, 3], in their memory's order: channels last."""
@@ -199,10 +195,8 @@ def plain(weights: str, device: torch.device, threads: int) -> Runtime:
 
 def layers(spec: dict) -> dict:
     """Return the layers of a case in torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
-    from bench.profile.latency import layer_table
+    from bench.profile.latency import layer_table, measure_peak
     from bench.profile.nodes import node_table
-    from bench.profile.roofline import measure_peak
-    from bench.profile.timing import torch_threads
     from models.checkpoint import load as read
     precision, threads = spec["precision"], spec["threads"]
     image = _fit([next(read_images(spec))], spec)[0]

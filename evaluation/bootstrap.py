@@ -12,8 +12,7 @@ CHUNK = 2_000_000                  # cells of one block [samples, detections]: a
 def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
     """Return (low, high, median) of AP50 in 0..1: its 95 % interval over images drawn with replacement.
 
-    Draws repeat images, which lifts the AP50 of classes with few boxes: `median` is that of the draws as they
-    are, and the percentiles are moved by its distance to the AP50 of all images.
+    Draws repeat images, which lifts AP50: the percentiles are moved by the distance of their median to AP50.
     """
     if not len(matches.target_image):
         return 0.0, 0.0, 0.0
@@ -24,10 +23,9 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
 
 
 def drop_interval(before: Matches, after: Matches, seed: int = 0) -> tuple[float, float]:
-    """Return (low, high), the 95 % interval of AP50 lost from `before` to `after`, in 0..1.
+    """Return the 95 % interval (low, high) of AP50 lost between two networks on the same resampled images.
 
-    Both see the same resampled images. It holds the chance of the images alone, not that of training. Raises
-    ValueError for different sets.
+    It holds the chance of the images alone, not that of training. Raises ValueError for different sets.
     """
     if before.images != after.images or len(before.target_image) != len(after.target_image):
         raise ValueError(f"two different sets: {before.images} and {after.images} images, "

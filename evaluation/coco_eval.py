@@ -21,7 +21,9 @@ def own_ids(foreign: dict) -> tuple[dict, list[str]]:
     images, categories = foreign.get("images", []), foreign.get("categories", [])
     boxes = foreign.get("annotations", [])
     positions = {image["id"]: i + 1 for i, image in enumerate(images)}
-    order = {key: i + 1 for i, key in enumerate(_sorted_ids([category["id"] for category in categories]))}
+    ids = [category["id"] for category in categories]
+    numeric = all(str(key).lstrip("-").isdigit() for key in ids)
+    order = {key: i for i, key in enumerate(sorted(ids, key=int if numeric else str), 1)}
     if len(positions) < len(images) or len(order) < len(categories):
         raise DataError("an image id or a category id occurs twice, and ids must be unique: "
                         "python -m data.doctor names them and writes a clean copy")
@@ -43,17 +45,8 @@ def own_ids(foreign: dict) -> tuple[dict, list[str]]:
     return clean, [f"{count} {what} renumbered" for count, what in faults if count]
 
 
-def _sorted_ids(ids: list) -> list:
-    """Category ids in class order: as numbers where all of them are, else as text."""
-    numeric = all(str(key).lstrip("-").isdigit() for key in ids)
-    return sorted(ids, key=(lambda key: int(key)) if numeric else str)
-
-
 def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, int]:
-    """Return rows [D, 7] as float64 without non-finite and inside-out boxes, and how many those were.
-
-    Raises DataError for an image position or a class that does not exist.
-    """
+    """Return finite rows [D, 7] and how many were not. Raises DataError for an unknown image or class."""
     rows = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
     kept = rows[np.isfinite(rows).all(1) & (rows[:, 3] >= rows[:, 1]) & (rows[:, 4] >= rows[:, 2])]
     for column, limit, what in ((0, images, "image position"), (6, classes, "class")):

@@ -10,9 +10,9 @@ AREA_ALL = [0, 1e10]               # pycocotools' "all" range, px^2
 
 
 class Matches(NamedTuple):
-    """Every evaluated detection [D], in pycocotools' order (class, image, score), and its fate at IoU 0.5.
+    """Detections [D] in pycocotools' order (class, image, score), max_det per image, and what they match.
 
-    Detections are those within max_det per image and class; ground-truth boxes [M] are no crowds.
+    Ground-truth boxes [M] are those that are no crowds.
     """
 
     row: np.ndarray                # of the detections
@@ -51,10 +51,7 @@ class Curves(NamedTuple):
 
 def match_at_50(ground_truth: dict, found: list[dict], rows: np.ndarray, max_det: int,
                 classes: int) -> Matches:
-    """Return the matches of detections, given as result records and as rows [D, 7], with a COCO dict.
-
-    Ids are 1.. throughout. The matching is pycocotools' own evaluateImg. No argument is changed.
-    """
+    """Return pycocotools' matches of detections, as records and as rows [D, 7], with a COCO dict; ids 1..."""
     targets = np.array([(a["image_id"], a["category_id"], a["id"]) for a in ground_truth["annotations"]
                         if not a["iscrowd"]], dtype=int).reshape(-1, 3).T - 1
     images = len(ground_truth["images"])
@@ -88,10 +85,7 @@ def _fates(ground_truth: dict, found: list[dict], max_det: int) -> tuple[np.ndar
 
 
 def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
-    """Return curves over the confidences 0, 0.001, ... 1 (a detection counts up to its score), with `pr`.
-
-    Where a class has no detection its precision is 0, so that its F1 is 0 as well.
-    """
+    """Return curves over the confidences 0, 0.001, ... 1; precision is 0 where a class has no detection."""
     grid = np.linspace(0, 1, 1001)
     boxes = np.bincount(matches.target_label, minlength=matches.classes)[:, None].astype(float)
     boxes[boxes == 0] = np.nan                             # and so are all curves of such a class
@@ -106,10 +100,7 @@ def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
 
 
 def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], np.ndarray]:
-    """Return the lowest confidence of the best mean F1, (P, R, F1) there, and those per class [K, 3].
-
-    Means are over the classes with ground truth, others are NaN; all is 0 where no class has any.
-    """
+    """Return the confidence of the best mean F1, (P, R, F1) there, and per class [K, 3] (NaN: no boxes)."""
     per_class = np.stack((curves.precision, curves.rate, curves.f1), 1)        # [K, 3, 1001]
     defined = ~np.isnan(curves.f1).any(1)
     if not defined.any():
@@ -122,9 +113,8 @@ def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], 
 def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, confidence: float) -> np.ndarray:
     """Return counts [K+1, K+1] (rows ground truth, columns prediction, last background) from `confidence` on.
 
-    The diagonal is the true positives. What stays unmatched in an image is paired across classes at IoU >=
-    0.5, best score first; the rest is missed (last column) or background (last row). Detections on crowds
-    count nowhere. `rows` [D, 7] are the detections the matches point into.
+    What the matching of `rows` [D, 7] leaves in an image is paired across classes at IoU >= 0.5, best score
+    first; the rest is missed (last column) or background (last row). Detections on crowds count nowhere.
     """
     k = matches.classes
     out = np.zeros((k + 1, k + 1), dtype=int)

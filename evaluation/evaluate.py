@@ -27,10 +27,7 @@ VAL = (0.001, 0.6, 100)                            # val.py's score floor, NMS I
 
 
 def matching_classes(model: Sequence[str], data: Sequence[str]) -> list[int]:
-    """Return the model's class for each class of the data set, by name; case does not matter.
-
-    Raises ModelError where a name is unknown to the model or fits two classes of the data set.
-    """
+    """Return the model's class for each of the data set's, by name. Raises ModelError where there is none."""
     exact = {name: k for k, name in enumerate(model)}
     folded = {name.strip().casefold(): k for k, name in enumerate(model)}
     found = [exact.get(name, folded.get(name.strip().casefold(), -1)) for name in data]
@@ -69,10 +66,7 @@ class Stopwatch:
 
 
 class Finder:
-    """The network, then boxes and NMS, in the data set's classes, each timed by `watch`.
-
-    `wanted` is the model's class for each of the data set's; `dropped` counts boxes absurd or non-finite.
-    """
+    """The network, then NMS, in the data set's classes (`wanted` of the model's); drops non-finite boxes."""
 
     def __init__(self, runtime: Runs, wanted: Sequence[int], conf_thres: float, iou_thres: float,
                  max_det: int) -> None:
@@ -130,10 +124,7 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
 
 def measure(runtime: Runtime, data: str, imgsz: int,
             poll: Callable[[], object] | None = None) -> dict[str, float | int | None]:
-    """Return map50 and map50_95 (fractions) of a runtime on --data's val split, and its number of images.
-
-    Raises as read_coco does, and ModelError where the runtime lacks a class of the set.
-    """
+    """Return map50, map50_95 and images of a runtime on --data's val split. Raises ModelError, DataError."""
     where = locate(data)
     coco = read_coco(*where.val, names=where.names)
     finder = Finder(runtime, matching_classes(runtime.names, coco.names), *VAL)

@@ -1,7 +1,4 @@
-"""Accuracy of detections: pycocotools' AP, and by its matching precision, recall, F1 and confusion matrix.
-
-faster-coco-eval, where installed, gives the same twelve numbers faster; the matching is always pycocotools'.
-"""
+"""Accuracy of detections: the COCO evaluator's AP; P, R, F1 and confusion by pycocotools' matching."""
 from __future__ import annotations
 
 from collections import Counter
@@ -10,15 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
+from evaluation import curves as at_50
 from evaluation.coco_eval import evaluate_arrays, own_ids, result_records, usable
-from evaluation.curves import (
-    Curves,
-    Matches,
-    confidence_curves,
-    confusion_matrix,
-    match_at_50,
-    operating_point,
-)
 from utils.errors import DataError
 
 # in the order of pycocotools' `stats`
@@ -45,9 +35,8 @@ class ClassScore:
 class Metrics:
     """What one evaluation found. Scores in 0..1; those by size are None where no box has that size.
 
-    truths: ground-truth boxes. precision, recall and f1 are means over the classes that have any, at
-    `confidence`, where the mean F1 at IoU 0.5 is best, and so is the confusion matrix [K+1, K+1] (rows ground
-    truth, columns prediction, last background). ar_100: recall with max_det boxes per image.
+    truths: ground-truth boxes. precision, recall, f1 and confusion [K+1, K+1] (rows ground truth, columns
+    prediction, last background) are at `confidence`, of the best mean F1. ar_100: with max_det boxes.
     """
 
     map50_95: float
@@ -76,8 +65,8 @@ class Metrics:
     backend: str
     notes: tuple[str, ...]
     confusion: np.ndarray = field(repr=False)
-    curves: Curves = field(repr=False)
-    matches: Matches = field(repr=False)
+    curves: at_50.Curves = field(repr=False)
+    matches: at_50.Matches = field(repr=False)
 
     @property
     def without_truth(self) -> tuple[str, ...]:
@@ -108,16 +97,16 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Seque
         notes.append(f"{dropped} non-finite or inside-out detections dropped")
     found = result_records(rows)
     result, used = evaluate_arrays(clean, found, max_det, backend)
-    matches = match_at_50(clean, found, rows, max_det, len(names))
+    matches = at_50.match_at_50(clean, found, rows, max_det, len(names))
     pr = result["precision"][0, :, :, 0, 2].T
-    curves = confidence_curves(matches, np.where(pr < 0, np.nan, pr))
-    confidence, (precision, recall, f1), per_class = operating_point(curves)
+    curves = at_50.confidence_curves(matches, np.where(pr < 0, np.nan, pr))
+    confidence, (precision, recall, f1), per_class = at_50.operating_point(curves)
     crowds = sum(a["iscrowd"] for a in clean["annotations"])
     return Metrics(**_twelve(result), precision=precision, recall=recall, f1=f1, confidence=confidence,
                    classes=_class_scores(result["precision"], clean, names, per_class), crowds=crowds,
                    images=len(clean["images"]), truths=len(clean["annotations"]) - crowds,
                    detections=len(rows), dropped=dropped, max_det=max_det, backend=used, notes=tuple(notes),
-                   confusion=confusion_matrix(matches, clean, rows, confidence), curves=curves,
+                   confusion=at_50.confusion_matrix(matches, clean, rows, confidence), curves=curves,
                    matches=matches)
 
 

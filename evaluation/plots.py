@@ -1,7 +1,4 @@
-"""Plots of a run: learning curves, PR and F1 curves, confusion matrix, ground truth beside predictions.
-
-Figures are objects of their own: no pyplot, no window, no global state. The functions load matplotlib.
-"""
+"""Plots of a run, without pyplot, windows or global state; matplotlib is loaded by the functions."""
 from __future__ import annotations
 
 import math
@@ -36,10 +33,7 @@ PANELS = (("Training loss", (("loss", "total"), ("box", "box"), ("obj", "objectn
 
 
 def results_png(rows: Sequence[dict], path: Path | str) -> Path:
-    """Draw losses, AP, precision, recall and learning rate of log.jsonl's rows over the epochs.
-
-    Rows without `epoch` and values that are missing, None or non-finite are skipped.
-    """
+    """Draw losses, AP, precision, recall and learning rate over the epochs, of finite values in log.jsonl."""
     fig = figure(11, 7)
     axes = fig.subplots(2, 2).ravel()
     rows = [row for row in rows if "epoch" in row]
@@ -65,10 +59,7 @@ def results_png(rows: Sequence[dict], path: Path | str) -> Path:
 
 
 def curves_png(metrics: Metrics, kind: str, path: Path | str) -> Path:
-    """Draw precision over recall ("pr") or F1 over confidence ("f1", its best point marked).
-
-    A line per class with ground truth, grey where many, and their mean.
-    """
+    """Draw precision over recall ("pr") or F1 over confidence ("f1") of each class, and their mean."""
     fig = figure(7.5, 5.6)
     ax = fig.subplots()
     over, score_of, mean_of, words = CURVES[kind]
@@ -122,10 +113,9 @@ def confusion_png(metrics: Metrics, path: Path | str) -> Path:
 
 def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
               confidence: float, names: Sequence[str], path: Path | str, count: int = 8) -> Path:
-    """Draw `count` images spread over the set: ground truth on the left, predictions on the right.
+    """Draw `count` images spread over the set: ground truth left, predictions from `confidence` on right.
 
-    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] are (position, xyxy px, score,
-    class); decode reads a path as uint8 [H, W, 3] RGB.
+    records: path, boxes [M, 5] (class, xyxy px); detections [D, 7]; decode gives uint8 [H, W, 3] RGB.
     """
     from detection.draw import contact_sheet, draw
     from detection.outputs import save_image

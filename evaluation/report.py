@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from html import escape
 from pathlib import Path
 from string import Template
@@ -26,10 +27,7 @@ LONG = 44                          # characters from which a value gets the whol
 
 
 def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **settings: object) -> dict:
-    """Return `what` was measured, cost, metrics, ms per image by stage and machine, under flat names.
-
-    `interval` adds the bootstrap's 95 % interval of AP50; `settings` are flags on which AP or speed depend.
-    """
+    """Return what was measured under flat names; `settings`: flags on which an AP or a speed depends."""
     import torch
 
     from evaluation.bootstrap import bootstrap_map50
@@ -54,8 +52,7 @@ def class_rows(metrics: Metrics) -> list[list[object]]:
     """Return a row for all classes, then one per class, by CLASS_COLUMNS; None where it is undefined."""
     whole = ["all", metrics.images, metrics.truths, metrics.precision, metrics.recall, metrics.f1,
              metrics.map50, metrics.map50_95]
-    return [whole, *([c.name, c.images, c.truths, c.precision, c.recall, c.f1, c.ap50, c.ap]
-                     for c in metrics.classes)]
+    return [whole, *(list(astuple(row)) for row in metrics.classes)]
 
 
 def lines(result: dict, metrics: Metrics) -> list[str]:
@@ -65,9 +62,6 @@ def lines(result: dict, metrics: Metrics) -> list[str]:
     out = [aligned(CLASS_COLUMNS, class_rows(metrics)), "",
            f"P, R, F1         at confidence {result['confidence']:.3f}, the best mean F1; IoU 0.5",
            f"AP50-95 by size  {ap}   recall  {recall}"]
-    if span := result.get("map50_interval"):
-        out.append(f"AP50             {result['map50']:.3f}, 95 % interval {span['low']:.3f} .. "
-                   f"{span['high']:.3f} over resampled images")
     out += [f"{name:17}{text}" for name, text in _sentences(result).items()]
     if dropped := result.get("dropped_by_decoder"):
         out.append(f"warning          {dropped} non-finite or absurd boxes of the network dropped")
@@ -81,7 +75,10 @@ def _sentences(result: dict) -> dict[str, str]:
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in result["ms_per_image"].items())
     cost = (f"{result['parameters']:,} parameters, {result['macs'] / 1e9:.4g} GMACs (convolutions; "
             f"{result['loose_macs'] / 1e9:.4g} G ptflops-style), {result['bytes'] / 1e6:.1f} MB on disk")
-    return {"cost": cost,
+    span = result.get("map50_interval")
+    interval = {"AP50": f"{result['map50']:.3f}, 95 % interval {span['low']:.3f} .. {span['high']:.3f} over "
+                        "resampled images"} if span else {}
+    return {**interval, "cost": cost,
             "speed": f"{stages} ms per image (batch {how['batch_size']}, {how['precision']}, "
                      f"{how['device']}, {how['threads']} threads)",
             "settings": f"score floor {how['conf_thres']}, NMS IoU {how['iou_thres']}, at most "
@@ -93,18 +90,13 @@ def _sentences(result: dict) -> dict[str, str]:
 
 def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, found: np.ndarray,
                decode: Callable[[Path], np.ndarray], before: Sequence[tuple[str, Path]] = ()) -> Path:
-    """Write the report.html of an evaluation into `folder`, with its curves and a sheet of images.
-
-    `found` [D, 7]: the detections; `decode` reads uint8 [H, W, 3] RGB; `before`: captions, plots shown first.
-    """
+    """Write the page of an evaluation, of detections `found` [D, 7], after the plots `before`."""
     from evaluation.plots import evaluation_pngs, sheet_png
     sheet = sheet_png(coco.images, found, decode, metrics.confidence, coco.names, folder / "predictions.jpg")
     images = [*before, *evaluation_pngs(metrics, folder), ("Ground truth beside predictions", sheet)]
-    span = result.get("map50_interval")
     summary = {"mAP@0.5": metrics.map50, "mAP@0.5:0.95": metrics.map50_95, "precision": metrics.precision,
                "recall": metrics.recall, "F1": metrics.f1, "images": metrics.images,
                "ground-truth boxes": metrics.truths,
-               "AP50, 95 % interval": span and f"{span['low']:.3f} .. {span['high']:.3f}",
                **_sentences(result), "notes": "; ".join(result["notes"]),
                "command": result["environment"]["command"]}
     sizes = [[size, result[f"map_{size}"], result[f"ar_{size}"]] for size in SIZES]
@@ -122,8 +114,8 @@ def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  images: Sequence[tuple[str, Path | str]] = ()) -> Path:
     """Write report.html into `folder`, self-contained and without scripts, and return its path.
 
-    A table is (caption, column names, rows); an image is (caption, path of a PNG or JPEG), and one that is
-    not there is named instead of shown. Every text is escaped. Raises ValueError for another kind of image.
+    A table is (caption, columns, rows), an image (caption, PNG or JPEG); a missing one is named. Every text
+    is escaped. Raises ValueError for another kind of image.
     """
     cells = [(str(label), shown(value)) for label, value in summary.items()]
     parts = ["<dl>", *(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"

@@ -1,7 +1,4 @@
-"""Tables of claimed and measured figures, the verdict on each cell, and their forms as text and PNG.
-
-A claim is a figure that somebody printed, with its source; a cell without one stays blank there.
-"""
+"""Tables of claimed (printed somewhere) and measured figures, verdicts on their cells, as text and PNG."""
 from __future__ import annotations
 
 import csv
@@ -109,11 +106,7 @@ def claim_text(claim: Claim | None) -> str:
 
 
 def judge(cell: Cell, unit: str) -> tuple[str, str]:
-    """Return measured minus claimed (points for accuracy, else per cent; "" if incomparable) and the verdict.
-
-    No verdict is passed on frames a second, for the claims name no machine that is here. Points and
-    sixteenths are compared as printed.
-    """
+    """Return measured minus claimed ("" if incomparable) and the verdict; none is passed on speeds."""
     claim, measured = cell.claim, cell.measured
     if claim is None or unit == "FPS":
         return "", "no claim" if claim is None else "no verdict"
@@ -166,12 +159,6 @@ def wide_form(table: Table) -> Form:
     return header, rows
 
 
-def verdicts(table: Table) -> str:
-    """Return how many cells got which verdict, in words."""
-    found = Counter(line[-1] for line in long_form(table))
-    return ", ".join(f"{number} {word}" for word, number in found.most_common()) or "nothing measured yet"
-
-
 def csv_text(table: Table) -> str:
     """Return CSV, a line per cell: figures as numbers in the column's unit, and the source of each claim."""
     out = io.StringIO()
@@ -206,7 +193,9 @@ def write_forms(table: Table, image: Path) -> None:
     for suffix, text in ((".md", page(table, image.name)), (".csv", csv_text(table)),
                          (".tex", latex(LONG, long_form(table), table.title))):
         image.with_suffix(suffix).write_text(text, encoding="utf-8")
-    print(f"{image.with_suffix('.md')} .csv .tex .png: {verdicts(table)}")
+    found = Counter(line[-1] for line in long_form(table)).most_common()
+    verdicts = ", ".join(f"{number} {word}" for word, number in found) or "nothing measured yet"
+    print(f"{image.with_suffix('.md')} .csv .tex .png: {verdicts}")
 
 
 def table_png(table: Table, path: Path) -> Path:
@@ -227,14 +216,10 @@ def table_png(table: Table, path: Path) -> Path:
         cell.visible_edges = "B" if ends else ""
         cell.PAD = 1 / wide[at]                            # a letter, whatever the column's width
         cell.set_edgecolor("#d5dbe3" if line else INK)
-        colour = _colour(rows[line - 1][at]) if line and at == len(LONG) - 1 else INK
+        verdict, colour = rows[line - 1][at] if line else "", INK
+        if line and at == len(LONG) - 1:
+            colour = GOOD if verdict in (WITHIN, "the same") else BAD if verdict.startswith(
+                ("off", "differs")) else SILENT
         cell.set_text_props(ha="right" if right[at] else "left", color=colour,
                             weight="normal" if at and line else "bold")
     return plots.save(fig, path)
-
-
-def _colour(verdict: str) -> str:
-    """Green for what agrees, orange for what does not, grey for what says nothing."""
-    if verdict in (WITHIN, "the same"):
-        return GOOD
-    return BAD if verdict.startswith(("off", "differs")) else SILENT

@@ -1,7 +1,6 @@
 """Jobs that make run records: which are done, which are missing, and running those, each in its own process.
 
-A job's key is a digest of its command and of the jobs it builds on. Record and run folder are named after it,
-so a record tells which plan made it, and the same job always comes back to the same folder.
+Record and run folder are named after a digest of the command and of the jobs it builds on.
 """
 from __future__ import annotations
 
@@ -84,10 +83,7 @@ class Plan:
         return {name: found for name in self.jobs if (found := self.record(name))}
 
     def state(self, name: str, product: bool = False) -> str:
-        """Return DONE, COLLECT (ran, its record not written), RESUME (a training cut short) or RUN.
-
-        product: what it leaves for others is needed too: a job whose product is gone is not done.
-        """
+        """Return DONE, COLLECT, RESUME or RUN; product: a job whose product is gone is not done."""
         job, folder, record = self.jobs[name], self.folder(name), self.record(name)
         if not product or not job.product or (folder / job.product).is_file():
             if record and record.get("key") == self.key(name):

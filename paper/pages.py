@@ -1,9 +1,8 @@
 """Tables of a page that come from results/: found between markers, compared, and filled in place.
 
-<!-- table:NAME --> begins a whole table (paper, voc5/table2, "voc5/table4 long"), whose header stays as the
-page has it while its columns are as many. <!-- table:records {map50:.3f}; {map50_95:.3f} --> begins rows of a
-label, figures, and a link to the results/X.json they are from; a comment {...} in the label goes before the
-table's own templates. <!-- /table --> ends either.
+<!-- table:NAME --> begins a whole table (paper, "voc5/table4 long") under the page's own header. <!--
+table:records {map50:.3f}; {macs} --> begins rows of a label, figures, and a link to their results/X.json; a
+comment {...} in a label replaces the templates of that row. <!-- /table --> ends either.
 """
 from __future__ import annotations
 
@@ -34,10 +33,7 @@ class Filled(NamedTuple):
 
 
 def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) -> Filled:
-    """Return the page with its tables filled.
-
-    `make(table, option)` gives a whole table; raises KeyError for an unknown one, ValueError for its records.
-    """
+    """Return the filled page; `make(table, option)` gives a table, or raises KeyError or ValueError."""
     lines, out, errors, found, tables, done = text.splitlines(), [], [], [], 0, 0
     for at, line in enumerate(lines):
         if not (start := OPEN.match(line)) or at < done:
@@ -49,8 +45,8 @@ def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) 
             return Filled(text, [*errors, f"{place} has no <!-- /table -->"], found, tables)
         body = made = lines[at + 1:end]
         try:
-            made = _records(body, start[2], results) if start[1] == "records" else _whole(
-                body, make(start[1], start[2]))
+            made = (_records(body, start[2], results) if start[1] == "records" else
+                    _whole(body, *make(start[1], start[2])))
         except KeyError as error:
             errors.append(f"{place}: no such table or field: {error.args[0]}")
         except (ValueError, OSError) as error:
@@ -68,9 +64,8 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
 
 
-def _whole(body: Sequence[str], form: Form) -> list[str]:
+def _whole(body: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A whole table under the page's own header where it has as many columns."""
-    header, rows = form
     first = next((_cells(line) for line in body if line.lstrip().startswith("|")), [])
     kept = first if len(first) == len(header) else header
     return markdown([cell.replace(r"\|", "|") for cell in kept], rows).splitlines()

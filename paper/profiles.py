@@ -87,26 +87,20 @@ def profile_jobs(profile: Profile, nets: Mapping[str, str]) -> tuple[Job, ...]:
                  *profile.train, *factors)
         jobs.append(Job(f"train-{row}", "train.py", flags, "metrics.json", profile.epochs,
                         product="weights/best.pt", content=nets.get(row, "")))
-    start = ("--weights", "{train-micro-yolo}", *common)
-    parent = ("train-micro-yolo",)
     # From the network whose kernels are all 3x3: in a border of zeros they compute the same in every choice.
     # From a trained choice of the 32, that one would have been trained longer than the others.
     kernels = ("--cfg", "micro-yolo", "--weights", "{train-mixed-3}", *common, "--kernels", "3", "5",
                *profile.search)
     jobs += [Job("search", "search.py", kernels, "result.json", profile.search_epochs, ("train-mixed-3",),
                  also=f"search-{profile.name}"),
-             Job("prune", "prune.py", (*start, "--tolerance", "0.5", *profile.prune), "result.json",
-                 profile.prune_epochs, parent, "weights/best.pt", f"prune-{profile.name}")]
+             Job("prune", "prune.py", ("--weights", "{train-micro-yolo}", *common, "--tolerance", "0.5",
+                                       *profile.prune), "result.json", profile.prune_epochs,
+                 ("train-micro-yolo",), "weights/best.pt", f"prune-{profile.name}")]
     for row in (*TRAINED, "pruned"):
         source = "prune" if row == "pruned" else f"train-{row}"
         jobs.append(Job(f"val-{row}", "val.py", ("--weights", f"{{{source}}}", *common, "--batch-size", "1"),
                         "metrics.json", 0, (source,)))
     return tuple(jobs)
-
-
-def wanted(tables: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the jobs whose records the named tables are made from."""
-    return tuple(dict.fromkeys(job for table in tables for job in NEEDS[table]))
 
 
 def duration_text(jobs: list[Job], profile: Profile, rate: float | None) -> str:

@@ -30,10 +30,7 @@ MEASURED = ("map50", "map50_drop", "sixteenths", "kernels")    # columns measure
 
 
 class Source(NamedTuple):
-    """What tables are made from: claims, counts of networks by row, the profile, its records by job.
-
-    widths: layer_weights(), for Table 1.
-    """
+    """What tables are made from: claims, counts by row, profile, records by job, layer_weights' widths."""
 
     claims: Sequence[Claim]
     counts: Mapping[str, Counts]
@@ -74,10 +71,7 @@ def count_rows(records: dict[str, dict]) -> dict[str, dict]:
 
 
 def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
-    """Return {input width: {layer type: kernel weights by records, and by hooks on a built network}}.
-
-    Raises ModelError where the two differ.
-    """
+    """Return {input width: {layer type: weights by records, by hooks}}; raise ModelError if they differ."""
     out = {cin: {} for cin in WIDTHS}
     for cin in WIDTHS:
         for kind, net in block_nets(cin):

@@ -1,19 +1,21 @@
-"""Is the smaller network faster, and where not: networks side by side on the CPU, whole and by layers."""
+"""Is the smaller network faster, and where not: side by side on the CPU, by layers, beside the roofline."""
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from bench.profile.roofline import bound, layer_bytes, measure_peak
-from bench.profile.timing import interleaved, ratio, summary, torch_threads, warm_up
+from bench.profile.timing import best_ms, interleaved, ratio, summary, torch_threads, warm_up
 from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
-from models.channels import channels
+from models.channels import channels, sizes
 from models.count import layer_macs, macs, parameters
+from models.graph import expand, grids
 from models.layer import Net
-from models.nodes import Node
+from models.nodes import IMAGE, Node
 from utils import runs
 from utils.errors import UsageError
 from utils.text import aligned
@@ -25,40 +27,38 @@ NAMED = 6                          # layers a sentence names
 NOISY = 0.15                       # spread from which times say little
 LAYER_ROUNDS = 15
 SECONDS = 60.0                     # most for the networks of a precision, and again for their layers
+COPY = 192 << 20                   # bytes: several times the last cache of a desktop machine
+PEAK_SECONDS = 0.12                # for each measurement of the peak
+MATMUL, CHANNELS, SIDE = 1024, 128, 56
 
 
 def compare_speed(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tensor, *, threads: int = 1,
                   precisions: Sequence[str] = ("fp32", "bf16"), rounds: int = 30) -> dict[str, object]:
     """Return the latency of the named networks on this CPU, batch 1, against the first; speed_lines shows it.
 
-    images: uint8 [N, 3, imgsz, imgsz], taken in turn. All networks run as inference does (batch-norm folded,
-    channels_last) in interleaved rounds of one process. A precision's networks: timing.summary, and
-    timing.ratio to the first; `layers`: network -> rows of layer_table. A precision that this CPU lacks is
-    under `skipped` with the reason. Raises UsageError for other images.
+    images: uint8 [N, 3, imgsz, imgsz], taken in turn; raises UsageError for others. `skipped`: precisions
+    that this CPU lacks, and why. Networks have timing.summary and ratio, layers the rows of layer_table.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or \
             tuple(images.shape[1:]) != (3, imgsz, imgsz):
         raise UsageError(f"latency at {imgsz} needs uint8 images [N, 3, {imgsz}, {imgsz}], got "
                          f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}")
     first = macs(next(iter(networks.values()))[0], imgsz)
-    sizes = {name: {"parameters": parameters(net), "macs": macs(net, imgsz),
-                    "mac_ratio": first / macs(net, imgsz)} for name, (net, _) in networks.items()}
+    counts = {name: {"parameters": parameters(net), "macs": macs(net, imgsz),
+                     "mac_ratio": first / macs(net, imgsz)} for name, (net, _) in networks.items()}
     found: dict[str, dict] = {}
     skipped = {p: why for p in precisions if (why := refusal(p))}
     with torch_threads(threads):
         for precision in precisions:
             if precision not in skipped:
                 found[precision] = _compare(networks, imgsz, images, threads, precision, rounds)
-    return {"imgsz": imgsz, "threads": threads, "pictures": len(images), "networks": sizes,
+    return {"imgsz": imgsz, "threads": threads, "pictures": len(images), "networks": counts,
             "precisions": found, "skipped": skipped}
 
 
 def latency(net: Net, state: State, imgsz: int, images: Tensor, threads: int = 1, rounds: int = 30,
             device: torch.device | str = "cpu") -> float:
-    """Return the median ms of one image of uint8 [N, 3, imgsz, imgsz], as detect.py runs the network.
-
-    In half precision where that is native, batch-norm folded, warmed up; a GPU is waited for.
-    """
+    """Return the median ms of an image of uint8 [N, 3, imgsz, imgsz], in half precision where native."""
     device = torch.device(device)
     precision, _ = runs.pick_precision(device)
     with torch_threads(threads):
@@ -106,8 +106,7 @@ def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: st
                 rounds: int = LAYER_ROUNDS) -> list[dict[str, object]]:
     """Return a row per layer of the network as inference runs it on one image, uint8 [3, imgsz, imgsz].
 
-    ms and spread are timing.summary's, limit_ms is what `peak` (measure_peak) allows, width the channels out,
-    macs and bytes are count.layer_macs and roofline.layer_bytes, intensity is MACs per byte.
+    limit_ms: what `peak` (measure_peak) allows; width: channels out; intensity: MACs per byte.
     """
     runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
     batch = image.reshape(1, *image.shape[-3:])
@@ -160,6 +159,51 @@ def layer_rows(net: Net, imgsz: int, precision: str, times: Mapping[str, Sequenc
                      "macs_per_s": 1e3 * n / taken["ms"] if taken["ms"] else 0.0,
                      "intensity": n / moved[layer.name], "bound": bound(n, moved[layer.name], peak)})
     return rows
+
+
+def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
+    """Return layer -> bytes it moves for one imgsz x imgsz image, numbers of `size` bytes, BN folded.
+
+    A lower bound without caches: every weight and bias is read once, every operation reads its inputs and
+    writes its output, also within a block. Activations are applied on the way and move nothing.
+    """
+    folded = tuple(replace(layer, bn=False) for layer in net)
+    side, moved = grids(folded, imgsz), {layer.name: 0 for layer in net}
+    numbers = {IMAGE: 3 * imgsz ** 2}
+    for node in expand(folded).nodes:
+        numbers[node.name] = node.channels * side[node.name] ** 2
+        if node.type != "act":
+            moved[node.layer] += numbers[node.name] + sum(numbers[name] for name in node.inputs)
+    for layer, count in sizes(folded).items():
+        moved[layer] += count
+    return {name: size * n for name, n in moved.items()}
+
+
+def measure_peak(precision: str, threads: int = 1) -> dict[str, object]:
+    """Return this machine's best MACs per second (matrix product, 3x3 convolution) and bytes (a copy).
+
+    balance: the MACs a byte at which multiplying takes as long as moving. The copy is larger than caches.
+    """
+    dtype = DTYPES[precision]
+    with torch_threads(threads), torch.inference_mode():
+        square = torch.full((MATMUL, MATMUL), 0.5, dtype=dtype)
+        matmul = MATMUL ** 3 / best_ms(lambda: square @ square, PEAK_SECONDS)
+        image, kernel = (torch.full(shape, 0.5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+                         for shape in ((1, CHANNELS, SIDE, SIDE), (CHANNELS, CHANNELS, 3, 3)))
+        work = (CHANNELS * SIDE * 3) ** 2
+        conv = work / best_ms(lambda: F.conv2d(image, kernel, padding=1), PEAK_SECONDS)
+        source = torch.ones(COPY, dtype=torch.uint8)
+        target = torch.empty_like(source)
+        copied = 2 * COPY / best_ms(lambda: target.copy_(source), PEAK_SECONDS)
+    best = max(matmul, conv)
+    return {"precision": precision, "threads": threads, "matmul_macs_per_s": 1e3 * matmul,
+            "conv_macs_per_s": 1e3 * conv, "macs_per_s": 1e3 * best, "bytes_per_s": 1e3 * copied,
+            "balance": best / copied}
+
+
+def bound(macs: int, moved: int, peak: dict) -> str:
+    """Return what limits a layer: "memory" where it does fewer MACs per byte than the peak's balance."""
+    return "memory" if macs < peak["balance"] * moved else "compute"
 
 
 def speed_lines(result: dict) -> list[str]:

@@ -1,7 +1,4 @@
-"""What each layer takes inside ONNX Runtime and OpenVINO, as their own profilers tell.
-
-The exported graph's nodes are named after the layers they belong to, so their times are added up by layer.
-"""
+"""What each layer takes inside ONNX Runtime and OpenVINO: their profilers' times, added up by layer."""
 from __future__ import annotations
 
 import json

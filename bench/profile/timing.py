@@ -56,8 +56,8 @@ def warm_up(calls: Mapping[str, Call], rounds: int = 20, seconds: float = 10.0) 
 def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Return name -> milliseconds of every round, in which each call has its turn, the first one moving on.
 
-    A turn is two calls of which the second counts: the first brings back the caches that the others have
-    filled. No round starts later than `seconds`, apart from the first five.
+    Of a turn's two calls the second counts: the first brings back the caches that the others have filled. No
+    round starts later than `seconds`, apart from the first five.
     """
     end, names = time.perf_counter() + seconds, list(calls)
     times = {name: [] for name in names}

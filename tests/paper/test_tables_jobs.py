@@ -14,7 +14,7 @@ import pytest
 
 import tables
 from paper.jobs import COLLECT, RESUME, RUN, Job, JobFailed, Place, Plan
-from paper.profiles import PROFILES, TABLES, duration_text, profile_jobs, wanted
+from paper.profiles import NEEDS, PROFILES, TABLES, duration_text, profile_jobs
 from tests.paper.table_cases import FAKE_SLOW, FAKE_TRAIN, FAKE_VAL, write_records
 from utils.errors import Interrupted
 
@@ -151,7 +151,7 @@ def test_every_command_of_a_profile_is_one_that_its_script_takes(name, place, mo
     nets = dict.fromkeys(("conv", "dsconv", "mbconv", "mixed-3"), "{}")
     values = {"data": "scenes", "weights": "w.pt", **{f"net-{row}": f"{row}.json" for row in nets}}
     plan = Plan(profile_jobs(PROFILES[name], nets), place._replace(values=values))
-    assert set(wanted(TABLES)) <= plan.jobs.keys()
+    assert {job for table in TABLES for job in NEEDS[table]} <= plan.jobs.keys()
     for job in plan.jobs.values():
         assert all(need in plan.jobs and plan.jobs[need].product for need in job.needs)
         monkeypatch.setattr(sys, "argv", plan.command(job.name))
