@@ -1,10 +1,7 @@
-"""Measure how fast networks run on this device, and compare two measurements.
+"""Measure how fast networks run on this device, and compare two measurements (docs/benchmark.md).
 
     python benchmark.py --weights weights/micro-yolo-voc5.pt --runtimes torch onnx openvino
     python benchmark.py --compare before.json after.json
-
-Every case runs in a process of its own, and all of them take turns. docs/benchmark.md tells what the figures
-mean and when they are not to be trusted.
 """
 from __future__ import annotations
 

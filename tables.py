@@ -1,8 +1,7 @@
 """The paper's tables and figures beside what this project measures: `python tables.py --profile smoke`.
 
-Runs the missing jobs of a profile (train.py, val.py, search.py, prune.py), then writes Tables 1-4, Figure 4
-and the pruning figure into results/PROFILE/. Stopped, the same command resumes. `--check` compares the marked
-tables of the pages with results/, `--write` fills them.
+Runs the missing jobs of a profile, then writes its tables into results/PROFILE/; stopped, the same command
+resumes. `--check` compares the marked tables of the pages with results/, `--write` fills them.
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A benchmark's process: one case loaded and warmed up, then timed for a slice whenever it is told to.
 
-It reads a JSON line and answers with one. {"do": "load", ...}: a case with the images and thresholds;
-{"do": "slice", "scope", "seconds", "calls"}; {"do": "accuracy", "data", ...}; {"do": "layers"}.
+It answers a JSON line with one: {"do": "load" or "layers", ...a case, images, thresholds}; {"do": "slice",
+"scope", "seconds", "calls"}; {"do": "accuracy", "data"}.
 """
 from __future__ import annotations
 

@@ -13,10 +13,9 @@ BACKENDS = ("auto", "pycocotools", "faster")
 
 
 def own_ids(foreign: dict) -> tuple[dict, list[str]]:
-    """Return a copy with image, category and annotation ids 1.., and a sentence per kind of unsafe id.
+    """Return a copy with ids 1.., and a sentence per kind of unsafe id; raise DataError for ids in disorder.
 
-    To pycocotools an annotation with id 0 is never matched, and of two with one id it evaluates the second
-    twice. Raises DataError for ids that are not unique or name nothing.
+    To pycocotools an annotation with id 0 is never matched; of two with one id it evaluates one twice.
     """
     images, categories = foreign.get("images", []), foreign.get("categories", [])
     boxes = foreign.get("annotations", [])

@@ -112,11 +112,7 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, foun
 def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = (),
                  images: Sequence[tuple[str, Path | str]] = ()) -> Path:
-    """Write report.html into `folder`, self-contained and without scripts, and return its path.
-
-    A table is (caption, columns, rows), an image (caption, PNG or JPEG); a missing one is named. Every text
-    is escaped. Raises ValueError for another kind of image.
-    """
+    """Write report.html of (caption, columns, rows), escaped, and images; raise ValueError for no PNG or JPEG."""
     cells = [(str(label), shown(value)) for label, value in summary.items()]
     parts = ["<dl>", *(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
                        for label, text in cells), "</dl>", *(_table(*table) for table in tables)]

@@ -1,7 +1,4 @@
-"""Jobs that make run records: which are done, which are missing, and running those, each in its own process.
-
-Record and run folder are named after a digest of the command and of the jobs it builds on.
-"""
+"""Jobs that make run records, under a digest of their command: which are done or missing, running those."""
 from __future__ import annotations
 
 import hashlib

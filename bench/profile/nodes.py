@@ -27,8 +27,7 @@ def node_table(path: str | Path, precision: str, threads: int, image: Tensor,
                peak: dict) -> list[dict[str, object]]:
     """Return rows as of latency.layer_table, of an exported file on one image uint8 [3, S, S].
 
-    Behind the layers, bound by "none": "reorders" (changes of memory order) and "other" (the division by 255,
-    the outputs' last shape). Raises ValueError for a format whose runtime does not tell.
+    Behind the layers come "reorders" (of memory) and "other". Raises ValueError for a runtime that is silent.
     """
     run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
     if run is None:

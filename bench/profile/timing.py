@@ -56,8 +56,7 @@ def warm_up(calls: Mapping[str, Call], rounds: int = 20, seconds: float = 10.0) 
 def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Return name -> milliseconds of every round, in which each call has its turn, the first one moving on.
 
-    Of a turn's two calls the second counts: the first brings back the caches that the others have filled. No
-    round starts later than `seconds`, apart from the first five.
+    A turn is two calls; the first brings back the caches. After five rounds `seconds` is the limit.
     """
     end, names = time.perf_counter() + seconds, list(calls)
     times = {name: [] for name in names}
