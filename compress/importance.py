@@ -2,40 +2,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from models.channels import channels
 from models.graph import expand
 from models.layer import Net
-from models.network import Network
 from utils.errors import ModelError
+from utils.optional import Lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Lazy("torch")                                  # the names of the rules are flags' choices
+
+Rule = Callable[["Tensor", "Tensor | None"], "Tensor"]
+RULES: dict[str, Rule | None] = {"bn": None, "random": None}           # None: by no look at the kernels
 
 
-def _l1(weight: Tensor, _: Tensor | None) -> Tensor:
+def rule(score: Rule) -> Rule:
+    """Register a rule under its function's name: kernels [C, n] and their gradients, or None -> scores [C]."""
+    RULES[score.__name__] = score
+    return score
+
+
+@rule
+def l1(weight: Tensor, _: Tensor | None) -> Tensor:
     """Return the sum of absolute weights (Li et al. 2017, arXiv 1608.08710)."""
     return weight.abs().sum(1)
 
 
-def _l2(weight: Tensor, _: Tensor | None) -> Tensor:
+@rule
+def l2(weight: Tensor, _: Tensor | None) -> Tensor:
     """Return the Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
     return weight.square().sum(1).sqrt()
 
 
-def _fpgm(weight: Tensor, _: Tensor | None) -> Tensor:
+@rule
+def fpgm(weight: Tensor, _: Tensor | None) -> Tensor:
     """Return the sum of distances to the other filters: the middle one is replaceable (arXiv 1811.00250)."""
     return torch.cdist(weight, weight).sum(1)
 
 
-def _taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
+@rule
+def taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
     """Return the squared first-order change of the loss (Molchanov et al. 2019, arXiv 1906.10771, eq. 8)."""
     return (weight * gradient).sum(1).square()
-
-
-KERNEL_RULES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "l1": _l1, "l2": _l2, "fpgm": _fpgm, "taylor": _taylor}
-RULES = (*KERNEL_RULES, "bn", "random")
 
 
 def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
@@ -70,7 +82,7 @@ def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,
                 raise ModelError(f"importance bn: {unit} has no batch-norm; use another rule")
             score = state[f"{norms[maker.name]}.weight"].detach().float().abs()
         else:
-            score = KERNEL_RULES[rule](state[key].detach().float().flatten(1),
+            score = RULES[rule](state[key].detach().float().flatten(1),
                                        gradients[key].float().flatten(1) if gradients else None)
         total.index_add_(0, place[rows[key]], score)
     return total[:width]
@@ -83,6 +95,7 @@ def loss_gradients(net: Net, state: dict[str, Tensor], batches: Iterable[tuple[T
 
     Batch-norm in eval mode: the statistics are those of the network that will be cut.
     """
+    from models.network import Network
     model = Network(net)
     model.load_state_dict(state)
     model = model.to(device).to(memory_format=torch.channels_last).eval()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,17 +33,21 @@ class Augment:
     translate: float = 0.0         # largest shift, as a share of the side
     scale: float = 0.0             # at most 1 + scale times larger, or smaller
     shear: float = 0.0             # largest shear in degrees
+    also: tuple[str, ...] = ()     # names of TRANSFORMS that follow
+
+
+DEFAULT = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
+PRESETS = {"none": Augment(), "default": DEFAULT, "no-flip": replace(DEFAULT, flip=0.0),
+           "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2)}
+# Further transforms by the name that `Augment.also` gives: albumentations -> a transform of its.
+TRANSFORMS: dict[str, Callable[[Any], Any]] = {}
 
 
 def preset(name: str) -> Augment:
-    """Return the named strength (none, light, default, no-flip for digits and text) or raise ValueError."""
-    default = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
-    presets = {"none": Augment(), "default": default,
-               "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2),
-               "no-flip": replace(default, flip=0.0)}
-    if name not in presets:
-        raise ValueError(f"augmentation {name!r}: needs one of {', '.join(presets)}")
-    return presets[name]
+    """Return the named strength (no-flip is for digits and text) or raise ValueError."""
+    if name not in PRESETS:
+        raise ValueError(f"augmentation {name!r}: needs one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Geometry]:
@@ -135,6 +139,7 @@ def _compose(settings: Augment) -> Any:
     steps.append(A.HorizontalFlip(p=s.flip))
     if any((s.hue, s.saturation, s.value)):
         steps.append(_colour_step(s))
+    steps += [TRANSFORMS[name](A) for name in s.also]
     rules = A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE, min_height=MIN_SIDE,
                          min_visibility=MIN_VISIBLE, clip=True)
     return A.Compose(steps, bbox_params=rules)

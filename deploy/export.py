@@ -24,12 +24,12 @@ from deploy.runtimes.openvino import read_model
 from deploy.runtimes.runtime import Runtime, load_runtime
 from deploy.runtimes.torchscript import to_torchscript
 from evaluation.evaluate import measure
-from evaluation.report import aligned
 from models.checkpoint import Checkpoint, load
 from models.graph import strides
 from models.layer import Net
 from utils.errors import ModelError, UsageError
 from utils.optional import needs
+from utils.text import aligned
 
 LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "ncnn": ("ncnn",),
              "torchscript": (), "web": ("onnx", "onnxruntime")}

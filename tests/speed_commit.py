@@ -80,18 +80,16 @@ def spread(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def serve(args: argparse.Namespace, root: str, name: str) -> None:
-    """Answer each line of stdin with the ms of what it names."""
+def network(root: str, name: str) -> tuple[object, object, object]:
+    """The network of the checkout at root with fresh weights, the same folded, and its loss."""
     sys.path.insert(0, root)
-    import torch
-    torch.set_num_threads(args.threads)
     try:
         from compress.fold import fold
         from models.heads.loss import DetectionLoss
         from models.network import Network, from_state, initialise
         from models.zoo.build import build
         loss = DetectionLoss(build(name))
-    except ImportError:                                    # checkouts before the rooms had these names
+    except ImportError:                                    # checkouts before the packages had these names
         from models.decode import head_specs
         from models.fold import fold
         from models.loss import DetectionLoss
@@ -100,7 +98,15 @@ def serve(args: argparse.Namespace, root: str, name: str) -> None:
         from models.zoo import build
         loss = DetectionLoss(head_specs(build(name)))
     model = initialise(Network(build(name)), 0)
-    folded = from_state(*fold(model.net, model.state_dict())).to(memory_format=torch.channels_last)
+    return model, from_state(*fold(model.net, model.state_dict())), loss
+
+
+def serve(args: argparse.Namespace, root: str, name: str) -> None:
+    """Answer each line of stdin with the ms of what it names."""
+    model, folded, loss = network(root, name)
+    import torch
+    torch.set_num_threads(args.threads)
+    folded = folded.to(memory_format=torch.channels_last)
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, nesterov=True, fused=True)
     images = torch.rand(args.batch_size, 3, args.imgsz, args.imgsz)

@@ -12,6 +12,12 @@ from utils.cli import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, opt
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
 
+def known_preset(name: str) -> bool:
+    """Return whether data/augment.py has this preset. OpenCV is loaded only where flags are read."""
+    from data.augment import PRESETS
+    return name in PRESETS
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What every training depends on, one field a flag; the configs of the three scripts add their own."""
@@ -42,8 +48,9 @@ class Recipe:
     clip: float = option(10.0, "largest gradient norm", POSITIVE)
     ema_decay: float = option(0.9998, "decay of the weights' moving average", BELOW_ONE)
     ema_ramp: float = option(300.0, "optimizer steps over which that decay grows", POSITIVE)
-    augment: str = option("default", "variety of the training images",
-                          choices=("none", "light", "no-flip", "default"))
+    augment: str = option("default", "variety of the training images: none, light, no-flip, default, or "
+                                     "another preset of data/augment.py",
+                         (known_preset, "none, light, no-flip, default or a preset of your own"))
     close_mosaic: int = option(10, "last epochs without mosaic", NOT_NEGATIVE)
     multi_scale: bool = option(False, "vary the input side by half to one and a half, a new one each step")
     precision: str = option("auto", "of the forward pass in training",

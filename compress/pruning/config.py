@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compress.importance import RULES
 from training.config import Recipe
 from utils.cli import NOT_NEGATIVE, ONE_OR_MORE, option
 
@@ -61,7 +62,7 @@ class PruneConfig(Recipe):
         choices=("outputs", "hidden", "both"))
     importance: str = option(
         "l1", "which channels go: those of the smallest value by this rule (the paper does not say)",
-        choices=("l1", "l2", "bn", "fpgm", "taylor", "random"))
+        choices=tuple(RULES))
     round_to: int = option(1, "keep widths at multiples of this; 8 or 16 run faster",
                            (lambda v: v >= 1, "1 or more channels"))
     budget: float | None = option(None, "points the whole may lose against the unpruned network",

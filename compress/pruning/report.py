@@ -23,7 +23,6 @@ from compress.pruning.progressive import (
     target_words,
 )
 from compress.pruning.schedule import PARTS, Unit, narrowed
-from evaluation.report import aligned
 from models import checkpoint as checkpoints
 from models.channels import widths
 from models.layer import Net
@@ -32,6 +31,7 @@ from training.finetune import Tuner
 from training.prepare import plain_images
 from utils import runs
 from utils.errors import ModelError, UsageError
+from utils.text import aligned
 
 SCANNED = tuple(range(1, 9))                               # sixteenths a scan takes away
 # What a record tells of the choices: where the paper leaves one open, and how steps were fine-tuned.

@@ -10,8 +10,8 @@ import io
 import statistics
 from collections.abc import Sequence
 
-from evaluation.report import aligned
 from utils.errors import DataError
+from utils.text import aligned
 
 Row = dict[str, object]
 OBJECTIVES = {"map50": ("map50", "maximize"), "map50_95": ("map50_95", "maximize"),

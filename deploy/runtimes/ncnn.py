@@ -32,9 +32,8 @@ FUSED = {"relu": "9=1", "leaky": "9=2 -23310=1,0.1", "relu6": "9=3 -23310=2,0,6"
 def to_ncnn(net: Net, state: dict[str, Tensor], half: bool = False) -> tuple[str, bytes]:
     """Return the text of the .param and the bytes of the .bin.
 
-    `images` float [3, S, S] 0..1 in, [C, G, G] per head out, blobs under the heads' names. half: weights in
-    fp16, biases in fp32. The side of the image is free. Raises ModelError for names that the format cannot
-    hold.
+    `images` float [3, S, S] 0..1 in for any S, [C, G, G] per head out, blobs under the heads' names. half:
+    weights in fp16, biases in fp32. Raises ModelError for names that the format cannot hold.
     """
     if blank := [layer.name for layer in net if len(layer.name.split()) != 1]:
         raise ModelError(f"layer {blank[0]!r}: ncnn's files hold no names with blanks; rename it in net.json")

@@ -24,6 +24,9 @@ class Candidates(NamedTuple):
     dropped: int
 
 
+HEADS: dict[str, type[Head]] = {}                          # kind -> its class
+
+
 class Head(ABC):
     """A head record as its kind reads it. `stride`: px of the network's input that a cell of its grid spans.
 
@@ -34,6 +37,9 @@ class Head(ABC):
     kind: str                                              # what the record's `kind` says
     terms: Mapping[str, float]                             # loss term -> its weight by default
     why_frozen: str                                        # why its outputs cannot be pruned
+
+    def __init_subclass__(cls) -> None:
+        HEADS[cls.kind] = cls
 
     def __init__(self, layer: Layer, stride: int) -> None:
         self.layer, self.stride = layer, stride

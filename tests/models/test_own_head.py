@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from deploy.onnx_file import to_onnx
 from models.checkpoint import Checkpoint
 from models.graph import heads_of
-from models.heads import HEADS
 from models.heads.base import Candidates, Head
 from models.heads.loss import DetectionLoss, distillation
 from models.heads.nms import detections
@@ -82,11 +81,6 @@ class CellHead(Head):
 
     def metadata(self):
         return {}
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(HEADS, CellHead.kind, CellHead)
 
 
 @pytest.fixture
