@@ -112,7 +112,7 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, foun
 def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = (),
                  images: Sequence[tuple[str, Path | str]] = ()) -> Path:
-    """Write report.html of tables (caption, columns, rows) and images; raise ValueError but for PNG and JPEG."""
+    """Write report.html of tables and images; raise ValueError for images but PNG and JPEG."""
     cells = [(str(label), shown(value)) for label, value in summary.items()]
     parts = ["<dl>", *(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
                        for label, text in cells), "</dl>", *(_table(*table) for table in tables)]
