@@ -89,8 +89,8 @@ def write(report: dict, folder: Path, save_json: str | None) -> str:
     (folder / "benchmark.md").write_text(page(report, images), encoding="utf-8")
     runs.write_json(folder / "benchmark.json", report)
     if save_json:                                          # figures and verdicts, without every single call
-        brief = {**report, "cases": [{**row, "samples": {}} for row in report["cases"]]}
-        runs.save_record(save_json, {**brief, "figures": by_name(measured)})
+        brief = [{**row, "samples": {}} for row in report["cases"]]
+        runs.save_record(save_json, {**report, "cases": brief, "figures": by_name(measured)})
     return text(report)
 
 

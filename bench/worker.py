@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from deploy.runtimes.runtime import Runtime
-    from models.network import Network
 
 WARM_ROUNDS, WARM_SECONDS = 100, 10.0
 
@@ -167,13 +167,8 @@ def load(spec: dict) -> Runtime:
                         compiled=runtime == "torch-compile")
 
 
-class Plain:
+class Plain(SimpleNamespace):
     """A module run as eager PyTorch does when nobody helps: batch-norm apart, NCHW, fp32."""
-
-    kind, precision, note, exact = "torch-plain", "fp32", "", None
-
-    def __init__(self, model: Network, device: torch.device) -> None:
-        self.model, self.device = model.to(device), device
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the predictions for uint8 images [B, 3, H, W]."""
@@ -189,7 +184,8 @@ def plain(weights: str, device: torch.device, threads: int) -> Runtime:
     from models.network import from_state
     torch.set_num_threads(threads)
     found = read(weights)
-    runner = Plain(from_state(found.net, found.state), device)
+    runner = Plain(kind="torch-plain", precision="fp32", note="", exact=None, device=device,
+                   model=from_state(found.net, found.state).to(device))
     return Runtime(runner, found.net, tuple(found.names), found.imgsz, dict(found.class_map))
 
 

@@ -58,11 +58,9 @@ def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarra
 
 def result_records(rows: np.ndarray) -> list[dict]:
     """Return COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, xywh px."""
-    boxes = np.concatenate((rows[:, 1:3], rows[:, 3:5] - rows[:, 1:3]), 1)
-    columns = zip((rows[:, 0] + 1).astype(int).tolist(), (rows[:, 6] + 1).astype(int).tolist(),
-                  rows[:, 5].tolist(), boxes.tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
-    return [{"id": i, "image_id": image, "category_id": category, "score": score, "bbox": box, "area": area,
-             "iscrowd": 0} for i, (image, category, score, box, area) in enumerate(columns, 1)]
+    return [{"id": i, "image_id": int(image) + 1, "category_id": int(k) + 1, "score": score, "iscrowd": 0,
+             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            for i, (image, x1, y1, x2, y2, score, k) in enumerate(rows.tolist(), 1)]
 
 
 def evaluate_arrays(ground_truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:

@@ -16,7 +16,6 @@ from paper.profiles import KERNELS, TABLE2, TABLE4, Profile
 from utils.errors import ModelError
 
 Counts = Mapping[str, float]                           # trained, statistics, macs, loose_macs of one network
-MEGABYTE = 2 ** 20                                     # as darknet's and YOLO Nano's lists have it
 COUNTED = (Column("statistics", "parameters with statistics", "parameters"),
            Column("trained", "parameters trained", "parameters"),
            Column("loose_macs", "MACs, ptflops-style", "MACs"), Column("macs", "MACs, pure", "MACs"))
@@ -24,7 +23,6 @@ TRAINED, LOOSE = COUNTED[1]._replace(key="parameters"), COUNTED[2]
 TWO_COUNTS = ("parameters are judged by the count that includes batch-norm's statistics, MACs by the "
               "ptflops-style count that the paper's figures fit; FLOPs and operations of other systems are "
               "twice the pure MACs")
-PAPER_MARKS = ("N", "W:abstract")                      # what the Micro-YOLO paper or its reader state
 WIDTHS = (16, 32, 64, 128, 256, 512)                   # Table 1's input widths
 MEASURED = ("map50", "map50_drop", "sixteenths", "kernels")    # columns measured on the profile's data
 
@@ -155,7 +153,7 @@ def systems_table(source: Source) -> Table:
     rows = []
     for row, (label, classes, imgsz, trained) in TABLE4.items():
         counts, (map50, fps) = source.counts.get(row, {}), source.measured(trained)
-        size = 4 * counts["statistics"] / MEGABYTE if counts else None
+        size = 4 * counts["statistics"] / 2 ** 20 if counts else None      # as YOLO Nano's lists have it
         # The paper's pruned network is what pruning on COCO gives; elsewhere only its counts can be compared.
         claims = "micro-yolo-pruned" if source.profile.on == "COCO" and row == "pruned" else row
         rows.append((f"{label} ({classes} classes, {imgsz} px)", source.cells(
@@ -225,9 +223,8 @@ def paper_rows(claims: Sequence[Claim], counts: Mapping[str, Counts]) -> Form:
               "MACs, ptflops-style", "MACs, pure")
 
     def said(name: str, column: str) -> str:
-        claim = claimed(claims, "table4", name, column)
-        ours = claim is not None and claim.mark in PAPER_MARKS and name.startswith("micro-yolo")
-        return claim_text(claim) if ours else ""
+        claim = claimed(claims, "table4", name, column) if name.startswith("micro-yolo") else None
+        return claim_text(claim) if claim and claim.mark in ("N", "W:abstract") else ""    # paper, reader
     return header, [(f"`{name}`", said(name, "statistics"), f"{n['statistics']:,}", f"{n['trained']:,}",
                      said(name, "loose_macs").replace("GMACs", "G"), f"{n['loose_macs'] / 1e9:.3f} G",
                      f"{n['macs'] / 1e9:.3f} G") for name, n in counts.items()]
