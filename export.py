@@ -1,7 +1,4 @@
-"""Files for other runtimes from a checkpoint, each kept only when it computes what the checkpoint does.
-
-    python export.py --weights weights/micro-yolo-voc5.pt --format onnx openvino ncnn
-"""
+"""Files for other runtimes, each kept only when it computes what the checkpoint does (--format onnx ncnn)."""
 from __future__ import annotations
 
 import argparse

@@ -1,7 +1,4 @@
-"""What latencies depend on beside the network: facts of the machine, its counters, and reasons for distrust.
-
-What cannot be read (in a virtual machine, outside Linux) is None and shown as unknown; it taints nothing.
-"""
+"""Facts of the machine that latencies depend on, its counters, and reasons for distrust; None is unknown."""
 from __future__ import annotations
 
 import os

@@ -1,7 +1,4 @@
-"""A benchmark's report: made, written as JSON, tables and a plot, read again and compared with another.
-
-No speed is given without all that it depends on.
-"""
+"""A benchmark's report: made, written as JSON, tables and a plot, read again and compared with another."""
 from __future__ import annotations
 
 import re

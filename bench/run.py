@@ -199,10 +199,7 @@ class Bench:
             say(title + taken.words(number))
 
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
-        """Return a process with the case loaded; None, noted in the case, where it cannot be.
-
-        Raises DataError or ModelError in the first round, where images or artifact are at fault.
-        """
+        """Return the case's process; None where it failed; raise DataError or ModelError in round 0."""
         try:
             worker, answer = self.start(taken.case, "load", stack)
         except WorkerFailed as error:

@@ -64,10 +64,7 @@ def result_records(rows: np.ndarray) -> list[dict]:
 
 
 def evaluate_arrays(ground_truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:
-    """Return precision [T, R, K, A, 3] and recall [T, K, A, 3] (-1: undefined), and the backend's name.
-
-    The last axis is 1, 10 and max_det boxes per image. Ids are 1.., as own_ids gives them.
-    """
+    """Return precision [T, R, K, A, 3], recall [T, K, A, 3] (at 1, 10, max_det; -1: undefined), backend."""
     coco_class, evaluator, used = _backend(backend)
     if not ground_truth["images"] or not ground_truth["categories"]:
         k = len(ground_truth["categories"])

@@ -30,7 +30,7 @@ def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **se
     """Return what was measured under flat names; `settings`: flags on which an AP or a speed depends."""
     import torch
 
-    from evaluation.bootstrap import bootstrap_map50
+    from evaluation.curves import bootstrap_map50
     from models.count import loose_macs, macs, parameters
     from utils.runs import environment
     runtime, imgsz = finder.runtime, settings["imgsz"]
@@ -113,9 +113,9 @@ def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = (),
                  images: Sequence[tuple[str, Path | str]] = ()) -> Path:
     """Write report.html of tables and images; raise ValueError for images but PNG and JPEG."""
-    cells = [(str(label), shown(value)) for label, value in summary.items()]
-    parts = ["<dl>", *(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
-                       for label, text in cells), "</dl>", *(_table(*table) for table in tables)]
+    cells = (f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
+             for label, text in zip(summary, map(shown, summary.values())))
+    parts = ["<dl>", *cells, "</dl>", *(_table(*table) for table in tables)]
     if images:
         parts += ["<h2>Images</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
     page = Template(TEMPLATE.read_text(encoding="utf-8"))

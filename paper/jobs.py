@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median_high
 from typing import NamedTuple
 
 from utils.errors import CodedError, Interrupted
@@ -116,15 +117,14 @@ class Plan:
 
     def collect(self, name: str, seconds: float | None) -> None:
         """Write the record: the outcome, the network's records where there are any, key and wall time."""
-        folder = self.folder(name)
-        content = json.loads((folder / self.jobs[name].outcome).read_text(encoding="utf-8"))
-        extra = {"job": name, "key": self.key(name), "job_epochs": self.jobs[name].epochs,
-                 "job_seconds": seconds}
+        job, folder = self.jobs[name], self.folder(name)
+        content = json.loads((folder / job.outcome).read_text(encoding="utf-8"))
+        record = {key: value for key, value in content.items() if key not in BULKY}
+        record |= {"job": name, "key": self.key(name), "job_epochs": job.epochs, "job_seconds": seconds}
         if (folder / "net.json").is_file():
-            extra["net"] = (folder / "net.json").read_text(encoding="utf-8")
+            record["net"] = (folder / "net.json").read_text(encoding="utf-8")
         self.place.records.mkdir(parents=True, exist_ok=True)
-        write_json(self.place.records / f"{name}.json",
-                   {**{k: v for k, v in content.items() if k not in BULKY}, **extra})
+        write_json(self.place.records / f"{name}.json", record)
 
     def run(self, names: Iterable[str]) -> int:
         """Run what is missing and return how many jobs that were. Raises Interrupted and JobFailed."""
@@ -144,9 +144,9 @@ class Plan:
 
     def rate(self) -> float | None:
         """Return seconds per epoch, the median over trainings that ran in one go; None before the first."""
-        rates = sorted(r["job_seconds"] / r["job_epochs"] for r in self.records().values()
-                       if r.get("job_seconds") and r.get("job_epochs"))
-        return rates[len(rates) // 2] if rates else None
+        rates = [r["job_seconds"] / r["job_epochs"] for r in self.records().values()
+                 if r.get("job_seconds") and r.get("job_epochs")]
+        return median_high(rates) if rates else None
 
 
 def _run(job: Job, root: Path, command: list[str], interrupt: Interrupt) -> None:
@@ -164,8 +164,8 @@ def _run(job: Job, root: Path, command: list[str], interrupt: Interrupt) -> None
         if child.poll() is None:
             child.terminate()
     if interrupt.poll() or code in (130, 143):
-        raise Interrupted(f"stopped during {job.name}; the same command resumes it",
-                          interrupt.code if interrupt.poll() else code)
+        code = interrupt.code if interrupt.poll() else code
+        raise Interrupted(f"stopped during {job.name}; the same command resumes it", code)
     if code:
         raise JobFailed(f"{job.name} ended with code {code}: {shlex.join(command)}; mend what it says and "
                         "give the same command again: what is done is not run twice",

@@ -5,8 +5,7 @@ import torch
 
 from compress.distill import DistilledLoss, check_teacher, teacher
 from compress.recalibrate import recalibrate
-from evaluation.bootstrap import drop_interval, map50_of
-from evaluation.curves import Matches
+from evaluation.curves import Matches, drop_interval, map50_of
 from models.heads.anchor import AnchorHead
 from models.heads.loss import DetectionLoss, distillation
 from models.network import Network, from_state
