@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from bench.stats import Rounds
+from bench.profile.timing import Rounds
 from utils.cli import ONE_OR_MORE, option
 
 SCHEMA = 1
 TORCH = ("torch", "torch-compile", "torch-plain")
-EXPORTED = ("torchscript", "onnx", "openvino", "ncnn")
-RUNTIMES = (*TORCH, *EXPORTED)
+RUNTIMES = (*TORCH, "torchscript", "onnx", "openvino", "ncnn")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 SCOPES = ("network", "end-to-end")
 STAGES = ("decode", "preprocess", "network", "boxes and NMS", "draw")

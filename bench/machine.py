@@ -107,7 +107,7 @@ def machine_taints(machine: Mapping, before: Mapping, after: Mapping, own: float
 
 
 def figure_taints(found: Mapping[str, Mapping]) -> list[str]:
-    """Return why the figures (bench.stats.figures, by what they are of) deserve no trust, with the worst."""
+    """Return why the figures (timing.figures, by what they are of) deserve no trust, with the worst."""
     checks = (("fewer than {} calls", lambda f: f["n"], min, SAMPLES, "{}"),
               ("fewer than {} processes", lambda f: len(f["rounds"]), min, ROUNDS, "{}"),
               ("the middle half of the calls spreads over more than {:.0%} of the median",

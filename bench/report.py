@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench.cases import KEYS, SCHEMA, SCOPES, STAGES, label, pack, shared, unpack
 from bench.machine import counters, figure_taints
+from bench.profile.timing import contrast, figures
 from bench.run import Bench, Taken
-from bench.stats import contrast, figures
 from compress.search.plots import label_points
 from deploy.artifact import digest, size
 from evaluation import plots

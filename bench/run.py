@@ -135,12 +135,6 @@ class Taken:
         self.reason, self.exit_code = str(error), error.exit_code
         self.status = "skipped" if error.exit_code in (2, 5) else "failed"
 
-    def words(self, number: int) -> str:
-        """Return what round `number` gave, in a line."""
-        found = ", ".join(f"{scope} p50 {median(ms for s in rounds[number] for ms in s):.2f} ms"
-                          for scope, rounds in self.rounds.items() if len(rounds) > number)
-        return f"{self.case.label}: {f'{self.status}: {self.reason}' if self.reason else found}"
-
 
 class Bench:
     """The cases of a benchmark, measured round by round; `taints` says why to distrust; plan: plan_of."""
@@ -196,7 +190,9 @@ class Bench:
             self.taints += [f"round {number + 1}: {reason}" for reason
                             in machine_taints(self.machine, before, counters(), spent() - began)]
         for taken, _ in workers:
-            say(title + taken.words(number))
+            found = ", ".join(f"{scope} p50 {median(ms for s in rounds[number] for ms in s):.2f} ms"
+                              for scope, rounds in taken.rounds.items() if len(rounds) > number)
+            say(f"{title}{taken.case.label}: {f'{taken.status}: {taken.reason}' if taken.reason else found}")
 
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
         """Return the case's process; None where it failed; raise DataError or ModelError in round 0."""

@@ -61,10 +61,10 @@ class Ready:
         self._decode, imported = detections, time.perf_counter()
         self.runtime = load(spec)
         loaded = time.perf_counter()
-        self.images, self.at, count = read_images(spec), 0, spec["batch"]
+        self.images, count = read_images(spec), spec["batch"]
         images = [next(self.images) for _ in range(spec["pictures"])]
-        self.batches = [_fit([images[(start + i) % len(images)] for i in range(count)], spec)
-                        for start in range(0, len(images), count)]     # made before the network's clock runs
+        self.batches = cycle([_fit([images[(start + i) % len(images)] for i in range(count)], spec)
+                              for start in range(0, len(images), count)])   # before the network's clock runs
         first = self.network()
         self.times = {"import_seconds": imported - began, "load_seconds": loaded - imported,
                       "first_ms": first}
@@ -102,8 +102,7 @@ class Ready:
 
     def network(self) -> float:
         """Return milliseconds from the next uint8 batch in memory to its predictions; a GPU is waited for."""
-        images = self.batches[self.at % len(self.batches)]
-        self.at += 1
+        images = next(self.batches)
         start = time.perf_counter()
         self._predict(images)
         return 1e3 * (time.perf_counter() - start)

@@ -163,10 +163,7 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
 
 
 def drop_interval(before: Matches, after: Matches, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval (low, high) of AP50 lost between two networks on the same resampled images.
-
-    It holds the chance of the images alone, not that of training. Raises ValueError for different sets.
-    """
+    """Return the 95 % interval of AP50 lost, by chance of images alone; raise ValueError for other sets."""
     if before.images != after.images or len(before.target_image) != len(after.target_image):
         raise ValueError(f"two different sets: {before.images} and {after.images} images, "
                          f"{len(before.target_image)} and {len(after.target_image)} ground-truth boxes")

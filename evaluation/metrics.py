@@ -11,9 +11,6 @@ from evaluation import curves as at_50
 from evaluation.coco_eval import evaluate_arrays, own_ids, result_records, usable
 from utils.errors import DataError
 
-# in the order of pycocotools' `stats`
-NUMBERS = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large",
-           "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
 SIZES = ("small", "medium", "large")
 
 
@@ -79,6 +76,9 @@ class Metrics:
         return {**{f.name: getattr(self, f.name) for f in fields(self) if f.name not in hidden},
                 "classes": [asdict(row) for row in self.classes], "notes": list(self.notes),
                 "without_truth": list(self.without_truth), "confusion": self.confusion.tolist()}
+
+
+NUMBERS = [item.name for item in fields(Metrics)][:12]     # in the order of pycocotools' `stats`
 
 
 def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Sequence[str], *,

@@ -146,8 +146,8 @@ def _figure(caption: str, path: Path) -> str:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path.name} is no image the page can hold: give one of {', '.join(KINDS)}")
-    if not path.is_file():
-        return f"<figure><figcaption>{escape(f'{caption}: {path.name} was not made')}</figcaption></figure>"
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return (f"<figure><figcaption>{escape(caption)}</figcaption>"
-            f"<img alt=\"{escape(caption)}\" src=\"data:{kind};base64,{data}\"></figure>")
+    below, image = f"{caption}: {path.name} was not made", ""
+    if path.is_file():
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        below, image = caption, f'<img alt="{escape(caption)}" src="data:{kind};base64,{data}">'
+    return f"<figure><figcaption>{escape(below)}</figcaption>{image}</figure>"

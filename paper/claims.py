@@ -22,7 +22,6 @@ LETTER, HEIGHT = 0.078, 0.18       # inches of a letter at 9 pt, and of a row
 DETAIL = 64                        # letters of a cell before it is cut
 # A claim's unit -> how many of the column's own unit it is. One multiply-add is two operations.
 SCALE = {"M": 1e6, "GMACs": 1e9, "BFLOPs": 0.5e9, "MFLOPs": 0.5e6, "B operations": 0.5e9}
-FIELDS = ("table", "row", "column", "value", "unit", "source", "mark")
 LONG = ("row", "figure", "claimed", "measured", "delta", "verdict")    # header of the long form
 Form = tuple[Sequence[str], Sequence[Sequence[str]]]                    # header and rows, as text
 
@@ -73,7 +72,7 @@ def read_claims(root: Path) -> tuple[Claim, ...]:
     text = (root / "results" / "paper.json").read_text(encoding="utf-8")
     content = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     for entry in content["claims"]:
-        if missing := [name for name in FIELDS if entry.get(name) in (None, "")]:
+        if missing := [name for name in Claim._fields[:-1] if entry.get(name) in (None, "")]:
             raise DataError(f"results/paper.json: the claim {entry} lacks {', '.join(missing)}")
         if entry["mark"] not in content["marks"]:
             raise DataError(f"results/paper.json: the claim {entry} is marked {entry['mark']!r}; only what a "

@@ -104,10 +104,7 @@ def _compare(networks: Mapping[str, tuple[Net, State]], imgsz: int, images: Tens
 
 def layer_table(net: Net, state: State, imgsz: int, image: Tensor, precision: str, peak: dict,
                 rounds: int = LAYER_ROUNDS) -> list[dict[str, object]]:
-    """Return a row per layer of the network as inference runs it on one image, uint8 [3, imgsz, imgsz].
-
-    limit_ms: what `peak` (measure_peak) allows; width: channels out; intensity: MACs per byte.
-    """
+    """Return a row per layer of the network on one image uint8 [3, S, S]; limit_ms: what `peak` allows."""
     runtime = torch_runtime(net, state, (), imgsz, "cpu", precision)
     batch = image.reshape(1, *image.shape[-3:])
     warm_up({"": lambda _: runtime.predict(batch)})
@@ -180,10 +177,7 @@ def layer_bytes(net: Net, imgsz: int, size: int) -> dict[str, int]:
 
 
 def measure_peak(precision: str, threads: int = 1) -> dict[str, object]:
-    """Return this machine's best MACs per second (matrix product, 3x3 convolution) and bytes (a copy).
-
-    balance: the MACs a byte at which multiplying takes as long as moving. The copy is larger than caches.
-    """
+    """Return this machine's best MACs (product, 3x3 convolution) and bytes (a large copy) per second."""
     dtype = DTYPES[precision]
     with torch_threads(threads), torch.inference_mode():
         square = torch.full((MATMUL, MATMUL), 0.5, dtype=dtype)

@@ -25,10 +25,7 @@ Nodes = list[tuple[str, str, float]]               # name, kind and ms of every 
 
 def node_table(path: str | Path, precision: str, threads: int, image: Tensor,
                peak: dict) -> list[dict[str, object]]:
-    """Return rows as of latency.layer_table, of an exported file on one image uint8 [3, S, S].
-
-    Behind the layers come "reorders" (of memory) and "other". Raises ValueError for a runtime that is silent.
-    """
+    """Return rows as of latency.layer_table, "reorders" and "other"; raise ValueError for other formats."""
     run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
     if run is None:
         raise ValueError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone")
