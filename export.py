@@ -1,7 +1,4 @@
-"""Files for other runtimes from a checkpoint, each kept only when it computes what the checkpoint does.
-
-    python export.py --weights weights/micro-yolo-voc5.pt --format onnx openvino ncnn
-"""
+"""Files for other runtimes, each kept only when it computes what the checkpoint does (--format onnx ncnn)."""
 from __future__ import annotations
 
 import argparse
@@ -53,10 +50,8 @@ def main() -> None:
     export.check_libraries(args.format, args.int8)
     runs.tune_cpu(args.threads)
     checkpoint, imgsz = export.read(args.weights, args.imgsz)
-    if args.data:
-        images = parity.split_images(args.data, "val", imgsz, args.gate_pictures)
-    else:
-        images = parity.embedded_images(imgsz)
+    images = (parity.split_images(args.data, "val", imgsz, args.gate_pictures) if args.data else
+              parity.embedded_images(imgsz))
     calibration = parity.split_images(args.data, "train", imgsz, args.calibration) if args.int8 else ()
     job = export.Export(args.weights, checkpoint, imgsz, args.half, args.int8, images, calibration,
                         data=args.data or "", tolerance=args.tolerance, poll=poll)
@@ -70,17 +65,16 @@ def main() -> None:
         start = time.perf_counter()
         try:
             row = export.export(job, form, folder, Path(args.weights).stem)
-        except Interrupted:
-            raise
         except Exception as error:                         # of any library; the other formats have their turn
+            if isinstance(error, Interrupted):
+                raise
             row = {"format": form, "faults": [], "error": error}
         rows.append(row)
         print(f"{form}: {export.verdict(row)} after {time.perf_counter() - start:.2f} s", flush=True)
         runs.write_json(folder / "export.json", record)
     if args.save_json:
         runs.save_record(args.save_json, record)
-    print(export.table(rows))
-    print(folder)
+    print(export.table(rows), folder, sep="\n")
     export.conclude(rows, args.weights)
 
 

@@ -1,8 +1,7 @@
 """The paper's tables and figures beside what this project measures: `python tables.py --profile smoke`.
 
-Runs the missing jobs of a profile (train.py, val.py, search.py, prune.py), then writes Tables 1-4, Figure 4
-and the pruning figure into results/PROFILE/. Stopped, the same command resumes. `--check` compares the marked
-tables of the pages with results/, `--write` fills them.
+Runs the missing jobs of a profile, then writes its tables into results/PROFILE/; stopped, the same command
+resumes. `--check` compares the marked tables of the pages with results/, `--write` fills them.
 """
 from __future__ import annotations
 
@@ -15,14 +14,14 @@ from pathlib import Path
 
 from models.records import to_json
 from models.zoo.build import DETECTORS
-from paper.claims import LONG, Claim, Form, Table, csv_text, long_form, page, read_claims, verdicts, wide_form
+from models.zoo.paper import table2_nets
+from paper.claims import LONG, Form, Table, long_form, read_claims, table_png, wide_form, write_forms
 from paper.jobs import Place, Plan, digest
 from paper.pages import fill
-from paper.profiles import PROFILES, TABLES, Profile, duration_text, profile_jobs, wanted
-from paper.tables import MAKERS, Source, kernel_points, paper_rows
+from paper.profiles import NEEDS, PROFILES, TABLES, Profile, duration_text, profile_jobs
+from paper.tables import MAKERS, Source, count, count_rows, kernel_points, layer_weights, paper_rows
 from utils import cli
 from utils.errors import EnvironmentFault
-from utils.text import latex
 
 ROOT = Path(__file__).resolve().parent
 PAGES = ("README.md", "README.zh-CN.md", "docs/results.md")
@@ -54,7 +53,6 @@ def parse() -> argparse.Namespace:
 
 def open_plan(profile: Profile, data: str, weights: str) -> tuple[Plan, dict[Path, str]]:
     """Return the profile's jobs, and the net.json files they need: networks without a name in the zoo."""
-    from paper.nets import table2_nets
     texts = {row: to_json(net) for row, net in table2_nets().items() if row != "micro-yolo"}
     files = {row: Path("runs") / "tables" / "nets" / f"{row}-{digest(text)}.json"
              for row, text in texts.items()}
@@ -80,15 +78,9 @@ def check_place(profile: Profile, data: str, weights: str, estimate: str) -> Non
                                "records that exist")
 
 
-def paper_claims() -> tuple[Claim, ...]:
-    """Return the claims of results/paper.json."""
-    return read_claims((ROOT / "results" / "paper.json").read_text(encoding="utf-8"))
-
-
 def make_tables(profile: Profile, records: dict[str, dict], names: Sequence[str]) -> list[Table]:
     """Return the named tables of a profile's records."""
-    from paper.nets import count_rows, layer_weights
-    source = Source(paper_claims(), count_rows(records), profile, records,
+    source = Source(read_claims(ROOT), count_rows(records), profile, records,
                     layer_weights() if "table1" in names else {})
     return [MAKERS[name](source) for name in names]
 
@@ -98,7 +90,6 @@ def write_tables(tables: list[Table], folder: Path, records: dict[str, dict]) ->
     from compress.pruning.plots import steps_png
     from compress.search.plots import figure4_png
     from compress.search.rows import front
-    from paper.plots import table_png
     folder.mkdir(parents=True, exist_ok=True)
     points, best = kernel_points(records.get("search", {}))
     prune = records.get("prune")
@@ -110,17 +101,13 @@ def write_tables(tables: list[Table], folder: Path, records: dict[str, dict]) ->
             steps_png(prune["steps"], prune["choices"]["tolerance"], image)
         else:
             table_png(table, image)
-        for suffix, text in ((".md", page(table, image.name)), (".csv", csv_text(table)),
-                             (".tex", latex(LONG, long_form(table), table.title))):
-            image.with_suffix(suffix).write_text(text, encoding="utf-8")
-        print(f"{folder / table.name}.md .csv .tex .png: {verdicts(table)}")
+        write_forms(table, image)
 
 
 def page_table(results: Path, name: str, option: str) -> Form:
     """Return the header and rows of a marked table. Raises KeyError for an unknown one."""
-    from paper.nets import count
     if name == "paper":
-        return paper_rows(paper_claims(), {zoo: count(net(), 416) for zoo, net in DETECTORS.items()})
+        return paper_rows(read_claims(ROOT), {zoo: count(net(), 416) for zoo, net in DETECTORS.items()})
     profile, _, table = name.partition("/")
     if profile not in PROFILES or table not in TABLES:
         raise KeyError(name)
@@ -151,7 +138,7 @@ def main() -> None:
         sys.exit(visit_pages(args.pages, args.write))
     profile = PROFILES[args.profile]
     plan, nets = open_plan(profile, args.data, args.weights)
-    jobs = wanted(tuple(args.only))
+    jobs = tuple(dict.fromkeys(job for table in args.only for job in NEEDS[table]))
     left = [] if args.no_run else plan.missing(jobs)
     estimate = duration_text([job for job, _ in left], profile, plan.rate())
     if args.dry_run:
@@ -166,7 +153,7 @@ def main() -> None:
         for file, text in nets.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-        plan.run(jobs, lambda line: print(line, flush=True))
+        plan.run(jobs)
     records = plan.records()
     print(f"profile {profile.name}: {profile.note}")
     write_tables(make_tables(profile, records, args.only), Path("results") / profile.name, records)

@@ -24,18 +24,6 @@ def parse() -> argparse.Namespace:
     return cli.check(parser, parser.parse_args(), "weights", "data")
 
 
-def write(result: dict, folder: Path, record: str | None, out: Path | None) -> list[Path]:
-    """Write the figures into the run folder, to results/RECORD.json and to `out`; return the latter files."""
-    from utils import runs
-    runs.write_json(folder / "metrics.json", result)
-    others = [runs.save_record(record, result)] if record else []
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(out, result)
-        others.append(out)
-    return others
-
-
 def main() -> None:
     """Read the network and the data, detect, evaluate, print, write."""
     args = parse()
@@ -48,8 +36,6 @@ def main() -> None:
     from deploy.runtimes.runtime import load_runtime
     from evaluation import report
     from evaluation.evaluate import Finder, evaluate, matching_classes
-    from models.count import loose_macs, macs, parameters
-    from models.heads.nms import detections
     from utils import runs
     from utils.redact import masked_values
     interrupt = runs.Interrupt()
@@ -60,8 +46,8 @@ def main() -> None:
     where = locate(args.data)
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)
-    finder = Finder(runtime, detections, matching_classes(runtime.names, coco.names), args.conf_thres,
-                    args.iou_thres, args.max_det)
+    finder = Finder(runtime, matching_classes(runtime.names, coco.names), args.conf_thres, args.iou_thres,
+                    args.max_det)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
     runs.write_json(folder / "args.json", masked_values(vars(args)))
     for line in report_faults(coco.faults):
@@ -71,16 +57,19 @@ def main() -> None:
     batches = finder.watch.waits("waiting for pictures",
                                  make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
-    cost = {"weights": args.weights, "data": args.data, "split": args.split,
-            "parameters": parameters(runtime.net), "macs": macs(runtime.net, args.imgsz),
-            "loose_macs": loose_macs(runtime.net, args.imgsz), "bytes": size(args.weights)}
-    result = report.summarise(metrics, cost, finder, args.ci, imgsz=args.imgsz, cache=args.cache,
+    what = {"weights": args.weights, "data": args.data, "split": args.split, "bytes": size(args.weights)}
+    result = report.summarise(metrics, what, finder, args.ci, imgsz=args.imgsz, cache=args.cache,
                               batch_size=args.batch_size, workers=args.workers)
     print("\n".join(report.lines(result, metrics)))
-    others = write(result, folder, args.name if args.save_json else None, args.out)
+    runs.write_json(folder / "metrics.json", result)
+    written = [folder, *([runs.save_record(args.name, result)] if args.save_json else [])]
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(args.out, result)
+        written.append(args.out)
     if args.plots:
         print(report.write_page(folder, result, metrics, coco, found, decode))
-    print(folder, *others, sep=", ")
+    print(*written, sep=", ")
 
 
 if __name__ == "__main__":

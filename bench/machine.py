@@ -1,12 +1,8 @@
-"""What latencies depend on beside the network: facts of the machine, its counters, and reasons for distrust.
-
-What cannot be read (in a virtual machine, outside Linux) is None and shown as unknown; it taints nothing.
-"""
+"""Facts of the machine that latencies depend on, its counters, and reasons for distrust; None is unknown."""
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -28,10 +24,7 @@ SAMPLES, ROUNDS = 100, 3           # fewer calls or processes than these say lit
 
 
 def facts(root: Path = Path("/")) -> dict[str, object]:
-    """Return the machine and its libraries as they are, beyond what runs.environment says; None: unknown.
-
-    root: where proc and sys lie.
-    """
+    """Return the machine and its libraries, beyond runs.environment; None: unknown. root: of proc and sys."""
     cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
     cpuinfo = _fields(root / "proc/cpuinfo")
     total = _fields(root / "proc/meminfo").get("MemTotal", "").split()
@@ -49,15 +42,12 @@ def facts(root: Path = Path("/")) -> dict[str, object]:
 
 def cores() -> list[int]:
     """Return the numbers of the CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    known = hasattr(os, "sched_getaffinity")               # outside Linux it is not
+    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
 
 
 def gpus() -> list[dict[str, str]]:
     """Return what nvidia-smi says of each GPU now; empty without one."""
-    if not shutil.which("nvidia-smi"):
-        return []
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
@@ -82,10 +72,8 @@ def counters(root: Path = Path("/")) -> dict[str, object]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Return the most memory this process has held so far, in bytes; None: unknown.
-
-    Of this program, not of the one that started it, whose peak a process inherits in getrusage.
-    """
+    """Return the most memory this process has held so far, in bytes; None: unknown."""
+    # Not by getrusage, in which a process inherits the peak of the one that started it.
     text = _fields(Path("/proc/self/status")).get("VmHWM", "").split()
     torch = sys.modules.get("torch")
     used = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else None
@@ -98,10 +86,10 @@ def machine_taints(machine: Mapping, before: Mapping, after: Mapping, own: float
             for key in ("monotonic", "wall", "busy", "stolen", "throttles", "swapped")}
     seconds, out = grew["monotonic"], []
     if grew["busy"] is not None and seconds >= 1:          # the counter ticks every 10 ms
-        if (others := grew["busy"] - own) > OTHER_LOAD * seconds:
-            out.append(f"other programs kept {others / seconds:.2f} of the {len(machine['affinity'])} cores "
-                       "busy that were used")
-        if grew["stolen"] > STOLEN * seconds * len(machine["affinity"]):
+        others, cpus = grew["busy"] - own, len(machine["affinity"])
+        if others > OTHER_LOAD * seconds:
+            out.append(f"other programs kept {others / seconds:.2f} of the {cpus} cores busy that were used")
+        if grew["stolen"] > STOLEN * seconds * cpus:
             out.append(f"the hypervisor took {grew['stolen']:.1f} s of CPU time away")
     limits = machine["mhz_limits"]
     if machine["governor"] not in (None, "performance") and not (limits and limits[0] == limits[1]):
@@ -119,19 +107,19 @@ def machine_taints(machine: Mapping, before: Mapping, after: Mapping, own: float
 
 
 def figure_taints(found: Mapping[str, Mapping]) -> list[str]:
-    """Return why the figures (bench.stats.figures, by what they are of) deserve no trust, with the worst."""
-    wide = f"the middle half of the calls spreads over more than {SPREAD:.0%} of the median"
-    checks = ((f"fewer than {SAMPLES} calls", lambda f: f["n"], min, SAMPLES, "{}"),
-              (f"fewer than {ROUNDS} processes", lambda f: len(f["rounds"]), min, ROUNDS, "{}"),
-              (wide, lambda f: f["spread"], max, SPREAD, "{:.0%}"),
-              (f"processes' medians differ by more than {DRIFT:.0%}",
+    """Return why the figures (timing.figures, by what they are of) deserve no trust, with the worst."""
+    checks = (("fewer than {} calls", lambda f: f["n"], min, SAMPLES, "{}"),
+              ("fewer than {} processes", lambda f: len(f["rounds"]), min, ROUNDS, "{}"),
+              ("the middle half of the calls spreads over more than {:.0%} of the median",
+               lambda f: f["spread"], max, SPREAD, "{:.0%}"),
+              ("processes' medians differ by more than {:.0%}",
                lambda f: (max(f["rounds"]) - min(f["rounds"])) / f["p50"], max, DRIFT, "{:.0%}"))
     out = []
     for words, of, worst, limit, shape in checks:
         values = {who: of(figures) for who, figures in found.items()}
         if hit := {who: v for who, v in values.items() if v != limit and worst(v, limit) == v}:
             who = worst(hit, key=hit.get)
-            out.append(f"{words}, in {len(hit)} of {len(values)} figures; the worst is {who}: "
+            out.append(f"{words.format(limit)}, in {len(hit)} of {len(values)} figures; the worst is {who}: "
                        f"{shape.format(hit[who])}")
     return out
 
@@ -151,10 +139,8 @@ def _busy(stat: str) -> dict[str, float | None]:
 
 def _fields(path: Path, mark: str = ":") -> dict[str, str]:
     """The first value of each key in a file of `key: value` lines."""
-    found: dict[str, str] = {}
-    for key, _, value in (line.partition(mark) for line in _text(path).splitlines()):
-        found.setdefault(key.strip(), value.strip())
-    return found
+    lines = (line.partition(mark) for line in reversed(_text(path).splitlines()))
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def _text(path: Path) -> str:

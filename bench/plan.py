@@ -1,7 +1,7 @@
 """A benchmark from what was asked for to its end: images, artifacts, cases, rounds, layers and the report."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -26,28 +26,23 @@ if TYPE_CHECKING:
 
 LAYERED = {("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"),
            ("openvino", "bf16")}           # where it can be told what each layer takes
-# (runtime, precision) -> half and int8 of the export. What is not here this project does not write.
-FILES = {("onnx", "fp32"): (False, False), ("onnx", "fp16"): (True, False), ("onnx", "int8"): (False, True),
-         ("openvino", "fp32"): (False, False), ("openvino", "bf16"): (False, False),
-         ("openvino", "int8"): (False, True), ("ncnn", "fp32"): (False, False),
-         ("ncnn", "bf16"): (False, False), ("ncnn", "fp16"): (True, False),
-         ("torchscript", "fp32"): (False, False), ("torchscript", "bf16"): (True, False)}
+FULL_SIZE = {("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("ncnn", "fp32"),
+             ("ncnn", "bf16"), ("torchscript", "fp32")}     # run from an export in fp32
+HALF = {("onnx", "fp16"), ("ncnn", "fp16"), ("torchscript", "bf16")}
+INT8 = {("onnx", "int8"), ("openvino", "int8")}            # what is in none of the three is not written
 CALIBRATION, GATE = 128, 16        # images of --data's train and val split, as export.py's
 
 
-def benchmark(config: Config) -> Path:
-    """Measure all that was asked for, write the report and print it; return the run folder.
-
-    Raises Interrupted after a signal, DataError or ModelError for images or an artifact that cannot be
-    used, with everything measured so far written, and what `conclude` does.
-    """
+def benchmark(config: Config) -> None:
+    """Measure, write and print what was asked for; raise what ended it once the rest is written."""
     device = runs.pick_device(config.device)
     files = [(Path(path), format_of(path)) for path in config.weights]
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
     if config.data:
         _ = locate(config.data).val                        # read at the end alone: minutes too late to fail
-    interrupt, plan = runs.Interrupt(), plan_of(config)    # before the folder: an error here leaves none
+    poll = partial(runs.Interrupt().stop, "stopped by a signal; what was measured is saved")
+    plan = plan_of(config)                                 # before the folder: an error here leaves none
     folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
     runs.write_json(folder / "args.json", masked_values(vars(config)))
     environment = {**runs.environment(), **facts(), "before": counters()}
@@ -55,9 +50,8 @@ def benchmark(config: Config) -> Path:
     threads = list(dict.fromkeys(count or len(cores()) for count in config.threads))
     cases = matrix(files, config.runtimes, config.precisions, threads, config.batch_sizes, config.imgsz,
                    str(device))
-    bench = Bench(config, plan, cases, environment, folder, interrupt)
-    layers: list[dict] = []
-    stopped: Exception | None = None
+    bench = Bench(config, plan, cases, environment, folder, poll)
+    layers, stopped = [], None
     try:
         export_cases(bench, folder / "artifacts")
         bench.run()
@@ -72,11 +66,10 @@ def benchmark(config: Config) -> Path:
     if stopped:
         raise stopped
     conclude(bench)
-    return folder
 
 
 def conclude(bench: Bench) -> None:
-    """Raise what the exit code should tell: the first fault's kind where cases or accuracies are missing."""
+    """Raise an error of the first fault's kind where cases or accuracies are missing."""
     failed = [(taken, taken.exit_code, taken.reason) for taken in bench.taken if taken.status == "failed"]
     blind = [(taken, taken.accuracy["exit_code"], taken.accuracy["fault"])
              for taken in bench.measured() if "fault" in taken.accuracy]
@@ -85,11 +78,10 @@ def conclude(bench: Bench) -> None:
         raise KINDS.get(first.exit_code, EnvironmentFault)(f"nothing could be measured: {first.reason}")
     if faults := failed or blind:
         taken, code, reason = faults[0]
-        of = f"{len(faults)} of {len(bench.taken)} cases"
-        raise KINDS.get(code, EnvironmentFault)(
-            (f"{of} failed; the others are reported. " if failed else
-             f"the accuracy of {of} could not be measured; all else is reported. ")
-            + f"First: {taken.case.label}: {reason}")
+        what = ("{} failed; the others are reported" if failed else
+                "the accuracy of {} could not be measured; all else is reported").format(
+                    f"{len(faults)} of {len(bench.taken)} cases")
+        raise KINDS.get(code, EnvironmentFault)(f"{what}. First: {taken.case.label}: {reason}")
 
 
 def plan_of(config: Config) -> dict:
@@ -100,21 +92,17 @@ def plan_of(config: Config) -> dict:
     if films and len(source.paths) > 1:
         raise UsageError(f"--source {masked(config.source)}: holds {len(films)} videos among "
                          f"{len(source.paths)} files; give images, or one video")
-    files = [str(path.resolve()) for path in spread(source.paths, config.pictures)]
+    count = min(config.pictures, len(source.paths))
+    spread = np.linspace(0, len(source.paths) - 1, count).round().astype(int)
+    files = [str(source.paths[at].resolve()) for at in spread]
     return {"files": files, "video": bool(films), "pictures": config.pictures if films else len(files),
             "scopes": list(SCOPES) if config.scope == "both" else [config.scope],
             "conf_thres": config.conf_thres, "iou_thres": config.iou_thres, "max_det": config.max_det}
 
 
-def spread(items: Sequence[Path], count: int) -> list[Path]:
-    """Return `count` of the items, evenly chosen, or all."""
-    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[at] for at in chosen]
-
-
 def layer_tables(bench: Bench) -> list[dict]:
     """Return the layers of every case whose runtime tells of them: one table per size and threads."""
-    out: list[dict] = []
+    out = []
     wanted = dict.fromkeys(replace(t.case, batch=1) for t in bench.measured()
                            if t.case.device == "cpu" and (t.case.runtime, t.case.precision) in LAYERED)
     for case in wanted:
@@ -122,19 +110,14 @@ def layer_tables(bench: Bench) -> list[dict]:
         with ExitStack() as stack:
             try:
                 _, found = bench.start(case, "layers", stack)
+                out.append({"label": case.label, "peak": found["peak"], "rows": found["rows"]})
             except WorkerFailed as error:
                 bench.taints.append(f"the layers of {case.label} were not timed: {error}")
-                continue
-        out.append({"label": case.label, "peak": found["peak"], "rows": found["rows"]})
     return out
 
 
 def export_cases(bench: Bench, folder: Path) -> None:
-    """Give every case that needs one its exported file, written once and passed by the parity gate.
-
-    A case without a file is skipped where a library is missing or there is no such export, and failed where
-    the export computes something else than the checkpoint; the case says why.
-    """
+    """Give cases their exported file, passed by the parity gate; those that cannot have one say why."""
     job = cache(partial(_job, bench))                      # the runtimes share calibration and torch's AP50
     made = cache(partial(_export, job, folder))
     for taken in bench.taken:
@@ -142,8 +125,9 @@ def export_cases(bench: Bench, folder: Path) -> None:
         if case.runtime in TORCH or format_of(case.weights) != "torch":
             continue
         bench.poll()
-        if kind := FILES.get((case.runtime, case.precision)):
-            found = made(replace(case, precision="", threads=0, batch=0), *kind)
+        kind = case.runtime, case.precision
+        if kind in FULL_SIZE | HALF | INT8:
+            found = made(replace(case, precision="", threads=0, batch=0), kind in HALF, kind in INT8)
         else:
             found = "skipped", f"nothing is exported for {case.runtime} in {case.precision}", 2
         if isinstance(found, Path):
@@ -156,7 +140,7 @@ def _export(job: Callable[..., Export], folder: Path, case: Case, half: bool,
             int8: bool) -> Path | tuple[str, str, int]:
     """The exported file; or status, reason and exit code of a case that cannot have one."""
     from deploy import export
-    folder = folder / str(case.imgsz)
+    folder /= str(case.imgsz)
     print(f"exporting {case.name} for {case.runtime}, {'int8' if int8 else 'half' if half else 'fp32'}, "
           f"{case.imgsz} px", flush=True)
     try:

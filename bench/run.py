@@ -22,8 +22,7 @@ from tqdm import tqdm
 from bench.cases import SCOPES, STAGES, Case, Config
 from bench.machine import counters, machine_taints
 from data.dataset import available_ram
-from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
-from utils.runs import Interrupt
+from utils.errors import CodedError, DataError, EnvironmentFault, ModelError, UsageError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
 POLL = 0.1                         # seconds between looks at a signal
@@ -35,20 +34,12 @@ LOAD = ("import_seconds", "load_seconds", "first_ms", "warm_up_rounds", "warm_up
 KINDS = {2: UsageError, 3: DataError, 4: ModelError}       # by exit code; else EnvironmentFault
 
 
-class WorkerFailed(Exception):
+class WorkerFailed(CodedError):
     """A worker that reported an error, with its exit code, or died or was silent too long (0)."""
-
-    def __init__(self, message: str, exit_code: int = 0) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class Worker:
-    """A process that answers JSON lines; what it writes beside them goes into `log`.
-
-    It is a session of its own, so that Ctrl-C reaches the parent alone. While it is not asked it waits for
-    its standard input and takes no CPU time; when the parent is gone that input ends, and so does it.
-    """
+    """A process that answers JSON lines and knows no Ctrl-C; what else it writes goes into `log`."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._log = log
@@ -66,21 +57,17 @@ class Worker:
         self._answers.put("")                              # its end
 
     def ask(self, message: Mapping, seconds: float, poll: Callable[[], object]) -> dict:
-        """Return the answer to a message; `poll` is called while waiting and may raise.
-
-        Raises WorkerFailed where the process reports an error, dies, or is silent for `seconds`.
-        """
+        """Return the answer; `poll` may raise. Raises WorkerFailed for an error, death or silence."""
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:                                    # it is gone; the queue tells how
             pass
-        end = time.monotonic() + seconds
-        while True:
+        end, line = time.monotonic() + seconds, None
+        while line is None:
             poll()
             try:
                 line = self._answers.get(timeout=POLL)
-                break
             except queue.Empty:
                 if time.monotonic() > end:
                     self.kill()
@@ -136,32 +123,26 @@ class Taken:
         self.seconds[scope] = self.seconds.get(scope, 0.0) + answer["seconds"]
         for key in ("peak_rss_bytes", "peak_gpu_bytes"):
             self.facts[key] = max(self.facts.get(key) or 0, answer[key] or 0) or None
-        self.status = "measured"
+        self.facts["cpu_seconds"], self.status = answer["cpu_seconds"], "measured"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is to be measured further."""
+        return self.status in ("waiting", "measured")
 
     def fail(self, error: WorkerFailed) -> None:
         """Note why it cannot be measured: skipped where that cannot be done here (2, 5), else failed."""
         self.reason, self.exit_code = str(error), error.exit_code
         self.status = "skipped" if error.exit_code in (2, 5) else "failed"
 
-    def words(self, number: int) -> str:
-        """Return what round `number` gave, in a line."""
-        found = ", ".join(f"{scope} p50 {median(ms for s in rounds[number] for ms in s):.2f} ms"
-                          for scope, rounds in self.rounds.items() if len(rounds) > number)
-        return f"{self.case.label}: {f'{self.status}: {self.reason}' if self.reason else found}"
-
 
 class Bench:
-    """The cases of a benchmark, measured round by round; `taints` says why the figures deserve no trust.
-
-    plan: which images are read, thresholds, scopes; it goes to every process as it is.
-    """
+    """The cases of a benchmark, measured round by round; `taints` says why to distrust; plan: plan_of."""
 
     def __init__(self, config: Config, plan: dict, cases: Sequence[Case], machine: dict, folder: Path,
-                 interrupt: Interrupt) -> None:
-        self.config, self.plan, self.machine = config, plan, machine
-        self.folder, self.interrupt = folder, interrupt
-        self.taken = [Taken(case) for case in cases]
-        self.taints: list[str] = []
+                 poll: Callable[[], object]) -> None:
+        self.config, self.plan, self.machine, self.folder, self.poll = config, plan, machine, folder, poll
+        self.taken, self.taints = [Taken(case) for case in cases], []
         calls, seconds = config.iterations or 0, 0.0 if config.iterations else config.seconds
         if config.full:                                    # over all rounds, and both at least
             calls, seconds = math.ceil(calls / config.rounds), config.seconds / config.rounds
@@ -172,22 +153,19 @@ class Bench:
         """Return the cases of which something was measured."""
         return [taken for taken in self.taken if taken.status == "measured"]
 
-    def forecast(self) -> str:
-        """Return what is to come, in a line; a process takes some ten seconds to be loaded and warm."""
-        count = sum(taken.status == "waiting" for taken in self.taken)
-        each, rounds = len(self.plan["scopes"]) * self.slice * self.turns, self.config.rounds
-        return (f"{count} cases, {rounds} round(s), at least {each:g} s and {self.calls * self.turns} calls "
-                f"a scope each: {max(1, round(rounds * count * (each + 10) / 60))} min or more")
-
     def run(self) -> None:
         """Measure all rounds of all groups, then the accuracies that were asked for."""
-        say(self.forecast())
-        with tqdm(total=self.turns * self.config.rounds * len(self.taken), unit="turn", leave=False,
-                  dynamic_ncols=True, disable=None) as bar:
+        count, rounds = sum(taken.alive for taken in self.taken), self.config.rounds
+        each = len(self.plan["scopes"]) * self.slice * self.turns
+        minutes = max(1, round(rounds * count * (each + 10) / 60))     # some 10 s until a process is warm
+        say(f"{count} cases, {rounds} round(s), at least {each:g} s and {self.calls * self.turns} calls a "
+            f"scope each: {minutes} min or more")
+        with tqdm(total=self.turns * rounds * len(self.taken), unit="turn", leave=False, dynamic_ncols=True,
+                  disable=None) as bar:
             for _, group in groupby(self.taken, key=lambda taken: taken.case.group):
                 members = list(group)
-                for number in range(self.config.rounds):
-                    alive = [taken for taken in members if taken.status in ("waiting", "measured")]
+                for number in range(rounds):
+                    alive = [taken for taken in members if taken.alive]
                     turn = number % max(1, len(alive))
                     self.round(alive[turn:] + alive[:turn], number, bar)
         if self.config.data:
@@ -198,27 +176,26 @@ class Bench:
         title = f"round {number + 1}/{self.config.rounds}  "
         with ExitStack() as stack:
             workers = [(taken, worker) for taken in members if (worker := self.begin(taken, number, stack))]
-            spent = {id(taken): taken.facts["cpu_seconds"] for taken, _ in workers}
-            before, own = counters(), -time.process_time() - sum(spent.values())
+
+            def spent() -> float:
+                return time.process_time() + sum(taken.facts["cpu_seconds"] for taken, _ in workers)
+            before, began = counters(), spent()
             for turn in range(self.turns):
                 at = turn % max(1, len(workers))
                 for taken, worker in workers[at:] + workers[:at]:
-                    if taken.status != "failed":
-                        spent[id(taken)] = self.turn(taken, worker, number) or spent[id(taken)]
+                    if taken.alive:
+                        self.turn(taken, worker, number)
                     bar.set_description_str(title + taken.case.label, refresh=False)
                     bar.update()
-            own += time.process_time() + sum(spent.values())
             self.taints += [f"round {number + 1}: {reason}" for reason
-                            in machine_taints(self.machine, before, counters(), own)]
+                            in machine_taints(self.machine, before, counters(), spent() - began)]
         for taken, _ in workers:
-            say(title + taken.words(number))
+            found = ", ".join(f"{scope} p50 {median(ms for s in rounds[number] for ms in s):.2f} ms"
+                              for scope, rounds in taken.rounds.items() if len(rounds) > number)
+            say(f"{title}{taken.case.label}: {f'{taken.status}: {taken.reason}' if taken.reason else found}")
 
     def begin(self, taken: Taken, number: int, stack: ExitStack) -> Worker | None:
-        """Return a process with the case loaded and warm; None where it cannot be, noted in the case.
-
-        Raises DataError or ModelError where the images or the artifact are at fault: the user will want to
-        know that at once.
-        """
+        """Return the case's process; None where it failed; raise DataError or ModelError in round 0."""
         try:
             worker, answer = self.start(taken.case, "load", stack)
         except WorkerFailed as error:
@@ -236,10 +213,7 @@ class Bench:
         return None if taken.status == "skipped" else worker
 
     def start(self, case: Case, do: str, stack: ExitStack) -> tuple[Worker, dict]:
-        """Return a new process that ends with the stack, told to `do` something with a case, and its answer.
-
-        Raises EnvironmentFault where memory is short.
-        """
+        """Return a process that ends with the stack, and its answer. Raises EnvironmentFault for memory."""
         left = available_ram()
         if left < NEEDED:
             raise EnvironmentFault(f"{left / 1e9:.1f} GB of memory are left, too little for one more process "
@@ -253,47 +227,36 @@ class Bench:
         """Call the case by the precision that is really run; skip it where another case is that already."""
         real = replace(taken.case, precision=answer["precision"], device=answer["device"])
         if any(other.case == real for other in self.taken if other is not taken):
-            taken.status = "skipped"
-            taken.reason = f"it runs in {real.precision} and would be measured twice" + \
-                (f": {answer['note']}" if answer["note"] else "")
+            why = [f"it runs in {real.precision} and would be measured twice", answer["note"]]
+            taken.status, taken.reason = "skipped", ": ".join(filter(None, why))
         else:
             taken.case = real
 
-    def turn(self, taken: Taken, worker: Worker, number: int) -> float:
-        """Measure a slice of each scope; return the worker's CPU seconds so far, 0 where it died."""
-        spent = 0.0
-        for scope in self.plan["scopes"]:
-            limit = 60 + 20 * self.slice + 20 * self.calls * taken.facts["first_ms"] / 1e3
-            try:
-                answer = worker.ask({"do": "slice", "scope": scope, "seconds": self.slice,
-                                     "calls": self.calls}, limit, self.poll)
-            except WorkerFailed as error:
-                taken.fail(error)
-                return 0.0
-            taken.add(scope, answer, number)
-            spent = answer["cpu_seconds"]
-        return spent
+    def turn(self, taken: Taken, worker: Worker, number: int) -> None:
+        """Measure a slice of each scope, or note why that failed."""
+        limit = 60 + 20 * self.slice + 20 * self.calls * taken.facts["first_ms"] / 1e3
+        order = {"do": "slice", "seconds": self.slice, "calls": self.calls}
+        try:
+            for scope in self.plan["scopes"]:
+                taken.add(scope, worker.ask({**order, "scope": scope}, limit, self.poll), number)
+        except WorkerFailed as error:
+            taken.fail(error)
 
     def accuracies(self) -> None:
         """Measure the AP of every artifact in its runtime and precision, once for each size."""
-        known: dict[tuple, dict] = {}
-        for taken in self.taken:
-            case = taken.case
-            key = case.weights, case.runtime, case.precision, case.imgsz
-            if taken.status == "measured" and key not in known:
-                say(f"accuracy of {case.label}")
+        known: dict[Case, dict] = {}
+        for taken in self.measured():
+            artifact = replace(taken.case, threads=0, batch=0)
+            if artifact not in known:
+                say(f"accuracy of {taken.case.label}")
                 with ExitStack() as stack:
                     try:
-                        worker, _ = self.start(case, "load", stack)
-                        known[key] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
-                                                self.poll)
+                        worker, _ = self.start(taken.case, "load", stack)
+                        known[artifact] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
+                                                     self.poll)
                     except WorkerFailed as error:
-                        known[key] = {"fault": str(error), "exit_code": error.exit_code}
-            taken.accuracy = known.get(key, {})
-
-    def poll(self) -> None:
-        """Raise Interrupted after a signal."""
-        self.interrupt.stop("stopped by a signal; what was measured is saved")
+                        known[artifact] = {"fault": str(error), "exit_code": error.exit_code}
+            taken.accuracy = known[artifact]
 
 
 def say(text: str) -> None:

@@ -1,7 +1,7 @@
 """A benchmark's process: one case loaded and warmed up, then timed for a slice whenever it is told to.
 
-It reads a JSON line and answers with one. {"do": "load", ...}: a case with the images and thresholds;
-{"do": "slice", "scope", "seconds", "calls"}; {"do": "accuracy", "data", ...}; {"do": "layers"}.
+It answers a JSON line with one: {"do": "load" or "layers", ...a case, images, thresholds}; {"do": "slice",
+"scope", "seconds", "calls"}; {"do": "accuracy", "data"}.
 """
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.machine import peak_memory
+from bench.profile.timing import torch_threads, warm_up
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
     from deploy.runtimes.runtime import Runtime
-    from models.network import Network
 
 WARM_ROUNDS, WARM_SECONDS = 100, 10.0
 
@@ -60,15 +61,20 @@ class Ready:
         self._decode, imported = detections, time.perf_counter()
         self.runtime = load(spec)
         loaded = time.perf_counter()
-        self.images, self.at, count = read_images(spec), 0, spec["batch"]
-        fitted = [_fit(next(self.images), spec) for _ in range(spec["pictures"])]
-        self.batches = [_tensor([fitted[(start + i) % len(fitted)] for i in range(count)])
-                        for start in range(0, len(fitted), count)]     # made before the network's clock runs
+        self.images, count = read_images(spec), spec["batch"]
+        images = [next(self.images) for _ in range(spec["pictures"])]
+        self.batches = cycle([_fit([images[(start + i) % len(images)] for i in range(count)], spec)
+                              for start in range(0, len(images), count)])   # before the network's clock runs
         first = self.network()
         self.times = {"import_seconds": imported - began, "load_seconds": loaded - imported,
                       "first_ms": first}
-        self.calls: dict[str, Callable] = {"network": self.network, "end-to-end": self.whole}
-        self.times |= self._warm_up(max(WARM_SECONDS, 8e-3 * first))
+        self.calls = {"network": self.network, "end-to-end": self.whole}
+        limit, began = max(WARM_SECONDS, 8e-3 * first), time.perf_counter()
+        calls = {scope: lambda _, call=self.calls[scope]: call() for scope in spec["scopes"]}
+        rounds = warm_up(calls, WARM_ROUNDS, limit)
+        spent = time.perf_counter() - began
+        self.times |= {"warm_up_rounds": rounds, "warm_up_seconds": spent,
+                       "steady": rounds < WARM_ROUNDS and spent < limit}
 
     def facts(self) -> dict:
         """Return what the runtime says of itself, how long it took to get here, what the network costs."""
@@ -80,12 +86,9 @@ class Ready:
                 "variables": {k: v for k, v in os.environ.items() if k.startswith("OMP_")}}
 
     def slice(self, message: dict) -> dict:
-        """Return milliseconds of calls of a scope, at least `calls` and for at least `seconds`.
-
-        The first call is not among them: it brings back the caches that other processes have filled.
-        """
+        """Return milliseconds of calls of a scope, at least `calls` and for at least `seconds`."""
         call, times = self.calls[message["scope"]], []
-        call()
+        call()                                     # brings back the caches that other processes have filled
         gc.collect()
         gc.disable()
         try:
@@ -99,8 +102,7 @@ class Ready:
 
     def network(self) -> float:
         """Return milliseconds from the next uint8 batch in memory to its predictions; a GPU is waited for."""
-        images = self.batches[self.at % len(self.batches)]
-        self.at += 1
+        images = next(self.batches)
         start = time.perf_counter()
         self._predict(images)
         return 1e3 * (time.perf_counter() - start)
@@ -113,7 +115,7 @@ class Ready:
         stamps = [clock()]
         images = [next(self.images) for _ in range(self.spec["batch"])]
         stamps.append(clock())
-        batch = _tensor([_fit(image, self.spec) for image in images])
+        batch = _fit(images, self.spec)
         stamps.append(clock())
         predictions = self._predict(batch)
         stamps.append(clock())
@@ -139,31 +141,18 @@ class Ready:
             torch.cuda.synchronize(self.runtime.device)
         return predictions
 
-    def _warm_up(self, seconds: float) -> dict:
-        """Rounds of all scopes until they are steady, and whether they were within the limits."""
-        from bench.profile.timing import warm_up
-        calls = {scope: lambda _, call=self.calls[scope]: call() for scope in self.spec["scopes"]}
-        began = time.perf_counter()
-        rounds = warm_up(calls, WARM_ROUNDS, seconds)
-        spent = time.perf_counter() - began
-        return {"warm_up_rounds": rounds, "warm_up_seconds": spent,
-                "steady": rounds < WARM_ROUNDS and spent < seconds}
 
-
-def _fit(image: np.ndarray, spec: dict) -> np.ndarray:
-    """The image letterboxed [S, S, 3]."""
-    from data.augment import letterbox
-    return letterbox(image, spec["imgsz"])[0]
-
-
-def _tensor(images: list[np.ndarray]) -> torch.Tensor:
-    """uint8 [B, 3, S, S] of letterboxed images [S, S, 3], in their memory's order: channels last."""
+def _fit(images: list[np.ndarray], spec: dict) -> torch.Tensor:
+    """uint8 [B, 3, S, S] of letterboxed images [H, W, 3], in their memory's order: channels last."""
     import torch
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    from data.augment import letterbox
+    fitted = [letterbox(image, spec["imgsz"])[0] for image in images]
+    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
 
 
 def load(spec: dict) -> Runtime:
-    """Return the runtime of a case. Raises UsageError for a precision that is pointless on this CPU."""
+    """Return a case's runtime. Raises UsageError for a precision that is pointless on this CPU."""
     from bench.profile.latency import refusal
     from deploy.runtimes.runtime import load_runtime
     from utils.runs import pick_device, tune_cpu
@@ -177,13 +166,8 @@ def load(spec: dict) -> Runtime:
                         compiled=runtime == "torch-compile")
 
 
-class Plain:
+class Plain(SimpleNamespace):
     """A module run as eager PyTorch does when nobody helps: batch-norm apart, NCHW, fp32."""
-
-    kind, precision, note, exact = "torch-plain", "fp32", "", None
-
-    def __init__(self, model: Network, device: torch.device) -> None:
-        self.model, self.device = model.to(device), device
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the predictions for uint8 images [B, 3, H, W]."""
@@ -199,19 +183,18 @@ def plain(weights: str, device: torch.device, threads: int) -> Runtime:
     from models.network import from_state
     torch.set_num_threads(threads)
     found = read(weights)
-    runner = Plain(from_state(found.net, found.state), device)
+    runner = Plain(kind="torch-plain", precision="fp32", note="", exact=None, device=device,
+                   model=from_state(found.net, found.state).to(device))
     return Runtime(runner, found.net, tuple(found.names), found.imgsz, dict(found.class_map))
 
 
 def layers(spec: dict) -> dict:
-    """Return the layers of a case in eager torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
-    from bench.profile.latency import layer_table
+    """Return the layers of a case in torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
+    from bench.profile.latency import layer_table, measure_peak
     from bench.profile.nodes import node_table
-    from bench.profile.roofline import measure_peak
-    from bench.profile.timing import torch_threads
     from models.checkpoint import load as read
     precision, threads = spec["precision"], spec["threads"]
-    image = _tensor([_fit(next(read_images(spec)), spec)])[0]
+    image = _fit([next(read_images(spec))], spec)[0]
     with torch_threads(threads):
         peak = measure_peak(precision, threads)
         if spec["runtime"] == "torch":

@@ -13,16 +13,16 @@ BACKENDS = ("auto", "pycocotools", "faster")
 
 
 def own_ids(foreign: dict) -> tuple[dict, list[str]]:
-    """Return a copy with image, category and annotation ids 1.., and a sentence per kind of unsafe id.
+    """Return a copy with ids 1.., and a sentence per kind of unsafe id; raise DataError for ids in disorder.
 
-    pycocotools marks an unmatched box by id 0, so it scores a perfect detection of an annotation with id 0
-    as 0.0, and of two annotations with one id it evaluates the second twice. Raises DataError for ids that
-    are not unique or name nothing.
+    To pycocotools an annotation with id 0 is never matched; of two with one id it evaluates one twice.
     """
     images, categories = foreign.get("images", []), foreign.get("categories", [])
     boxes = foreign.get("annotations", [])
     positions = {image["id"]: i + 1 for i, image in enumerate(images)}
-    order = {key: i + 1 for i, key in enumerate(_sorted_ids([category["id"] for category in categories]))}
+    ids = [category["id"] for category in categories]
+    numeric = all(str(key).lstrip("-").isdigit() for key in ids)
+    order = {key: i for i, key in enumerate(sorted(ids, key=int if numeric else str), 1)}
     if len(positions) < len(images) or len(order) < len(categories):
         raise DataError("an image id or a category id occurs twice, and ids must be unique: "
                         "python -m data.doctor names them and writes a clean copy")
@@ -44,17 +44,8 @@ def own_ids(foreign: dict) -> tuple[dict, list[str]]:
     return clean, [f"{count} {what} renumbered" for count, what in faults if count]
 
 
-def _sorted_ids(ids: list) -> list:
-    """Category ids in class order: as numbers where all of them are, else as text."""
-    numeric = all(str(key).lstrip("-").isdigit() for key in ids)
-    return sorted(ids, key=(lambda key: int(key)) if numeric else str)
-
-
 def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, int]:
-    """Return rows [D, 7] as float64 without non-finite and inside-out boxes, and how many those were.
-
-    Raises DataError where a row points at an image position or a class that does not exist.
-    """
+    """Return finite rows [D, 7] and how many were not. Raises DataError for an unknown image or class."""
     rows = np.asarray(detections, dtype=np.float64).reshape(-1, 7)
     kept = rows[np.isfinite(rows).all(1) & (rows[:, 3] >= rows[:, 1]) & (rows[:, 4] >= rows[:, 2])]
     for column, limit, what in ((0, images, "image position"), (6, classes, "class")):
@@ -67,18 +58,13 @@ def usable(detections: np.ndarray, images: int, classes: int) -> tuple[np.ndarra
 
 def result_records(rows: np.ndarray) -> list[dict]:
     """Return COCO result records of rows [D, 7] (position, xyxy px, score, class): id = row + 1, xywh px."""
-    boxes = np.concatenate((rows[:, 1:3], rows[:, 3:5] - rows[:, 1:3]), 1)
-    columns = zip((rows[:, 0] + 1).astype(int).tolist(), (rows[:, 6] + 1).astype(int).tolist(),
-                  rows[:, 5].tolist(), boxes.tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
-    return [{"id": i, "image_id": image, "category_id": category, "score": score, "bbox": box, "area": area,
-             "iscrowd": 0} for i, (image, category, score, box, area) in enumerate(columns, 1)]
+    return [{"id": i, "image_id": int(image) + 1, "category_id": int(k) + 1, "score": score, "iscrowd": 0,
+             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            for i, (image, x1, y1, x2, y2, score, k) in enumerate(rows.tolist(), 1)]
 
 
 def evaluate_arrays(ground_truth: dict, found: list[dict], max_det: int, backend: str) -> tuple[dict, str]:
-    """Return precision [T, R, K, A, 3] and recall [T, K, A, 3] (-1: undefined), and the backend's name.
-
-    The last axis is 1, 10 and max_det boxes per image. Ids are 1.., as own_ids gives them.
-    """
+    """Return precision [T, R, K, A, 3], recall [T, K, A, 3] (at 1, 10, max_det; -1: undefined), backend."""
     coco_class, evaluator, used = _backend(backend)
     if not ground_truth["images"] or not ground_truth["categories"]:
         k = len(ground_truth["categories"])

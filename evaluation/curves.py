@@ -1,4 +1,4 @@
-"""Precision, recall and F1 over the confidence, confusion matrix: by pycocotools' matching at IoU 0.5."""
+"""By pycocotools' matching at IoU 0.5: P, R and F1 over the confidence, confusion, how sure an AP50 is."""
 from __future__ import annotations
 
 from collections import defaultdict
@@ -6,26 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+RECALLS = np.linspace(0.0, 1.0, 101)
+CHUNK = 2_000_000                  # cells of one block [samples, detections]: about 16 MB an array
 AREA_ALL = [0, 1e10]               # pycocotools' "all" range, px^2
 
 
 class Matches(NamedTuple):
-    """Every evaluated detection [D], in pycocotools' order (class, image, score), and its fate at IoU 0.5.
+    """Detections [D] in pycocotools' order (class, image, score), what they match, and boxes [M]."""
 
-    Detections are those within max_det per image and class. row: of the detections; image: position; target:
-    the index of the ground-truth box matched, -1 for none; ignored: matched to a crowd, neither right nor
-    wrong. Ground-truth boxes [M] are those that are no crowds; target_index: theirs in the COCO dict.
-    """
-
-    row: np.ndarray
-    image: np.ndarray
+    row: np.ndarray                # of the detections
+    image: np.ndarray              # position
     label: np.ndarray
     score: np.ndarray
-    target: np.ndarray
-    ignored: np.ndarray
+    target: np.ndarray             # index of the ground-truth box matched, -1 for none
+    ignored: np.ndarray            # matched to a crowd, neither right nor wrong
     target_image: np.ndarray
     target_label: np.ndarray
-    target_index: np.ndarray
+    target_index: np.ndarray       # in the COCO dict
     images: int
     classes: int
 
@@ -41,27 +38,19 @@ class Matches(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Curves per class; rows are NaN for classes without ground truth.
+    """Curves per class; rows are NaN for classes without ground truth."""
 
-    recall [101] and pr [K, 101], COCO's interpolated precision at IoU 0.5 (its mean is AP50);
-    confidence [1001] and over it precision, rate (the recall) and f1 [K, 1001].
-    """
-
-    recall: np.ndarray
-    pr: np.ndarray
-    confidence: np.ndarray
-    precision: np.ndarray
-    rate: np.ndarray
+    recall: np.ndarray             # [101]
+    pr: np.ndarray                 # [K, 101], COCO's interpolated precision at IoU 0.5; its mean is AP50
+    confidence: np.ndarray         # [1001]
+    precision: np.ndarray          # [K, 1001] over the confidence, like the next two
+    rate: np.ndarray               # the recall
     f1: np.ndarray
 
 
 def match_at_50(ground_truth: dict, found: list[dict], rows: np.ndarray, max_det: int,
                 classes: int) -> Matches:
-    """Return the matches of detections, given as result records and as rows [D, 7], with a COCO dict.
-
-    Ids are 1.. throughout. The matching is pycocotools' own evaluateImg; pairs of image and class without
-    ground truth, where it has nothing to decide, are not sent through it. No argument is changed.
-    """
+    """Return pycocotools' matches of detections, as records and as rows [D, 7], with a COCO dict; ids 1..."""
     targets = np.array([(a["image_id"], a["category_id"], a["id"]) for a in ground_truth["annotations"]
                         if not a["iscrowd"]], dtype=int).reshape(-1, 3).T - 1
     images = len(ground_truth["images"])
@@ -95,10 +84,7 @@ def _fates(ground_truth: dict, found: list[dict], max_det: int) -> tuple[np.ndar
 
 
 def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
-    """Return curves over the confidences 0, 0.001, ... 1 (a detection counts up to its score), with `pr`.
-
-    Where a class has no detection at a confidence its precision is 0, so that its F1 is 0 as well.
-    """
+    """Return curves over the confidences 0, 0.001, ... 1; precision is 0 where a class has no detection."""
     grid = np.linspace(0, 1, 1001)
     boxes = np.bincount(matches.target_label, minlength=matches.classes)[:, None].astype(float)
     boxes[boxes == 0] = np.nan                             # and so are all curves of such a class
@@ -108,15 +94,12 @@ def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
             scores = np.sort(matches.score[mask & (matches.label == k)])
             counts[k] = len(scores) - np.searchsorted(scores, grid, side="left")
     precision = np.where(np.isnan(boxes), np.nan, right / np.maximum(right + wrong, 1))
-    return Curves(np.linspace(0, 1, 101), pr, grid, precision, right / boxes,
+    return Curves(RECALLS, pr, grid, precision, right / boxes,
                   2 * right / (boxes + right + wrong))
 
 
 def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], np.ndarray]:
-    """Return the lowest confidence of the best mean F1, (P, R, F1) there, and those per class [K, 3].
-
-    Means are over the classes with ground truth, others are NaN; all is 0 where no class has any.
-    """
+    """Return the confidence of the best mean F1, (P, R, F1) there, and per class [K, 3] (NaN: no boxes)."""
     per_class = np.stack((curves.precision, curves.rate, curves.f1), 1)        # [K, 3, 1001]
     defined = ~np.isnan(curves.f1).any(1)
     if not defined.any():
@@ -129,9 +112,8 @@ def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], 
 def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, confidence: float) -> np.ndarray:
     """Return counts [K+1, K+1] (rows ground truth, columns prediction, last background) from `confidence` on.
 
-    The diagonal is the matching's true positives. What stays unmatched on both sides of an image is then
-    paired across classes at IoU >= 0.5, best score first; the rest is missed (last column) or background
-    (last row). Detections on crowds count nowhere. `rows` [D, 7] are the detections the matches point into.
+    What the matching of `rows` [D, 7] leaves in an image is paired across classes at IoU >= 0.5, best score
+    first; the rest is missed (last column) or background (last row). Detections on crowds count nowhere.
     """
     k = matches.classes
     out = np.zeros((k + 1, k + 1), dtype=int)
@@ -151,10 +133,7 @@ def confusion_matrix(matches: Matches, ground_truth: dict, rows: np.ndarray, con
 
 def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, boxes: np.ndarray,
                          targets: np.ndarray) -> np.ndarray:
-    """Pairs [P, 2] (detection, target) in one image at IoU >= 0.5, each used once, best score first.
-
-    boxes [D, 4] and targets [M, 4]: xywh px, as pycocotools takes them.
-    """
+    """Pairs [P, 2] (detection, target) at IoU >= 0.5, each used once; boxes and targets [., 4] in xywh px."""
     from pycocotools.mask import iou as iou_of
     pairs: dict[int, int] = {}                             # target -> detection
     image, target_image = matches.image[wrong], matches.target_image[free]
@@ -168,3 +147,61 @@ def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, 
                 taken.add(i[best])
                 pairs[m[j[best]]] = d[i[best]]
     return np.array([(d, m) for m, d in pairs.items()], dtype=int).reshape(-1, 2)
+
+
+def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+    """Return (low, high, median) of AP50 in 0..1: its 95 % interval over images drawn with replacement.
+
+    Draws repeat images, which lifts AP50: the percentiles are moved by the distance of their median to AP50.
+    """
+    if not len(matches.target_image):
+        return 0.0, 0.0, 0.0
+    low, median, high = np.nanpercentile(map50_of(matches, _draws(matches, samples, seed)),
+                                         (2.5, 50, 97.5)).tolist()
+    shift = float(map50_of(matches, np.ones((1, matches.images), dtype=int))[0]) - median
+    return max(0.0, low + shift), min(1.0, high + shift), median
+
+
+def drop_interval(before: Matches, after: Matches, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of AP50 lost, by chance of images alone; raise ValueError for other sets."""
+    if before.images != after.images or len(before.target_image) != len(after.target_image):
+        raise ValueError(f"two different sets: {before.images} and {after.images} images, "
+                         f"{len(before.target_image)} and {len(after.target_image)} ground-truth boxes")
+    if not len(before.target_image):
+        return 0.0, 0.0
+    draws = _draws(before, 1000, seed)
+    return tuple(np.nanpercentile(map50_of(before, draws) - map50_of(after, draws), (2.5, 97.5)).tolist())
+
+
+def _draws(matches: Matches, samples: int, seed: int) -> np.ndarray:
+    """How often each image is taken [S, I], in draws of as many images as there are."""
+    n = matches.images
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
+
+
+def map50_of(matches: Matches, draws: np.ndarray) -> np.ndarray:
+    """Return AP50 [S] of each row of draws [S, I] (how often an image is taken); NaN without boxes."""
+    total, counted = np.zeros(len(draws)), np.zeros(len(draws))
+    for k in np.unique(matches.target_label):
+        mine = np.flatnonzero(~matches.ignored & (matches.label == k))
+        mine = mine[np.argsort(-matches.score[mine], kind="stable")]
+        positives = draws @ np.bincount(matches.target_image[matches.target_label == k],
+                                        minlength=matches.images)
+        step = max(1, CHUNK // max(1, len(mine)))
+        blocks = [slice(start, start + step) for start in range(0, len(draws), step)]
+        ap = np.concatenate([_ap(draws[b][:, matches.image[mine]], matches.right[mine], positives[b])
+                             for b in blocks])
+        total += np.where(positives > 0, ap, 0)
+        counted += positives > 0
+    return np.divide(total, counted, out=np.full(len(draws), np.nan), where=counted > 0)
+
+
+def _ap(times: np.ndarray, right: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """COCO's 101-point AP [S] of one class; times [S, D]: how often each detection, best first, is drawn."""
+    hits = np.cumsum(times * right, 1, dtype=float)
+    precision = hits / (np.cumsum(times, 1, dtype=float) + np.spacing(1))
+    precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+    recall = hits / np.maximum(positives, 1)[:, None]
+    padded = np.concatenate((precision, np.zeros((len(times), 1))), 1)       # beyond the last recall: 0
+    return np.array([row[np.searchsorted(reached, RECALLS, side="left")].mean()
+                     for row, reached in zip(padded, recall, strict=True)])

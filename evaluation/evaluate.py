@@ -27,10 +27,7 @@ VAL = (0.001, 0.6, 100)                            # val.py's score floor, NMS I
 
 
 def matching_classes(model: Sequence[str], data: Sequence[str]) -> list[int]:
-    """Return the model's class for each class of the data set, by name; case does not matter.
-
-    Raises ModelError where a name is unknown to the model or fits two classes of the data set.
-    """
+    """Return the model's class for each of the data set's, by name. Raises ModelError where there is none."""
     exact = {name: k for k, name in enumerate(model)}
     folded = {name.strip().casefold(): k for k, name in enumerate(model)}
     found = [exact.get(name, folded.get(name.strip().casefold(), -1)) for name in data]
@@ -69,16 +66,11 @@ class Stopwatch:
 
 
 class Finder:
-    """The network, then boxes and NMS, in the data set's classes, each timed by `watch`.
+    """The network, then NMS, in the data set's classes (`wanted` of the model's); drops non-finite boxes."""
 
-    `decode` is models.heads.nms.detections; `wanted` the model's class for each of the data set's;
-    `dropped` counts the boxes that the decoder rejected as absurd or non-finite.
-    """
-
-    def __init__(self, runtime: Runs, decode: Callable, wanted: Sequence[int], conf_thres: float,
-                 iou_thres: float, max_det: int) -> None:
-        self.runtime, self.decode, self.wanted = runtime, decode, list(wanted)
-        self.thresholds = conf_thres, iou_thres, max_det
+    def __init__(self, runtime: Runs, wanted: Sequence[int], conf_thres: float, iou_thres: float,
+                 max_det: int) -> None:
+        self.runtime, self.wanted, self.thresholds = runtime, list(wanted), (conf_thres, iou_thres, max_det)
         self.watch, self.dropped = Stopwatch(), 0
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -89,8 +81,8 @@ class Finder:
             if self.runtime.device.type == "cuda":
                 torch.cuda.synchronize()
         with self.watch.stage("boxes and NMS"):
-            found = self.decode(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
-                                multi_label=True)
+            found = detections(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
+                               multi_label=True)
             self.dropped += found.dropped
             own = torch.full((max(self.wanted) + 1,), -1.0)
             own[self.wanted] = torch.arange(len(self.wanted), dtype=torch.float32)
@@ -105,7 +97,6 @@ def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tenso
 
     A batch has images (uint8 [B, 3, H, W], letterboxed) and indices (positions in the data set); predict
     gives [N, 6] (xyxy px of the input, score, class) per image; sizes are (height, width) px by position.
-    `poll` is called after each batch and ends the pass by raising.
     """
     parts = [np.zeros((0, 7))]
     with tqdm(total=len(sizes), unit=" images", leave=False, disable=None if progress else True) as bar:
@@ -131,16 +122,13 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     return evaluate_detections(coco.ground_truth(), found, coco.names, max_det=finder.thresholds[2]), found
 
 
-def measure(runtime: Runtime, data: str, imgsz: int, split: str = "val", batch: int = 1,
+def measure(runtime: Runtime, data: str, imgsz: int,
             poll: Callable[[], object] | None = None) -> dict[str, float | int | None]:
-    """Return map50 and map50_95 (fractions) of a runtime on one split of --data, and its number of images.
-
-    Raises as read_coco does, and ModelError where the runtime lacks a class of the set.
-    """
+    """Return map50, map50_95 and images of a runtime on --data's val split. Raises ModelError, DataError."""
     where = locate(data)
-    coco = read_coco(*where[split], names=where.names)
-    finder = Finder(runtime, detections, matching_classes(runtime.names, coco.names), *VAL)
+    coco = read_coco(*where.val, names=where.names)
+    finder = Finder(runtime, matching_classes(runtime.names, coco.names), *VAL)
     dataset = DetectionSet(coco, imgsz, cache="off")
-    batches = make_loader(dataset, batch, shuffle=False, workers=0)
+    batches = make_loader(dataset, 1, shuffle=False, workers=0)
     metrics, _ = evaluate(finder, dataset, batches, progress=False, poll=poll)
     return {"map50": metrics.map50, "map50_95": metrics.map50_95, "pictures": metrics.images}

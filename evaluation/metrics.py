@@ -1,9 +1,4 @@
-"""Accuracy of detections: pycocotools' AP, and by its matching precision, recall, F1 and confusion matrix.
-
-AP is always the COCO evaluator's own number. faster-coco-eval, where installed, computes the same twelve
-numbers in a fraction of the time; the matching behind precision, recall, F1 and the confusion matrix is
-pycocotools' in both cases.
-"""
+"""Accuracy of detections: the COCO evaluator's AP; P, R, F1 and confusion by pycocotools' matching."""
 from __future__ import annotations
 
 from collections import Counter
@@ -12,20 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
+from evaluation import curves as at_50
 from evaluation.coco_eval import evaluate_arrays, own_ids, result_records, usable
-from evaluation.curves import (
-    Curves,
-    Matches,
-    confidence_curves,
-    confusion_matrix,
-    match_at_50,
-    operating_point,
-)
 from utils.errors import DataError
 
-# in the order of pycocotools' `stats`
-NUMBERS = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large",
-           "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
 SIZES = ("small", "medium", "large")
 
 
@@ -47,10 +32,8 @@ class ClassScore:
 class Metrics:
     """What one evaluation found. Scores in 0..1; those by size are None where no box has that size.
 
-    truths: the number of ground-truth boxes. precision, recall and f1 are means over the classes that have
-    any, at `confidence`, the score of the best mean F1 at IoU 0.5; the confusion matrix [K+1, K+1] (rows
-    ground truth, columns prediction, last background) is taken there too. ar_100 is the recall with max_det
-    boxes per image.
+    truths: ground-truth boxes. precision, recall, f1 and confusion [K+1, K+1] (rows ground truth, columns
+    prediction, last background) are at `confidence`, of the best mean F1. ar_100: with max_det boxes.
     """
 
     map50_95: float
@@ -79,8 +62,8 @@ class Metrics:
     backend: str
     notes: tuple[str, ...]
     confusion: np.ndarray = field(repr=False)
-    curves: Curves = field(repr=False)
-    matches: Matches = field(repr=False)
+    curves: at_50.Curves = field(repr=False)
+    matches: at_50.Matches = field(repr=False)
 
     @property
     def without_truth(self) -> tuple[str, ...]:
@@ -95,13 +78,15 @@ class Metrics:
                 "without_truth": list(self.without_truth), "confusion": self.confusion.tolist()}
 
 
+NUMBERS = [item.name for item in fields(Metrics)][:12]     # in the order of pycocotools' `stats`
+
+
 def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Sequence[str], *,
                         max_det: int = 100, backend: str = "auto") -> Metrics:
     """Return the metrics of detections [D, 7] (image position, xyxy px, score, class) for a COCO dict.
 
-    Position i is the i-th entry of `images`; class k is the k-th smallest category id. Neither argument is
-    changed. Rows that are not finite or inside out are dropped and counted. Raises DataError for a dict or
-    rows that do not fit each other.
+    Class k is the k-th smallest category id. Neither argument is changed. Rows not finite or inside out are
+    dropped and counted. Raises DataError for a dict or rows that do not fit each other.
     """
     clean, notes = own_ids(ground_truth)
     if len(clean["categories"]) != len(names):
@@ -112,16 +97,16 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Seque
         notes.append(f"{dropped} non-finite or inside-out detections dropped")
     found = result_records(rows)
     result, used = evaluate_arrays(clean, found, max_det, backend)
-    matches = match_at_50(clean, found, rows, max_det, len(names))
+    matches = at_50.match_at_50(clean, found, rows, max_det, len(names))
     pr = result["precision"][0, :, :, 0, 2].T
-    curves = confidence_curves(matches, np.where(pr < 0, np.nan, pr))
-    confidence, (precision, recall, f1), per_class = operating_point(curves)
+    curves = at_50.confidence_curves(matches, np.where(pr < 0, np.nan, pr))
+    confidence, (precision, recall, f1), per_class = at_50.operating_point(curves)
     crowds = sum(a["iscrowd"] for a in clean["annotations"])
     return Metrics(**_twelve(result), precision=precision, recall=recall, f1=f1, confidence=confidence,
                    classes=_class_scores(result["precision"], clean, names, per_class), crowds=crowds,
                    images=len(clean["images"]), truths=len(clean["annotations"]) - crowds,
                    detections=len(rows), dropped=dropped, max_det=max_det, backend=used, notes=tuple(notes),
-                   confusion=confusion_matrix(matches, clean, rows, confidence), curves=curves,
+                   confusion=at_50.confusion_matrix(matches, clean, rows, confidence), curves=curves,
                    matches=matches)
 
 

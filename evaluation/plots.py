@@ -1,7 +1,4 @@
-"""Plots of a run: learning curves, PR and F1 curves, confusion matrix, ground truth beside predictions.
-
-Figures are objects of their own: no pyplot, no window, no global state. The functions load matplotlib.
-"""
+"""Plots of a run, without pyplot, windows or global state; matplotlib is loaded by the functions."""
 from __future__ import annotations
 
 import math
@@ -20,6 +17,11 @@ if TYPE_CHECKING:
 INK, GREY, BEST = "#1f2933", "#b8c0cc", "#c2410c"
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#ca8a04", "#0891b2", "#65a30d", "#dc2626",
            "#64748b")
+CURVES = {"pr": ("recall", "ap50", "map50",        # over what, a class's and the mean's score, the words
+                 ("Precision over recall at IoU 0.5 (AP50 in the legend)", "recall", "precision")),
+          "f1": ("confidence", "f1", "f1",
+                 ("F1 over confidence at IoU 0.5 (F1 at the best confidence in the legend)", "confidence",
+                  "F1"))}
 MANY = 10                          # more classes than this are grey lines without a legend
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
              "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB",
@@ -31,11 +33,7 @@ PANELS = (("Training loss", (("loss", "total"), ("box", "box"), ("obj", "objectn
 
 
 def results_png(rows: Sequence[dict], path: Path | str) -> Path:
-    """Draw losses, AP, precision, recall and learning rate over the epochs; return the PNG's path.
-
-    Rows are those of log.jsonl; rows without `epoch` are skipped, and so are missing, None and non-finite
-    values.
-    """
+    """Draw losses, AP, precision, recall and learning rate over the epochs, of finite values in log.jsonl."""
     fig = figure(11, 7)
     axes = fig.subplots(2, 2).ravel()
     rows = [row for row in rows if "epoch" in row]
@@ -60,25 +58,13 @@ def results_png(rows: Sequence[dict], path: Path | str) -> Path:
     return save(fig, path)
 
 
-def pr_curve_png(metrics: Metrics, path: Path | str) -> Path:
-    """Draw precision over recall at IoU 0.5 per class and their mean, whose area is AP50."""
-    return _curves_png(metrics, path, "recall", "pr", [c.ap50 for c in metrics.classes], metrics.map50,
-                       ("Precision over recall at IoU 0.5 (AP50 in the legend)", "recall", "precision"))
-
-
-def f1_curve_png(metrics: Metrics, path: Path | str) -> Path:
-    """Draw F1 over the confidence per class and their mean, its best point marked."""
-    return _curves_png(metrics, path, "confidence", "f1", [c.f1 for c in metrics.classes], metrics.f1,
-                       ("F1 over confidence at IoU 0.5 (F1 at the best confidence in the legend)",
-                        "confidence", "F1"), best=metrics.confidence)
-
-
-def _curves_png(metrics: Metrics, path: Path | str, over: str, kind: str, scores: Sequence[float | None],
-                mean: float, words: tuple[str, str, str], best: float | None = None) -> Path:
-    """Curves `kind` over `over`: a line per class with ground truth, grey where many, and their mean."""
+def curves_png(metrics: Metrics, kind: str, path: Path | str) -> Path:
+    """Draw precision over recall ("pr") or F1 over confidence ("f1") of each class, and their mean."""
     fig = figure(7.5, 5.6)
     ax = fig.subplots()
-    x, curves = getattr(metrics.curves, over), getattr(metrics.curves, kind)
+    over, score_of, mean_of, words = CURVES[kind]
+    x, curves, mean = getattr(metrics.curves, over), getattr(metrics.curves, kind), getattr(metrics, mean_of)
+    scores = [getattr(c, score_of) for c in metrics.classes]
     names, many = _legible([c.name for c in metrics.classes]), len(scores) > MANY
     for k, score in enumerate(scores):
         if score is not None:
@@ -90,8 +76,8 @@ def _curves_png(metrics: Metrics, path: Path | str, over: str, kind: str, scores
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
     if any(score is not None for score in scores):
         ax.plot(x, np.nanmean(curves, 0), color=INK, lw=2.6, label=f"all classes {mean:.3f}")
-        if best is not None:
-            ax.plot(best, mean, "o", color=BEST, ms=7, label=f"at {best:.3f}")
+        if kind == "f1":
+            ax.plot(metrics.confidence, mean, "o", color=BEST, ms=7, label=f"at {metrics.confidence:.3f}")
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
         ax.text(0.5, 0.5, "no class has ground truth here", ha="center", color=GREY)
@@ -109,10 +95,9 @@ def confusion_png(metrics: Metrics, path: Path | str) -> Path:
     ax = fig.subplots()
     drawn = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     size = 9 if n <= 12 else 7.5 if n <= 30 else 5.5
-    ax.set_xticks(range(n), names, rotation=90 if n > 4 else 0, fontsize=size)
-    ax.set_yticks(range(n), names, fontsize=size)
-    ax.set_xticks(np.arange(-0.5, n), minor=True)
-    ax.set_yticks(np.arange(-0.5, n), minor=True)
+    for axis, turn in ((ax.xaxis, 90 if n > 4 else 0), (ax.yaxis, 0)):
+        axis.set_ticks(range(n), names, rotation=turn, fontsize=size)
+        axis.set_ticks(np.arange(-0.5, n), minor=True)
     ax.grid(which="minor", color="#e5e9ef", lw=0.4)
     ax.tick_params(which="both", length=0)
     for (i, j), value in np.ndenumerate(share) if n <= 30 else ():
@@ -128,10 +113,9 @@ def confusion_png(metrics: Metrics, path: Path | str) -> Path:
 
 def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path], np.ndarray],
               confidence: float, names: Sequence[str], path: Path | str, count: int = 8) -> Path:
-    """Draw `count` images spread over the set: ground truth on the left, predictions on the right.
+    """Draw `count` images spread over the set: ground truth left, predictions from `confidence` on right.
 
-    Records have path and boxes [M, 5] (class, xyxy px); detections [D, 7] (position, xyxy px, score, class)
-    count from `confidence` on; decode reads a path as uint8 [H, W, 3] RGB.
+    records: path, boxes [M, 5] (class, xyxy px); detections [D, 7]; decode gives uint8 [H, W, 3] RGB.
     """
     from detection.draw import contact_sheet, draw
     from detection.outputs import save_image
@@ -150,8 +134,8 @@ def sheet_png(records: Sequence, detections: np.ndarray, decode: Callable[[Path]
 def evaluation_pngs(metrics: Metrics, folder: Path | str) -> list[tuple[str, Path]]:
     """Draw PR curve, F1 curve and confusion matrix into `folder`; return their captions and paths."""
     folder = Path(folder)
-    return [("Precision over recall", pr_curve_png(metrics, folder / "pr_curve.png")),
-            ("F1 over confidence", f1_curve_png(metrics, folder / "f1_curve.png")),
+    return [("Precision over recall", curves_png(metrics, "pr", folder / "pr_curve.png")),
+            ("F1 over confidence", curves_png(metrics, "f1", folder / "f1_curve.png")),
             ("Confusion matrix", confusion_png(metrics, folder / "confusion.png"))]
 
 

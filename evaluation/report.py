@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from evaluation.metrics import SIZES
+from utils.runs import write_text
 from utils.text import aligned, numeric, shown
 
 if TYPE_CHECKING:
@@ -22,26 +24,24 @@ TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 CLASS_COLUMNS = ("class", "images", "boxes", "P", "R", "F1", "AP50", "AP50-95")
 LONG = 44                          # characters from which a value gets the whole width
-SIZES = ("small", "medium", "large")
 
 
-def summarise(metrics: Metrics, cost: dict, finder: Finder, interval: bool, **settings: object) -> dict:
-    """Return all that was measured under flat names: `cost`, the metrics, ms per image by stage, machine.
-
-    `interval` adds the bootstrap's 95 % interval of AP50 over images; `settings` are those flags on which an
-    AP or a speed depends and of which the finder does not know.
-    """
+def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **settings: object) -> dict:
+    """Return what was measured under flat names; `settings`: flags on which an AP or a speed depends."""
     import torch
 
-    from evaluation.bootstrap import bootstrap_map50
+    from evaluation.curves import bootstrap_map50
+    from models.count import loose_macs, macs, parameters
     from utils.runs import environment
-    runtime = finder.runtime
+    runtime, imgsz = finder.runtime, settings["imgsz"]
+    cost = {"parameters": parameters(runtime.net), "macs": macs(runtime.net, imgsz),
+            "loose_macs": loose_macs(runtime.net, imgsz)}
     how = {**dict(zip(("conf_thres", "iou_thres", "max_det"), finder.thresholds)), **settings,
            "letterbox": "centred, undistorted, border 114", "multi_label": True, "runtime": runtime.kind,
            "precision": runtime.precision, "device": str(runtime.device), "threads": torch.get_num_threads(),
            "runtime_note": runtime.note}
     speed = {stage: 1000 * value / max(metrics.images, 1) for stage, value in finder.watch.seconds.items()}
-    out = {**cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,
+    out = {**what, **cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,
            "settings": how, "environment": environment()}
     if interval:
         out["map50_interval"] = dict(zip(("low", "high", "median"), bootstrap_map50(metrics.matches)))
@@ -49,11 +49,10 @@ def summarise(metrics: Metrics, cost: dict, finder: Finder, interval: bool, **se
 
 
 def class_rows(metrics: Metrics) -> list[list[object]]:
-    """Return a row for all classes, then one per class, by CLASS_COLUMNS; None where nothing is defined."""
+    """Return a row for all classes, then one per class, by CLASS_COLUMNS; None where it is undefined."""
     whole = ["all", metrics.images, metrics.truths, metrics.precision, metrics.recall, metrics.f1,
              metrics.map50, metrics.map50_95]
-    return [whole, *([c.name, c.images, c.truths, c.precision, c.recall, c.f1, c.ap50, c.ap]
-                     for c in metrics.classes)]
+    return [whole, *(list(astuple(row)) for row in metrics.classes)]
 
 
 def lines(result: dict, metrics: Metrics) -> list[str]:
@@ -63,9 +62,6 @@ def lines(result: dict, metrics: Metrics) -> list[str]:
     out = [aligned(CLASS_COLUMNS, class_rows(metrics)), "",
            f"P, R, F1         at confidence {result['confidence']:.3f}, the best mean F1; IoU 0.5",
            f"AP50-95 by size  {ap}   recall  {recall}"]
-    if span := result.get("map50_interval"):
-        out.append(f"AP50             {result['map50']:.3f}, 95 % interval {span['low']:.3f} .. "
-                   f"{span['high']:.3f} over resampled images")
     out += [f"{name:17}{text}" for name, text in _sentences(result).items()]
     if dropped := result.get("dropped_by_decoder"):
         out.append(f"warning          {dropped} non-finite or absurd boxes of the network dropped")
@@ -79,7 +75,10 @@ def _sentences(result: dict) -> dict[str, str]:
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in result["ms_per_image"].items())
     cost = (f"{result['parameters']:,} parameters, {result['macs'] / 1e9:.4g} GMACs (convolutions; "
             f"{result['loose_macs'] / 1e9:.4g} G ptflops-style), {result['bytes'] / 1e6:.1f} MB on disk")
-    return {"cost": cost,
+    span = result.get("map50_interval")
+    interval = {"AP50": f"{result['map50']:.3f}, 95 % interval {span['low']:.3f} .. {span['high']:.3f} over "
+                        "resampled images"} if span else {}
+    return {**interval, "cost": cost,
             "speed": f"{stages} ms per image (batch {how['batch_size']}, {how['precision']}, "
                      f"{how['device']}, {how['threads']} threads)",
             "settings": f"score floor {how['conf_thres']}, NMS IoU {how['iou_thres']}, at most "
@@ -91,19 +90,13 @@ def _sentences(result: dict) -> dict[str, str]:
 
 def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, found: np.ndarray,
                decode: Callable[[Path], np.ndarray], before: Sequence[tuple[str, Path]] = ()) -> Path:
-    """Write the report.html of an evaluation into `folder`, with its curves and a sheet of images.
-
-    `found` [D, 7] are the detections, `decode` reads an image as uint8 [H, W, 3] RGB; `before` are captions
-    and plots to show first. Returns the page's path.
-    """
+    """Write the page of an evaluation, of detections `found` [D, 7], after the plots `before`."""
     from evaluation.plots import evaluation_pngs, sheet_png
     sheet = sheet_png(coco.images, found, decode, metrics.confidence, coco.names, folder / "predictions.jpg")
     images = [*before, *evaluation_pngs(metrics, folder), ("Ground truth beside predictions", sheet)]
-    span = result.get("map50_interval")
     summary = {"mAP@0.5": metrics.map50, "mAP@0.5:0.95": metrics.map50_95, "precision": metrics.precision,
                "recall": metrics.recall, "F1": metrics.f1, "images": metrics.images,
                "ground-truth boxes": metrics.truths,
-               "AP50, 95 % interval": span and f"{span['low']:.3f} .. {span['high']:.3f}",
                **_sentences(result), "notes": "; ".join(result["notes"]),
                "command": result["environment"]["command"]}
     sizes = [[size, result[f"map_{size}"], result[f"ar_{size}"]] for size in SIZES]
@@ -119,32 +112,21 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, foun
 def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = (),
                  images: Sequence[tuple[str, Path | str]] = ()) -> Path:
-    """Write report.html into `folder`, self-contained and without scripts, and return its path.
-
-    summary: label -> value; a table is (caption, column names, rows); an image is (caption, path of a PNG
-    or JPEG), and one that is not there is named instead of shown. Values are as `shown`, every text is
-    escaped. Raises ValueError for another kind of image.
-    """
-    parts = [_summary(summary), *(_table(*table) for table in tables)]
+    """Write report.html of tables and images; raise ValueError for images but PNG and JPEG."""
+    cells = (f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
+             for label, text in zip(summary, map(shown, summary.values())))
+    parts = ["<dl>", *cells, "</dl>", *(_table(*table) for table in tables)]
     if images:
         parts += ["<h2>Images</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
     page = Template(TEMPLATE.read_text(encoding="utf-8"))
     path = Path(folder) / "report.html"
-    part = path.with_name("report.html.part")
-    part.write_text(page.substitute(title=escape(title), body="\n".join(parts)), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, page.substitute(title=escape(title), body="\n".join(parts)))
     return path
 
 
 def _kind(text: str, right: bool = False) -> str:
     """The class attribute of a cell: numbers to the right, long texts may wrap or take a whole line."""
     return ' class="n"' if right else ' class="long"' if len(text) > LONG else ""
-
-
-def _summary(summary: Mapping[str, object]) -> str:
-    cells = [(str(label), shown(value)) for label, value in summary.items()]
-    return "<dl>" + "".join(f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
-                            for label, text in cells) + "</dl>"
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -164,8 +146,8 @@ def _figure(caption: str, path: Path) -> str:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path.name} is no image the page can hold: give one of {', '.join(KINDS)}")
-    if not path.is_file():
-        return f"<figure><figcaption>{escape(f'{caption}: {path.name} was not made')}</figcaption></figure>"
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return (f"<figure><figcaption>{escape(caption)}</figcaption>"
-            f"<img alt=\"{escape(caption)}\" src=\"data:{kind};base64,{data}\"></figure>")
+    below, image = f"{caption}: {path.name} was not made", ""
+    if path.is_file():
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        below, image = caption, f'<img alt="{escape(caption)}" src="data:{kind};base64,{data}">'
+    return f"<figure><figcaption>{escape(below)}</figcaption>{image}</figure>"

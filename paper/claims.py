@@ -1,25 +1,27 @@
-"""Tables of claimed and measured figures, the verdict on each cell, and their forms as text.
-
-A claim is a figure that somebody printed, with its source; a cell without one stays blank there.
-"""
+"""Tables of claimed (printed somewhere) and measured figures, verdicts on their cells, as text and PNG."""
 from __future__ import annotations
 
 import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import NamedTuple
 
+from evaluation import plots
+from evaluation.plots import INK
 from utils.errors import DataError
-from utils.text import markdown
+from utils.text import latex, markdown, numeric
 
 TOLERANCE, WITHIN = 0.01, "within 1 %"
+GOOD, BAD, SILENT = "#047857", "#b45309", "#7b8794"
+LETTER, HEIGHT = 0.078, 0.18       # inches of a letter at 9 pt, and of a row
+DETAIL = 64                        # letters of a cell before it is cut
 # A claim's unit -> how many of the column's own unit it is. One multiply-add is two operations.
 SCALE = {"M": 1e6, "GMACs": 1e9, "BFLOPs": 0.5e9, "MFLOPs": 0.5e6, "B operations": 0.5e9}
-FIELDS = ("table", "row", "column", "value", "unit", "source", "mark")
 LONG = ("row", "figure", "claimed", "measured", "delta", "verdict")    # header of the long form
 Form = tuple[Sequence[str], Sequence[Sequence[str]]]                    # header and rows, as text
 
@@ -38,15 +40,12 @@ class Claim(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A figure of every row; `unit` is parameters, MACs, %, points, x, MB, FPS, channels, sixteenths or text.
-
-    A plain column describes its row and is judged by nobody: the long form leaves it out.
-    """
+    """A figure of every row."""
 
     key: str
     title: str
-    unit: str
-    plain: bool = False
+    unit: str                      # parameters, MACs, %, points, x, MB, FPS, channels, sixteenths or text
+    plain: bool = False            # describes its row, is judged by nobody and not in the long form
 
 
 class Cell(NamedTuple):
@@ -68,11 +67,12 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def read_claims(text: str) -> tuple[Claim, ...]:
-    """Return the claims of paper.json. Raises DataError for one that lacks a field or has another mark."""
+def read_claims(root: Path) -> tuple[Claim, ...]:
+    """Return results/paper.json's claims. Raises DataError for one that lacks a field or has another mark."""
+    text = (root / "results" / "paper.json").read_text(encoding="utf-8")
     content = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     for entry in content["claims"]:
-        if missing := [name for name in FIELDS if entry.get(name) in (None, "")]:
+        if missing := [name for name in Claim._fields[:-1] if entry.get(name) in (None, "")]:
             raise DataError(f"results/paper.json: the claim {entry} lacks {', '.join(missing)}")
         if entry["mark"] not in content["marks"]:
             raise DataError(f"results/paper.json: the claim {entry} is marked {entry['mark']!r}; only what a "
@@ -105,12 +105,7 @@ def claim_text(claim: Claim | None) -> str:
 
 
 def judge(cell: Cell, unit: str) -> tuple[str, str]:
-    """Return measured minus claimed (points for accuracy, else per cent; "" if incomparable) and the verdict.
-
-    A verdict is one of: within 1 %, off by x, the same, differs, no claim, needs COCO (or another data set),
-    not run, no verdict. None is passed on frames a second, for the claims name no machine that is here.
-    Points and sixteenths are compared as printed.
-    """
+    """Return measured minus claimed ("" if incomparable) and the verdict; none is passed on speeds."""
     claim, measured = cell.claim, cell.measured
     if claim is None or unit == "FPS":
         return "", "no claim" if claim is None else "no verdict"
@@ -131,20 +126,22 @@ def judge(cell: Cell, unit: str) -> tuple[str, str]:
     return f"{off:+.1f} points" if unit == "%" else f"{100 * (measured / expected - 1):+.1f} %", word
 
 
-def long_form(table: Table) -> list[tuple[str, ...]]:
-    """Return a line per judged cell: row, figure, claimed, measured, delta, verdict.
-
-    Cells with neither figure are left out. The row's name is on its first line alone.
-    """
-    lines = []
+def _filled(table: Table) -> Iterator[tuple[str, Column, Cell]]:
+    """Yield row, column and cell of those that have a figure or a claim."""
     for label, cells in table.rows:
-        first = label
         for column, cell in zip(table.columns, cells):
-            if column.plain or (cell.measured is None and cell.claim is None):
-                continue
-            lines.append((first, column.title, claim_text(cell.claim),
+            if cell.measured is not None or cell.claim is not None:
+                yield label, column, cell
+
+
+def long_form(table: Table) -> list[tuple[str, ...]]:
+    """Return a line per judged cell, by LONG. The row's name is on its first line alone."""
+    lines, last = [], None
+    for label, column, cell in _filled(table):
+        if not column.plain:
+            lines.append(("" if label == last else label, column.title, claim_text(cell.claim),
                           figure_text(cell.measured, column.unit), *judge(cell, column.unit)))
-            first = ""
+            last = label
     return lines
 
 
@@ -161,25 +158,16 @@ def wide_form(table: Table) -> Form:
     return header, rows
 
 
-def verdicts(table: Table) -> str:
-    """Return how many cells got which verdict, in words."""
-    found = Counter(line[-1] for line in long_form(table))
-    return ", ".join(f"{number} {word}" for word, number in found.most_common()) or "nothing measured yet"
-
-
 def csv_text(table: Table) -> str:
     """Return CSV, a line per cell: figures as numbers in the column's unit, and the source of each claim."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("row", "figure", "unit", "claimed", "claimed_unit", "measured", "measured_on", "delta",
                      "verdict", "source"))
-    for label, cells in table.rows:
-        for column, cell in zip(table.columns, cells):
-            claim = cell.claim
-            if cell.measured is not None or claim is not None:
-                said = (claim.value, claim.unit, claim.source) if claim else (None, None, None)
-                writer.writerow((label, column.title, column.unit, *said[:2], cell.measured, cell.on,
-                                 *judge(cell, column.unit), said[2]))
+    for label, column, cell in _filled(table):
+        said = cell.claim._asdict() if cell.claim else {}
+        writer.writerow((label, column.title, column.unit, said.get("value"), said.get("unit"), cell.measured,
+                         cell.on, *judge(cell, column.unit), said.get("source")))
     return out.getvalue()
 
 
@@ -197,3 +185,40 @@ def page(table: Table, image: str = "") -> str:
     parts += ["".join(f"- {note}\n" for note in table.notes)] * bool(table.notes)
     parts += ["Sources of the claims:\n", "".join(f"- {s}\n" for s in sources)] * bool(sources)
     return "\n".join(parts)
+
+
+def write_forms(table: Table, image: Path) -> None:
+    """Write the table as Markdown, CSV and LaTeX beside its image, and print the files and the verdicts."""
+    for suffix, text in ((".md", page(table, image.name)), (".csv", csv_text(table)),
+                         (".tex", latex(LONG, long_form(table), table.title))):
+        image.with_suffix(suffix).write_text(text, encoding="utf-8")
+    found = Counter(line[-1] for line in long_form(table)).most_common()
+    verdicts = ", ".join(f"{number} {word}" for word, number in found) or "nothing measured yet"
+    print(f"{image.with_suffix('.md')} .csv .tex .png: {verdicts}")
+
+
+def table_png(table: Table, path: Path) -> Path:
+    """Draw a table, a line per cell, verdicts coloured; notes are left to the page. Return the path."""
+    rows = [[cell if len(cell) <= DETAIL else f"{cell[:DETAIL - 1]}…" for cell in row]
+            for row in long_form(table)] or [["nothing measured yet", *[""] * (len(LONG) - 1)]]
+    wide = [max(map(len, column)) + 3 for column in zip(LONG, *rows)]
+    fig = plots.figure(LETTER * max(sum(wide), 1.4 * len(table.title)), HEIGHT * (len(rows) + 3))
+    ax = fig.subplots()
+    ax.axis("off")
+    plots.head(ax, table.title)
+    grid = ax.table(rows, colLabels=LONG, colWidths=[w / sum(wide) for w in wide], bbox=(0, 0, 1, 1))
+    grid.auto_set_font_size(False)
+    grid.set_fontsize(9)
+    right = numeric(LONG, rows)
+    for (line, at), cell in grid.get_celld().items():
+        ends = line == 0 or (line < len(rows) and rows[line][0])       # another row's lines begin below
+        cell.visible_edges = "B" if ends else ""
+        cell.PAD = 1 / wide[at]                            # a letter, whatever the column's width
+        cell.set_edgecolor("#d5dbe3" if line else INK)
+        verdict, colour = rows[line - 1][at] if line else "", INK
+        if line and at == len(LONG) - 1:
+            colour = GOOD if verdict in (WITHIN, "the same") else BAD if verdict.startswith(
+                ("off", "differs")) else SILENT
+        cell.set_text_props(ha="right" if right[at] else "left", color=colour,
+                            weight="normal" if at and line else "bold")
+    return plots.save(fig, path)

@@ -1,8 +1,4 @@
-"""Jobs that make run records: which are done, which are missing, and running those, each in its own process.
-
-A job is data. Its key is a digest of its command and of the jobs it builds on, so a record tells which plan
-made it, and the run folder is named after the key: the same job always comes back to the same folder.
-"""
+"""Jobs that make run records, under a digest of their command: which are done or missing, running those."""
 from __future__ import annotations
 
 import hashlib
@@ -11,11 +7,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median_high
 from typing import NamedTuple
 
-from utils.errors import Interrupted
+from utils.errors import CodedError, Interrupted
 from utils.runs import Interrupt, write_json
 
 DONE, COLLECT, RESUME, RUN = "done", "to collect", "to resume", "to run"
@@ -25,22 +22,17 @@ POLL = 0.2                         # seconds between looks at a signal while a j
 
 
 class Job(NamedTuple):
-    """One command of the project.
-
-    flags hold places such as {data} or {train-conv}, the `product` of that job. `outcome` is the JSON in the
-    run folder that is there once the job is done; `also` names a record made by hand that can stand in for
-    this job's in a table; `content` is text the job depends on beside its flags.
-    """
+    """One command of the project."""
 
     name: str
     script: str
-    flags: tuple[str, ...]
-    outcome: str
+    flags: tuple[str, ...]                             # with places: {data}, {train-conv} (its product)
+    outcome: str                                       # JSON in the run folder once it is done
     epochs: int = 0
     needs: tuple[str, ...] = ()
     product: str = ""
-    also: str = ""
-    content: str = ""
+    also: str = ""                                     # a record made by hand that can stand in in a table
+    content: str = ""                                  # what it depends on beside its flags
 
 
 class Place(NamedTuple):
@@ -52,12 +44,8 @@ class Place(NamedTuple):
     values: dict[str, str]
 
 
-class JobFailed(RuntimeError):
+class JobFailed(CodedError):
     """A script of a job that ended with an error; the exit code is the script's."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def digest(text: str) -> str:
@@ -72,10 +60,7 @@ class Plan:
         self.jobs, self.place = {job.name: job for job in jobs}, place
 
     def key(self, name: str) -> str:
-        """Return a digest of the job's command and of those it builds on.
-
-        Where the data and the start weights lie does not count: another machine has them elsewhere.
-        """
+        """Return a digest of the job's command and of those it builds on, wherever data and weights lie."""
         job = self.jobs[name]
         return digest(json.dumps([job.script, job.flags, job.content, [self.key(n) for n in job.needs]]))
 
@@ -88,20 +73,15 @@ class Plan:
     def record(self, name: str) -> dict | None:
         """Return the job's record, whichever plan made it, or the one made by hand that stands in for it."""
         also = self.place.records.parent / f"{self.jobs[name].also}.json"
-        for path in (self.place.records / f"{name}.json", also):
-            if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
-        return None
+        paths = [path for path in (self.place.records / f"{name}.json", also) if path.is_file()]
+        return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
     def records(self) -> dict[str, dict]:
         """Return every job's record that there is."""
         return {name: found for name in self.jobs if (found := self.record(name))}
 
     def state(self, name: str, product: bool = False) -> str:
-        """Return DONE, COLLECT (ran, its record not written), RESUME (a training cut short) or RUN.
-
-        product: what it leaves for others is needed too: a job whose product is gone is not done.
-        """
+        """Return DONE, COLLECT, RESUME or RUN; product: a job whose product is gone is not done."""
         job, folder, record = self.jobs[name], self.folder(name), self.record(name)
         if not product or not job.product or (folder / job.product).is_file():
             if record and record.get("key") == self.key(name):
@@ -137,27 +117,23 @@ class Plan:
 
     def collect(self, name: str, seconds: float | None) -> None:
         """Write the record: the outcome, the network's records where there are any, key and wall time."""
-        folder = self.folder(name)
-        content = json.loads((folder / self.jobs[name].outcome).read_text(encoding="utf-8"))
-        extra = {"job": name, "key": self.key(name), "job_epochs": self.jobs[name].epochs,
-                 "job_seconds": seconds}
+        job, folder = self.jobs[name], self.folder(name)
+        content = json.loads((folder / job.outcome).read_text(encoding="utf-8"))
+        record = {key: value for key, value in content.items() if key not in BULKY}
+        record |= {"job": name, "key": self.key(name), "job_epochs": job.epochs, "job_seconds": seconds}
         if (folder / "net.json").is_file():
-            extra["net"] = (folder / "net.json").read_text(encoding="utf-8")
+            record["net"] = (folder / "net.json").read_text(encoding="utf-8")
         self.place.records.mkdir(parents=True, exist_ok=True)
-        write_json(self.place.records / f"{name}.json",
-                   {**{k: v for k, v in content.items() if k not in BULKY}, **extra})
+        write_json(self.place.records / f"{name}.json", record)
 
-    def run(self, names: Iterable[str], say: Callable[[str], None]) -> int:
-        """Run what is missing and return how many jobs that were.
-
-        Raises Interrupted after a signal, and JobFailed with the exit code of a script that failed.
-        """
+    def run(self, names: Iterable[str]) -> int:
+        """Run what is missing and return how many jobs that were. Raises Interrupted and JobFailed."""
         left, interrupt = self.missing(names), Interrupt()
         for at, (job, state) in enumerate(left, 1):
             seconds = None
             if state != COLLECT:
                 command = self.command(job.name, state)
-                say(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}")
+                print(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}", flush=True)
                 began = time.monotonic()
                 _run(job, self.place.root, command, interrupt)
                 seconds = round(time.monotonic() - began, 1) if state == RUN else None
@@ -168,30 +144,28 @@ class Plan:
 
     def rate(self) -> float | None:
         """Return seconds per epoch, the median over trainings that ran in one go; None before the first."""
-        rates = sorted(r["job_seconds"] / r["job_epochs"] for r in self.records().values()
-                       if r.get("job_seconds") and r.get("job_epochs"))
-        return rates[len(rates) // 2] if rates else None
+        rates = [r["job_seconds"] / r["job_epochs"] for r in self.records().values()
+                 if r.get("job_seconds") and r.get("job_epochs")]
+        return median_high(rates) if rates else None
 
 
 def _run(job: Job, root: Path, command: list[str], interrupt: Interrupt) -> None:
-    """Run a script to its end; raise Interrupted or JobFailed, which say how to resume.
-
-    It has a session of its own, so that a signal reaches it once, from here: a second ends it unsaved.
-    """
+    """Run a script to its end; raise Interrupted or JobFailed, which say how to resume."""
+    # A session of its own: a signal reaches it once, from here; a second would end it unsaved.
     child = subprocess.Popen([sys.executable, str(root / command[0]), *command[1:]], start_new_session=True)
-    told = False
+    told = 0
     try:
         while (code := child.poll()) is None:
-            if interrupt.poll() and not told:
-                child.send_signal(interrupt.signal)
-                told = True
+            if interrupt.signal != told:
+                told = interrupt.signal
+                child.send_signal(told)
             time.sleep(POLL)
     finally:
         if child.poll() is None:
             child.terminate()
     if interrupt.poll() or code in (130, 143):
-        raise Interrupted(f"stopped during {job.name}; the same command resumes it",
-                          interrupt.code if interrupt.poll() else code)
+        code = interrupt.code if interrupt.poll() else code
+        raise Interrupted(f"stopped during {job.name}; the same command resumes it", code)
     if code:
         raise JobFailed(f"{job.name} ended with code {code}: {shlex.join(command)}; mend what it says and "
                         "give the same command again: what is done is not run twice",

@@ -1,14 +1,8 @@
 """Tables of a page that come from results/: found between markers, compared, and filled in place.
 
-    <!-- table:NAME -->                      a whole table, e.g. paper, voc5/table2, "voc5/table4 long"
-    <!-- table:records {map50:.3f}; {map50_95:.3f} -->
-                                             rows of the page's own words: first cell a label, last cell a
-                                             link to results/X.json, between them figures of that record
-    <!-- /table -->                          ends either
-
-A row's own templates, in a comment of the same form within its first cell, go before those of its table. The
-header of a table stays as the page has it while the number of its columns is right, so it can be in any
-language.
+<!-- table:NAME --> begins a whole table (paper, "voc5/table4 long") under the page's own header. <!--
+table:records {map50:.3f}; {macs} --> begins rows of a label, figures, and a link to their results/X.json; a
+comment {...} in a label replaces the templates of that row. <!-- /table --> ends either.
 """
 from __future__ import annotations
 
@@ -30,23 +24,16 @@ OWN = re.compile(r"<!--(.*?\{.*?)-->")
 
 
 class Filled(NamedTuple):
-    """A page with its marked tables as results have them, and how many there are.
-
-    errors: tables that results cannot give; differences: rows that said something else; with page and line.
-    """
+    """A page with its marked tables as results have them, and how many there are."""
 
     text: str
-    errors: list[str]
-    differences: list[str]
+    errors: list[str]              # tables that results cannot give, with page and line
+    differences: list[str]         # rows that said something else
     tables: int
 
 
 def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) -> Filled:
-    """Return the page with its tables filled.
-
-    `make(table, option)` gives a whole table and raises KeyError for an unknown one; ValueErrors say what is
-    wrong with its records.
-    """
+    """Return the filled page; `make(table, option)` gives a table, or raises KeyError or ValueError."""
     lines, out, errors, found, tables, done = text.splitlines(), [], [], [], 0, 0
     for at, line in enumerate(lines):
         if not (start := OPEN.match(line)) or at < done:
@@ -58,8 +45,8 @@ def fill(text: str, name: str, results: Path, make: Callable[[str, str], Form]) 
             return Filled(text, [*errors, f"{place} has no <!-- /table -->"], found, tables)
         body = made = lines[at + 1:end]
         try:
-            made = _records(body, start[2], results) if start[1] == "records" else _whole(
-                body, make(start[1], start[2]))
+            made = (_records(body, start[2], results) if start[1] == "records" else
+                    _whole(body, *make(start[1], start[2])))
         except KeyError as error:
             errors.append(f"{place}: no such table or field: {error.args[0]}")
         except (ValueError, OSError) as error:
@@ -77,9 +64,8 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
 
 
-def _whole(body: Sequence[str], form: Form) -> list[str]:
+def _whole(body: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A whole table under the page's own header where it has as many columns."""
-    header, rows = form
     first = next((_cells(line) for line in body if line.lstrip().startswith("|")), [])
     kept = first if len(first) == len(header) else header
     return markdown([cell.replace(r"\|", "|") for cell in kept], rows).splitlines()

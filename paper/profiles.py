@@ -10,7 +10,6 @@ from paper.jobs import Job
 TABLES = ("table1", "table2", "table3", "table4", "figure4", "pruning")
 # The layers of the paper's kernel search, as micro-yolo has them.
 KERNELS = {"conv3": 3, "conv5": 5, "conv7": 3, "conv9": 5, "conv11": 3}
-LAYERS = tuple(KERNELS)
 # Rows of Table 4: what it is, classes and input side it is counted at, the training behind it.
 TABLE4 = {"yolov3-tiny": ("YOLOv3-tiny", 80, 416, "conv"),
           "yolo-lite-voc": ("YOLO-LITE, VOC", 20, 224, ""),
@@ -20,7 +19,6 @@ TABLE4 = {"yolov3-tiny": ("YOLOv3-tiny", 80, 416, "conv"),
           "micro-yolo-pruned": ("Micro-YOLO pruned, the zoo's widths", 80, 416, ""),
           "pruned": ("Micro-YOLO pruned by prune.py", 80, 416, "pruned")}
 NO_FLIP = ("--augment", "no-flip")   # a mirrored digit is no digit
-VALIDATE_EVERY = "5"               # epochs
 TRAINED = (*TABLE2, "yolo-lite", "yolo-nano")
 NEEDS = {"table1": (), "table2": tuple(f"val-{row}" for row in TABLE2),
          "table4": (*(f"val-{row}" for _, _, _, row in TABLE4.values() if row),),
@@ -61,7 +59,7 @@ PROFILES = {
         "weights/micro-yolo-voc5.pt"),
     "voc5": Profile(
         "voc5", "voc5", "", 320, 20, ("--weights", "{weights}"), True,
-        ("--layers", *LAYERS, "--epochs", "5"), 160,
+        ("--layers", *KERNELS, "--epochs", "5"), 160,
         # Steps of all layers at once: the paper's way takes 620 epochs and more for these sizes.
         ("--scope", "network", "--sixteenths", "2.25", "--epochs-per-step", "12", "--tolerance", "3",
          "--close-mosaic", "4", "--until", "stored=75%", "loose-macs=79%"), 12,
@@ -69,7 +67,7 @@ PROFILES = {
         "accuracies are of five classes of photographs at 320 px, from official weights: to be compared with "
         "one another, not with the paper's", "weights/yolov3-tiny.weights"),
     "coco": Profile(
-        "coco", "COCO", "", 416, 100, (), False, ("--layers", *LAYERS, "--epochs", "20"), 640,
+        "coco", "COCO", "", 416, 100, (), False, ("--layers", *KERNELS, "--epochs", "20"), 640,
         ("--epochs-per-step", "20", "--until", "stored=1.92M", "loose-macs=0.87G"), 620, 118_287 / 600, 120,
         "600 images a second on one GPU, 118,287 images an epoch",
         "the paper states no epochs, no rate and no pretraining: from scratch, 100 epochs each", gpu=True),
@@ -83,30 +81,24 @@ def profile_jobs(profile: Profile, nets: Mapping[str, str]) -> tuple[Job, ...]:
     for row in TRAINED:
         own = f"{{net-{row}}}" if row in nets else row
         factors = ("--separate",) * (profile.separate and row in FACTORISED)
-        flags = ("--cfg", own, *common, "--epochs", str(profile.epochs), "--val-interval", VALIDATE_EVERY,
+        flags = ("--cfg", own, *common, "--epochs", str(profile.epochs), "--val-interval", "5",
                  *profile.train, *factors)
         jobs.append(Job(f"train-{row}", "train.py", flags, "metrics.json", profile.epochs,
                         product="weights/best.pt", content=nets.get(row, "")))
-    start = ("--weights", "{train-micro-yolo}", *common)
-    parent = ("train-micro-yolo",)
     # From the network whose kernels are all 3x3: in a border of zeros they compute the same in every choice.
     # From a trained choice of the 32, that one would have been trained longer than the others.
     kernels = ("--cfg", "micro-yolo", "--weights", "{train-mixed-3}", *common, "--kernels", "3", "5",
                *profile.search)
     jobs += [Job("search", "search.py", kernels, "result.json", profile.search_epochs, ("train-mixed-3",),
                  also=f"search-{profile.name}"),
-             Job("prune", "prune.py", (*start, "--tolerance", "0.5", *profile.prune), "result.json",
-                 profile.prune_epochs, parent, "weights/best.pt", f"prune-{profile.name}")]
+             Job("prune", "prune.py", ("--weights", "{train-micro-yolo}", *common, "--tolerance", "0.5",
+                                       *profile.prune), "result.json", profile.prune_epochs,
+                 ("train-micro-yolo",), "weights/best.pt", f"prune-{profile.name}")]
     for row in (*TRAINED, "pruned"):
         source = "prune" if row == "pruned" else f"train-{row}"
         jobs.append(Job(f"val-{row}", "val.py", ("--weights", f"{{{source}}}", *common, "--batch-size", "1"),
                         "metrics.json", 0, (source,)))
     return tuple(jobs)
-
-
-def wanted(tables: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the jobs whose records the named tables are made from."""
-    return tuple(dict.fromkeys(job for table in tables for job in NEEDS[table]))
 
 
 def duration_text(jobs: list[Job], profile: Profile, rate: float | None) -> str:

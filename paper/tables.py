@@ -2,13 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import NamedTuple
 
+from models.channels import channels
+from models.count import loose_macs, macs, parameters
+from models.layer import Net
+from models.records import from_json
+from models.zoo.build import DETECTORS, with_heads
+from models.zoo.paper import block_nets, table2_nets
 from paper.claims import Cell, Claim, Column, Form, Table, claim_text, claimed
 from paper.profiles import KERNELS, TABLE2, TABLE4, Profile
+from utils.errors import ModelError
 
 Counts = Mapping[str, float]                           # trained, statistics, macs, loose_macs of one network
-MEGABYTE = 2 ** 20                                     # as darknet's and YOLO Nano's lists have it
 COUNTED = (Column("statistics", "parameters with statistics", "parameters"),
            Column("trained", "parameters trained", "parameters"),
            Column("loose_macs", "MACs, ptflops-style", "MACs"), Column("macs", "MACs, pure", "MACs"))
@@ -16,15 +23,12 @@ TRAINED, LOOSE = COUNTED[1]._replace(key="parameters"), COUNTED[2]
 TWO_COUNTS = ("parameters are judged by the count that includes batch-norm's statistics, MACs by the "
               "ptflops-style count that the paper's figures fit; FLOPs and operations of other systems are "
               "twice the pure MACs")
-PAPER_MARKS = ("N", "W:abstract")                      # what the Micro-YOLO paper or its reader state
+WIDTHS = (16, 32, 64, 128, 256, 512)                   # Table 1's input widths
 MEASURED = ("map50", "map50_drop", "sixteenths", "kernels")    # columns measured on the profile's data
 
 
 class Source(NamedTuple):
-    """What tables are made from: claims, counts of networks by row, the profile, its records by job.
-
-    widths: for Table 1, {input width: {layer type: (weights by records, by modules)}}.
-    """
+    """What tables are made from: claims, counts by row, profile, records by job, layer_weights' widths."""
 
     claims: Sequence[Claim]
     counts: Mapping[str, Counts]
@@ -46,6 +50,50 @@ class Source(NamedTuple):
     def map50_column(self) -> Column:
         """Return the column of accuracies."""
         return Column("map50", f"mAP@0.5 on {self.profile.on}", "%")
+
+
+def count(net: Net, imgsz: int) -> dict[str, int]:
+    """Return parameters and MACs of a network, each in both counts."""
+    return {"trained": parameters(net), "statistics": parameters(net, statistics=True),
+            "macs": macs(net, imgsz), "loose_macs": loose_macs(net, imgsz)}
+
+
+def count_rows(records: dict[str, dict]) -> dict[str, dict]:
+    """Return the counts of each row of Tables 2 and 4; of the pruned network where a record carries it."""
+    out = {row: count(net, 416) for row, net in table2_nets().items()}
+    out |= {row: count(DETECTORS[name](classes), imgsz) for row, (_, classes, imgsz, _) in TABLE4.items()
+            if (name := row.removesuffix("-voc")) in DETECTORS}
+    if text := records.get("prune", {}).get("net"):
+        out["pruned"] = count(with_heads(from_json(text), 80), 416)
+    return out
+
+
+def layer_weights() -> dict[int, dict[str, tuple[int, int]]]:
+    """Return {input width: {layer type: weights by records, by hooks}}; raise ModelError if they differ."""
+    out = {cin: {} for cin in WIDTHS}
+    for cin in WIDTHS:
+        for kind, net in block_nets(cin):
+            sizes = [p.shape for p in channels(net).params if p.node.layer == "block"]
+            total, hooked = sum(prod(size) for size in sizes if len(size) == 4), hooked_weights(net, "block")
+            if total != hooked:
+                raise ModelError(f"{kind} {cin} -> {2 * cin}: {total:,} weights by records, {hooked:,} by "
+                                 "the built network; models/channels.py and models/blocks.py differ")
+            out[cin][kind] = total, hooked
+    return out
+
+
+def hooked_weights(net: Net, name: str) -> int:
+    """Return kernel weights of the convolutions of a layer that an image passes, counted by hooks."""
+    import torch
+
+    from models.network import Network
+    model, seen = Network(net).eval(), {}
+    for key, module in getattr(model, name).named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda conv, _, __, key=key: seen.update({key: conv.weight.numel()}))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 32, 32))
+    return sum(seen.values())
 
 
 def layers_table(source: Source) -> Table:
@@ -105,7 +153,7 @@ def systems_table(source: Source) -> Table:
     rows = []
     for row, (label, classes, imgsz, trained) in TABLE4.items():
         counts, (map50, fps) = source.counts.get(row, {}), source.measured(trained)
-        size = 4 * counts["statistics"] / MEGABYTE if counts else None
+        size = 4 * counts["statistics"] / 2 ** 20 if counts else None      # as YOLO Nano's lists have it
         # The paper's pruned network is what pruning on COCO gives; elsewhere only its counts can be compared.
         claims = "micro-yolo-pruned" if source.profile.on == "COCO" and row == "pruned" else row
         rows.append((f"{label} ({classes} classes, {imgsz} px)", source.cells(
@@ -138,10 +186,7 @@ def kernels_table(source: Source) -> Table:
 
 
 def kernel_points(record: Mapping) -> tuple[list[dict], int]:
-    """Return a search's kernel sets, each with its mean map50 over `runs` trials, and the best's position.
-
-    A set has label, kernels, parameters, loose_macs, map50 and runs.
-    """
+    """Return a search's kernel sets, each with its mean map50 over `runs` trials, and the best's position."""
     groups: dict[str, list[dict]] = {}
     for trial in record.get("trials", ()):
         label = trial.get("label") or "".join(map(str, trial["kernels"].values()))
@@ -178,9 +223,8 @@ def paper_rows(claims: Sequence[Claim], counts: Mapping[str, Counts]) -> Form:
               "MACs, ptflops-style", "MACs, pure")
 
     def said(name: str, column: str) -> str:
-        claim = claimed(claims, "table4", name, column)
-        ours = claim is not None and claim.mark in PAPER_MARKS and name.startswith("micro-yolo")
-        return claim_text(claim) if ours else ""
+        claim = claimed(claims, "table4", name, column) if name.startswith("micro-yolo") else None
+        return claim_text(claim) if claim and claim.mark in ("N", "W:abstract") else ""    # paper, reader
     return header, [(f"`{name}`", said(name, "statistics"), f"{n['statistics']:,}", f"{n['trained']:,}",
                      said(name, "loose_macs").replace("GMACs", "G"), f"{n['loose_macs'] / 1e9:.3f} G",
                      f"{n['macs'] / 1e9:.3f} G") for name, n in counts.items()]
@@ -189,8 +233,8 @@ def paper_rows(claims: Sequence[Claim], counts: Mapping[str, Counts]) -> Form:
 def _accuracy(source: Source, rows: Iterable[str]) -> str:
     """What is to be said of the accuracies, and which are missing."""
     missing = [row for row in rows if f"val-{row}" not in source.records]
-    text = f"profile {source.profile.name}: {source.profile.note}"
-    return text + (f"; not run yet: {', '.join(missing)}" if missing else "")
+    return "; ".join([f"profile {source.profile.name}: {source.profile.note}",
+                      *([f"not run yet: {', '.join(missing)}"] if missing else ())])
 
 
 def _speed(source: Source) -> str:

@@ -23,9 +23,13 @@ from evaluation.evaluate import VAL, Finder, evaluate
 from evaluation.metrics import Metrics
 from evaluation.plots import results_png
 from models import checkpoint as checkpoints
-from models.count import loose_macs, macs, parameters
+from models.count import parameters
 from models.graph import strides
+<<<<<<< HEAD
 from models.heads.nms import detections
+=======
+from models.heads.loss import DetectionLoss
+>>>>>>> r2
 from models.layer import Net
 from models.network import Network
 from models.records import to_json
@@ -70,7 +74,7 @@ class Validator:
     def __call__(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
         names, session = self.dataset.coco.names, self.session
         runtime = torch_runtime(net, weights, names, self.dataset.imgsz, session.device, session.precision)
-        finder = Finder(runtime, detections, range(len(names)), *VAL)
+        finder = Finder(runtime, range(len(names)), *VAL)
         metrics, found = evaluate(finder, self.dataset, self.loader, progress=False, poll=self.poll)
         return metrics, finder, found
 
@@ -197,10 +201,8 @@ class Run:
         config, file = self.config, self.best if self.best.is_file() else self.last
         best = checkpoints.load(file)
         metrics, finder, found = self.validator(best.net, best.state)
-        cost = {"weights": str(file), "data": config.data, "split": "val",
-                "parameters": parameters(best.net), "macs": macs(best.net, config.imgsz),
-                "loose_macs": loose_macs(best.net, config.imgsz), "bytes": file.stat().st_size}
-        result = report.summarise(metrics, cost, finder, interval=False, imgsz=config.imgsz,
+        what = {"weights": str(file), "data": config.data, "split": "val", "bytes": file.stat().st_size}
+        result = report.summarise(metrics, what, finder, interval=False, imgsz=config.imgsz,
                                   batch_size=config.batch_size, workers=config.workers, cache=config.cache)
         notes = self.folder / NOTES
         result["notes"] += notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []

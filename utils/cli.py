@@ -116,7 +116,7 @@ def check(out: argparse.ArgumentParser, args: argparse.Namespace, *required: str
             out.error(f"--{name} is missing: {FLAGS[name]['help']}")
     for name, (good, needed) in rules.items():
         given = getattr(args, name, None)
-        for value in given if isinstance(given, list) else [given]:
+        for value in given if isinstance(given, list | tuple) else [given]:
             if value is not None and not (good(value) and (isinstance(value, str) or math.isfinite(value))):
                 out.error(f"--{name.replace('_', '-')} {value}: needs {needed}")
     return args

@@ -37,9 +37,13 @@ class DiskError(RuntimeError):
     exit_code = 7
 
 
-class Interrupted(RuntimeError):
-    """A run ended by a signal after its state was saved; the code is 128 + signal (130 or 143)."""
+class CodedError(RuntimeError):
+    """An error that is given its exit code."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int = 0) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Interrupted(CodedError):
+    """A run ended by a signal after its state was saved; the code is 128 + signal (130 or 143)."""

@@ -1,7 +1,4 @@
-"""What each layer takes inside ONNX Runtime and OpenVINO, as their own profilers tell.
-
-The exported graph's nodes are named after the layers they belong to, so their times are added up by layer.
-"""
+"""What each layer takes inside ONNX Runtime and OpenVINO: their profilers' times, added up by layer."""
 from __future__ import annotations
 
 import json
@@ -28,12 +25,7 @@ Nodes = list[tuple[str, str, float]]               # name, kind and ms of every 
 
 def node_table(path: str | Path, precision: str, threads: int, image: Tensor,
                peak: dict) -> list[dict[str, object]]:
-    """Return rows as of latency.layer_table, of an exported file on one image uint8 [3, S, S].
-
-    Behind the layers come "reorders", in which a runtime changes the order of a value's numbers in memory,
-    and "other" (the division by 255, the outputs' last shape); both are no layers and bound by "none". Raises
-    ValueError for a format whose runtime does not tell.
-    """
+    """Return rows as of latency.layer_table, "reorders" and "other"; raise ValueError for other formats."""
     run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
     if run is None:
         raise ValueError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone")
@@ -85,7 +77,7 @@ def _openvino(path: Path, precision: str, threads: int, batch: np.ndarray) -> li
     compiled = runner.core.compile_model(model, "CPU", {
         "INFERENCE_PRECISION_HINT": runner.hint, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True})
     request = compiled.create_infer_request()
-    calls: list[Nodes] = []
+    calls = []
     for _ in range(WARM + ROUNDS):
         request.infer({0: batch})
         calls.append([(node.node_name, node.node_type, 1e3 * node.real_time.total_seconds())

@@ -18,8 +18,7 @@ from compress.pruning.config import REFERENCES, PruneConfig
 from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths
 from data.loader import collate
 from deploy.runtimes.runtime import DTYPES
-from evaluation.bootstrap import drop_interval
-from evaluation.curves import Matches
+from evaluation.curves import Matches, drop_interval
 from models.channels import widths
 from models.count import loose_macs, macs, parameters
 from models.heads.loss import DetectionLoss

@@ -194,7 +194,7 @@ def test_bad_flags_end_with_2_before_anything_is_loaded(monkeypatch, capsys, fla
 
 def test_full_asks_for_1024_calls_and_60_seconds_over_all_rounds(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--weights", "a.pt", "--full", "--rounds", "4"])
-    made = run.Bench(benchmark.parse(), {"scopes": ["network"]}, [], {}, Path(), None)
+    made = run.Bench(benchmark.parse()[0], {"scopes": ["network"]}, [], {}, Path(), None)
     assert made.turns * made.slice == pytest.approx(15) and 4 * made.turns * made.calls >= 1024
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from bench import machine
 from bench.cases import Case, label, matrix, pack, short_names, unpack
+from bench.profile.timing import contrast, figures, verdict
 from bench.report import compare
-from bench.stats import contrast, figures, verdict
 from utils.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bench import plan, worker
-from bench.cases import STAGES
-from bench.profile import nodes, roofline
+from bench.cases import STAGES, Config
+from bench.profile import latency, nodes
 from deploy import export
 from deploy.runtimes.runtime import load_runtime
 from models.checkpoint import Checkpoint, save
@@ -78,7 +78,7 @@ def test_what_is_plain_computes_the_same(weights: Path):
 
 
 def test_the_layers_come_with_their_bound_and_the_roofline(weights, pictures, monkeypatch):
-    monkeypatch.setattr(roofline, "COPY", 1 << 20)
+    monkeypatch.setattr(latency, "COPY", 1 << 20)
     spec = {"runtime": "torch", "weights": str(weights), "files": [str(pictures / "0.jpg")], "video": False,
             "imgsz": 64, "precision": "fp32", "threads": 1}
     found = worker.layers(spec)
@@ -126,5 +126,6 @@ def test_frames_of_a_video_are_read_over_and_over(tmp_path: Path):
 
 
 def test_images_are_spread_over_the_source(pictures: Path):
-    assert [p.name for p in plan.spread(sorted(pictures.iterdir()), 2)] == ["0.jpg", "2.jpg"]
-    assert len(plan.spread(sorted(pictures.iterdir()), 9)) == 3
+    few, all_ = (plan.plan_of(Config(source=str(pictures), pictures=count)) for count in (2, 9))
+    assert [Path(file).name for file in few["files"]] == ["0.jpg", "2.jpg"]
+    assert len(all_["files"]) == all_["pictures"] == 3

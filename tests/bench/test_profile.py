@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from bench.profile import latency, roofline, timing
+from bench.profile import latency, timing
 from compress.fold import fold
 from deploy.runtimes.runtime import torch_runtime
 from models.count import layer_macs, macs
@@ -54,13 +54,13 @@ def compared() -> dict:
     small = stated(small_net())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "perf_counter", time.process_time)
-        patch.setattr(roofline, "COPY", 8 << 20)
+        patch.setattr(latency, "COPY", 8 << 20)
         networks = {"parent": small, "twin": small, "large": stated(NETS["micro-yolo"])}
         return latency.compare_speed(networks, SIDE, noise(), rounds=30)
 
 
 def test_bytes_are_those_of_a_hand_count():
-    counted = roofline.layer_bytes(small_net(), 64, 4)
+    counted = latency.layer_bytes(small_net(), 64, 4)
     hand = {
         # weights + biases, image in, map out: 8 x 32 x 32.
         "conv1": 8 * 3 * 9 + 8 + 3 * 64 * 64 + 8 * 32 * 32,
@@ -84,7 +84,7 @@ def test_bytes_of_squeeze_excitation_concat_add_and_strides():
         Layer("mb5", "mbconv", ("add4",), 16, stride=2, hidden=10, squeeze=2),
         Layer("up6", "upsample", ("mb5",), stride=2), Layer("cat7", "concat", ("up6", "add4")),
         Layer("head8", "head", ("cat7",), 16, 1, kind="anchor", anchors=ANCHORS, assign="best")))
-    rows, half, quarter = roofline.layer_bytes(net, 32, 2), 16 * 16, 8 * 8
+    rows, half, quarter = latency.layer_bytes(net, 32, 2), 16 * 16, 8 * 8
     assert rows["se2"] == 2 * (2 * 12 * 4 + 4 + 12 + 3 * 12 * half + 2 * (12 + 4 + 12))
     assert rows["conv3"] == 2 * (12 * 12 + 12 + 2 * 12 * half)
     assert rows["add4"] == 2 * 3 * 12 * half
@@ -112,8 +112,8 @@ def test_bytes_of_weights_and_maps_are_those_of_the_modules(name: str):
     runtime.predict(noise(1))
     for key, parameter in runtime.runner.model.named_parameters():
         seen[key.split(".")[0]] += parameter.numel()
-    counted = roofline.layer_bytes(net, SIDE, 4)
-    assert counted == roofline.layer_bytes(folded, SIDE, 4), "folding changes what is counted"
+    counted = latency.layer_bytes(net, SIDE, 4)
+    assert counted == latency.layer_bytes(folded, SIDE, 4), "folding changes what is counted"
     assert counted == {name: 4 * n for name, n in seen.items()}
 
 
@@ -123,7 +123,7 @@ def test_the_table_names_every_layer_with_its_own_macs_and_sums_to_the_network()
     assert [row["layer"] for row in rows] == [layer.name for layer in net]
     assert {row["layer"]: row["macs"] for row in rows if row["macs"]} == layer_macs(net, SIDE)
     assert sum(row["macs"] for row in rows) == macs(net, SIDE)
-    moved = roofline.layer_bytes(net, SIDE, 4)
+    moved = latency.layer_bytes(net, SIDE, 4)
     for row in rows:
         assert set(row) == FIELDS and row["ms"] > 0 and row["bytes"] == moved[row["layer"]]
         assert row["macs_per_s"] == pytest.approx(row["macs"] / row["ms"] * 1e3)
@@ -153,7 +153,7 @@ def test_layers_take_the_time_of_their_modules_and_no_hook_is_left(monkeypatch):
     rows = {row["layer"]: row["ms"] for row in
             latency.layer_table(net, state, SIDE, noise(1)[0], "fp32", PEAK, rounds=5)}
     assert rows.pop("ds5") >= 20 > 2 * max(rows.values())
-    times = latency._layer_times({"a": runtimes[0]}, [noise(1)], 6, 60)["a"]
+    times = latency._layer_times({"a": runtimes[0]}, [noise(1)], 6)["a"]
     assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys((*rows, "ds5"), 6)
     assert runtimes[0].runner.model.watch is None
 
@@ -161,13 +161,13 @@ def test_layers_take_the_time_of_their_modules_and_no_hook_is_left(monkeypatch):
 @pytest.mark.parametrize(("count", "moved", "expected"), [
     (399, 100, "memory"), (400, 100, "compute"), (401, 100, "compute"), (0, 1, "memory")])
 def test_the_bound_is_memory_below_the_balance_alone(count: int, moved: int, expected: str):
-    assert roofline.bound(count, moved, PEAK) == expected
+    assert latency.bound(count, moved, PEAK) == expected
 
 
 def test_the_peak_is_above_what_another_convolution_and_copy_reach_here(monkeypatch, three_threads):
-    monkeypatch.setattr(roofline, "COPY", 32 << 20)
+    monkeypatch.setattr(latency, "COPY", 32 << 20)
     monkeypatch.setattr(time, "perf_counter", time.process_time)
-    peak = roofline.measure_peak("fp32", 1)
+    peak = latency.measure_peak("fp32", 1)
     assert torch.get_num_threads() == 3
     assert peak["macs_per_s"] == max(peak["matmul_macs_per_s"], peak["conv_macs_per_s"])
     assert peak["balance"] == pytest.approx(peak["macs_per_s"] / peak["bytes_per_s"])

@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import bootstrap_map50, map50_of
 from evaluation.coco_eval import own_ids, result_records
-from evaluation.curves import match_at_50
+from evaluation.curves import bootstrap_map50, map50_of, match_at_50
 from evaluation.metrics import evaluate_detections
 from tests.helpers.coco_cases import SQUARES, coco, crowded, plain_pycocotools, row
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import evaluate
 from evaluation.evaluate import Finder, Stopwatch, collect_detections, matching_classes
 from utils.boxes import letterbox_geometry
 from utils.errors import Interrupted, ModelError
@@ -88,7 +89,7 @@ def test_classes_are_matched_by_name_whatever_their_order_or_case():
     assert "tram" in str(error.value) and "Motor Cycle" in str(error.value) and error.value.exit_code == 4
 
 
-def test_the_finder_asks_for_the_wanted_classes_and_renames_them():
+def test_the_finder_asks_for_the_wanted_classes_and_renames_them(monkeypatch):
     class Runtime:
         """Passes the images on as maps."""
 
@@ -104,7 +105,8 @@ def test_the_finder_asks_for_the_wanted_classes_and_renames_them():
     def decode(maps: list, heads: tuple, *thresholds: float, classes: list, multi_label: bool) -> Found:
         assert (heads, thresholds, classes, multi_label) == (("a head",), (0.1, 0.6, 7), [4, 0, 3], True)
         return Found([torch.tensor([[0.0, 0, 9, 9, 0.8, 3], [0, 0, 9, 9, 0.7, 4]]), torch.zeros(0, 6)], 2)
-    finder = Finder(Runtime(), decode, [4, 0, 3], 0.1, 0.6, 7)
+    monkeypatch.setattr(evaluate, "detections", decode)
+    finder = Finder(Runtime(), [4, 0, 3], 0.1, 0.6, 7)
     boxes = finder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert boxes[0][:, 5].tolist() == [2, 0] and boxes[0][:, 4].tolist() == pytest.approx([0.8, 0.7])
     assert boxes[1].shape == (0, 6) and finder.dropped == 2

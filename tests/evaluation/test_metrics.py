@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import bootstrap_map50
+from evaluation.curves import bootstrap_map50
 from evaluation.metrics import evaluate_detections
 from tests.helpers.coco_cases import SQUARES, coco, crowded, plain_pycocotools, row, twelve
 from utils.errors import DataError

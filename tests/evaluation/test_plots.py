@@ -73,7 +73,7 @@ def test_one_epoch_or_none_is_no_crash(tmp_path):
 
 def test_the_mean_pr_curve_has_ap50_as_its_area(tmp_path, figures):
     metrics = measured()
-    assert_drawn(plots.pr_curve_png(metrics, tmp_path / "pr.png"), (700, 500))
+    assert_drawn(plots.curves_png(metrics, "pr", tmp_path / "pr.png"), (700, 500))
     drawn = lines(figures[0].axes[0])
     assert np.mean(drawn[f"all classes {metrics.map50:.3f}"][1]) == pytest.approx(metrics.map50)
     assert np.mean(drawn[f"c2 {metrics.classes[2].ap50:.3f}"][1]) == pytest.approx(metrics.classes[2].ap50)
@@ -81,7 +81,7 @@ def test_the_mean_pr_curve_has_ap50_as_its_area(tmp_path, figures):
 
 def test_the_f1_curve_marks_the_best_confidence(tmp_path, figures):
     metrics = measured()
-    assert_drawn(plots.f1_curve_png(metrics, tmp_path / "f1.png"), (700, 500))
+    assert_drawn(plots.curves_png(metrics, "f1", tmp_path / "f1.png"), (700, 500))
     drawn = lines(figures[0].axes[0])
     assert drawn[f"at {metrics.confidence:.3f}"] == ([metrics.confidence], [metrics.f1])
     assert max(drawn[f"all classes {metrics.f1:.3f}"][1]) == pytest.approx(metrics.f1)

@@ -10,8 +10,8 @@ import val
 from data.coco.locate import locate
 from data.coco.read import read_coco
 from detection.outputs import save_image
+from evaluation import evaluate
 from models.checkpoint import Checkpoint, save
-from models.heads import nms
 from models.heads.nms import Found
 from models.network import Network, initialise
 from models.zoo.build import build
@@ -77,7 +77,7 @@ def perfect(monkeypatch, data):
                     for box in record.boxes.tolist()]
             out.append(torch.tensor(rows).reshape(-1, 6))
         return Found(out, 1)
-    monkeypatch.setattr(nms, "detections", find)
+    monkeypatch.setattr(evaluate, "detections", find)
 
 
 @pytest.mark.usefixtures("perfect")

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from paper import nets
+from paper import tables as nets
 from paper.claims import (
     LONG,
     Cell,
@@ -32,7 +32,7 @@ from utils.text import latex, markdown
 
 @pytest.fixture(scope="module")
 def claims(root):
-    return read_claims((root / "results" / "paper.json").read_text(encoding="utf-8"))
+    return read_claims(root)
 
 
 def claim(value: str, unit: str, on: str = "") -> Claim:
@@ -92,13 +92,15 @@ def test_only_what_the_paper_or_its_reader_states_is_a_claim(claims):
     assert len(facts) == len({fact[:2] for fact in facts}), "one figure stated in two ways"
 
 
-def test_a_claim_without_source_or_of_another_mark_is_refused(root):
+def test_a_claim_without_source_or_of_another_mark_is_refused(root, tmp_path):
+    path = tmp_path / "results" / "paper.json"
+    path.parent.mkdir()
     content = json.loads((root / "results" / "paper.json").read_text(encoding="utf-8"))
     for change, said in (({"source": ""}, "lacks source"), ({"mark": "C"}, "marked 'C'"),
                          ({"row": None}, "lacks row")):
-        text = json.dumps({**content, "claims": [{**content["claims"][0], **change}]})
+        path.write_text(json.dumps({**content, "claims": [{**content["claims"][0], **change}]}))
         with pytest.raises(DataError, match=said):
-            read_claims(text)
+            read_claims(tmp_path)
 
 
 def source(claims, profile: str = "smoke", records: dict | None = None) -> Source:

@@ -14,7 +14,7 @@ import pytest
 
 import tables
 from paper.jobs import COLLECT, RESUME, RUN, Job, JobFailed, Place, Plan
-from paper.profiles import PROFILES, TABLES, duration_text, profile_jobs, wanted
+from paper.profiles import NEEDS, PROFILES, TABLES, duration_text, profile_jobs
 from tests.paper.table_cases import FAKE_SLOW, FAKE_TRAIN, FAKE_VAL, write_records
 from utils.errors import Interrupted
 
@@ -50,7 +50,7 @@ def calls(place: Place) -> list[str]:
 
 def run(place: Place, *jobs: Job) -> int:
     """How many jobs ran for the last of them."""
-    return Plan(jobs or (TRAIN, VAL), place).run([(jobs or (TRAIN, VAL))[-1].name], lambda line: None)
+    return Plan(jobs or (TRAIN, VAL), place).run([(jobs or (TRAIN, VAL))[-1].name])
 
 
 def test_a_half_done_profile_resumes_and_what_is_done_is_not_run_again(place):
@@ -151,7 +151,7 @@ def test_every_command_of_a_profile_is_one_that_its_script_takes(name, place, mo
     nets = dict.fromkeys(("conv", "dsconv", "mbconv", "mixed-3"), "{}")
     values = {"data": "scenes", "weights": "w.pt", **{f"net-{row}": f"{row}.json" for row in nets}}
     plan = Plan(profile_jobs(PROFILES[name], nets), place._replace(values=values))
-    assert set(wanted(TABLES)) <= plan.jobs.keys()
+    assert {job for table in TABLES for job in NEEDS[table]} <= plan.jobs.keys()
     for job in plan.jobs.values():
         assert all(need in plan.jobs and plan.jobs[need].product for need in job.needs)
         monkeypatch.setattr(sys, "argv", plan.command(job.name))
