@@ -21,9 +21,9 @@ ZOO = {**DETECTORS, **CLASSIFIERS}
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
-    """Return the network with its heads for `classes` classes and, where given, new anchors in px.
+    """Return the network with heads for `classes` classes and, where given, new anchors in px, a tuple a head.
 
-    anchors: one tuple a head, in order. Raises ModelError where their number is not that of the heads.
+    Raises ModelError where there are not as many tuples as heads.
     """
     found = heads_of(require_heads(net, "another number of classes"))
     if anchors and len(anchors) != len(found):
@@ -65,9 +65,9 @@ def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tu
     """Return a classifier cut off as a backbone, and the record that each level ends in.
 
     reductions: px of the image that a cell of each level spans. A level ends in the last record there
-    through which all that follows goes. The classifier's end, its widening "last" and what no level needs are
-    dropped; stems are padded, so that every grid is the image's divided by its reduction; a network that ends
-    too fine is followed by max-poolings. Raises ModelError for a detector, or a reduction that it skips.
+    through which all that follows goes. Dropped are the end, its widening "last" and what no level needs;
+    every grid is the image's / reduction, by padding and, at the end, max-poolings. Raises ModelError for a
+    detector, or a reduction that it skips.
     """
     if heads(net):
         raise ModelError("the network is a detector; features are those of a classifier")

@@ -24,7 +24,7 @@ def shufflenet_v1(classes: int = 1000, groups: int = 3, width: float = 1.0) -> N
             # What a strided unit makes itself stands beside its input.
             rows.add(f"stage{stage + 2}_{at}", "shufflev1", out=out if at else out - rows.width,
                      hidden=out // 4, stride=1 if at else 2, full=stage == at == 0)
-            rows.width = out
+            rows.widths[rows.x] = out
     return rows.end(classes, bias=False)
 
 
@@ -58,9 +58,9 @@ def squeezenet(classes: int = 1000, version: str = "1.1") -> Net:
 
 def regnet_x(classes: int = 1000, widths: tuple[int, ...] = (24, 56, 152, 368),
              depths: tuple[int, ...] = (1, 1, 4, 7), group: int = 8) -> Net:
-    """Return a RegNet X (arXiv 2003.13678); its 200MF has 2,684,792 parameters and 199.0 MMACs at 224 px.
+    """Return a RegNet X (arXiv 2003.13678) with 3x3 convolutions of `group` channels each group.
 
-    group: channels of each group of its 3x3 convolutions.
+    Its 200MF has 2,684,792 parameters and 199.0 MMACs at 224 px.
     """
     rows = Rows(act="relu")
     rows.add("stem", "conv", out=32, stride=2)
