@@ -20,8 +20,7 @@ LINES = "cd web && npm ci --ignore-scripts"
 def write_web(folder: Path, onnx: Path, metadata: dict) -> Path:
     """Return `folder`, made where missing, once the page, the network and onnxruntime-web are in it.
 
-    The metadata gets the ONNX file's digest. Raises EnvironmentFault where onnxruntime-web is not there and
-    npm cannot bring it.
+    Raises EnvironmentFault where onnxruntime-web is not there and npm cannot bring it.
     """
     scripts = runtime_files()
     (folder / "ort").mkdir(parents=True, exist_ok=True)

@@ -21,16 +21,12 @@ from utils.errors import ModelError
 
 
 class Param(NamedTuple):
-    """A tensor of the state: its key, the numbers along its first and second axis, its other sides.
-
-    cols: None where the second axis is no channels (vectors, depthwise kernels); of a grouped convolution
-    those of its first group.
-    """
+    """A tensor of the state, and the numbers of its channels."""
 
     key: str
-    rows: np.ndarray
-    cols: np.ndarray | None
-    tail: tuple[int, ...]
+    rows: np.ndarray                                       # along its first axis
+    cols: np.ndarray | None                                # along its second where that is channels
+    tail: tuple[int, ...]                                  # its other sides
     node: Node
 
     @property

@@ -74,10 +74,10 @@ class Builder:
     def conv(self, x: str, part: str = "", out: str = "out", kernel: int = 1, stride: int = 1, *,
              parts: int = 1, groups: int = 1, dilation: int = 1, act: str = "", bn: bool | None = None,
              bias: bool = True, fixed: str = "") -> str:
-        """Append convolution, batch-norm, activation.
+        """Append convolution, batch-norm, activation (the record's where nothing else is said).
 
-        out: the field of the record that counts the outputs, "" for a depthwise convolution. act: the
-        record's where nothing else is said. bias: whether a convolution without batch-norm has one.
+        out: the field of the record that counts the outputs, "" for a depthwise convolution. bias: whether a
+        convolution without batch-norm has one.
         """
         layer, normed = self.layer, self.layer.bn if bn is None else bn
         wanted = getattr(layer, out) if out else self.width[x]
@@ -157,7 +157,7 @@ class Builder:
         return self.node("shuffle", self.name(part), x, groups=groups)
 
     def pool(self, type_: str, x: str, kernel: int, stride: int, part: str = "") -> str:
-        """Append "maxpool" or "avgpool"."""
+        """Append "maxpool", 2x2 at stride 1 padded as darknet does, or "avgpool", which counts padding."""
         after = int(type_ == "maxpool" and (kernel, stride, self.layer.pad) == (2, 1, -1))
         return self.node(type_, self.name(part), x, reduction=self.reduction[x] * stride, kernel=kernel,
                          stride=stride, pad=0 if after else self._pad(kernel, stride), after=after,

@@ -60,10 +60,7 @@ class Graph:
         return bool(readers) and all(r.op_type in SHAPES and self._leads_out(r.output[0]) for r in readers)
 
     def from_means(self) -> list[str]:
-        """Return the names of the nodes from a mean over the grid to where a map is met again.
-
-        They are squeeze-excitation's: each works on one number per channel.
-        """
+        """Return the names of squeeze-excitation's nodes, from a mean to where a map is met again."""
         found, values = [], set()
         for node in self.nodes:
             follows = values & set(node.input) and node.op_type not in JOINS

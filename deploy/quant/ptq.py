@@ -44,11 +44,9 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
                   narrow: bool | None = None) -> dict:
     """Write `target`, the 8-bit version of the fp32 file `source`, metadata and all; return what was done.
 
-    images: letterboxed, uint8 [1, 3, S, S], 8 or more; 128 are good. narrow: weights of 7 bits, for x86 CPUs
-    without VNNI, whose 8-bit products overflow; None asks this CPU. The same images give the same bytes. The
-    dict: layers (rows {"layer", "sqnr_db"}, fp32 against 8 bits), calibration (how many images),
-    left_float (rows {"layer", "why"}), weight_bits, method. Raises DataError for the images, ModelError for
-    the file, EnvironmentFault for a missing library.
+    images: letterboxed, uint8 [1, 3, S, S], 8 or more; the same give the same bytes. narrow: weights of 7
+    bits, for x86 CPUs without VNNI, whose 8-bit products overflow; None asks this CPU. Raises DataError for
+    the images, ModelError for the file, EnvironmentFault for a missing library.
     """
     needs("onnxruntime", "to quantise ONNX files")
     exact = read(source)
@@ -101,10 +99,7 @@ def left_float(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
 
 
 def layers_sqnr(exact: Taps, other: Taps, names: Sequence[str], images: Iterable[np.ndarray]) -> list[dict]:
-    """Return a row {"layer", "sqnr_db"} per name: signal to quantisation noise, at most 100 dB.
-
-    That is 10 log10 of the power of the exact values over that of the difference.
-    """
+    """Return rows {"layer", "sqnr_db"}: 10 log10 of the power of exact values over the error's, up to 100."""
     powers = np.zeros((len(names), 2))
     for image in images:
         a, b = exact(image), other(image)
@@ -165,10 +160,9 @@ def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], images: list[n
 
 
 def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) -> dict:
-    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file; return what was done.
+    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file, as `quantise_onnx` does.
 
-    By NNCF: symmetric weights by channel, asymmetric activations. Images, the dict and the errors are those
-    of `quantise_onnx`.
+    By NNCF: symmetric weights by channel, asymmetric activations.
     """
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
     from openvino.passes import ConstantFolding, Manager

@@ -21,7 +21,7 @@ ZOO = {**DETECTORS, **CLASSIFIERS}
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
-    """Return the network with heads for `classes` classes and, where given, new anchors in px, a tuple a head.
+    """Return the network with heads for `classes` classes and, where given, new anchors (px), a tuple a head.
 
     Raises ModelError where there are not as many tuples as heads.
     """
@@ -33,13 +33,6 @@ def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = Non
         new = {head.layer.name: type(head)(new[head.layer.name], head.stride).with_anchors(own)
                for head, own in zip(found, anchors)}
     return validate(tuple(new.get(layer.name, layer) for layer in net))
-
-
-def with_classes(net: Net, classes: int) -> Net:
-    """Return the network, detector or classifier, for another number of classes."""
-    if heads(net):
-        return with_heads(net, classes)
-    return validate(tuple(replace(row, out=classes) if row.name in outputs(net) else row for row in net))
 
 
 def build(name: str, classes: int | None = None) -> Net:
@@ -58,7 +51,11 @@ def build(name: str, classes: int | None = None) -> Net:
         net = from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 text: {error}") from error
-    return with_classes(net, classes) if classes else net
+    if not classes:
+        return net
+    if heads(net):
+        return with_heads(net, classes)
+    return validate(tuple(replace(row, out=classes) if row.name in outputs(net) else row for row in net))
 
 
 def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tuple[str, ...]]:

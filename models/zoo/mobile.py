@@ -13,7 +13,7 @@ from models.records import validate
 
 
 class Rows:
-    """Rows in the order they run; each reads the one before where it names no input. shared: fields of all."""
+    """Rows in running order; each reads the one before where it names no input. shared: fields of all."""
 
     def __init__(self, **shared: object) -> None:
         self.rows: list[Layer] = []
@@ -34,7 +34,7 @@ class Rows:
 
     def block(self, op: str, out: int, stride: int = 1, short: str = "", short_kernel: int = 1,
               **fields: object) -> str:
-        """Append a block, added to its input: directly where width and grid stay, else through the op `short`.
+        """Append a block, added to its input: as is where width and grid stay, else through the op `short`.
 
         Without a `short` nothing is added there.
         """

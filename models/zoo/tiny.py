@@ -1,4 +1,4 @@
-"""YOLOv3-tiny and Micro-YOLO as rows, named by yolov3-tiny.cfg's 1-based positions as in Micro-YOLO's paper."""
+"""YOLOv3-tiny and Micro-YOLO as rows, named by 1-based positions in yolov3-tiny.cfg, as the paper does."""
 from __future__ import annotations
 
 from dataclasses import replace
