@@ -1,7 +1,4 @@
-"""Exported files: what kind a path is, and the metadata that each carries, a JSON-able dict.
-
-It is an entry in ONNX files, an extra file in TorchScript, card.json beside the others.
-"""
+"""Exported files: what kind a path is, and the metadata that each carries, a JSON-able dict."""
 from __future__ import annotations
 
 import hashlib
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ENTRY = "micro_yolo"                                       # the name of an ONNX file's metadata entry
-FILE = "card.json"                                         # ... and of the file elsewhere
+FILE = "card.json"                                         # ... of the file beside others, inside TorchScript
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAIN = {"openvino": "model.xml", "ncnn": "model.param"}    # formats of several files are folders
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".param": "ncnn", ".torchscript": "torchscript"}

@@ -140,7 +140,11 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         metadata = make_metadata(job.checkpoint, job.imgsz, precision, opset, job.weights)
         made, extra = WRITERS[form](job, work)
         write_metadata(made, metadata)
-        found = _compared(job, made)
+        other = load_runtime(made)
+        found = parity.compare(job.reference, other, job.images, job.poll)
+        if (exact := job.map50_torch) is not None:
+            map50 = job.map50(other)
+            found |= {"map50": map50, "map50_torch": exact, "map50_diff": map50 - exact}
         faults = parity.faults(found, limits, precision == "fp32")
         row = {"format": form, "file": final.name, "precision": precision, "bytes": size(made), **found,
                "limits": limits._asdict(), "faults": faults, **extra}
@@ -154,16 +158,6 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         return row | {"seconds": round(time.perf_counter() - start, 2)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _compared(job: Export, made: Path) -> dict:
-    """Return the differences between the file and torch in fp32."""
-    other = load_runtime(made)
-    found = parity.compare(job.reference, other, job.images, job.poll)
-    if job.map50_torch is not None:
-        map50 = job.map50(other)
-        found |= {"map50": map50, "map50_torch": job.map50_torch, "map50_diff": map50 - job.map50_torch}
-    return found
 
 
 def _onnx(job: Export, work: Path) -> tuple[Path, dict]:

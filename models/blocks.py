@@ -1,8 +1,4 @@
-"""Every block of the vocabulary, defined once: a function that writes a record out as primitive nodes.
-
-The torch module, the table of tensors, channel dependencies, counts, folding, file formats, quantisation and
-profiles read the nodes and know no block by name.
-"""
+"""Every block, defined once: a function that writes a record out as primitive nodes, all that others read."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -65,10 +61,7 @@ def sepconv(b: Builder, x: str) -> str:
 
 @block("out", inputs=ALSO, strided=True)
 def mbconv(b: Builder, x: str, *residual: str) -> str:
-    """Expand 1x1 (where `hidden` is given), depthwise kxk, squeeze-excitation, linear 1x1 projection.
-
-    MobileNet V2, V3, MnasNet, EfficientNet (arXiv 1801.04381, 1905.02244, 1807.11626).
-    """
+    """Expand 1x1 where `hidden`, depthwise kxk, se, linear 1x1 (MobileNet V2, arXiv 1801.04381)."""
     y = b.conv(x, "expand", "hidden") if b.layer.hidden else x
     y = b.depthwise(y, "depthwise", b.layer.kernel, b.layer.stride)
     y = b.se(y) if b.layer.squeeze else y
@@ -77,12 +70,8 @@ def mbconv(b: Builder, x: str, *residual: str) -> str:
 
 @block("out", "hidden", inputs=ALSO, strided=True)
 def sandglass(b: Builder, x: str, *residual: str) -> str:
-    """Depthwise, reduce, expand, depthwise, around the wide ends (MobileNeXt, arXiv 2007.02269).
-
-    Without a residual the first depthwise stays away unless the record is `full`, and the second where
-    nothing is strided.
-    """
-    keep = bool(residual) or b.layer.full
+    """Depthwise, reduce, expand, depthwise, around the wide ends (MobileNeXt, arXiv 2007.02269)."""
+    keep = bool(residual) or b.layer.full                  # else without the depthwise that is not strided
     y = b.depthwise(x, "dw1", b.layer.kernel) if keep else x
     y = b.conv(b.conv(y, "reduce", "hidden", act="linear"), "expand")
     if keep or b.layer.stride > 1:
@@ -131,11 +120,7 @@ def shortcut(b: Builder, x: str) -> str:
 
 @block("out", "hidden", strided=True)
 def shufflev1(b: Builder, x: str) -> str:
-    """ShuffleNet V1 unit (arXiv 1707.01083): grouped 1x1, shuffle, depthwise, grouped 1x1.
-
-    At stride 1 it is added to its input; at 2 it stands beside the input's average pooling, and `out` counts
-    the unit's own part. `full`: the first 1x1 is not grouped.
-    """
+    """ShuffleNet V1 unit (arXiv 1707.01083); strided its pooled input stands beside `out` channels."""
     y = b.conv(x, "reduce", "hidden", groups=1 if b.layer.full else b.layer.groups)
     y = b.depthwise(b.shuffle(y, b.layer.groups), "depthwise", b.layer.kernel, b.layer.stride, act="linear")
     y = b.conv(y, "expand", groups=b.layer.groups, act="linear")
@@ -213,12 +198,9 @@ BLOCKS |= {
 
 @block("out")
 def classify(b: Builder, x: str) -> str:
-    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1].
-
-    `full`: the scores of every cell with their activation, then the mean (SqueezeNet).
-    """
+    """A classifier's end: mean, a layer of `hidden` channels where given, scores [B, K, 1, 1]."""
     why = "a classifier's outputs are its classes"
-    if b.layer.full:
+    if b.layer.full:                                       # SqueezeNet's: every cell is scored, then the mean
         return b.mean(b.conv(x, "fc", bn=False, fixed=why), "")
     y = b.mean(x, "")
     y = b.conv(y, "fc1", "hidden", bn=False) if b.layer.hidden else y

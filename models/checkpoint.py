@@ -38,10 +38,7 @@ class Checkpoint:
 
 
 def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
-    """Write a checkpoint whole or not at all. Raises ModelError rather than write non-finite weights.
-
-    keep_previous: the file that is replaced stays as `<stem>.prev.pt`.
-    """
+    """Write a checkpoint by `write_atomic`. Raises ModelError rather than write non-finite weights."""
     path = Path(path)
     state = {k: v.detach().to("cpu", torch.float32 if v.is_floating_point() else v.dtype).contiguous()
              for k, v in checkpoint.state.items()}
@@ -59,7 +56,7 @@ def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) 
 
 
 def write_atomic(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
-    """Write the bytes under a temporary name, sync, rename, and sync the folder."""
+    """Write the bytes whole or not at all; keep_previous: what they replace goes to `previous(path)`."""
     part = path.with_suffix(path.suffix + ".part")
     try:
         with open(part, "wb") as file:
@@ -101,10 +98,7 @@ def checksum(value: object, crc: int = 0) -> int:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Return the checkpoint of a `.pt` file or of official darknet `.weights`.
-
-    Raises ModelError for a file that is missing, torn, changed, of another schema, or holds code.
-    """
+    """Return the checkpoint of a `.pt` or darknet `.weights` file. Raises ModelError where it is unfit."""
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []

@@ -75,30 +75,18 @@ def grids(net: Net, imgsz: int) -> dict[str, int]:
     return side
 
 
-def parameters_of(node: Node) -> tuple[str, ...]:
-    """Return the leaves of a node's tensors: those that are trained, then batch-norm's statistics."""
-    if node.type == "norm":
-        return ("weight", "bias", "running_mean", "running_var")
-    return ("weight",) + ("bias",) * node.bias if node.type == "conv" else ()
-
-
 class Step(NamedTuple):
-    """A node of a folded network as file formats see it: a convolution takes the activation behind it along.
-
-    Numbers and type are the node's; `value` names the node that the step ends in, `key` a convolution's
-    tensors (`key.weight`). `shape`: of an output of the network, whose [B, C, G, G] becomes [B, *shape, G,
-    G]. Beside the nodes' types there is "average", of windows `stride` x `stride` side by side.
-    """
+    """A node of a folded network as file formats see it: a convolution takes its activation along."""
 
     name: str
-    type: str
+    type: str                          # the node's, or "average", of windows `stride` x `stride` side by side
     inputs: tuple[str, ...]
     node: Node
-    value: str
-    key: str = ""
+    value: str                         # the node that it ends in
+    key: str = ""                      # of a convolution's tensors (`key.weight`)
     act: str = "linear"
     stride: int = 1
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()        # of an output, whose [B, C, G, G] becomes [B, *shape, G, G]
 
     @property
     def out(self) -> int:

@@ -65,9 +65,7 @@ class Network(nn.Module):
         *containers, leaf = path.split(".")
         at = self
         for name in containers:
-            if name not in at._modules:
-                at.add_module(name, nn.Module())
-            at = at._modules[name]
+            at = at._modules.setdefault(name, nn.Module())
         at.add_module(leaf, module)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -124,10 +122,7 @@ def _maxpool(x: Tensor, node: Node) -> Tensor:
 
 
 def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
-    """Return the same model with fresh weights, a function of `seed` alone: He-normal convolutions.
-
-    Heads start by predicting objects with probability `prior`: the first steps are not spent on background.
-    """
+    """Return the same model with He-normal weights of `seed` alone; heads see objects with chance `prior`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in channels(model.net).params:

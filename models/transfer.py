@@ -13,9 +13,8 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
              source: Checkpoint) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
     """Return a new state for `net`, its tensors those of `source` where a record means the same there.
 
-    A record is taken whole or not at all: same name, same op, same shapes; a head must also mean the same. Of
-    a head for other classes the channels that both have are taken; nothing when no class is shared. The
-    report has a row per record: layer, taken (bool), parameters, why. Arguments unchanged.
+    A record is taken whole or not at all; of a head for other classes the channels that both have. The report
+    has a row per record: layer, taken (bool), parameters, why.
     """
     there = {layer.name: layer for layer in source.net}
     heads, other_heads = ({head.layer.name: head for head in heads_of(n)} for n in (net, source.net))

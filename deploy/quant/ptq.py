@@ -56,14 +56,18 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
             "output": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
     model = _quantised(exact, {name for names in kept.values() for name in names}, narrow, images)
     quantised = Graph(model)
-    changed = [n.name for n in exact.convolutions() if n.name not in kept["vector"] + kept["entrance"]]
+    changed = [n.name for n in exact.convolutions if n.name not in kept["vector"] + kept["entrance"]]
     correct(exact, quantised, changed, images)
     del model.metadata_props[:]
     model.metadata_props.extend(exact.model.metadata_props)
     target.write_bytes(model.SerializeToString(deterministic=True))
     layers = [name.removesuffix(".conv") for name in changed]              # values are named after layers
-    return {"layers": _onnx_sqnr(exact, quantised, layers, images), "calibration": len(images),
-            "left_float": left_float(exact, kept), "weight_bits": 7 if narrow else 8,
+    twins = {name: name + DEQUANTISED if name + DEQUANTISED in quantised.maker else name for name in layers}
+    run = taps(quantised, list(twins.values()))            # of 8-bit values what their readers get
+    rows = layers_sqnr(taps(exact, layers), lambda image: dict(zip(twins, run(image).values())), layers,
+                       images[:COMPARED])
+    return {"layers": rows, "calibration": len(images), "left_float": left_float(exact, kept),
+            "weight_bits": 7 if narrow else 8,
             "method": "ONNX Runtime QDQ, U8S8, weights by channel, ranges by least squared error behind the "
                       "activation, gain and mean of each channel corrected"}
 
@@ -151,19 +155,8 @@ def pooled_first(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], images: list[np.ndarray]) -> list[dict]:
-    """Return the SQNR of the layers; of 8-bit values what their readers get."""
-    twins = {name: name + DEQUANTISED if name + DEQUANTISED in quantised.maker else name for name in layers}
-    run = taps(quantised, list(twins.values()))
-    return layers_sqnr(taps(exact, layers), lambda image: dict(zip(twins, run(image).values())), layers,
-                       images[:COMPARED])
-
-
 def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) -> dict:
-    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file, as `quantise_onnx` does.
-
-    By NNCF: symmetric weights by channel, asymmetric activations.
-    """
+    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file, like `quantise_onnx`."""
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
     from openvino.passes import ConstantFolding, Manager
     graph = read(source)
@@ -171,18 +164,19 @@ def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) 
     folding = Manager()                                    # else biases are formulas nncf does not correct
     folding.register_pass(ConstantFolding())
     folding.run_passes(exact)
-    convolutions = {node.name for node in graph.convolutions()}
+    convolutions = {node.name for node in graph.convolutions}
     kept = {"output": graph.heads(), "vector": [name for name in graph.from_means() if name in convolutions]}
     floats = {name for names in kept.values() for name in names}
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):        # its progress bars
         quantised = nncf.quantize(
-            exact, nncf.Dataset(images), preset=nncf.QuantizationPreset.MIXED, subset_size=len(images),
+            exact, nncf.Dataset(images), subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,          # symmetric weights, asymmetric activations
             ignored_scope=nncf.IgnoredScope(names=[
                 op.get_friendly_name() for op in exact.get_ordered_ops()
                 if "Convolution" in op.get_type_name()     # its bias is a node of its own here
                 and op.get_friendly_name().removesuffix("/WithoutBiases") in floats]))
-    layers = [n.name.removesuffix(".conv") for n in graph.convolutions() if n.name not in kept["vector"]]
+    layers = [n.name.removesuffix(".conv") for n in graph.convolutions if n.name not in kept["vector"]]
     rows = layers_sqnr(*(_openvino_taps(m, layers) for m in (exact, quantised)), layers, images[:COMPARED])
     ov.save_model(quantised, target, compress_to_fp16=False)
     return {"layers": rows, "calibration": len(images), "left_float": left_float(graph, kept),

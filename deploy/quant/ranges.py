@@ -94,14 +94,11 @@ def behind(graph: Graph, value: str) -> Activation:
 
 
 def correct(exact: Graph, quantised: Graph, names: Sequence[str], images: Sequence[np.ndarray]) -> None:
-    """Change the named convolutions of `quantised` to the channel means and gains of `exact` over the images.
-
-    In running order: each is corrected behind the corrected ones before it.
-    """
+    """Change the named convolutions of `quantised`, as they run, to channel means and gains of `exact`."""
     images = images[::max(1, len(images) // IMAGES)][:IMAGES]
-    outs = {node.name: node.output[0] for node in exact.convolutions() if node.name in names}
+    outs = {node.name: node.output[0] for node in exact.convolutions if node.name in names}
     wanted = _sampled(exact, list(outs.values()), images)
-    for node in quantised.convolutions():
+    for node in quantised.convolutions:
         if node.name in outs:
             got = _sampled(quantised, [node.output[0]], images)[node.output[0]]
             _apply(quantised, node, *_gain_and_shift(wanted[outs[node.name]], got))

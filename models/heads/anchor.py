@@ -86,11 +86,8 @@ class AnchorHead(Head):
         return _anchors(self.layer.anchors, device)
 
     def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
-        """Return boxes [n, 4] (cxcywh px) of predictions [n, >=4], their cells and anchors [n, 2].
-
-        YOLOv3, section 2.1; xy_scale lets a centre leave its cell (YOLOv4's scale_x_y).
-        """
-        shift = (self.layer.xy_scale - 1) / 2
+        """Return boxes [n, 4] (cxcywh px) of predictions [n, >=4], their cells and anchors [n, 2]."""
+        shift = (self.layer.xy_scale - 1) / 2              # YOLOv3, 2.1, with YOLOv4's scale_x_y
         centre = (raw[:, :2].sigmoid() * self.layer.xy_scale - shift + cells) * self.stride
         return torch.cat((centre, raw[:, 2:4].clamp(max=EXP_LIMIT).exp() * anchors), 1)
 
@@ -128,14 +125,9 @@ class AnchorHead(Head):
         return box, obj, classes
 
     def overlaps(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the best IoU [B, A, G, G] of every predicted box with a target of its image; 0 without one.
-
-        raw [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). No gradient.
-        """
+        """Return the best IoU [B, A, G, G] of every predicted box with a target [N, 6] of its image, or 0."""
         batch, count, _, height, width = raw.shape
         best = raw.new_zeros(batch, count * height * width)
-        if not len(targets):
-            return best.view(batch, count, height, width)
         with torch.no_grad():
             a, y, x = torch.meshgrid(*(torch.arange(n, device=raw.device) for n in (count, height, width)),
                                      indexing="ij")
@@ -164,15 +156,13 @@ class AnchorHead(Head):
         boxes = self.boxes(vectors, torch.stack((x, y), 1), self.anchors(output.device)[anchor])
         scores = vectors[:, CLASSES].sigmoid() * vectors[:, OBJECTNESS:OBJECTNESS + 1].sigmoid()
         if classes is not None:
-            wanted = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            wanted[list(classes)] = True
-            scores = scores * wanted
-        if multi_label:
-            row, label = (scores > conf_thres).nonzero(as_tuple=True)
-        else:
-            label = scores.argmax(1)
-            row = (scores.gather(1, label[:, None])[:, 0] > conf_thres).nonzero()[:, 0]
-            label = label[row]
+            asked = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            asked[list(classes)] = True
+            scores = scores * asked
+        wanted = scores > conf_thres
+        if not multi_label:
+            wanted = wanted & F.one_hot(scores.argmax(1), scores.shape[1]).bool()
+        row, label = wanted.nonzero(as_tuple=True)
         found = torch.cat((cxcywh_to_xyxy(boxes[row]), scores[row, label][:, None], label[:, None]), 1)
         # What is eight images wide is no object.
         sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)
@@ -180,12 +170,8 @@ class AnchorHead(Head):
 
     @classmethod
     def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, 3.2).
-
-        Box and classes count as much as the teacher sees an object there, so that background teaches only
-        that it is background; the weight is the teacher's sum of objectness.
-        """
-        seen = theirs[:, :, OBJECTNESS].sigmoid()
+        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, 3.2)."""
+        seen = theirs[:, :, OBJECTNESS].sigmoid()          # background teaches only that it is background
         box = (mine[:, :, :2].sigmoid() - theirs[:, :, :2].sigmoid()).square().sum(2)
         box = box + (mine[:, :, 2:4] - theirs[:, :, 2:4]).square().sum(2)
         classes = _divergence(mine[:, :, CLASSES], theirs[:, :, CLASSES]).sum(2)

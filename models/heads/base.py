@@ -22,10 +22,7 @@ class Candidates(NamedTuple):
 
 
 class Head(ABC):
-    """A head record as its kind reads it. `stride`: px of the network's input that a cell of its grid spans.
-
-    Predictions [B, *shape, G, G] are a head's output with its channels split by `shape`. Imports no torch.
-    """
+    """A head record as its kind reads it. `stride`: px of the network's input that its cells span."""
 
     kind: str                                              # what the record's `kind` says
     terms: Mapping[str, float]                             # loss term -> its weight by default
@@ -52,7 +49,7 @@ class Head(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """How its channels are split: (C,) where they are not."""
+        """How its channels are split in its predictions [B, *shape, G, G]: (C,) where they are not."""
 
     @abstractmethod
     def for_classes(self, classes: int) -> Layer:

@@ -1,7 +1,4 @@
-"""Mobile classifiers as rows: MobileNet V1 to V3, MnasNet, EfficientNet-Lite0, MobileNeXt, GhostNet.
-
-Widths are the papers' times `width` where it is given; counts are those at 224 px with 1,000 classes.
-"""
+"""Mobile classifiers as rows: the papers' widths times `width`, and counts at 224 px with 1,000 classes."""
 from __future__ import annotations
 
 from functools import partial
@@ -34,10 +31,7 @@ class Rows:
 
     def block(self, op: str, out: int, stride: int = 1, short: str = "", short_kernel: int = 1,
               **fields: object) -> str:
-        """Append a block, added to its input: as is where width and grid stay, else through the op `short`.
-
-        Without a `short` nothing is added there.
-        """
+        """Append a block, added to its input or, where width or grid change, through `short`, if any."""
         x, at, self.blocks = self.x, self.blocks, self.blocks + 1
         inputs = (x, x) if stride == 1 and self.width == out else (x,)
         if short and len(inputs) == 1:
@@ -69,10 +63,7 @@ def mobilenet_v1(classes: int = 1000, width: float = 1.0) -> Net:
 
 def _inverted(classes: int = 1000, width: float = 1.0, *, stages: tuple[tuple[int, int, int, int, int], ...],
               act: str, widened: bool = False) -> Net:
-    """Return inverted residuals as a network. stages: expansion, width, blocks, first stride, kernel.
-
-    widened: the last layer is wider where `width` is above 1.
-    """
+    """Return inverted residuals as a network. stages: expansion, width, blocks, first stride, kernel."""
     rows = Rows(act=act)
     rows.add("stem", "conv", out=rounded(32 * width), stride=2)
     for expansion, out, blocks, stride, kernel in stages:
@@ -83,7 +74,7 @@ def _inverted(classes: int = 1000, width: float = 1.0, *, stages: tuple[tuple[in
     return rows.end(classes)
 
 
-# MobileNet V2 (arXiv 1801.04381): 3,504,872 parameters, 300.8 MMACs.
+# MobileNet V2 (arXiv 1801.04381): 3,504,872 parameters, 300.8 MMACs. Its last layer is never narrowed.
 mobilenet_v2 = partial(_inverted, act="relu6", widened=True, stages=(
     (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3),
     (6, 160, 3, 2, 3), (6, 320, 1, 1, 3)))

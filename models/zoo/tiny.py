@@ -72,10 +72,7 @@ def micro_yolo_pruned(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors
 
 def micro_yolo_fast(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "relu",
                     xy_scale: float = 2.0) -> Net:
-    """Micro-YOLO without what costs runtimes more time than MACs say; the paper does not have it.
-
-    No squeeze-excitation, ReLU, and a DSConv in conv22, whose MBConv is a third of all MACs.
-    """
+    """Micro-YOLO without what costs more time than MACs say, and conv22's MBConv, a third of the MACs."""
     return substitute(micro_yolo(classes, coarse, fine, act, xy_scale, se=False), {"conv22": "dsconv"})
 
 
