@@ -1,8 +1,4 @@
-"""Exported files: what kind a path is, and the metadata that each carries.
-
-It is a JSON-able dict that says what the file is and how to use it: an entry in ONNX files, an extra file in
-TorchScript, card.json beside the others. A file without it is not one of ours.
-"""
+"""Exported files: what kind a path is, and the metadata that each carries, a JSON-able dict."""
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ENTRY = "micro_yolo"                                       # the name of an ONNX file's metadata entry
-FILE = "card.json"                                         # ... and of the file elsewhere
+FILE = "card.json"                                         # ... of the file beside others, inside TorchScript
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAIN = {"openvino": "model.xml", "ncnn": "model.param"}    # formats of several files are folders
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".param": "ncnn", ".torchscript": "torchscript"}
@@ -157,9 +153,9 @@ def metadata_beside(main: Path) -> dict:
 
 def onnx_session(model: Path | bytes, threads: int = 0, cuda: bool = False,
                  profile: str = "") -> ort.InferenceSession:
-    """Return an ONNX Runtime session of a file or its bytes; threads 0: not optimised, to be looked at.
+    """Return an ONNX Runtime session of a file or its bytes. Raises ModelError naming the file.
 
-    profile: the prefix of a file with the times of its nodes. Raises ModelError naming the file.
+    threads 0: not optimised, to be looked at. profile: the prefix of a file with the times of its nodes.
     """
     ort = needs("onnxruntime", "to run ONNX files")
     options = ort.SessionOptions()
@@ -172,12 +168,12 @@ def onnx_session(model: Path | bytes, threads: int = 0, cuda: bool = False,
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    cuda = cuda and CUDA in ort.get_available_providers()
+    providers = [CUDA, CPU] if cuda and CUDA in ort.get_available_providers() else [CPU]
+    name, given = ("the model", model) if isinstance(model, bytes) else (model, str(model))
     try:
-        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options,
-                                    providers=[*[CUDA] * cuda, CPU])
+        return ort.InferenceSession(given, options, providers=providers)
     except Exception as error:                             # its own classes share no base but this
-        raise unreadable("the model" if isinstance(model, bytes) else model, "an ONNX file", error) from error
+        raise unreadable(name, "an ONNX file", error) from error
 
 
 def onnx_metadata(session: ort.InferenceSession, path: Path) -> dict:

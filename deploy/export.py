@@ -51,23 +51,18 @@ class Polled(list):
 
 @dataclass(frozen=True)
 class Export:
-    """What is exported and what it is compared with.
-
-    images: uint8 [3, S, S], the gate's. calibration: those that INT8 measures its ranges on. data: a set for
-    AP50, or "". poll: called between images, ends the export by raising. Raises DataError for images that
-    INT8 cannot be calibrated on, before anything is measured or written.
-    """
+    """What is exported and what it is compared with. Raises DataError for images unfit to calibrate INT8."""
 
     weights: str
     checkpoint: Checkpoint
     imgsz: int
     half: bool
     int8: bool
-    images: Sequence[np.ndarray]
-    calibration: Sequence[np.ndarray] = ()
-    data: str = ""
+    images: Sequence[np.ndarray]                           # uint8 [3, S, S], the gate's
+    calibration: Sequence[np.ndarray] = ()                 # those that INT8 measures its ranges on
+    data: str = ""                                         # a set for AP50
     tolerance: float = 1e-3
-    poll: Callable[[], object] = lambda: None
+    poll: Callable[[], object] = lambda: None              # called between images, ends the export by raising
 
     def __post_init__(self) -> None:
         if self.int8:
@@ -128,16 +123,12 @@ def read(weights: str, imgsz: int | None) -> tuple[Checkpoint, int]:
 
 
 def export(job: Export, form: str, folder: Path, name: str) -> dict:
-    """Return the row of one format: file, bytes, sha256, differences, faults (none: the file is in place).
-
-    The file is made in a hidden folder of the run and moved to its name when it has passed. An older one of
-    that name goes first, so that none is left where the writer or the gate raises.
-    """
+    """Return the row of one format: file, bytes, sha256, differences, faults (none: the file is in place)."""
     job.poll()
     start, precision = time.perf_counter(), job.precision(form)
     ending = f".{form}" if form in ("onnx", "torchscript") else f"_{form}"         # a file, or a folder
     final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ending}"
-    if final.is_dir():
+    if final.is_dir():                                     # gone first: none is left where the gate raises
         shutil.rmtree(final)
     final.unlink(missing_ok=True)
     limits = parity.LIMITS[precision]
@@ -149,7 +140,11 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         metadata = make_metadata(job.checkpoint, job.imgsz, precision, opset, job.weights)
         made, extra = WRITERS[form](job, work)
         write_metadata(made, metadata)
-        found = _compared(job, made)
+        other = load_runtime(made)
+        found = parity.compare(job.reference, other, job.images, job.poll)
+        if (exact := job.map50_torch) is not None:
+            map50 = job.map50(other)
+            found |= {"map50": map50, "map50_torch": exact, "map50_diff": map50 - exact}
         faults = parity.faults(found, limits, precision == "fp32")
         row = {"format": form, "file": final.name, "precision": precision, "bytes": size(made), **found,
                "limits": limits._asdict(), "faults": faults, **extra}
@@ -163,16 +158,6 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         return row | {"seconds": round(time.perf_counter() - start, 2)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _compared(job: Export, made: Path) -> dict:
-    """Return the differences between the file and torch in fp32."""
-    other = load_runtime(made)
-    found = parity.compare(job.reference, other, job.images, job.poll)
-    if job.map50_torch is not None:
-        map50 = job.map50(other)
-        found |= {"map50": map50, "map50_torch": job.map50_torch, "map50_diff": map50 - job.map50_torch}
-    return found
 
 
 def _onnx(job: Export, work: Path) -> tuple[Path, dict]:

@@ -24,16 +24,12 @@ CHUNK = 4                              # after a single image: the batch size is
 
 
 class Limits(NamedTuple):
-    """What an export may be off by.
+    """What an export may be off by."""
 
-    diff: largest absolute difference of a head output. share: mean difference as a share of the outputs'
-    standard deviation. matched: share of boxes. map50: points of AP50, lost or won in fp32, lost elsewhere.
-    """
-
-    diff: float
-    share: float
-    matched: float
-    map50: float
+    diff: float                        # largest absolute difference of a head output
+    share: float                       # mean difference as a share of the outputs' standard deviation
+    matched: float                     # share of boxes
+    map50: float                       # points of AP50, lost or won in fp32, lost elsewhere
 
 
 # Of fp16 the weights alone are so; what computes in it as well is held to HALF_SHARE when it runs.
@@ -62,10 +58,7 @@ def split_images(data: str, split: str, imgsz: int, count: int) -> list[np.ndarr
 
 def compare(exact: Runtime, other: Runtime, images: Sequence[np.ndarray],
             poll: Callable[[], object] = lambda: None) -> dict[str, float | int | None]:
-    """Return max_diff and mean_share of the head outputs, matched (None without boxes) and boxes.
-
-    poll: called between batches, ends the comparison by raising.
-    """
+    """Return max_diff and mean_share of the head outputs, matched (None without boxes) and boxes."""
     worst, shares, hits, boxes = 0.0, [], 0, 0
     for start, end in [(0, 1), *((at, at + CHUNK) for at in range(1, len(images), CHUNK))]:
         poll()

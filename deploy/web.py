@@ -18,11 +18,7 @@ LINES = "cd web && npm ci --ignore-scripts"
 
 
 def write_web(folder: Path, onnx: Path, metadata: dict) -> Path:
-    """Return `folder`, made where missing, once the page, the network and onnxruntime-web are in it.
-
-    The metadata gets the ONNX file's digest. Raises EnvironmentFault where onnxruntime-web is not there and
-    npm cannot bring it.
-    """
+    """Return `folder` with the page, the network and onnxruntime-web; errors: see `runtime_files`."""
     scripts = runtime_files()
     (folder / "ort").mkdir(parents=True, exist_ok=True)
     for name in PAGES:
@@ -37,10 +33,7 @@ def write_web(folder: Path, onnx: Path, metadata: dict) -> Path:
 
 
 def runtime_files() -> list[Path]:
-    """Return the files of onnxruntime-web in the pinned version, brought by npm where they are missing.
-
-    Raises EnvironmentFault with the lines to type.
-    """
+    """Return onnxruntime-web's pinned files, brought by npm, or raise EnvironmentFault with what to type."""
     package = WEB / "node_modules" / "onnxruntime-web"
     files = [package / "dist" / name for name in RUNTIME]
 

@@ -1,8 +1,4 @@
-"""Every block of the vocabulary, defined once: a function that writes a record out as primitive nodes.
-
-The torch module, the table of tensors, channel dependencies, counts, folding, file formats, quantisation and
-profiles read the nodes and know no block by name.
-"""
+"""Every block, defined once: a function that writes a record out as primitive nodes, all that others read."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,23 +11,19 @@ from models.nodes import Builder
 
 
 class Block(NamedTuple):
-    """A block: how it is written, the fields it needs, how many inputs it may have, whether it may stride."""
+    """A block, and what it asks of its record."""
 
     write: Callable[..., str]
-    needs: tuple[str, ...]
-    inputs: tuple[int, int]
-    strided: bool
+    needs: tuple[str, ...] = ()                            # fields that must be given
+    inputs: tuple[int, int] = (1, 1)                       # the least and the greatest number
+    strided: bool = False                                  # whether a stride beyond 1 is possible
 
 
 BLOCKS: dict[str, Block] = {}
 
 
 def block(*needs: str, inputs: tuple[int, int] = (1, 1), strided: bool = False) -> Callable:
-    """Return a decorator that registers a block under its function's name.
-
-    needs: fields of the record that must be given. inputs: the least and the greatest number of inputs.
-    strided: whether a stride beyond 1 is possible.
-    """
+    """Return a decorator that registers a `Block` under its function's name."""
     def register(write: Callable[..., str]) -> Callable[..., str]:
         BLOCKS[write.__name__.removesuffix("_")] = Block(write, needs, inputs, strided)
         return write
@@ -69,10 +61,7 @@ def sepconv(b: Builder, x: str) -> str:
 
 @block("out", inputs=ALSO, strided=True)
 def mbconv(b: Builder, x: str, *residual: str) -> str:
-    """Expand 1x1 (where `hidden` is given), depthwise kxk, squeeze-excitation, linear 1x1 projection.
-
-    MobileNet V2, V3, MnasNet, EfficientNet (arXiv 1801.04381, 1905.02244, 1807.11626).
-    """
+    """Expand 1x1 where `hidden`, depthwise kxk, se, linear 1x1 (MobileNet V2, arXiv 1801.04381)."""
     y = b.conv(x, "expand", "hidden") if b.layer.hidden else x
     y = b.depthwise(y, "depthwise", b.layer.kernel, b.layer.stride)
     y = b.se(y) if b.layer.squeeze else y
@@ -81,12 +70,8 @@ def mbconv(b: Builder, x: str, *residual: str) -> str:
 
 @block("out", "hidden", inputs=ALSO, strided=True)
 def sandglass(b: Builder, x: str, *residual: str) -> str:
-    """Depthwise, reduce, expand, depthwise, around the wide ends (MobileNeXt, arXiv 2007.02269).
-
-    Without a residual the first depthwise stays away unless the record is `full`, and the second where
-    nothing is strided.
-    """
-    keep = bool(residual) or b.layer.full
+    """Depthwise, reduce, expand, depthwise, around the wide ends (MobileNeXt, arXiv 2007.02269)."""
+    keep = bool(residual) or b.layer.full                  # else without the depthwise that is not strided
     y = b.depthwise(x, "dw1", b.layer.kernel) if keep else x
     y = b.conv(b.conv(y, "reduce", "hidden", act="linear"), "expand")
     if keep or b.layer.stride > 1:
@@ -135,11 +120,7 @@ def shortcut(b: Builder, x: str) -> str:
 
 @block("out", "hidden", strided=True)
 def shufflev1(b: Builder, x: str) -> str:
-    """ShuffleNet V1 unit (arXiv 1707.01083): grouped 1x1, shuffle, depthwise, grouped 1x1.
-
-    At stride 1 it is added to its input; at 2 it stands beside the input's average pooling, and `out` counts
-    the unit's own part. `full`: the first 1x1 is not grouped.
-    """
+    """ShuffleNet V1 unit (arXiv 1707.01083); strided its pooled input stands beside `out` channels."""
     y = b.conv(x, "reduce", "hidden", groups=1 if b.layer.full else b.layer.groups)
     y = b.depthwise(b.shuffle(y, b.layer.groups), "depthwise", b.layer.kernel, b.layer.stride, act="linear")
     y = b.conv(y, "expand", groups=b.layer.groups, act="linear")
@@ -201,74 +182,25 @@ def aspp(b: Builder, x: str) -> str:
     return b.conv(b.concat(*levels, b.spread(mean, levels[0], "spread")), "project")
 
 
-@block("squeeze")
-def se(b: Builder, x: str) -> str:
-    """Squeeze-excitation of a whole map, which keeps its channels."""
-    return b.se(x)
-
-
-@block(strided=True)
-def maxpool(b: Builder, x: str) -> str:
-    """Max-pooling; 2x2 at stride 1 pads right and below, as darknet does."""
-    return b.pool("maxpool", x, b.layer.kernel, b.layer.stride)
-
-
-@block(strided=True)
-def avgpool(b: Builder, x: str) -> str:
-    """Average pooling, zeros of the padding counted."""
-    return b.pool("avgpool", x, b.layer.kernel, b.layer.stride)
-
-
-@block(strided=True)
-def upsample(b: Builder, x: str) -> str:
-    """Nearest-neighbour upsampling by `stride`."""
-    return b.upsample(x, b.layer.stride)
-
-
-@block(inputs=MANY)
-def concat(b: Builder, *xs: str) -> str:
-    """Inputs side by side along channels."""
-    return b.concat(*xs, part="")
-
-
-@block(inputs=MANY)
-def add(b: Builder, *xs: str) -> str:
-    """Element-wise sum, which ties the channels of its inputs."""
-    return b.add(*xs, part="")
-
-
-@block()
-def act(b: Builder, x: str) -> str:
-    """An activation alone."""
-    return b.act(x)
-
-
-@block("groups")
-def split(b: Builder, x: str) -> str:
-    """The `part`-th of `groups` equal pieces of the channels."""
-    return b.slice(x, b.layer.part, b.layer.groups, "piece")
-
-
-@block("groups")
-def shuffle(b: Builder, x: str) -> str:
-    """The channels of `groups` interleaved."""
-    return b.shuffle(x, b.layer.groups, "")
-
-
-@block("out", "kind")
-def head(b: Builder, x: str) -> str:
-    """A detection head, whose kind says what its outputs mean."""
-    return HEADS[b.layer.kind].nodes(b, x)
+# Blocks that are one primitive or a head, which says itself what it is.
+BLOCKS |= {
+    "se": Block(lambda b, x: b.se(x), ("squeeze",)),
+    "maxpool": Block(lambda b, x: b.pool("maxpool", x, b.layer.kernel, b.layer.stride), strided=True),
+    "avgpool": Block(lambda b, x: b.pool("avgpool", x, b.layer.kernel, b.layer.stride), strided=True),
+    "upsample": Block(lambda b, x: b.upsample(x, b.layer.stride), strided=True),
+    "concat": Block(lambda b, *xs: b.concat(*xs, part=""), inputs=MANY),
+    "add": Block(lambda b, *xs: b.add(*xs, part=""), inputs=MANY),
+    "act": Block(lambda b, x: b.act(x)),
+    "split": Block(lambda b, x: b.slice(x, b.layer.part, b.layer.groups, "piece"), ("groups",)),
+    "shuffle": Block(lambda b, x: b.shuffle(x, b.layer.groups, ""), ("groups",)),
+    "head": Block(lambda b, x: HEADS[b.layer.kind].nodes(b, x), ("out", "kind"))}
 
 
 @block("out")
 def classify(b: Builder, x: str) -> str:
-    """A classifier's end: mean, a hidden layer where `hidden` is given, scores of the classes [B, K, 1, 1].
-
-    `full`: the scores of every cell with their activation, then the mean (SqueezeNet).
-    """
+    """A classifier's end: mean, a layer of `hidden` channels where given, scores [B, K, 1, 1]."""
     why = "a classifier's outputs are its classes"
-    if b.layer.full:
+    if b.layer.full:                                       # SqueezeNet's: every cell is scored, then the mean
         return b.mean(b.conv(x, "fc", bn=False, fixed=why), "")
     y = b.mean(x, "")
     y = b.conv(y, "fc1", "hidden", bn=False) if b.layer.hidden else y
@@ -276,11 +208,7 @@ def classify(b: Builder, x: str) -> str:
 
 
 def of_schema_1(layer: Layer) -> Layer:
-    """Return a record of schema 1 as it was meant there.
-
-    Poolings were 2x2, heads had one kind, and centres that stay in their cell came with YOLOv3's rule of one
-    anchor a box.
-    """
+    """Return a record of schema 1, whose poolings were 2x2 and heads of one kind, as it was meant there."""
     if layer.op == "head":
         return replace(layer, kind="anchor", assign="best" if layer.xy_scale == 1 else "ratio")
     return replace(layer, kernel=2) if layer.op == "maxpool" else layer

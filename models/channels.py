@@ -14,23 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.graph import expand, parameters_of
+from models.graph import expand
 from models.layer import Net
 from models.nodes import IMAGE, Node
 from utils.errors import ModelError
 
 
 class Param(NamedTuple):
-    """A tensor of the state: its key, the numbers along its first and second axis, its other sides.
-
-    cols: None where the second axis is no channels (vectors, depthwise kernels); of a grouped convolution
-    those of its first group.
-    """
+    """A tensor of the state, and the numbers of its channels."""
 
     key: str
-    rows: np.ndarray
-    cols: np.ndarray | None
-    tail: tuple[int, ...]
+    rows: np.ndarray                                       # along its first axis
+    cols: np.ndarray | None                                # along its second where that is channels
+    tail: tuple[int, ...]                                  # its other sides
     node: Node
 
     @property
@@ -172,7 +168,8 @@ def _params(axes: list[tuple[Node, np.ndarray, np.ndarray | None]], root: np.nda
     """Yield the tensors of the nodes."""
     for node, rows, cols in axes:
         rows, cols = root[rows], None if cols is None else root[cols]
-        for leaf in parameters_of(node):
+        learned = ("weight", "bias") if node.bias or node.type == "norm" else ("weight",)
+        for leaf in (*learned, *(("running_mean", "running_var") if node.type == "norm" else ())):
             kernel = leaf == "weight" and node.type == "conv"
             tail = ((1,) if cols is None else ()) + (node.kernel,) * 2 if kernel else ()
             yield Param(f"{node.name}.{leaf}", rows, cols if kernel else None, tail, node)

@@ -26,27 +26,19 @@ FOLLOWS = ".bn.num_batches_tracked"                    # in every state dict, of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network: records, fp32 state, class names in the order of the head, input side in px.
-
-    class_map: category id of the data set (as text) -> class. extra: plain values (metrics, command, header
-    of a darknet file). training: what resuming needs; absent from weights that are shipped.
-    """
+    """A trained network."""
 
     net: Net
-    state: dict[str, Tensor]
-    names: tuple[str, ...]
-    imgsz: int = 416
-    class_map: dict[str, int] = field(default_factory=dict)
-    extra: dict = field(default_factory=dict)
-    training: dict | None = None
+    state: dict[str, Tensor]                           # fp32
+    names: tuple[str, ...]                             # of the classes, in the order of the head
+    imgsz: int = 416                                   # px
+    class_map: dict[str, int] = field(default_factory=dict)        # category id of the data set -> class
+    extra: dict = field(default_factory=dict)          # plain values: metrics, command, darknet header
+    training: dict | None = None                       # what resuming needs
 
 
 def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
-    """Write a checkpoint whole or not at all: beside its name, synced, renamed.
-
-    keep_previous: the file that is replaced stays as `<stem>.prev.pt`. Raises OSError when the disk refuses,
-    and ModelError rather than write non-finite weights.
-    """
+    """Write a checkpoint by `write_atomic`. Raises ModelError rather than write non-finite weights."""
     path = Path(path)
     state = {k: v.detach().to("cpu", torch.float32 if v.is_floating_point() else v.dtype).contiguous()
              for k, v in checkpoint.state.items()}
@@ -64,7 +56,7 @@ def save(path: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) 
 
 
 def write_atomic(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
-    """Write the bytes under a temporary name, syncs, renames, and syncs the folder."""
+    """Write the bytes whole or not at all; keep_previous: what they replace goes to `previous(path)`."""
     part = path.with_suffix(path.suffix + ".part")
     try:
         with open(part, "wb") as file:
@@ -106,11 +98,7 @@ def checksum(value: object, crc: int = 0) -> int:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Return the checkpoint of a `.pt` file or of official darknet `.weights`.
-
-    Raises ModelError for a file that is missing, torn, changed, of another schema, or would run code when
-    unpickled (it is never run: weights_only).
-    """
+    """Return the checkpoint of a `.pt` or darknet `.weights` file. Raises ModelError where it is unfit."""
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []

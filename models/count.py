@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import prod
 
-from models.channels import channels, sizes
+from models.channels import channels
 from models.graph import expand, grids
 from models.layer import Net
 from models.nodes import IMAGE
@@ -18,8 +18,7 @@ FREE = ("sigmoid", "hardsigmoid")                          # activations that pt
 
 
 def parameters(net: Net, statistics: bool = False) -> int:
-    """Return the trainable parameters; with `statistics` also batch-norm's mean and variance (darknet's
-    file)."""
+    """Return the trainable parameters; with `statistics` also batch-norm's mean and variance."""
     return sum(prod(p.shape) for p in channels(net).params if statistics or p.trained)
 
 
@@ -50,11 +49,3 @@ def loose_macs(net: Net, imgsz: int) -> int:
             total += elements * {"conv": int(node.bias), "norm": 2, "act": int(node.act not in FREE),
                                  "upsample": 1}.get(node.type, 0)
     return total
-
-
-def table(net: Net, imgsz: int) -> list[dict[str, object]]:
-    """Return one row a record that learns: its widths, kernel, parameters and MACs; for printing."""
-    cost, learned, out = layer_macs(net, imgsz), sizes(net), channels(net).outputs
-    return [{"layer": layer.name, "op": layer.op, "out": len(out[layer.name]), "kernel": layer.kernel,
-             "hidden": layer.hidden, "squeeze": layer.squeeze, "parameters": learned[layer.name],
-             "macs": cost[layer.name]} for layer in net if layer.name in learned]

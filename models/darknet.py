@@ -48,21 +48,22 @@ def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[st
         raise ModelError(f"{path} is {kind}: it holds {found:,} numbers{' and a torn one' if rest else ''}, "
                          f"the network needs {needed:,} (difference {found - needed:+,}); "
                          "is it complete, and of this network?")
-    return net, _fill(net, np.frombuffer(raw, "<f4", offset=start)), header
+    numbers, state = np.frombuffer(raw, "<f4", offset=start), {}
+    for param in _darknet_order(net):
+        here, numbers = np.split(numbers, [prod(param.shape)])
+        state[param.key] = torch.from_numpy(here.reshape(param.shape).copy())
+    for key in [k for k in state if k.endswith("running_var")]:
+        state[key.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.long)
+    return net, state, header
 
 
 def write_darknet(path: str | Path, net: Net, state: dict[str, Tensor],
                   header: tuple[int, ...] = (0, 2, 0, 0)) -> None:
-    """Write a darknet `.weights` file (little-endian fp32); from header version 0.2 on its count has 64 bits.
-
-    Written beside the final name and renamed, so that a half-written file is never met.
-    """
+    """Write a darknet `.weights` file (little-endian fp32) whole or not at all."""
     form = HEADER_V2 if header[0] * 10 + header[1] >= 2 else HEADER_V1
-    part, order = Path(f"{path}.part"), _darknet_order(net)
-    with open(part, "wb") as file:
-        file.write(struct.pack(form, *header))
-        for param in order:
-            file.write(state[param.key].detach().cpu().contiguous().numpy().astype("<f4").tobytes())
+    tensors = [state[param.key].detach().cpu().numpy().astype("<f4") for param in _darknet_order(net)]
+    part = Path(f"{path}.part")
+    part.write_bytes(struct.pack(form, *header) + b"".join(tensor.tobytes() for tensor in tensors))
     os.replace(part, path)
 
 
@@ -89,13 +90,3 @@ def _darknet_order(net: Net) -> list[Param]:
     return [param for params in stages.values() for param in sorted(params, key=rank)]
 
 
-def _fill(net: Net, numbers: np.ndarray) -> dict[str, Tensor]:
-    """Return the state dict of a network from a file's numbers [N] in darknet's order."""
-    at, state = 0, {}
-    for param in _darknet_order(net):
-        size = param.shape
-        state[param.key] = torch.from_numpy(numbers[at:at + prod(size)].reshape(size).copy())
-        at += prod(size)
-    for key in [k for k in state if k.endswith("running_var")]:
-        state[key.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.long)
-    return state

@@ -14,10 +14,7 @@ _backward = torch.ops.aten.convolution_backward
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise conv2d with the windowed gradient.
-
-    x [B, C, H, W], weight [C, 1, k, k], stride 1, same padding, groups C.
-    """
+    """A depthwise conv2d of x [B, C, H, W] and weight [C, 1, k, k], stride 1, same padding."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:

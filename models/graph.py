@@ -1,5 +1,4 @@
-"""A network's records written out as primitive nodes, and where its values lie. No torch, no block by
-name."""
+"""A network's records written out as primitive nodes, and where its values lie. No torch, no op by name."""
 from __future__ import annotations
 
 from functools import lru_cache
@@ -76,30 +75,18 @@ def grids(net: Net, imgsz: int) -> dict[str, int]:
     return side
 
 
-def parameters_of(node: Node) -> tuple[str, ...]:
-    """Return the leaves of a node's tensors: those that are trained, then batch-norm's statistics."""
-    if node.type == "norm":
-        return ("weight", "bias", "running_mean", "running_var")
-    return ("weight",) + ("bias",) * node.bias if node.type == "conv" else ()
-
-
 class Step(NamedTuple):
-    """A node of a folded network as file formats see it: a convolution takes the activation behind it along.
-
-    Numbers and type are the node's; `value` names the node that the step ends in, `key` a convolution's
-    tensors (`key.weight`). `shape`: of an output of the network, whose [B, C, G, G] becomes [B, *shape, G,
-    G]. Beside the nodes' types there is "average", of windows `stride` x `stride` side by side.
-    """
+    """A node of a folded network as file formats see it: a convolution takes its activation along."""
 
     name: str
-    type: str
+    type: str                          # the node's, or "average", of windows `stride` x `stride` side by side
     inputs: tuple[str, ...]
     node: Node
-    value: str
-    key: str = ""
+    value: str                         # the node that it ends in
+    key: str = ""                      # of a convolution's tensors (`key.weight`)
     act: str = "linear"
     stride: int = 1
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()        # of an output, whose [B, C, G, G] becomes [B, *shape, G, G]
 
     @property
     def out(self) -> int:
@@ -128,7 +115,8 @@ def steps(net: Net) -> tuple[Step, ...]:
     ends = {value: name for name, value in graph.value.items()}
     shapes = {head.layer.name: head.shape for head in heads_of(net)}
     shapes = {graph.value[name]: shapes.get(name) or (1,) for name in outputs(net)}
-    coarsest = max(node.reduction for node in graph.nodes)
+    reduction = {IMAGE: 1, **{node.name: node.reduction for node in graph.nodes}}
+    coarsest = max(reduction.values())
     even = all(layer.pad < 0 and not layer.ceil for layer in net)
     named, found, fused = {IMAGE: INPUT}, [], set()
     for node in graph.nodes:
@@ -139,7 +127,8 @@ def steps(net: Net) -> tuple[Step, ...]:
             last = after[0]
             fused.add(last.name)
         name = node.layer if last.name in shapes else node.name.removesuffix(".act").removesuffix(".conv")
-        inputs, source = tuple(named[i] for i in node.inputs), _reduction(graph, node)
+        inputs = tuple(named[i] for i in node.inputs)
+        source = reduction[node.inputs[0]]
         if node.type == "mean" and even and 0 < source < coarsest:
             # In two steps: runtimes that add up 43,264 numbers in fp32 one after another are off by enough to
             # move the outputs by 2e-3. The windows divide the side of every image that fits.
@@ -150,12 +139,6 @@ def steps(net: Net) -> tuple[Step, ...]:
                           last.act or "linear", node.stride, shapes.get(last.name, ())))
         named[last.name] = name
     return tuple(found)
-
-
-def _reduction(graph: Graph, node: Node) -> int:
-    """Return what a cell of a node's first input spans."""
-    source = node.inputs[0]
-    return 1 if source == IMAGE else next(n.reduction for n in graph.nodes if n.name == source)
 
 
 def require_heads(net: Net, what: str) -> Net:

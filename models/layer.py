@@ -8,15 +8,11 @@ MAX_WIDTH, MAX_LAYERS = 65536, 10000                       # a typo must not ask
 
 @dataclass(frozen=True)
 class Layer:
-    """One record: a block of `models.blocks` by its `op`, and the numbers that the block reads.
-
-    `inputs` name earlier layers ("image" is the image itself); fields that a block does not read keep their
-    defaults.
-    """
+    """One record: a block of `models.blocks` by its `op`, and the fields that this block reads."""
 
     name: str
     op: str
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...]                            # earlier layers; "image" is the image itself
     out: int = 0                                       # channels of the output
     kernel: int = 3
     stride: int = 1                                    # of poolings and convolutions; an upsampling's factor

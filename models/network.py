@@ -26,9 +26,9 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 class Network(nn.Module):
     """The network of a tuple of records.
 
-    forward: images [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to a
-    list of head outputs [B, *shape, G, G] in the order of the records (of a classifier: scores [B, K, 1, 1]).
-    uint8 is scaled on the device. ends: records whose values are returned in place of that.
+    forward: images [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to head
+    outputs [B, *shape, G, G] in the order of the records (of a classifier: scores [B, K, 1, 1]), or to the
+    values of the records `ends`.
     """
 
     def __init__(self, net: Net, ends: tuple[str, ...] = ()) -> None:
@@ -65,9 +65,7 @@ class Network(nn.Module):
         *containers, leaf = path.split(".")
         at = self
         for name in containers:
-            if name not in at._modules:
-                at.add_module(name, nn.Module())
-            at = at._modules[name]
+            at = at._modules.setdefault(name, nn.Module())
         at.add_module(leaf, module)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -102,55 +100,29 @@ def _function(node: Node, alone: bool) -> Callable[..., Tensor]:
     if node.type == "act":
         inplace = {"inplace": True} if alone and node.act in IN_PLACE else {}
         return partial(ACTIVATIONS[node.act], **inplace)
-    if node.type == "slice":
-        return partial(torch.narrow, dim=1, start=node.part * node.channels, length=node.channels)
-    if node.type == "shuffle":
-        return partial(F.channel_shuffle, groups=node.groups)
-    if node.type == "maxpool":
-        return partial(_maxpool, node=node)
-    if node.type == "avgpool":
-        return partial(F.avg_pool2d, kernel_size=node.kernel, stride=node.stride, padding=node.pad,
-                       ceil_mode=node.ceil)
-    if node.type == "upsample":
-        return partial(F.interpolate, scale_factor=float(node.stride), mode="nearest")
-    return {"add": _add, "mul": torch.mul, "concat": _concat, "mean": _mean, "spread": _spread}[node.type]
-
-
-def _add(first: Tensor, *rest: Tensor) -> Tensor:
-    """Return the sum of values of one shape."""
-    for x in rest:
-        first = first + x
-    return first
-
-
-def _concat(*xs: Tensor) -> Tensor:
-    return torch.cat(xs, 1)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
-
-
-def _spread(x: Tensor, like: Tensor) -> Tensor:
-    return x.expand(-1, -1, *like.shape[2:])
+    return {
+        "add": lambda first, *rest: sum(rest, first),
+        "mul": torch.mul,
+        "concat": lambda *xs: torch.cat(xs, 1),
+        "slice": partial(torch.narrow, dim=1, start=node.part * node.channels, length=node.channels),
+        "shuffle": partial(F.channel_shuffle, groups=node.groups),
+        "mean": partial(torch.mean, dim=(2, 3), keepdim=True),
+        "maxpool": partial(_maxpool, node=node),
+        "avgpool": partial(F.avg_pool2d, kernel_size=node.kernel, stride=node.stride, padding=node.pad,
+                           ceil_mode=node.ceil),
+        "upsample": partial(F.interpolate, scale_factor=float(node.stride), mode="nearest"),
+        "spread": lambda x, like: x.expand(-1, -1, *like.shape[2:])}[node.type]
 
 
 def _maxpool(x: Tensor, node: Node) -> Tensor:
-    """Return the maxima; beyond the right and lower edge the last row and column are repeated.
-
-    Darknet ignores what lies there, which gives the same maxima.
-    """
+    # What darknet ignores beyond the right and lower edge repeats the last row and column: the same maxima.
     if node.after:
         x = F.pad(x, (0, node.after, 0, node.after), mode="replicate")
     return F.max_pool2d(x, node.kernel, node.stride, node.pad, ceil_mode=node.ceil)
 
 
 def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
-    """Return the same model with fresh weights, a function of `seed` alone.
-
-    He-normal convolutions, and heads that start by predicting objects with probability `prior`, so that the
-    first steps are not spent on background.
-    """
+    """Return the same model with He-normal weights of `seed` alone; heads see objects with chance `prior`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in channels(model.net).params:

@@ -13,12 +13,9 @@ ACTIVATIONS = ("leaky", "relu", "relu6", "hardswish", "swish", "sigmoid", "hards
 class Node(NamedTuple):
     """One primitive. Its value carries its name, and so do its tensors (`name.weight`, `name.bias`, ...).
 
-    conv: kernel, stride, pad, groups, dilation, bias; `field` is the record's field that its outputs are
-    counted by ("": as many as its input has, a depthwise convolution; "~": as many as what it is multiplied
-    with), `parts` how many such convolutions make up the field. norm: batch-norm. act. add. mul: by a gate
-    [B, C, 1, 1]. concat. slice: the `part`-th of `parts` equal pieces. shuffle: the channels of `groups`
-    interleaved. mean: [B, C, 1, 1]. maxpool, avgpool. upsample: nearest, by `stride`. spread: [B, C, 1, 1] on
-    the grid of its second input.
+    Types: conv, norm, act, add, mul (by a gate [B, C, 1, 1]), concat, slice (the `part`-th of `parts` equal
+    pieces), shuffle (`groups` interleaved), mean ([B, C, 1, 1]), maxpool, avgpool, upsample (nearest, by
+    `stride`), spread ([B, C, 1, 1] on the grid of its second input).
     """
 
     name: str
@@ -27,8 +24,8 @@ class Node(NamedTuple):
     channels: int
     reduction: int                     # px of the network's input that a cell spans; 0: one cell in all
     layer: str
-    field: str = ""
-    parts: int = 1
+    field: str = ""                    # of the record, counts a conv's outputs; "": depthwise, "~": a gate's
+    parts: int = 1                     # ... which so many convolutions make up
     part: int = 0
     kernel: int = 1
     stride: int = 1
@@ -44,10 +41,7 @@ class Node(NamedTuple):
 
 
 class Builder:
-    """What a block is written with: every method appends nodes and returns the name of the value they end in.
-
-    `layer` is the record that is being written. Raises ModelError naming it where widths or grids disagree.
-    """
+    """What blocks are written with: methods append nodes and return the name of the value they end in."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -55,7 +49,7 @@ class Builder:
         self.layer: Layer = Layer("", "", ())
 
     def fail(self, problem: str) -> ModelError:
-        """Return the error of the current record."""
+        """Return the error of the current record, raised where widths or grids disagree."""
         return ModelError(f"layer {self.layer.name!r} ({self.layer.op}): {problem}")
 
     def node(self, type_: str, name: str, *inputs: str, channels: int = 0, reduction: int = -1,
@@ -74,10 +68,9 @@ class Builder:
     def conv(self, x: str, part: str = "", out: str = "out", kernel: int = 1, stride: int = 1, *,
              parts: int = 1, groups: int = 1, dilation: int = 1, act: str = "", bn: bool | None = None,
              bias: bool = True, fixed: str = "") -> str:
-        """Append convolution, batch-norm, activation.
+        """Append convolution, batch-norm or else `bias`, activation (by default the record's).
 
-        out: the field of the record that counts the outputs, "" for a depthwise convolution. act: the
-        record's where nothing else is said. bias: whether a convolution without batch-norm has one.
+        out: the field of the record that counts the outputs, "" for a depthwise convolution.
         """
         layer, normed = self.layer, self.layer.bn if bn is None else bn
         wanted = getattr(layer, out) if out else self.width[x]
@@ -157,7 +150,7 @@ class Builder:
         return self.node("shuffle", self.name(part), x, groups=groups)
 
     def pool(self, type_: str, x: str, kernel: int, stride: int, part: str = "") -> str:
-        """Append "maxpool" or "avgpool"."""
+        """Append "maxpool", 2x2 at stride 1 padded as darknet does, or "avgpool", which counts padding."""
         after = int(type_ == "maxpool" and (kernel, stride, self.layer.pad) == (2, 1, -1))
         return self.node(type_, self.name(part), x, reduction=self.reduction[x] * stride, kernel=kernel,
                          stride=stride, pad=0 if after else self._pad(kernel, stride), after=after,

@@ -25,8 +25,7 @@ def to_json(net: Net) -> str:
 
 
 def from_json(text: str) -> Net:
-    """Return the network of a JSON text, validated. Raises ModelError naming the offending record and
-    field."""
+    """Return the network of a JSON text, validated. Raises ModelError naming the record and field."""
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError, TypeError) as error:

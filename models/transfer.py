@@ -6,7 +6,6 @@ from torch import Tensor
 from models.channels import channels
 from models.checkpoint import Checkpoint
 from models.graph import heads_of
-from models.heads import Head
 from models.layer import Layer, Net
 
 
@@ -14,14 +13,13 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
              source: Checkpoint) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
     """Return a new state for `net`, its tensors those of `source` where a record means the same there.
 
-    A record is taken whole or not at all: same name, same op, same shapes; a head must also mean the same. Of
-    a head for other classes the channels that both have are taken; nothing when no class is shared. The
-    report has a row per record: layer, taken (bool), parameters, why. Arguments unchanged.
+    A record is taken whole or not at all; of a head for other classes the channels that both have. The report
+    has a row per record: layer, taken (bool), parameters, why.
     """
     there = {layer.name: layer for layer in source.net}
     heads, other_heads = ({head.layer.name: head for head in heads_of(n)} for n in (net, source.net))
     sizes, source_sizes = _sizes(net), _sizes(source.net)
-    same = [name.lower() for name in names] == [name.lower() for name in source.names]
+    here_names, there_names = ([name.lower() for name in of] for of in (names, source.names))
     out, report = dict(state), []
     for layer in net:
         if layer.name not in sizes:                       # nothing to learn
@@ -29,8 +27,11 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
         mine, head = sizes[layer.name], heads.get(layer.name)
         why = _obstacle(layer, there.get(layer.name), mine, source_sizes.get(layer.name, {}))
         if head and not why:
-            why = _head_obstacle(head, other_heads[layer.name], names, source.names)
-        rows = head.rows(names, source.names) if head and not why and not same else None
+            why = head.differs(other_heads[layer.name])
+            if not set(here_names) & set(there_names):
+                why = f"other classes ({len(source.names)} there, {len(names)} here)"
+        partly = head and not why and here_names != there_names
+        rows = head.rows(names, source.names) if partly else None
         for key in mine if not why else ():
             out[key] = source.state[key].clone() if rows is None else state[key].clone()
             if rows is not None:
@@ -62,13 +63,6 @@ def _obstacle(mine: Layer, other: Layer | None, sizes: dict, other_sizes: dict) 
         key = next(k for k in (*sizes, *other_sizes) if sizes.get(k) != other_sizes.get(k))
         return f"{key} is {other_sizes.get(key)} there, {sizes.get(key)} here"
     return ""
-
-
-def _head_obstacle(mine: Head, other: Head, names: tuple[str, ...], other_names: tuple[str, ...]) -> str:
-    """Return why a head cannot be taken over; empty when it can."""
-    if not {name.lower() for name in names} & {name.lower() for name in other_names}:
-        return f"other classes ({len(other_names)} there, {len(names)} here)"
-    return mine.differs(other)
 
 
 def report_lines(report: list[dict[str, object]]) -> list[str]:

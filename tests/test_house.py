@@ -115,10 +115,26 @@ def _public(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, ast.Funct
     return found
 
 
+def _described(path: str, tree: ast.Module) -> set[str]:
+    """The "Class.method" of every method that a documented one of the same package stands behind."""
+    files = [(ROOT / module.replace(".", "/")).with_suffix(".py") for _, module in _imports(path, tree)
+             if module.rpartition(".")[0] == _module(path).rpartition(".")[0]]
+    known = {node.name: node for file in files if file.is_file()
+             for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)}
+    found = set()
+    for node in tree.body:
+        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+            above = known.get(ast.unparse(base))
+            found |= {f"{node.name}.{name}" for name, method in _public(above.body if above else [])
+                      if ast.get_docstring(method)}
+    return found
+
+
 def _signature_faults(path: str, text: str) -> list[str]:
     if path.startswith("tests/"):
         return []
     faults, tree = [], ast.parse(text)
+    described = _described(path, tree)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     faults += [f"{path}:{node.lineno}: class {node.name} has no docstring"
                for node in classes if not ast.get_docstring(node)]
@@ -129,13 +145,20 @@ def _signature_faults(path: str, text: str) -> list[str]:
         if bare or node.returns is None:
             missing = ", ".join(bare) or "what it returns"
             faults.append(f"{path}:{node.lineno}: {name} lacks the type of {missing}")
-        if node.name != "forward" and not ast.get_docstring(node):      # the class speaks for its forward
+        # The class speaks for its forward, and the base class for what it declares.
+        if node.name != "forward" and name not in described and not ast.get_docstring(node):
             faults.append(f"{path}:{node.lineno}: {name} has no docstring")
     return faults
 
 
 CHECKS = {"imports": _import_faults, "sizes": _size_faults, "dangers": _danger_faults,
           "manners": _manner_faults, "signatures": _signature_faults}
+HEIR = """from models.heads.base import Head
+class A(Head):
+    '''A.'''
+    def {name}(self) -> int:
+        pass
+"""
 PLANTED = [
     ("imports", "detect.py", "import train\n", "script may not import train"),
     ("imports", "models/a.py", "from data.coco import read\n", "models may not import data.coco"),
@@ -159,6 +182,8 @@ PLANTED = [
     ("manners", "data/a.py", '"""A."""\nassert True\n', "assert outside tests"),
     ("signatures", "utils/a.py", 'def f(a) -> int:\n    """A."""\n', "f lacks the type of a"),
     ("signatures", "utils/a.py", 'class A:\n    """A."""\n    def f() -> int:\n        pass\n', "A.f has no"),
+    ("signatures", "models/heads/a.py", HEIR.format(name="rise"), "A.rise has no"),
+    ("signatures", "utils/a.py", HEIR.format(name="rows"), "A.rows has no"),
 ]
 
 
@@ -183,6 +208,7 @@ def test_what_the_rules_allow_is_not_reported():
     assert not [fault for check in CHECKS.values() for fault in check("models/a.py", text)]
     assert not _import_faults("train.py", "from training import prepare\nfrom utils import cli\n")
     assert not _import_faults("training/run.py", "from . import engine\nfrom data.coco import read\n")
+    assert not _signature_faults("models/heads/a.py", HEIR.format(name="rows"))
 
 
 def test_every_room_is_a_folder_and_every_folder_a_room():

@@ -1,9 +1,8 @@
 """Channels of one value brought to like ranges as a pass, so that eight bits serve all of them.
 
-An activation f with f(s x) = s f(x) for s > 0 (linear, ReLU, leaky) lets a convolution's output channel be
-divided by s and everything that reads it multiply by s: the network computes the same (Nagel et al. 2019,
-arXiv 1906.04721, section 4.1). There the factors come from the weights; here from how far each channel goes
-on images, because weights are quantised by output channel and need no help.
+Where f(s x) = s f(x) for s > 0 (linear, ReLU, leaky) an output channel may be divided by s and its readers
+multiply by s (Nagel et al. 2019, arXiv 1906.04721, section 4.1). There s comes from the weights; here from
+how far each channel goes on images, because weights are quantised by output channel and need no help.
 """
 from __future__ import annotations
 
@@ -28,10 +27,9 @@ def equalise(net: Net, state: dict[str, Tensor], images: Iterable[Tensor], share
              ) -> tuple[Net, dict[str, Tensor]]:
     """Return the folded network with the same outputs, and channels of like ranges where that costs nothing.
 
-    images: uint8 [B, 3, S, S]. share: how much of a channel's range goes into weights that many channels
-    have a common scale with (1x1 convolutions); kernels of depthwise convolutions always take all. A value
-    that a sum or an activation alone reads, directly or through others, or whose own activation is not
-    homogeneous, stays as it is; so do those of one cell, which are left in float.
+    images: uint8 [B, 3, S, S]. share: how much of a channel's range goes into weights whose scale many
+    channels have in common (1x1 convolutions); depthwise kernels always take all. What a sum or a lone
+    activation reads, whose activation is not homogeneous, or is one cell (left in float), stays as it is.
     """
     folded, small = fold(net, state)
     plan = steps(folded)

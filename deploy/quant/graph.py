@@ -1,7 +1,4 @@
-"""An ONNX graph as the quantisers see it: who makes and reads each value, and what stays in float.
-
-That is found by where a node stands, never by its name: a head that is missed costs the accuracy.
-"""
+"""An ONNX graph as quantisers see it: who makes and reads each value; what stays in float, by its place."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -38,6 +35,7 @@ class Graph:
         for node in self.nodes:
             for value in node.input:
                 self.readers.setdefault(value, []).append(node)
+        self.convolutions = [node for node in self.nodes if node.op_type == "Conv"]        # in running order
         self.constants = {c.name: c for c in model.graph.initializer}
         self.outputs = {value.name for value in model.graph.output}
 
@@ -45,13 +43,9 @@ class Graph:
         """Return the side in px of the images that the model takes."""
         return self.model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
-    def convolutions(self) -> list[onnx.NodeProto]:
-        """Return the convolutions, in the order they run."""
-        return [node for node in self.nodes if node.op_type == "Conv"]
-
     def heads(self) -> list[str]:
         """Return the names of the convolutions that nothing but outputs of the model reads."""
-        return [node.name for node in self.convolutions() if self._leads_out(node.output[0])]
+        return [node.name for node in self.convolutions if self._leads_out(node.output[0])]
 
     def _leads_out(self, value: str) -> bool:
         readers = self.readers.get(value, [])
@@ -60,10 +54,7 @@ class Graph:
         return bool(readers) and all(r.op_type in SHAPES and self._leads_out(r.output[0]) for r in readers)
 
     def from_means(self) -> list[str]:
-        """Return the names of the nodes from a mean over the grid to where a map is met again.
-
-        They are squeeze-excitation's: each works on one number per channel.
-        """
+        """Return the names of squeeze-excitation's nodes, from a mean to where a map is met again."""
         found, values = [], set()
         for node in self.nodes:
             follows = values & set(node.input) and node.op_type not in JOINS
@@ -74,7 +65,7 @@ class Graph:
 
     def entrance(self) -> list[onnx.NodeProto]:
         """Return the nodes from the image to the first convolution, its activation and pooling."""
-        found = [self.convolutions()[0]]
+        found = [self.convolutions[0]]
         while found[0].input[0] in self.maker:
             found.insert(0, self.maker[found[0].input[0]])
         for ops in (MONOTONE, ("MaxPool",)):
@@ -100,11 +91,11 @@ def read(path: Path) -> Graph:
     except Exception as error:                             # protobuf's own classes share no base but this
         raise unreadable(path, "an ONNX file", error) from error
     graph = Graph(model)
-    if not graph.convolutions():
+    if not graph.convolutions:
         raise ModelError(f"{path} has no convolutions: there is nothing to quantise")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in graph.nodes):
         raise ModelError(f"{path} is quantised already; quantise the fp32 export of the checkpoint")
-    weights = {graph.constants[node.input[1]].data_type for node in graph.convolutions()}
+    weights = {graph.constants[node.input[1]].data_type for node in graph.convolutions}
     if weights != {onnx.TensorProto.FLOAT}:
         raise ModelError(f"{path} is not in fp32; quantise the export without --half")
     return graph

@@ -44,11 +44,9 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
                   narrow: bool | None = None) -> dict:
     """Write `target`, the 8-bit version of the fp32 file `source`, metadata and all; return what was done.
 
-    images: letterboxed, uint8 [1, 3, S, S], 8 or more; 128 are good. narrow: weights of 7 bits, for x86 CPUs
-    without VNNI, whose 8-bit products overflow; None asks this CPU. The same images give the same bytes. The
-    dict: layers (rows {"layer", "sqnr_db"}, fp32 against 8 bits), calibration (how many images),
-    left_float (rows {"layer", "why"}), weight_bits, method. Raises DataError for the images, ModelError for
-    the file, EnvironmentFault for a missing library.
+    images: letterboxed, uint8 [1, 3, S, S], 8 or more; the same give the same bytes. narrow: weights of 7
+    bits, for x86 CPUs without VNNI, whose 8-bit products overflow; None asks this CPU. Raises DataError for
+    the images, ModelError for the file, EnvironmentFault for a missing library.
     """
     needs("onnxruntime", "to quantise ONNX files")
     exact = read(source)
@@ -58,14 +56,18 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[np.ndarray],
             "output": exact.heads(), "op": [node.name for node in exact.nodes if node.op_type not in OPS]}
     model = _quantised(exact, {name for names in kept.values() for name in names}, narrow, images)
     quantised = Graph(model)
-    changed = [n.name for n in exact.convolutions() if n.name not in kept["vector"] + kept["entrance"]]
+    changed = [n.name for n in exact.convolutions if n.name not in kept["vector"] + kept["entrance"]]
     correct(exact, quantised, changed, images)
     del model.metadata_props[:]
     model.metadata_props.extend(exact.model.metadata_props)
     target.write_bytes(model.SerializeToString(deterministic=True))
     layers = [name.removesuffix(".conv") for name in changed]              # values are named after layers
-    return {"layers": _onnx_sqnr(exact, quantised, layers, images), "calibration": len(images),
-            "left_float": left_float(exact, kept), "weight_bits": 7 if narrow else 8,
+    twins = {name: name + DEQUANTISED if name + DEQUANTISED in quantised.maker else name for name in layers}
+    run = taps(quantised, list(twins.values()))            # of 8-bit values what their readers get
+    rows = layers_sqnr(taps(exact, layers), lambda image: dict(zip(twins, run(image).values())), layers,
+                       images[:COMPARED])
+    return {"layers": rows, "calibration": len(images), "left_float": left_float(exact, kept),
+            "weight_bits": 7 if narrow else 8,
             "method": "ONNX Runtime QDQ, U8S8, weights by channel, ranges by least squared error behind the "
                       "activation, gain and mean of each channel corrected"}
 
@@ -101,10 +103,7 @@ def left_float(graph: Graph, kept: dict[str, list[str]]) -> list[dict]:
 
 
 def layers_sqnr(exact: Taps, other: Taps, names: Sequence[str], images: Iterable[np.ndarray]) -> list[dict]:
-    """Return a row {"layer", "sqnr_db"} per name: signal to quantisation noise, at most 100 dB.
-
-    That is 10 log10 of the power of the exact values over that of the difference.
-    """
+    """Return rows {"layer", "sqnr_db"}: 10 log10 of the power of exact values over the error's, up to 100."""
     powers = np.zeros((len(names), 2))
     for image in images:
         a, b = exact(image), other(image)
@@ -156,20 +155,8 @@ def pooled_first(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def _onnx_sqnr(exact: Graph, quantised: Graph, layers: list[str], images: list[np.ndarray]) -> list[dict]:
-    """Return the SQNR of the layers; of 8-bit values what their readers get."""
-    twins = {name: name + DEQUANTISED if name + DEQUANTISED in quantised.maker else name for name in layers}
-    run = taps(quantised, list(twins.values()))
-    return layers_sqnr(taps(exact, layers), lambda image: dict(zip(twins, run(image).values())), layers,
-                       images[:COMPARED])
-
-
 def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) -> dict:
-    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file; return what was done.
-
-    By NNCF: symmetric weights by channel, asymmetric activations. Images, the dict and the errors are those
-    of `quantise_onnx`.
-    """
+    """Write `target` (.xml, with its .bin), the 8-bit version of an fp32 ONNX file, like `quantise_onnx`."""
     ov, nncf = (needs(name, "to quantise OpenVINO models") for name in ("openvino", "nncf"))
     from openvino.passes import ConstantFolding, Manager
     graph = read(source)
@@ -177,18 +164,19 @@ def quantise_openvino(source: Path, target: Path, images: Iterable[np.ndarray]) 
     folding = Manager()                                    # else biases are formulas nncf does not correct
     folding.register_pass(ConstantFolding())
     folding.run_passes(exact)
-    convolutions = {node.name for node in graph.convolutions()}
+    convolutions = {node.name for node in graph.convolutions}
     kept = {"output": graph.heads(), "vector": [name for name in graph.from_means() if name in convolutions]}
     floats = {name for names in kept.values() for name in names}
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):        # its progress bars
         quantised = nncf.quantize(
-            exact, nncf.Dataset(images), preset=nncf.QuantizationPreset.MIXED, subset_size=len(images),
+            exact, nncf.Dataset(images), subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,          # symmetric weights, asymmetric activations
             ignored_scope=nncf.IgnoredScope(names=[
                 op.get_friendly_name() for op in exact.get_ordered_ops()
                 if "Convolution" in op.get_type_name()     # its bias is a node of its own here
                 and op.get_friendly_name().removesuffix("/WithoutBiases") in floats]))
-    layers = [n.name.removesuffix(".conv") for n in graph.convolutions() if n.name not in kept["vector"]]
+    layers = [n.name.removesuffix(".conv") for n in graph.convolutions if n.name not in kept["vector"]]
     rows = layers_sqnr(*(_openvino_taps(m, layers) for m in (exact, quantised)), layers, images[:COMPARED])
     ov.save_model(quantised, target, compress_to_fp16=False)
     return {"layers": rows, "calibration": len(images), "left_float": left_float(graph, kept),

@@ -3,10 +3,9 @@
 A value's range is that with the smallest squared error, the error taken behind the activation: what a leaky
 ReLU shrinks to a tenth may be clipped where a plain range would spend half of its steps.
 
-Rounding changes the channels' means and gains, which is undone in the weights' steps and the biases, at no
-cost at run time. Nagel et al. 2019 (arXiv 1906.04721, section 4.2) correct the mean alone. Most of an image
-is background, and a mean that is right there makes every object a little fainter; so the gain is corrected
-too: the slope of the rounded values over the exact ones, for the other way round noise would pass for a gain.
+Rounding changes the channels' means and gains, which is undone in the weights' steps and the biases. Nagel et
+al. 2019 (arXiv 1906.04721, section 4.2) correct the mean alone, which makes objects fainter where most of an
+image is background; so the gain, the slope of rounded over exact values, is corrected too.
 """
 from __future__ import annotations
 
@@ -95,14 +94,11 @@ def behind(graph: Graph, value: str) -> Activation:
 
 
 def correct(exact: Graph, quantised: Graph, names: Sequence[str], images: Sequence[np.ndarray]) -> None:
-    """Change the named convolutions of `quantised` to the channel means and gains of `exact` over the images.
-
-    One after another in running order: each is corrected behind the corrected ones before it.
-    """
+    """Change the named convolutions of `quantised`, as they run, to channel means and gains of `exact`."""
     images = images[::max(1, len(images) // IMAGES)][:IMAGES]
-    outs = {node.name: node.output[0] for node in exact.convolutions() if node.name in names}
+    outs = {node.name: node.output[0] for node in exact.convolutions if node.name in names}
     wanted = _sampled(exact, list(outs.values()), images)
-    for node in quantised.convolutions():
+    for node in quantised.convolutions:
         if node.name in outs:
             got = _sampled(quantised, [node.output[0]], images)[node.output[0]]
             _apply(quantised, node, *_gain_and_shift(wanted[outs[node.name]], got))

@@ -30,10 +30,9 @@ FUSED = {"relu": "9=1", "leaky": "9=2 -23310=1,0.1", "relu6": "9=3 -23310=2,0,6"
 
 
 def to_ncnn(net: Net, state: dict[str, Tensor], half: bool = False) -> tuple[str, bytes]:
-    """Return the text of the .param and the bytes of the .bin.
+    """Return the text of the .param and the bytes of the .bin. Raises ModelError for names it cannot hold.
 
-    `images` float [3, S, S] 0..1 in for any S, [C, G, G] per head out, blobs under the heads' names. half:
-    weights in fp16, biases in fp32. Raises ModelError for names that the format cannot hold.
+    `images` float [3, S, S] 0..1 in, S free, [C, G, G] per head out. half: weights in fp16, biases in fp32.
     """
     if blank := [layer.name for layer in net if len(layer.name.split()) != 1]:
         raise ModelError(f"layer {blank[0]!r}: ncnn's files hold no names with blanks; rename it in net.json")
@@ -78,10 +77,7 @@ class _Writer:
                                     *filter(None, [settings])]))
 
     def add(self, step: Step, weights: int) -> None:
-        """Append a step: one layer, and another for an activation that a convolution cannot take along.
-
-        weights: how many numbers a convolution's kernel holds.
-        """
+        """Append a step, with `weights` numbers: one layer, or two where an activation cannot be fused."""
         name, inputs, node, kind = step.name, step.inputs, step.node, step.type
         flat = inputs[0] in self.vectors                   # a mean has no height and width here
         if kind == "mean" or (flat and kind not in ("mul", "spread")):
@@ -144,7 +140,6 @@ class NcnnRunner:
         self.shapes = {head.layer.name: head.shape for head in heads_of(from_json(self.metadata["net"]))}
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs of uint8 images [B, 3, H, W]."""
         scaled = np.ascontiguousarray(images.cpu().numpy()) * np.float32(1 / 255)
         found = [self._one(image) for image in scaled]
         return [torch.from_numpy(np.stack(values)) for values in zip(*found)]

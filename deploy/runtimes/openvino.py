@@ -49,10 +49,7 @@ def read_model(path: Path) -> ov.Model:
 
 
 class OpenvinoRunner:
-    """Compiled models, one per batch size: fixed sides are faster.
-
-    `precision` is what the library says it runs in, int8 for a quantised file.
-    """
+    """Compiled models, one per batch size: fixed sides are faster. `precision`: what the library runs in."""
 
     kind = "openvino"
 
@@ -86,7 +83,6 @@ class OpenvinoRunner:
         return "fp16" if wanted == "fp32" and fp16 else wanted
 
     def _plan(self, batch: int) -> ov.CompiledModel:
-        """Return the compiled model for a batch size."""
         plan = self.plans.pop(batch, None) or self._compiled(batch)
         while len(self.plans) >= PLANS:
             del self.plans[next(iter(self.plans))]
@@ -101,6 +97,5 @@ class OpenvinoRunner:
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs of uint8 images [B, 3, S, S]."""
         found = self._plan(len(images))(np.ascontiguousarray(images.cpu().numpy()), share_inputs=True)
         return [torch.from_numpy(found[name]) for name in self.metadata["outputs"]]

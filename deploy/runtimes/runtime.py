@@ -30,16 +30,13 @@ ABSURD = 0.5                                   # the same for training, which le
 
 
 class Runner(Protocol):
-    """What one library brings: head outputs, in whatever float type, and in what they were computed.
-
-    exact makes the runner of the same file in fp32; None where there is nothing to compare with.
-    """
+    """What one library brings: head outputs, in whatever float type, and in what they were computed."""
 
     kind: str                                  # torch, torch-compile, torchscript, onnxruntime, ...
     precision: str                             # fp32, bf16, fp16 or int8: what is really run
     device: torch.device                       # where it runs and where its outputs are
     note: str
-    exact: Callable[[], Runner] | None
+    exact: Callable[[], Runner] | None         # of the same file in fp32; None: nothing to compare with
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the head outputs of uint8 images [B, 3, H, W]."""
@@ -47,19 +44,14 @@ class Runner(Protocol):
 
 @dataclass
 class Runtime:
-    """A network ready to predict, whatever runs it.
-
-    net: its records as they were trained, with batch-norm. fixed: whether only images of imgsz x imgsz fit.
-    The first batch in half precision is compared with fp32; non-finite or far-off outputs make the runtime
-    fall back to fp32 and say so in `note`.
-    """
+    """A network ready to predict, whatever runs it; half precision that is no good falls back to fp32."""
 
     runner: Runner
-    net: Net
+    net: Net                                   # as it was trained, with batch-norm
     names: tuple[str, ...]
     imgsz: int
     class_map: dict[str, int] = field(default_factory=dict)
-    fixed: bool = False
+    fixed: bool = False                        # whether only images of imgsz x imgsz fit
 
     def __post_init__(self) -> None:
         self.heads, self.stride = heads_of(self.net), max(strides(self.net).values())
@@ -72,10 +64,7 @@ class Runtime:
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs, fp32 [B, *shape, G, G] each, of uint8 images [B, 3, H, W] on any device.
-
-        Raises UsageError for other images.
-        """
+        """Return head outputs, fp32 [B, *shape, G, G], of images uint8 [B, 3, H, W]. Raises UsageError."""
         self._check(images)
         if not self._proven:
             self._prove(images)
@@ -111,10 +100,7 @@ class Runtime:
 
 
 def half_fault(half: list[Tensor], exact: list[Tensor], share: float = ABSURD) -> str:
-    """Return what is wrong with outputs of half precision beside those of fp32; empty when nothing is.
-
-    share: what their mean difference may be of the spread of fp32's.
-    """
+    """Return the fault of outputs of half precision; "" for mean errors within `share` of fp32's spread."""
     if not all(output.isfinite().all() for output in half):
         return "non-finite"
     off = any((a.float() - b).abs().mean() > share * b.std() for a, b in zip(half, exact))
@@ -138,7 +124,6 @@ class TorchRunner:
         self._run = torch.compile(self.model) if compiled else self.model
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs of uint8 images [B, 3, H, W]."""
         x = images.to(self.device, non_blocking=True).to(DTYPES[self.precision]) / 255
         x = x.contiguous(memory_format=torch.channels_last)
         if self._run is self.model:
@@ -166,7 +151,6 @@ class OnnxRunner:
             self.note = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu): continuing on the CPU"
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs of uint8 images [B, 3, S, S]."""
         given = {INPUT: images.cpu().contiguous().numpy()}
         return [torch.from_numpy(value) for value in self.session.run(self.metadata["outputs"], given)]
 
@@ -178,10 +162,9 @@ def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precis
                  threads: int = 0, compiled: bool = False) -> Runtime:
     """Return the runtime of a checkpoint, of darknet weights or of what export.py wrote.
 
-    precision: "half" and "auto" are what this runtime has natively on this machine, and its note says when
-    that is not the half precision asked for; fp32, bf16, fp16 and int8 are meant as they stand. threads: CPU
-    threads, 0 for as many as torch has. Raises ModelError for a file that cannot be used and EnvironmentFault
-    with the pip line where its library is missing.
+    precision: fp32, bf16, fp16 or int8 as they stand; "half" and "auto": what is native here, with a note
+    where that is not half. threads: of the CPU, 0 for as many as torch has. Raises ModelError for a file that
+    cannot be used, EnvironmentFault with the pip line where its library is missing.
     """
     form, device = format_of(weights), torch.device(device)
     if form != "torch":

@@ -58,5 +58,4 @@ class ScriptRunner:
         self.note = own_precision(self.precision, precision)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs of uint8 images [B, 3, H, W]."""
         return self.module(images.to(self.device, non_blocking=True))

@@ -40,19 +40,17 @@ class Matches(NamedTuple):
 class AnchorHead(Head):
     """Predictions [B, A, 5 + K, G, G]: x, y, w, h, objectness, classes of A anchors in every cell.
 
-    The record's `assign` names the rule that matches them to ground truth. "ratio": every anchor of a like
-    shape, in the cells whose reach (`xy_scale`) covers the centre; objectness learns the IoU. "best" is
-    YOLOv3's: one anchor and one cell a box, objectness 1, near misses are no background. The published
-    weights learned by it; the other rule teaches their other anchors to find the same objects again.
+    `assign` is the rule that matches them to ground truth. "ratio": every anchor of a like shape, in the
+    cells whose reach (`xy_scale`) covers the centre; objectness learns the IoU. "best", YOLOv3's, by which
+    the published weights learned: one anchor and one cell a box, objectness 1, near misses no background.
     """
 
     kind = "anchor"
-    terms = {"box": 5.0, "obj": 1.0, "cls": 1.0}
+    terms = {"box": 5.0, "obj": 1.0, "cls": 1.0}           # 1 - CIoU, cross-entropy, cross-entropy
     why_frozen = "a head's outputs are its anchors and classes"
 
     @classmethod
     def problem(cls, layer: Layer) -> str:
-        """Return what is wrong with a record of this kind; empty when nothing is."""
         count = len(layer.anchors)
         if not count or layer.out % count or layer.out // count <= 5:
             return f"out {layer.out} is not anchors ({count}) x (5 + classes)"
@@ -64,21 +62,17 @@ class AnchorHead(Head):
 
     @property
     def classes(self) -> int:
-        """The number of classes it predicts."""
         return self.shape[1] - 5
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(A, 5 + K)."""
         count = len(self.layer.anchors)
         return count, self.layer.out // count
 
     def for_classes(self, classes: int) -> Layer:
-        """Return the record of this head for another number of classes."""
         return replace(self.layer, out=len(self.layer.anchors) * (5 + classes))
 
     def with_anchors(self, anchors: Sequence[tuple[float, float]]) -> Layer:
-        """Return the record with other anchors, in px of the network's input."""
         boxes = tuple((float(w), float(h)) for w, h in anchors)
         return replace(self.layer, anchors=boxes, out=len(boxes) * self.shape[1])
 
@@ -92,19 +86,14 @@ class AnchorHead(Head):
         return _anchors(self.layer.anchors, device)
 
     def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
-        """Return boxes [n, 4] (cxcywh px of the input) of predictions [n, >=4] in their cells [n, 2] (x, y).
-
-        anchors: theirs [n, 2]. YOLOv3 (section 2.1); xy_scale lets a centre leave its cell (YOLOv4's
-        scale_x_y).
-        """
-        shift = (self.layer.xy_scale - 1) / 2
+        """Return boxes [n, 4] (cxcywh px) of predictions [n, >=4], their cells and anchors [n, 2]."""
+        shift = (self.layer.xy_scale - 1) / 2              # YOLOv3, 2.1, with YOLOv4's scale_x_y
         centre = (raw[:, :2].sigmoid() * self.layer.xy_scale - shift + cells) * self.stride
         return torch.cat((centre, raw[:, 2:4].clamp(max=EXP_LIMIT).exp() * anchors), 1)
 
     @classmethod
     def losses(cls, heads: Sequence[AnchorHead], outputs: Sequence[Tensor],
                targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the summed box (1 - CIoU), objectness and class (BCE) losses, and the number of matches."""
         matches = match(heads, [output.shape for output in outputs], targets)
         parts = [head.terms_of(output, matched, targets)
                  for head, output, matched in zip(heads, outputs, matches)]
@@ -112,12 +101,11 @@ class AnchorHead(Head):
         return {name: sum(part[at] for part in parts) for at, name in enumerate(cls.terms)}, count
 
     def terms_of(self, raw: Tensor, found: Matches, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the summed box, objectness and class losses of this head's predictions [B, A, 5 + K, G,
-        G]."""
+        """Return the summed box, objectness and class losses of predictions [B, A, 5 + K, G, G]."""
         best = self.layer.assign == "best"
         objectness = raw.new_zeros(raw[:, :, OBJECTNESS].shape)
-        box = classes = raw.sum() * 0 if not len(found.image) else None
-        if box is None:
+        box = classes = raw.sum() * 0
+        if len(found.image):
             vectors = raw[found.image, found.anchor, :, found.y, found.x]
             anchors = self.anchors(raw.device)[found.anchor]
             predicted = self.boxes(vectors, torch.stack((found.x, found.y), 1), anchors)
@@ -137,14 +125,9 @@ class AnchorHead(Head):
         return box, obj, classes
 
     def overlaps(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the best IoU [B, A, G, G] of every predicted box with a target of its image; 0 without one.
-
-        raw [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). No gradient.
-        """
+        """Return the best IoU [B, A, G, G] of every predicted box with a target [N, 6] of its image, or 0."""
         batch, count, _, height, width = raw.shape
         best = raw.new_zeros(batch, count * height * width)
-        if not len(targets):
-            return best.view(batch, count, height, width)
         with torch.no_grad():
             a, y, x = torch.meshgrid(*(torch.arange(n, device=raw.device) for n in (count, height, width)),
                                      indexing="ij")
@@ -161,29 +144,25 @@ class AnchorHead(Head):
 
     def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
                    multi_label: bool) -> Candidates:
-        """Return the decoded boxes whose objectness x class probability is above the threshold."""
         floor = -math.inf if conf_thres <= 0 else math.inf
         if 0 < conf_thres < 1:
             floor = math.log(conf_thres / (1 - conf_thres))
-        finite = output.isfinite().all(2) if not torch.isfinite(output.sum()) else None
-        mask = output[:, :, OBJECTNESS] > floor            # score <= objectness, so this loses nothing
-        dropped = 0
-        if finite is not None:
+        mask, dropped = output[:, :, OBJECTNESS] > floor, 0             # score <= objectness: none is lost
+        if not output.sum().isfinite():
+            finite = output.isfinite().all(2)
             mask, dropped = mask & finite, int((~finite).sum())
         image, anchor, y, x = mask.nonzero(as_tuple=True)
         vectors = output[image, anchor, :, y, x]
         boxes = self.boxes(vectors, torch.stack((x, y), 1), self.anchors(output.device)[anchor])
         scores = vectors[:, CLASSES].sigmoid() * vectors[:, OBJECTNESS:OBJECTNESS + 1].sigmoid()
         if classes is not None:
-            wanted = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            wanted[list(classes)] = True
-            scores = scores * wanted
-        if multi_label:
-            row, label = (scores > conf_thres).nonzero(as_tuple=True)
-        else:
-            label = scores.argmax(1)
-            row = (scores.gather(1, label[:, None])[:, 0] > conf_thres).nonzero()[:, 0]
-            label = label[row]
+            asked = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            asked[list(classes)] = True
+            scores = scores * asked
+        wanted = scores > conf_thres
+        if not multi_label:
+            wanted = wanted & F.one_hot(scores.argmax(1), scores.shape[1]).bool()
+        row, label = wanted.nonzero(as_tuple=True)
         found = torch.cat((cxcywh_to_xyxy(boxes[row]), scores[row, label][:, None], label[:, None]), 1)
         # What is eight images wide is no object.
         sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)
@@ -191,15 +170,8 @@ class AnchorHead(Head):
 
     @classmethod
     def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, section 3.2) and
-        its weight.
-
-        Each prediction's box and classes count as much as the teacher sees an object there, so that
-        background teaches only that it is background: cross-entropy less the teacher's own entropy for
-        objectness and classes, squares for x, y (after the sigmoid), w, h. The weight is the teacher's sum of
-        objectness.
-        """
-        seen = theirs[:, :, OBJECTNESS].sigmoid()
+        """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, 3.2)."""
+        seen = theirs[:, :, OBJECTNESS].sigmoid()          # background teaches only that it is background
         box = (mine[:, :, :2].sigmoid() - theirs[:, :, :2].sigmoid()).square().sum(2)
         box = box + (mine[:, :, 2:4] - theirs[:, :, 2:4]).square().sum(2)
         classes = _divergence(mine[:, :, CLASSES], theirs[:, :, CLASSES]).sum(2)
@@ -207,12 +179,10 @@ class AnchorHead(Head):
         return (seen * (box + classes) + objectness).sum(), seen.sum()
 
     def differs(self, other: Head) -> str:
-        """Return "other anchors or centre reach" where a head of this kind has them."""
         same = (self.layer.anchors, self.layer.xy_scale) == (other.layer.anchors, other.layer.xy_scale)
         return "" if same else "other anchors or centre reach"
 
     def rows(self, names: Sequence[str], other_names: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the channels here and there of box, objectness and the classes of the same name."""
         there = {name.lower(): at for at, name in enumerate(other_names)}
         pairs = [(i, i) for i in range(5)]
         pairs += [(5 + i, 5 + there[name.lower()]) for i, name in enumerate(names) if name.lower() in there]
@@ -221,7 +191,6 @@ class AnchorHead(Head):
                 [a * width + q for a in range(count) for _, q in pairs])
 
     def metadata(self) -> dict[str, object]:
-        """Return anchors and centre reach."""
         return {"anchors": [list(anchor) for anchor in self.layer.anchors], "xy_scale": self.layer.xy_scale}
 
 
@@ -232,8 +201,7 @@ def _anchors(anchors: tuple[tuple[float, float], ...], device: torch.device) -> 
 
 
 def _divergence(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of the Bernoulli variables behind two logits, element by
-    element."""
+    """Return the Kullback-Leibler divergence of the Bernoulli variables behind each pair of logits."""
     soft = theirs.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(theirs, soft, reduction="none")
     return F.binary_cross_entropy_with_logits(mine, soft, reduction="none") - entropy
@@ -242,11 +210,9 @@ def _divergence(mine: Tensor, theirs: Tensor) -> Tensor:
 def match(heads: Sequence[AnchorHead], shapes: Sequence[tuple[int, ...]], targets: Tensor) -> list[Matches]:
     """Return which predictions of each head are matched to which ground-truth boxes.
 
-    shapes: those of the outputs [B, A, 5 + K, G, G]; targets [N, 6] (image, class, cxcywh normalised). By
-    "ratio" an anchor takes a box whose width and height differ from its own by less than MAX_RATIO; by either
-    rule every box is taken by at least its best anchor (IoU of the shapes), by "best" by no other. Beside the
-    cell of its centre a box is given to the cells whose reach (xy_scale) covers the centre: none at 1, the
-    nearest one in x and in y at 2.
+    shapes: those of the outputs; targets [N, 6] (image, class, cxcywh normalised). Every box is taken by its
+    best anchor (IoU of the shapes), by "ratio" also by those less than MAX_RATIO off in width and height; in
+    the cell of its centre, and where xy_scale reaches it: at 2 the nearest cells in x and in y.
     """
     sizes = [torch.tensor((shape[4], shape[3]), device=targets.device) * head.stride
              for shape, head in zip(shapes, heads)]

@@ -14,25 +14,18 @@ if TYPE_CHECKING:
 
 
 class Candidates(NamedTuple):
-    """Boxes of one head above a score threshold, n in a whole batch, and how many predictions were dropped.
-
-    Dropped are predictions whose numbers are not finite or whose boxes are absurdly large.
-    """
+    """Boxes of one head above a score threshold, n in a whole batch."""
 
     image: Tensor                                          # [n] image in the batch
     boxes: Tensor                                          # [n, 6] xyxy px of the input, score, class
-    dropped: int
+    dropped: int                                           # predictions not finite or absurdly large
 
 
 HEADS: dict[str, type[Head]] = {}                          # kind -> its class
 
 
 class Head(ABC):
-    """A head record as its kind reads it. `stride`: px of the network's input that a cell of its grid spans.
-
-    The module imports no torch: records, counts and file formats do without. Predictions [B, *shape, G, G]
-    are a head's output with its channels split by `shape`.
-    """
+    """A head record as its kind reads it. `stride`: px of the network's input that its cells span."""
 
     kind: str                                              # what the record's `kind` says
     terms: Mapping[str, float]                             # loss term -> its weight by default
@@ -62,7 +55,7 @@ class Head(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """How its channels are split: (C,) where they are not."""
+        """How its channels are split in its predictions [B, *shape, G, G]: (C,) where they are not."""
 
     @abstractmethod
     def for_classes(self, classes: int) -> Layer:
@@ -80,9 +73,9 @@ class Head(ABC):
     @abstractmethod
     def losses(cls, heads: Sequence[Head], outputs: Sequence[Tensor],
                targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return {term: sum over the batch} and what to divide them by, a count that ranks add up.
+        """Return {term: sum over the batch} and the count to divide them by, which ranks add up.
 
-        outputs: predictions [B, *shape, G, G] a head, fp32. targets [N, 6]: image, class, cxcywh normalised.
+        outputs: [B, *shape, G, G] a head, fp32. targets: [N, 6] (image, class, cxcywh normalised).
         """
 
     @abstractmethod
@@ -90,23 +83,18 @@ class Head(ABC):
                    multi_label: bool) -> Candidates:
         """Return the decoded boxes above a score threshold, of predictions [B, *shape, G, G] in fp32.
 
-        classes: those that are wanted, None for all. multi_label: every class above the threshold is a box of
-        its own, as COCO's evaluation counts; else only the best class of a prediction.
+        classes: the wanted, None for all. multi_label: a box for every class above the threshold, as COCO
+        counts; else for the best of a prediction.
         """
 
     @classmethod
     @abstractmethod
     def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far a student's predictions are from a teacher's, summed, and the weight to divide
-        by."""
+        """Return a student's distance from a teacher's predictions, summed, and the weight to divide by."""
 
     @abstractmethod
     def differs(self, other: Head) -> str:
-        """Return what keeps the outputs of another head of this kind from meaning the same; empty when
-        nothing does.
-
-        Classes are not compared.
-        """
+        """Return why another head of this kind does not mean the same, "" if it does; classes aside."""
 
     @abstractmethod
     def rows(self, names: Sequence[str], other_names: Sequence[str]) -> tuple[list[int], list[int]]:

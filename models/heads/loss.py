@@ -12,11 +12,9 @@ from models.layer import Net
 class DetectionLoss:
     """Callable: (outputs, targets, images) -> {term: scalar}; the images are not looked at.
 
-    Each term is a sum over predictions divided by the matches of the whole (global) batch. `terms` names
-    them, and their weights. outputs: list of [B, *shape, G, G]; targets [N, 6] (image, class, cxcywh
-    normalised), N may be 0: the terms stay finite and every parameter gets a gradient. Under
-    torch.distributed the count is summed over ranks and the terms scaled so that DDP's mean of gradients
-    equals one process with the whole batch. Raises ModelError for a classifier.
+    outputs: list of [B, *shape, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0: the
+    terms stay finite and every parameter gets a gradient. A term is a sum over predictions divided by the
+    matches of the global batch; `terms` has their weights. Raises ModelError for a classifier.
     """
 
     def __init__(self, net: Net) -> None:
@@ -31,8 +29,7 @@ class DetectionLoss:
 
 
 def over_ranks(count: Tensor) -> Tensor:
-    """Return what a rank's sum is to be multiplied by, so that DDP's mean is the sum over all ranks /
-    count."""
+    """Return the factor of a rank's sum for which DDP's mean is the sum over all ranks / count."""
     world = 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)
@@ -41,9 +38,6 @@ def over_ranks(count: Tensor) -> Tensor:
 
 
 def distillation(student: list[Tensor], teacher: list[Tensor], kind: type[Head]) -> Tensor:
-    """Return a scalar, 0 where the student's outputs equal the teacher's; both lists of [B, *shape, G, G].
-
-    By the distance of heads of a kind, over the teacher's weight in the whole (global) batch.
-    """
+    """Return the distance of outputs [B, *shape, G, G] from a teacher's, by its weight in the whole batch."""
     pairs = [kind.distance(mine.float(), theirs.detach().float()) for mine, theirs in zip(student, teacher)]
     return sum(total for total, _ in pairs) * over_ranks(sum(weight for _, weight in pairs))

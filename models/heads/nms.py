@@ -13,22 +13,17 @@ MAX_CANDIDATES = 8192                          # per image; NMS is quadratic and
 
 
 class Found(NamedTuple):
-    """Detections of a batch.
+    """Detections of a batch."""
 
-    A tensor [N, 6] (xyxy px of the input, score, class) per image, best first, and how many predictions were
-    dropped because their numbers were not finite or their boxes absurd.
-    """
-
-    boxes: list[Tensor]
-    dropped: int
+    boxes: list[Tensor]                        # [N, 6] each (xyxy px of the input, score, class), by score
+    dropped: int                               # predictions not finite or absurdly large
 
 
 def detections(outputs: Sequence[Tensor], heads: Sequence[Head], conf_thres: float, iou_thres: float,
                max_det: int, classes: Sequence[int] | None = None, multi_label: bool = False) -> Found:
-    """Return the detections of a batch from its head outputs, a list of [B, *shape, G, G].
+    """Return the detections of a batch from its head outputs [B, *shape, G, G], decoded in fp32.
 
-    multi_label: every class of a prediction above the threshold is a detection (evaluation, as darknet
-    counts); else its best class only. Boxes are decoded in fp32, above the threshold alone.
+    multi_label: every class above the threshold is a detection, as darknet counts; else a prediction's best.
     """
     from torchvision.ops import nms
     parts = [head.candidates(output.float(), conf_thres, classes, multi_label)

@@ -21,9 +21,9 @@ ZOO = {**DETECTORS, **CLASSIFIERS}
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
-    """Return the network with its heads for `classes` classes and, where given, new anchors in px.
+    """Return the network with heads for `classes` classes and, where given, new anchors (px), a tuple a head.
 
-    anchors: one tuple a head, in order. Raises ModelError where their number is not that of the heads.
+    Raises ModelError where there are not as many tuples as heads.
     """
     found = heads_of(require_heads(net, "another number of classes"))
     if anchors and len(anchors) != len(found):
@@ -33,13 +33,6 @@ def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = Non
         new = {head.layer.name: type(head)(new[head.layer.name], head.stride).with_anchors(own)
                for head, own in zip(found, anchors)}
     return validate(tuple(new.get(layer.name, layer) for layer in net))
-
-
-def with_classes(net: Net, classes: int) -> Net:
-    """Return the network, detector or classifier, for another number of classes."""
-    if heads(net):
-        return with_heads(net, classes)
-    return validate(tuple(replace(row, out=classes) if row.name in outputs(net) else row for row in net))
 
 
 def build(name: str, classes: int | None = None) -> Net:
@@ -58,16 +51,20 @@ def build(name: str, classes: int | None = None) -> Net:
         net = from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 text: {error}") from error
-    return with_classes(net, classes) if classes else net
+    if not classes:
+        return net
+    if heads(net):
+        return with_heads(net, classes)
+    return validate(tuple(replace(row, out=classes) if row.name in outputs(net) else row for row in net))
 
 
 def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tuple[str, ...]]:
     """Return a classifier cut off as a backbone, and the record that each level ends in.
 
     reductions: px of the image that a cell of each level spans. A level ends in the last record there
-    through which all that follows goes. The classifier's end, its widening "last" and what no level needs are
-    dropped; stems are padded, so that every grid is the image's divided by its reduction; a network that ends
-    too fine is followed by max-poolings. Raises ModelError for a detector, or a reduction that it skips.
+    through which all that follows goes. Dropped are the end, its widening "last" and what no level needs;
+    every grid is the image's / reduction, by padding and, at the end, max-poolings. Raises ModelError for a
+    detector, or a reduction that it skips.
     """
     if heads(net):
         raise ModelError("the network is a detector; features are those of a classifier")

@@ -10,10 +10,7 @@ from models.zoo.mobile import Rows
 
 
 def shufflenet_v1(classes: int = 1000, groups: int = 3, width: float = 1.0) -> Net:
-    """Return ShuffleNet V1 (arXiv 1707.01083): with 3 groups 1,864,728 parameters, 137.5 MMACs at 224 px.
-
-    Its scores have no bias, as in its authors' code.
-    """
+    """Return ShuffleNet V1 (arXiv 1707.01083): with 3 groups 1,864,728 parameters, 137.5 MMACs at 224 px."""
     rows, first = Rows(act="relu", groups=groups), int({3: 240, 8: 384}[groups] * width)
     stem = {.5: {3: 12, 8: 16}[groups], 1: 24, 2: 48}[width]
     rows.add("stem", "conv", out=stem, stride=2, groups=1)
@@ -24,8 +21,8 @@ def shufflenet_v1(classes: int = 1000, groups: int = 3, width: float = 1.0) -> N
             # What a strided unit makes itself stands beside its input.
             rows.add(f"stage{stage + 2}_{at}", "shufflev1", out=out if at else out - rows.width,
                      hidden=out // 4, stride=1 if at else 2, full=stage == at == 0)
-            rows.width = out
-    return rows.end(classes, bias=False)
+            rows.widths[rows.x] = out
+    return rows.end(classes, bias=False)                   # as in its authors' code
 
 
 def shufflenet_v2(classes: int = 1000, width: float = 1.0) -> Net:
@@ -58,10 +55,7 @@ def squeezenet(classes: int = 1000, version: str = "1.1") -> Net:
 
 def regnet_x(classes: int = 1000, widths: tuple[int, ...] = (24, 56, 152, 368),
              depths: tuple[int, ...] = (1, 1, 4, 7), group: int = 8) -> Net:
-    """Return a RegNet X (arXiv 2003.13678); its 200MF has 2,684,792 parameters and 199.0 MMACs at 224 px.
-
-    group: channels of each group of its 3x3 convolutions.
-    """
+    """Return a RegNet X (arXiv 2003.13678): 200MF has 2,684,792 parameters and 199.0 MMACs at 224 px."""
     rows = Rows(act="relu")
     rows.add("stem", "conv", out=32, stride=2)
     for out, depth in zip(widths, depths):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from models.layer import Layer, Net
 from models.records import validate
+from models.zoo.mobile import Rows
 from models.zoo.tiny import Anchors, head_row
 
 # Tiny-YOLOv2's five for VOC, fitted at 416 px and given in cells of 32 px (1.08,1.19 ... 16.62,10.52) there.
@@ -19,8 +20,8 @@ def yolo_lite(classes: int = 80, anchors: Anchors = TINY_V2, act: str = "leaky",
               xy_scale: float = 1.0) -> Net:
     """YOLO-LITE (arXiv 1811.05588): seven convolutions, no batch-norm, one head; made for 224 px.
 
-    With 20 classes it is trial 3 (VOC): 572,317 parameters and 240,004,352 MACs at 224. With 80 it is trial 6
-    (COCO), which has the same widths and anchors: 649,417 parameters, 243.8 M MACs at 224, 840.7 M at 416.
+    20 classes: trial 3 (VOC), 572,317 parameters and 240,004,352 MACs at 224. 80: trial 6 (COCO), 649,417
+    parameters, 243.8 M MACs at 224, 840.7 M at 416.
     """
     rows, source = [], "image"
     for at, out in zip(range(1, 11, 2), (16, 32, 64, 128, 128)):
@@ -30,40 +31,30 @@ def yolo_lite(classes: int = 80, anchors: Anchors = TINY_V2, act: str = "leaky",
     return validate((*rows, head_row("head12", "conv11", anchors, classes, xy_scale)))
 
 
-class _Rows:
+class _Modules(Rows):
     """YOLO Nano's modules as rows, each of which returns the name of its output."""
 
     def __init__(self, act: str) -> None:
-        self.rows, self.act, self.width = [], act, {"image": 3}
-
-    def add(self, layer: Layer, width: int) -> str:
-        """The name of the row that is appended."""
-        self.rows.append(layer)
-        self.width[layer.name] = width
-        return layer.name
+        super().__init__()
+        self.act = act
 
     def conv(self, name: str, source: str, out: int, kernel: int = 1, stride: int = 1) -> str:
-        """A convolution with batch-norm."""
-        return self.add(Layer(name, "conv", (source,), out, kernel, stride, act=self.act), out)
+        return self.add(name, "conv", source, out=out, kernel=kernel, stride=stride, act=self.act)
 
     def ep(self, name: str, source: str, out: int, stride: int = 1) -> str:
         """Expansion and projection around a depthwise 3x3; the expansion is as wide as its input."""
-        return self.add(Layer(name, "mbconv", (source,), out, stride=stride, hidden=self.width[source],
-                              act=self.act), out)
+        return self.add(name, "mbconv", source, out=out, stride=stride, hidden=self.widths[source],
+                        act=self.act)
 
     def pep(self, name: str, source: str, inner: int, out: int = 0) -> str:
         """A projection to `inner` channels, then an EP; the input is added where the widths agree."""
-        out = out or self.width[source]
-        narrow = self.conv(f"{name}_in", source, inner)
-        wide = self.ep(name, narrow, out)
-        if out != self.width[source]:
-            return wide
-        return self.add(Layer(f"{name}_add", "add", (source, wide)), out)
+        width = self.widths[source]
+        wide = self.ep(name, self.conv(f"{name}_in", source, inner), out or width)
+        return wide if out not in (0, width) else self.add(f"{name}_add", "add", source, wide)
 
     def join(self, up: str, cat: str, source: str, other: str) -> str:
         """`source` twice as large, and `other`, side by side."""
-        large = self.add(Layer(up, "upsample", (source,), stride=2), self.width[source])
-        return self.add(Layer(cat, "concat", (large, other)), self.width[large] + self.width[other])
+        return self.add(cat, "concat", self.add(up, "upsample", source, stride=2), other)
 
 
 def yolo_nano(classes: int = 80, coarse: Anchors = COARSE_V3, middle: Anchors = MIDDLE_V3,
@@ -73,16 +64,15 @@ def yolo_nano(classes: int = 80, coarse: Anchors = COARSE_V3, middle: Anchors = 
     2,890,695 parameters and 2.032 GMACs at 416 with 20 classes, 3,024,075 and 2.113 G with 80. The paper has
     no code; its 4.57 G operations are 2.25 times these MACs.
     """
-    net = _Rows(act)
+    net = _Modules(act)
     x = net.conv("conv2", net.conv("conv1", "image", 12, kernel=3), 24, kernel=3, stride=2)
     x = net.ep("ep1", net.pep("pep1", x, 7), 70, stride=2)
     x = net.ep("ep2", net.pep("pep3", net.pep("pep2", x, 25), 24), 150, stride=2)
     x = net.conv("conv3", net.pep("pep4", x, 56), 150)
-    x = net.add(Layer("fca1", "se", (x,), squeeze=150 // 8), 150)
+    x = net.add("fca1", "se", squeeze=150 // 8)
     for at, inner in enumerate((73, 71, 75), 5):
         x = net.pep(f"pep{at}", x, inner)
-    large = x
-    x = net.ep("ep3", large, 325, stride=2)
+    large, x = x, net.ep("ep3", x, 325, stride=2)
     for at, inner in enumerate((132, 124, 141, 140, 137, 135, 133, 140), 8):
         x = net.pep(f"pep{at}", x, inner)
     medium = x

@@ -1,9 +1,7 @@
-"""Mobile classifiers as rows: MobileNet V1 to V3, MnasNet, EfficientNet-Lite0, MobileNeXt, GhostNet.
-
-Widths are the papers' times `width` where it is given; counts are those at 224 px with 1,000 classes.
-"""
+"""Mobile classifiers as rows: the papers' widths times `width`, and counts at 224 px with 1,000 classes."""
 from __future__ import annotations
 
+from functools import partial
 from math import ceil
 
 from models.layer import Layer, Net
@@ -12,27 +10,28 @@ from models.records import validate
 
 
 class Rows:
-    """Rows in the order they run; each reads the one before where it names no input.
-
-    shared: fields that all of them have.
-    """
+    """Rows in running order; each reads the one before where it names no input. shared: fields of all."""
 
     def __init__(self, **shared: object) -> None:
         self.rows: list[Layer] = []
-        self.shared, self.x, self.width, self.blocks = shared, IMAGE, 3, 0
+        self.shared, self.x, self.widths, self.blocks = shared, IMAGE, {IMAGE: 3}, 0
+
+    @property
+    def width(self) -> int:
+        """The channels of the last row."""
+        return self.widths[self.x]
 
     def add(self, name: str, op: str, *inputs: str, **fields: object) -> str:
         """Append a row and return its name."""
-        self.rows.append(Layer(name, op, inputs or (self.x,), **{**self.shared, **fields}))
-        self.x, self.width = name, fields.get("out", self.width)
+        inputs = inputs or (self.x,)
+        self.rows.append(Layer(name, op, inputs, **{**self.shared, **fields}))
+        passed = inputs if op == "concat" else inputs[:1]
+        self.x, self.widths[name] = name, fields.get("out") or sum(self.widths[i] for i in passed)
         return name
 
     def block(self, op: str, out: int, stride: int = 1, short: str = "", short_kernel: int = 1,
               **fields: object) -> str:
-        """Append a block that is added to its input where width and grid stay.
-
-        short: the op through which the input goes where they change; without one nothing is added there.
-        """
+        """Append a block, added to its input or, where width or grid change, through `short`, if any."""
         x, at, self.blocks = self.x, self.blocks, self.blocks + 1
         inputs = (x, x) if stride == 1 and self.width == out else (x,)
         if short and len(inputs) == 1:
@@ -56,15 +55,14 @@ def mobilenet_v1(classes: int = 1000, width: float = 1.0) -> Net:
     """Return MobileNet V1 (arXiv 1704.04861), with TF-slim's ReLU6: 4,231,976 parameters, 568.7 MMACs."""
     rows = Rows(act="relu6")
     rows.add("stem", "conv", out=int(32 * width), stride=2)
-    stages = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2),
-              (1024, 1))
-    for at, (out, stride) in enumerate(stages):
+    for at, (out, stride) in enumerate(((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
+                                        *((512, 1),) * 5, (1024, 2), (1024, 1))):
         rows.add(f"block{at}", "dsconv", out=int(out * width), stride=stride)
     return rows.end(classes)
 
 
-def _inverted(stages: tuple[tuple[int, int, int, int, int], ...], classes: int, width: float, last: int,
-              act: str) -> Net:
+def _inverted(classes: int = 1000, width: float = 1.0, *, stages: tuple[tuple[int, int, int, int, int], ...],
+              act: str, widened: bool = False) -> Net:
     """Return inverted residuals as a network. stages: expansion, width, blocks, first stride, kernel."""
     rows = Rows(act=act)
     rows.add("stem", "conv", out=rounded(32 * width), stride=2)
@@ -72,35 +70,27 @@ def _inverted(stages: tuple[tuple[int, int, int, int, int], ...], classes: int, 
         for at in range(blocks):
             rows.block("mbconv", rounded(out * width), 1 if at else stride, kernel=kernel,
                        hidden=rows.width * expansion if expansion > 1 else 0)
-    rows.add("last", "conv", out=last, kernel=1)
+    rows.add("last", "conv", out=rounded(1280 * max(1.0, width)) if widened else 1280, kernel=1)
     return rows.end(classes)
 
 
-def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> Net:
-    """Return MobileNet V2 (arXiv 1801.04381): 3,504,872 parameters, 300.8 MMACs."""
-    stages = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3),
-              (6, 160, 3, 2, 3), (6, 320, 1, 1, 3))
-    return _inverted(stages, classes, width, rounded(1280 * max(1.0, width)), "relu6")
+# MobileNet V2 (arXiv 1801.04381): 3,504,872 parameters, 300.8 MMACs. Its last layer is never narrowed.
+mobilenet_v2 = partial(_inverted, act="relu6", widened=True, stages=(
+    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3),
+    (6, 160, 3, 2, 3), (6, 320, 1, 1, 3)))
+# MnasNet-B1 (arXiv 1807.11626): 4,383,312 parameters, 314.4 MMACs.
+mnasnet_b1 = partial(_inverted, act="relu", stages=(
+    (1, 16, 1, 1, 3), (3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3),
+    (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)))
+# EfficientNet-Lite0, which has no squeeze-excitation: 4,652,008 parameters, 385.2 MMACs; its authors quote
+# 407 M. Every grid is its input's divided by the stride, padded alike on all sides.
+efficientnet_lite0 = partial(_inverted, act="relu6", stages=(
+    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)))
 
 
-def mnasnet_b1(classes: int = 1000, width: float = 1.0) -> Net:
-    """Return MnasNet-B1 (arXiv 1807.11626): 4,383,312 parameters, 314.4 MMACs."""
-    stages = ((1, 16, 1, 1, 3), (3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3),
-              (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
-    return _inverted(stages, classes, width, 1280, "relu")
-
-
-def efficientnet_lite0(classes: int = 1000) -> Net:
-    """Return EfficientNet-Lite0, which has no squeeze-excitation: 4,652,008 parameters, 385.2 MMACs.
-
-    Its authors quote 407 M. Every grid is its input's divided by the stride, padded alike on all sides.
-    """
-    stages = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
-              (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
-    return _inverted(stages, classes, 1.0, 1280, "relu6")
-
-
-def _mobilenet_v3(stages: tuple[tuple[int, int, int, int, bool, str], ...], classes: int, hidden: int) -> Net:
+def _mobilenet_v3(classes: int = 1000, *, stages: tuple[tuple[int, int, int, int, bool, str], ...],
+                  hidden: int) -> Net:
     """Return a MobileNet V3 (arXiv 1905.02244). stages: hidden, width, kernel, stride, squeeze, act."""
     rows = Rows(act="hardswish", gate="hardsigmoid", eps=1e-3)
     rows.add("stem", "conv", out=16, stride=2)
@@ -111,26 +101,20 @@ def _mobilenet_v3(stages: tuple[tuple[int, int, int, int, bool, str], ...], clas
     return rows.end(classes, hidden=hidden)
 
 
-def mobilenet_v3_small(classes: int = 1000) -> Net:
-    """Return MobileNet V3-Small: 2,542,856 parameters, 56.5 MMACs."""
-    relu, swish = "relu", "hardswish"
-    return _mobilenet_v3((
-        (16, 16, 3, 2, True, relu), (72, 24, 3, 2, False, relu), (88, 24, 3, 1, False, relu),
-        (96, 40, 5, 2, True, swish), (240, 40, 5, 1, True, swish), (240, 40, 5, 1, True, swish),
-        (120, 48, 5, 1, True, swish), (144, 48, 5, 1, True, swish), (288, 96, 5, 2, True, swish),
-        (576, 96, 5, 1, True, swish), (576, 96, 5, 1, True, swish)), classes, 1024)
-
-
-def mobilenet_v3_large(classes: int = 1000) -> Net:
-    """Return MobileNet V3-Large: 5,483,032 parameters, 216.6 MMACs."""
-    relu, swish = "relu", "hardswish"
-    return _mobilenet_v3((
-        (16, 16, 3, 1, False, relu), (64, 24, 3, 2, False, relu), (72, 24, 3, 1, False, relu),
-        (72, 40, 5, 2, True, relu), (120, 40, 5, 1, True, relu), (120, 40, 5, 1, True, relu),
-        (240, 80, 3, 2, False, swish), (200, 80, 3, 1, False, swish), (184, 80, 3, 1, False, swish),
-        (184, 80, 3, 1, False, swish), (480, 112, 3, 1, True, swish), (672, 112, 3, 1, True, swish),
-        (672, 160, 5, 2, True, swish), (960, 160, 5, 1, True, swish), (960, 160, 5, 1, True, swish)),
-        classes, 1280)
+RELU, SWISH = "relu", "hardswish"
+# MobileNet V3-Small: 2,542,856 parameters, 56.5 MMACs.
+mobilenet_v3_small = partial(_mobilenet_v3, hidden=1024, stages=(
+    (16, 16, 3, 2, True, RELU), (72, 24, 3, 2, False, RELU), (88, 24, 3, 1, False, RELU),
+    (96, 40, 5, 2, True, SWISH), (240, 40, 5, 1, True, SWISH), (240, 40, 5, 1, True, SWISH),
+    (120, 48, 5, 1, True, SWISH), (144, 48, 5, 1, True, SWISH), (288, 96, 5, 2, True, SWISH),
+    (576, 96, 5, 1, True, SWISH), (576, 96, 5, 1, True, SWISH)))
+# MobileNet V3-Large: 5,483,032 parameters, 216.6 MMACs.
+mobilenet_v3_large = partial(_mobilenet_v3, hidden=1280, stages=(
+    (16, 16, 3, 1, False, RELU), (64, 24, 3, 2, False, RELU), (72, 24, 3, 1, False, RELU),
+    (72, 40, 5, 2, True, RELU), (120, 40, 5, 1, True, RELU), (120, 40, 5, 1, True, RELU),
+    (240, 80, 3, 2, False, SWISH), (200, 80, 3, 1, False, SWISH), (184, 80, 3, 1, False, SWISH),
+    (184, 80, 3, 1, False, SWISH), (480, 112, 3, 1, True, SWISH), (672, 112, 3, 1, True, SWISH),
+    (672, 160, 5, 2, True, SWISH), (960, 160, 5, 1, True, SWISH), (960, 160, 5, 1, True, SWISH)))
 
 
 def mobilenext(classes: int = 1000, width: float = 1.0) -> Net:

@@ -14,10 +14,7 @@ FACTORISED = tuple(TABLE2)[1:]                             # rows that start as 
 
 
 def table2_nets() -> dict[str, Net]:
-    """Return the network of 80 classes of each row of Table 2.
-
-    All heads reach beyond their cells, so that only the layers differ.
-    """
+    """Return the network of 80 classes of each row of Table 2, at one xy_scale: only layers differ."""
     base = yolov3_tiny(xy_scale=2.0)
     pure = {op: substitute(base, dict.fromkeys(MICRO_OPS, op)) for op in SWAPPED[1:]}
     return {"conv": base, **pure, "mixed-3": substitute(micro_yolo(), kernels=dict.fromkeys(SEARCHED, 3)),

@@ -1,5 +1,4 @@
-"""Networks written as rows that can be laid beside the papers' tables. Names carry the 1-based positions of
-yolov3-tiny.cfg (conv9, pool10, head16, up20, cat21), as the Micro-YOLO paper does."""
+"""YOLOv3-tiny and Micro-YOLO as rows, named by 1-based positions in yolov3-tiny.cfg, as the paper does."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -25,22 +24,22 @@ PRUNED_WIDTHS = {"conv1": 14, "conv3": 28, "conv5": 56, "conv7": 112, "conv9": 2
 
 
 def head_row(name: str, source: str, anchors: Anchors, classes: int, xy_scale: float) -> Layer:
-    """Return the row of an anchor head; where centres stay in their cell (1) it is matched by YOLOv3's
-    rule."""
+    """Return the row of an anchor head, matched by YOLOv3's rule where centres stay in their cell."""
     anchors = tuple((float(w), float(h)) for w, h in anchors)
     return Layer(name, "head", (source,), len(anchors) * (5 + classes), 1, act="linear", kind="anchor",
                  anchors=anchors, xy_scale=xy_scale, assign="best" if xy_scale == 1 else "ratio")
 
 
-def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: float) -> Net:
-    """YOLOv3-tiny's rows: name, op, inputs, out, kernel."""
+def yolov3_tiny(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
+                xy_scale: float = 1.0) -> Net:
+    """YOLOv3-tiny (darknet): 8,852,366 parameters and 2,782,480,896 MACs at 416 with 80 classes."""
     def conv(name: str, source: str, out: int, kernel: int = 3) -> Layer:
         return Layer(name, "conv", (source,), out, kernel, act=act)
 
     def pool(name: str, source: str, stride: int = 2) -> Layer:
         return Layer(name, "maxpool", (source,), kernel=2, stride=stride)
 
-    return (
+    return validate((
         conv("conv1", "image", 16), pool("pool2", "conv1"),
         conv("conv3", "pool2", 32), pool("pool4", "conv3"),
         conv("conv5", "pool4", 64), pool("pool6", "conv5"),
@@ -55,70 +54,48 @@ def _chain(classes: int, coarse: Anchors, fine: Anchors, act: str, xy_scale: flo
         Layer("up20", "upsample", ("conv19",), stride=2),
         Layer("cat21", "concat", ("up20", "conv9")),
         conv("conv22", "cat21", 256),
-        head_row("head23", "conv22", fine, classes, xy_scale),
-    )
-
-
-def yolov3_tiny(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
-                xy_scale: float = 1.0) -> Net:
-    """YOLOv3-tiny (darknet): 8,852,366 parameters and 2,782,480,896 MACs at 416 with 80 classes."""
-    return validate(_chain(classes, coarse, fine, act, xy_scale))
+        head_row("head23", "conv22", fine, classes, xy_scale)))
 
 
 def micro_yolo(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
                xy_scale: float = 2.0, se: bool = True) -> Net:
-    """Micro-YOLO (Hu & Li 2021), family A of our reconstruction.
-
-    2,548,565 parameters and 1.0547 GMACs at 416.
-    """
-    base = _chain(classes, coarse, fine, act, xy_scale)
-    return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
+    """Micro-YOLO (Hu & Li 2021), our family A: 2,548,565 parameters and 1.0547 GMACs at 416."""
+    return substitute(yolov3_tiny(classes, coarse, fine, act, xy_scale), MICRO_OPS, MICRO_KERNELS, se=se)
 
 
 def micro_yolo_pruned(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
                       xy_scale: float = 2.0, se: bool = True) -> Net:
-    """The paper's pruned Micro-YOLO, in widths that print its 1.92 M / 0.87 G.
-
-    They are not unique, see docs/results.md.
-    """
-    base = with_widths(_chain(classes, coarse, fine, act, xy_scale), PRUNED_WIDTHS)
+    """The paper's pruned Micro-YOLO, in widths that print its 1.92 M / 0.87 G; see docs/results.md."""
+    base = with_widths(yolov3_tiny(classes, coarse, fine, act, xy_scale), PRUNED_WIDTHS)
     return substitute(base, MICRO_OPS, MICRO_KERNELS, se=se)
 
 
 def micro_yolo_fast(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "relu",
                     xy_scale: float = 2.0) -> Net:
-    """Micro-YOLO without what costs runtimes more time than MACs say; the paper does not have it.
-
-    No squeeze-excitation, ReLU, and a DSConv in conv22, whose MBConv is a third of all MACs.
-    """
+    """Micro-YOLO without what costs more time than MACs say, and conv22's MBConv, a third of the MACs."""
     return substitute(micro_yolo(classes, coarse, fine, act, xy_scale, se=False), {"conv22": "dsconv"})
 
 
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
                expansion: int = 2, se: bool = True) -> Net:
-    """Return the network with some layers' op or kernel replaced, e.g. by {"conv13": "dsconv"} and {"conv5":
-    5}.
+    """Return the network with some layers' op or kernel replaced: layer -> op, layer -> kernel.
 
     A layer that becomes an mbconv gets hidden = expansion x input channels and, with `se`, squeeze = max(1,
-    input/16); one that stays an mbconv keeps its widths. Raises ModelError for a layer that is not there or
-    holds no kernel.
+    input/16). Raises ModelError for a layer that is not there or holds no kernel.
     """
-    ops, kernels = ops or {}, kernels or {}
-    out = channels(net).outputs
+    ops, kernels, out = ops or {}, kernels or {}, channels(net).outputs
     swappable = {layer.name for layer in net if layer.op in SWAPPED}
     if unknown := sorted((set(ops) | set(kernels)) - swappable):
         raise ModelError(f"cannot substitute {', '.join(unknown)}: "
                          f"replaceable layers are {', '.join(sorted(swappable))}")
 
     def new(layer: Layer) -> Layer:
-        if layer.name not in ops and layer.name not in kernels:
-            return layer
         op, kernel = ops.get(layer.name, layer.op), kernels.get(layer.name, layer.kernel)
-        cin = len(out[layer.inputs[0]])
         if op == layer.op:
             return replace(layer, kernel=kernel)
         inner = {"hidden": 0, "squeeze": 0}
         if op == "mbconv":
+            cin = len(out[layer.inputs[0]])
             inner = {"hidden": expansion * cin, "squeeze": max(1, cin // 16) if se else 0}
         return replace(layer, op=op, kernel=kernel, **inner)
     return validate(tuple(new(layer) for layer in net))

@@ -75,7 +75,7 @@ def test_convolutions_are_in_integers_but_heads_and_squeeze_excitation_in_float(
     _, target, report = made[name]
     graph = Graph(onnx.load(target))
     makers = {c.name: graph.maker[c.input[1]].op_type if c.input[1] in graph.maker else "number"
-              for c in graph.convolutions()}
+              for c in graph.convolutions}
     floats = {c for c in makers if c.startswith("head") or ".se." in c or c == "conv1"}
     assert len(floats) > 3 and all(makers[c] == "number" for c in floats)
     assert set(makers) - floats and all(makers[c] == "DequantizeLinear" for c in set(makers) - floats)
@@ -199,7 +199,7 @@ def test_a_gain_and_a_mean_that_went_astray_are_put_back(made):
     source, target, _ = made["small"]
     exact, model = Graph(onnx.load(source)), onnx.load(target)
     graph = Graph(model)
-    conv = next(c for c in graph.convolutions() if c.name == "ds5.depthwise")
+    conv = next(c for c in graph.convolutions if c.name == "ds5.depthwise")
     (_, step), (numbers, bias_step) = (graph.maker[i].input[:2] for i in conv.input[1:3])
     before = {name: graph.array(name) for name in (step, numbers, bias_step)}
     graph.put(step, before[step] * np.float32(1.2))
