@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 else:
-    torch = Lazy("torch")                                          # the names of the rules are a flag's choices
+    torch = Lazy("torch")                                          # the names of rules are a flag's choices
 
 # Of weights and gradients [filters, numbers]; None looks at no kernels.
 RULES: dict[str, Callable[[Tensor, Tensor | None], Tensor] | None] = {

@@ -25,11 +25,6 @@ from evaluation.plots import results_png
 from models import checkpoint as checkpoints
 from models.count import parameters
 from models.graph import strides
-<<<<<<< HEAD
-from models.heads.nms import detections
-=======
-from models.heads.loss import DetectionLoss
->>>>>>> r2
 from models.layer import Net
 from models.network import Network
 from models.records import to_json

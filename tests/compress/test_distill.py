@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from compress.distill import DistilledLoss, check_teacher, teacher
-<<<<<<< HEAD
-from evaluation.bootstrap import drop_interval, map50_of
-from evaluation.curves import Matches
-=======
-from compress.recalibrate import recalibrate
 from evaluation.curves import Matches, drop_interval, map50_of
->>>>>>> r2
 from models.heads.anchor import AnchorHead
 from models.heads.loss import DetectionLoss, distillation
 from models.network import Network, from_state
