@@ -48,7 +48,7 @@ class Channels(NamedTuple):
     frozen: dict[str, str]                                 # unit -> why its channels cannot be cut
     fields: dict[tuple[str, str], tuple[np.ndarray, int]]  # (record, field) -> numbers, times each is counted
     outputs: dict[str, np.ndarray]                         # record -> numbers of its output
-    makers: dict[str, tuple[Node, ...]]                    # unit -> the convolutions that make its channels
+    makers: dict[str, tuple[Node, ...]]                    # unit -> convolutions that make it, tied ones too
     count: int
 
 
@@ -125,15 +125,16 @@ def channels(net: Net) -> Channels:
         values[node.name] = out
     root = numbers.roots()
     fields = {where: (root[ids], parts) for where, (ids, parts) in made.items()}
-    units, frozen = _units(fields, makers, root)
-    return Channels(tuple(_params(axes, root)), units, frozen, fields,
-                    {name: root[values[value]] for name, value in graph.value.items()},
-                    _makers(units, fields, makers), numbers.count)
+    units, frozen, made_by = _units(fields, makers, root)
+    outputs = {name: root[values[value]] for name, value in graph.value.items()}
+    params = tuple(_params(axes, root))
+    return Channels(params, units, frozen, fields, outputs, made_by, numbers.count)
 
 
-def _units(fields: dict, makers: dict, root: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the units and why some are frozen. A number belongs to the first field that counts it."""
-    why = {IMAGE: "the image's channels"}
+def _units(fields: dict, makers: dict, root: np.ndarray
+           ) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, tuple[Node, ...]]]:
+    """Return the units, why some are frozen, their makers. A number is of the first field that counts it."""
+    why, made_by = {IMAGE: "the image's channels"}, {}
     units, frozen, owner = {IMAGE: root[:3]}, dict(why), dict.fromkeys(root[:3].tolist(), IMAGE)
     for (layer, field), (ids, _) in fields.items():
         name = layer if field == "out" else f"{layer}.{field}"
@@ -143,6 +144,7 @@ def _units(fields: dict, makers: dict, root: np.ndarray) -> tuple[dict[str, np.n
         if fresh:
             units[name] = np.array(fresh)
         for tied in {owner[i] for i in ids.tolist()}:      # a frozen field freezes whatever it is tied to
+            made_by[tied] = made_by.get(tied, ()) + tuple(makers[layer, field])
             if why[name] and tied != name:
                 frozen[tied] = f"tied to {name}: {why[name]}"
             elif why[tied] and tied != name:
@@ -151,17 +153,8 @@ def _units(fields: dict, makers: dict, root: np.ndarray) -> tuple[dict[str, np.n
             why[name] = why[name] or f"shuffles and equal parts tie its {len(ids)} channels into one"
         if why[name] and fresh:
             frozen[name] = why[name]
-    return units, {name: reason for name, reason in frozen.items() if name in units}
-
-
-def _makers(units: dict, fields: dict, makers: dict) -> dict[str, tuple[Node, ...]]:
-    """Return unit -> every convolution whose outputs are channels of it, those of tied records too."""
-    owner = {int(i): name for name, ids in units.items() for i in ids}
-    found: dict[str, list[Node]] = {name: [] for name in units}
-    for where, nodes in makers.items():
-        for name in dict.fromkeys(owner[i] for i in fields[where][0].tolist() if i in owner):
-            found[name] += nodes
-    return {name: tuple(nodes) for name, nodes in found.items()}
+    return (units, {name: reason for name, reason in frozen.items() if name in units},
+            {name: made_by.get(name, ()) for name in units})
 
 
 def _params(axes: list[tuple[Node, np.ndarray, np.ndarray | None]], root: np.ndarray) -> Iterable[Param]:

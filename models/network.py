@@ -27,8 +27,7 @@ class Network(nn.Module):
     """The network of a tuple of records.
 
     forward: images [B, 3, H, W], uint8 0..255 or float 0..1, sides a multiple of the largest stride, to head
-    outputs [B, *shape, G, G] in the order of the records (of a classifier: scores [B, K, 1, 1]), or to the
-    values of the records `ends`.
+    outputs [B, *shape, G, G], of a classifier scores [B, K, 1, 1], or to the values of the records `ends`.
     """
 
     def __init__(self, net: Net, ends: tuple[str, ...] = ()) -> None:
@@ -43,16 +42,15 @@ class Network(nn.Module):
         for at, node in enumerate(graph.nodes):
             for name in node.inputs:
                 readers.setdefault(name, []).append(at)
-        makers = {node.name: node.type for node in graph.nodes}
         kept = {value for value, _ in self.ends}
-        width = {IMAGE: 3, **{node.name: node.channels for node in graph.nodes}}
+        maker = {IMAGE: START, **{node.name: node for node in graph.nodes}}
         plan = []
         for at, node in enumerate(graph.nodes):
             source = node.inputs[0]
             # In place where nothing else needs the value: neither a later node nor its maker's own gradient.
             alone = readers[source] == [at] and source not in kept
-            alone = alone and makers.get(source) in ("conv", "norm", "add")
-            run = _module(node, width[source]) or _function(node, alone)
+            alone = alone and maker[source].type in ("conv", "norm", "add")
+            run = _module(node, maker[source].channels) or _function(node, alone)
             if isinstance(run, nn.Module):
                 self._place(node.name, run)
             # Values nobody reads later are let go, so that a forward pass holds only what it still needs.

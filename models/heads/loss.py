@@ -12,9 +12,8 @@ from models.layer import Net
 class DetectionLoss:
     """Callable: (outputs, targets, images) -> {term: scalar}; the images are not looked at.
 
-    outputs: list of [B, *shape, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0: the
-    terms stay finite and every parameter gets a gradient. A term is a sum over predictions divided by the
-    matches of the global batch; `terms` has their weights. Raises ModelError for a classifier.
+    outputs: list of [B, *shape, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0. A term
+    is a sum divided by the matches of the global batch. Raises ModelError for a classifier.
     """
 
     def __init__(self, net: Net) -> None:

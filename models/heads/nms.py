@@ -21,10 +21,7 @@ class Found(NamedTuple):
 
 def detections(outputs: Sequence[Tensor], heads: Sequence[Head], conf_thres: float, iou_thres: float,
                max_det: int, classes: Sequence[int] | None = None, multi_label: bool = False) -> Found:
-    """Return the detections of a batch from its head outputs [B, *shape, G, G], decoded in fp32.
-
-    multi_label: every class above the threshold is a detection, as darknet counts; else a prediction's best.
-    """
+    """Return the detections of a batch from its head outputs [B, *shape, G, G]: see `Head.candidates`."""
     from torchvision.ops import nms
     parts = [head.candidates(output.float(), conf_thres, classes, multi_label)
              for output, head in zip(outputs, heads)]

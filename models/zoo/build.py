@@ -21,10 +21,7 @@ ZOO = {**DETECTORS, **CLASSIFIERS}
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
-    """Return the network with heads for `classes` classes and, where given, new anchors (px), a tuple a head.
-
-    Raises ModelError where there are not as many tuples as heads.
-    """
+    """Return the network for `classes` classes and, where given, other anchors (px), or raise ModelError."""
     found = heads_of(require_heads(net, "another number of classes"))
     if anchors and len(anchors) != len(found):
         raise ModelError(f"{len(anchors)} anchor sets for {len(found)} heads; one a head is needed")
@@ -36,10 +33,7 @@ def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = Non
 
 
 def build(name: str, classes: int | None = None) -> Net:
-    """Return the network of a zoo name or a net.json path, for `classes` classes where given.
-
-    Raises ModelError for an unknown name (with the nearest known one) or a description that cannot be built.
-    """
+    """Return the network of a zoo name or a net.json path, for `classes` classes, or raise ModelError."""
     if name in ZOO:
         return ZOO[name](classes) if classes else ZOO[name]()
     path = Path(name)
@@ -61,10 +55,9 @@ def build(name: str, classes: int | None = None) -> Net:
 def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tuple[str, ...]]:
     """Return a classifier cut off as a backbone, and the record that each level ends in.
 
-    reductions: px of the image that a cell of each level spans. A level ends in the last record there
-    through which all that follows goes. Dropped are the end, its widening "last" and what no level needs;
-    every grid is the image's / reduction, by padding and, at the end, max-poolings. Raises ModelError for a
-    detector, or a reduction that it skips.
+    reductions: px of the image that a cell of each level spans; every grid is the image's / reduction, by
+    padding and, at the end, max-poolings. A level ends in the last record there through which all that
+    follows goes. Raises ModelError for a detector, or a reduction that it skips.
     """
     if heads(net):
         raise ModelError("the network is a detector; features are those of a classifier")

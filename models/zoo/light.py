@@ -20,8 +20,7 @@ def yolo_lite(classes: int = 80, anchors: Anchors = TINY_V2, act: str = "leaky",
               xy_scale: float = 1.0) -> Net:
     """YOLO-LITE (arXiv 1811.05588): seven convolutions, no batch-norm, one head; made for 224 px.
 
-    20 classes: trial 3 (VOC), 572,317 parameters and 240,004,352 MACs at 224. 80: trial 6 (COCO), 649,417
-    parameters, 243.8 M MACs at 224, 840.7 M at 416.
+    20 classes: trial 3 (VOC), 572,317 parameters, 240,004,352 MACs. 80: trial 6 (COCO), 649,417 and 243.8 M.
     """
     rows, source = [], "image"
     for at, out in zip(range(1, 11, 2), (16, 32, 64, 128, 128)):
