@@ -39,6 +39,7 @@ def test_the_folder_holds_all_that_the_page_asks_for(nets, tmp_path):
     assert all((folder / name).is_file() for name in asked), asked
     for name in re.findall(r"'(ort[\w.-]+)'", (folder / "worker.js").read_text()):
         assert (folder / "ort" / name).is_file()
+    assert not list(folder.rglob("*.mjs")), "some servers call these no scripts"
     card = json.loads((folder / "card.json").read_text())
     assert card["onnx_sha256"] == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     assert card["names"] == ["red", "green", "蓝/色"] and "WASM" in (folder / "README.txt").read_text()
