@@ -16,7 +16,8 @@ def parse() -> argparse.Namespace:
     """Return the checked command line."""
     parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults=DEFAULTS)
     add = parser.add_argument
-    add("--split", choices=("train", "val"), default="val", help="which part of the data set")
+    add("--split", choices=("train", "val", "test", "all"), default="val",
+        help="which part of the data set; all: of one that is not divided")
     add("--ci", action="store_true", help="95 %% interval of AP50 over resampled images")
     add("--plots", action="store_true", help="curves, confusion matrix, sample images and report.html")
     add("--save-json", action="store_true", help="write the figures to results/NAME.json")
@@ -44,6 +45,7 @@ def main() -> None:
     args.imgsz = args.imgsz or runtime.imgsz
     runtime.check_side(args.imgsz, args.weights)
     where = locate(args.data)
+    print(where.note, end="\n" * bool(where.note))
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)
     finder = Finder(runtime, matching_classes(runtime.names, coco.names), args.conf_thres, args.iou_thres,

@@ -45,6 +45,8 @@ class Recipe:
     clip: float = option(10.0, "largest gradient norm", POSITIVE)
     ema_decay: float = option(0.9998, "decay of the weights' moving average", BELOW_ONE)
     ema_ramp: float = option(300.0, "optimizer steps over which that decay grows", POSITIVE)
+    val_split: float | None = option(None, "share of an undivided set for val, by whole videos or folders "
+                                           "(default: 0.2)", BELOW_ONE, type=float)
     augment: str = option("default", "variety of the training images: none, light, no-flip, default, or "
                                      "another preset of data/augment.py",
                          (known_preset, "none, light, no-flip, default or a preset of your own"))

@@ -20,7 +20,7 @@ from models.layer import Net
 from models.network import Network, from_state
 from training import engine
 from training.config import Recipe
-from training.prepare import check_side, enter, plain_images, read_sets
+from training.prepare import check_outside, check_side, enter, plain_images, read_sets
 from training.run import SHOWN, Run, Validator
 from utils import ddp, runs
 from utils.errors import DiskError
@@ -43,12 +43,13 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
 
     The same command continues in it, unless weights, net.json or annotations were changed meanwhile.
     """
-    where, values = locate(config.data), asdict(config)
+    where, values = locate(config.data, config.val_split, config.seed), asdict(config)
     files = {"weights": config.weights, "cfg": values.get("cfg"), "train": where.train.json,
              "val": where.val.json}
     same = {name: value for name, value in values.items() if name not in free}
     same["content"] = {flag: digest(path) for flag, path in files.items() if path and Path(path).is_file()}
     same = json.loads(json.dumps(same, default=str))
+    check_outside(config)
     project = Path(config.project)
     for at in range(len(list(project.glob(f"{config.name}*"))) + 1, 0, -1):
         folder = project / (config.name if at == 1 else f"{config.name}{at}")

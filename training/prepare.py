@@ -18,7 +18,9 @@ from data.augment import preset
 from data.coco.clean import report_faults
 from data.coco.locate import locate
 from data.coco.read import read_coco
+from data.coco.write import refuse_inside
 from data.dataset import DetectionSet
+from data.doctor.leaks import start_faults
 from deploy.runtimes.runtime import DTYPES, half_fault
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
@@ -45,6 +47,7 @@ def prepare(config: TrainConfig) -> Run:
     world, say = session.world, session.say
     folder = config.resume
     if world.main and folder is None:
+        check_outside(config)
         folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
     folder = Path(ddp.from_main(str(folder)))
     lock = runs.lock(folder) if world.main else None
@@ -107,18 +110,31 @@ def clear(folder: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
+def check_outside(config: Recipe) -> None:
+    """Raise UsageError where the run folder would lie among the images of the data set."""
+    where = locate(config.data, config.val_split, config.seed)
+    # A folder that one works in holds more than images: there, runs are where they always are.
+    folders = {split.images for split in where.splits.values() if not Path.cwd().is_relative_to(split.images)}
+    refuse_inside(Path(config.project) / config.name, folders)
+
+
 def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[DetectionSet, DetectionSet]:
     """Return training and validation set, with the classes of the first; DataError where none has a box."""
     if session.world.main:
         locate(config.data)                                # one process makes the embedded set
     ddp.wait()
-    where = locate(config.data)
+    where = locate(config.data, config.val_split, config.seed)
+    if where.note:
+        session.say(where.note)
+    if session.world.main:
+        where.save(folder, config.max_pixels)
     common = {"max_pixels": config.max_pixels, "drop_unknown": config.drop_unknown, "trust": config.trust,
               "memo": folder / "pictures.json" if session.world.main else None}
     train = read_coco(*where.train, names=where.names, **common)
     val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
+    further = start_faults(train, val)
     for split, coco in (("train", train), ("val", val)):
-        for line in report_faults(coco.faults):
+        for line in report_faults([*coco.faults, *further[split]]):
             session.say(f"{split}: {line}")
     if not any(len(record.boxes) for record in train.images):
         raise DataError(f"{where.train.json}: not one box to learn from; is it the right annotation file?")
