@@ -248,3 +248,32 @@ def test_ffmpeg_agrees_on_the_times(tmp_path):
                            tmp_path / "a.mp4"], capture_output=True, text=True, check=True)
     times = [float(line.strip(",")) for line in done.stdout.split()]
     assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.avi", "c.mkv", "d.ts", "e.gif", "f.webp", "g.avif", "h.png"])
+def test_mutations_of_a_file_are_read_or_refused_in_a_sentence(tmp_path, name):
+    """30 seeded mutations: bytes changed, cut, doubled, put in; only frames or DataError may come of them."""
+    codecs = {"a.mp4": "libvpx-vp9", "b.avi": "mjpeg", "c.mkv": "libvpx", "d.ts": "mpeg4"}
+    images = [Image.fromarray(scene(60, 80, [(1, k, 0)])[0]) for k in range(3)]
+    if name in codecs:
+        whole = coded(tmp_path / name, codecs[name], [k / 10 for k in range(10)]).read_bytes()
+    else:
+        several = {"save_all": True, "append_images": images[1:]} if name < "g" else {}
+        images[0].save(tmp_path / name, **several)
+        whole = (tmp_path / name).read_bytes()
+    rng = np.random.default_rng(sum(name.encode()))
+    for _ in range(30):
+        data = bytearray(whole)
+        most = len(data) if rng.random() < 0.5 else min(400, len(data))
+        for at in rng.integers(0, most, rng.integers(1, 12)):
+            kind, length = rng.integers(4), int(rng.integers(1, 30))
+            data[at:at + (length if kind in (0, 1) else 0)] = (
+                rng.bytes(length), b"", data[at:at + length], rng.bytes(length))[kind]
+        if rng.random() < 0.2:
+            del data[int(rng.integers(1, len(data))):]
+        (tmp_path / name).write_bytes(data)
+        try:
+            for frame in open_source(str(tmp_path / name)):
+                assert frame.image.ndim == 3 and frame.image.dtype == np.uint8
+        except DataError as error:
+            assert name in str(error) and len(str(error)) < 600
