@@ -153,10 +153,7 @@ def metadata_beside(main: Path) -> dict:
 
 def onnx_session(model: Path | bytes, threads: int = 0, cuda: bool = False,
                  profile: str = "") -> ort.InferenceSession:
-    """Return an ONNX Runtime session of a file or its bytes. Raises ModelError naming the file.
-
-    threads 0: not optimised, to be looked at. profile: the prefix of a file with the times of its nodes.
-    """
+    """Return an ONNX Runtime session of a file or bytes, or raise ModelError; threads 0: not optimised."""
     ort = needs("onnxruntime", "to run ONNX files")
     options = ort.SessionOptions()
     options.log_severity_level = 4                         # what fails is raised; the rest is the library's
@@ -166,7 +163,7 @@ def onnx_session(model: Path | bytes, threads: int = 0, cuda: bool = False,
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if profile:
+    if profile:                                            # the prefix of a file with the times of its nodes
         options.enable_profiling, options.profile_file_prefix = True, profile
     providers = [CUDA, CPU] if cuda and CUDA in ort.get_available_providers() else [CPU]
     name, given = ("the model", model) if isinstance(model, bytes) else (model, str(model))

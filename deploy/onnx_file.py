@@ -21,8 +21,8 @@ ACTIVATIONS = {"relu": ("Relu", {}), "leaky": ("LeakyRelu", {"alpha": 0.1}), "ha
 def to_onnx(net: Net, state: dict[str, Tensor], imgsz: int, half: bool = False) -> bytes:
     """Return the ONNX file of a network: `images` uint8 [B, 3, S, S] in, fp32 [B, *shape, G, G] per head out.
 
-    B is free; decoding and NMS are not inside. Nodes carry the records' names (`conv3.expand`). half: numbers
-    and computation in fp16. Raises ModelError where imgsz does not fit the network's strides.
+    B is free. Nodes carry the records' names (`conv3.expand`). half: numbers and computation in fp16. Raises
+    ModelError where imgsz does not fit the network's strides.
     """
     largest = max(strides(net).values())
     if imgsz % largest:

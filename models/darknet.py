@@ -88,5 +88,3 @@ def _darknet_order(net: Net) -> list[Param]:
                              "save the network as a checkpoint (.pt)")
         stages.setdefault(part, []).append(param)
     return [param for params in stages.values() for param in sorted(params, key=rank)]
-
-

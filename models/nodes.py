@@ -68,10 +68,7 @@ class Builder:
     def conv(self, x: str, part: str = "", out: str = "out", kernel: int = 1, stride: int = 1, *,
              parts: int = 1, groups: int = 1, dilation: int = 1, act: str = "", bn: bool | None = None,
              bias: bool = True, fixed: str = "") -> str:
-        """Append convolution, batch-norm or else `bias`, activation (by default the record's).
-
-        out: the field of the record that counts the outputs, "" for a depthwise convolution.
-        """
+        """Append a convolution counted by field `out` ("": depthwise), batch-norm or `bias`, activation."""
         layer, normed = self.layer, self.layer.bn if bn is None else bn
         wanted = getattr(layer, out) if out else self.width[x]
         groups = groups if out else self.width[x]

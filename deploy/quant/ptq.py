@@ -1,7 +1,6 @@
 """Exports in eight bits by static calibration on the user's own images: ONNX files, and OpenVINO's by NNCF.
 
-Decoding is no part of the graph, so it is in float by construction; so are the heads and squeeze-excitation.
-Best after `deploy.quant.equalise`, which gives the channels of a value like ranges.
+In float stay decoding, which is not in the graph, the heads and squeeze-excitation. Best after `equalise`.
 """
 from __future__ import annotations
 
