@@ -1,5 +1,6 @@
 """Records: JSON there and back, refusals that name the layer, and counts that match the papers."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,6 +149,35 @@ def test_a_record_that_cannot_be_built_is_named(change, words):
 def test_what_is_no_network_is_refused_with_a_sentence(text):
     with pytest.raises(ModelError):
         from_json(text)
+
+
+OLD = """{"schema": 1, "layers": [
+{"name": "conv1", "op": "conv", "inputs": ["image"], "out": 8, "stride": 2},
+{"name": "pool2", "op": "maxpool", "inputs": ["conv1"], "stride": 2},
+{"name": "wide", "op": "head", "inputs": ["pool2"], "out": 16, "act": "linear", "kernel": 1, "xy_scale": 2.0,
+ "anchors": [[9, 9], [20, 20]]},
+{"name": "near", "op": "head", "inputs": ["conv1"], "out": 16, "act": "linear", "kernel": 1,
+ "anchors": [[9, 9], [20, 20]]}]}"""
+
+
+def test_a_description_of_the_first_schema_is_read_to_what_it_meant():
+    net = {layer.name: layer for layer in from_json(OLD)}
+    assert net["pool2"].kernel == 2 and net["wide"].kind == net["near"].kind == "anchor"
+    assert (net["wide"].assign, net["near"].assign) == ("ratio", "best")
+    assert from_json(to_json(tuple(net.values()))) == tuple(net.values())
+
+
+def test_the_rule_of_matching_is_the_record_s_own_and_not_the_reach_of_its_centres():
+    net = from_json(OLD)
+    other = tuple(replace(layer, assign="best") if layer.name == "wide" else layer for layer in net)
+    targets = torch.tensor([[0, 1, .5, .5, .16, .16]])
+    outputs = Network(net).eval()(torch.rand(1, 3, 64, 64))
+    assert DetectionLoss(net)(outputs, targets) != DetectionLoss(other)(outputs, targets)
+
+
+def test_a_description_of_a_newer_schema_says_so():
+    with pytest.raises(ModelError, match="schema 3, this version reads 1 to 2.*newer version"):
+        from_json(OLD.replace('"schema": 1', '"schema": 3'))
 
 
 def test_inputs_of_different_size_are_refused_before_anything_is_built():
