@@ -146,7 +146,7 @@ def test_what_cannot_be_cut_is_said_and_the_rest_can():
         assert set(table.frozen) == {"image", "end"} | tied and "classes" in table.frozen["end"], name
         assert not tied or name.startswith("shufflenet"), f"{name}: {tied}"
         assert all(len(table.units[unit]) == 1 for unit in tied)
-        assert sum(unit not in table.frozen for unit in table.units) > (0 if tied else 5), name
+        assert sum(unit not in table.frozen for unit in table.units) > (0 if tied else 4), name
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

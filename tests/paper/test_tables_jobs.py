@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 import tables
+from compress.pruning.config import PruneConfig
+from compress.search.config import SearchConfig
 from paper.jobs import COLLECT, RESUME, RUN, Job, JobFailed, Place, Plan
 from paper.profiles import NEEDS, PROFILES, TABLES, duration_text, profile_jobs
 from tests.paper.table_cases import FAKE_SLOW, FAKE_TRAIN, FAKE_VAL, write_records
+from utils import cli
 from utils.errors import Interrupted
 
 TRAIN = Job("train-a", "train.py", ("--data", "{data}", "--epochs", "4"), "metrics.json", 4,
@@ -155,7 +158,10 @@ def test_every_command_of_a_profile_is_one_that_its_script_takes(name, place, mo
     for job in plan.jobs.values():
         assert all(need in plan.jobs and plan.jobs[need].product for need in job.needs)
         monkeypatch.setattr(sys, "argv", plan.command(job.name))
-        args = importlib.import_module(job.script[:-3]).parse()
+        config = {"search.py": SearchConfig, "prune.py": PruneConfig}.get(job.script)
+        parser = config and cli.config_parser("", config)
+        args = cli.to_config(parser, parser.parse_args(), config, "data") if config else \
+            importlib.import_module(job.script[:-3]).parse()
         assert args.imgsz == PROFILES[name].imgsz and args.name.startswith(f"{job.name}-")
 
 
