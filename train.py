@@ -6,11 +6,10 @@ several processes by `torchrun --nproc-per-node N train.py ...`.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from training.config import TrainConfig
-from utils import cli
+from utils import cli, runs
 
 # Flags of the moment, never taken from the run that is resumed; and flags that may differ from it: they
 # change where and how it runs, not what it computes.
@@ -42,7 +41,7 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
     if folder is None or not (folder / "args.json").is_file():
         parser.error(f"--resume: no run with an args.json in {folder or args.project}; "
                      "give its folder, or start without")
-    saved = json.loads((folder / "args.json").read_text())
+    saved = runs.read_object(folder / "args.json")
     for action in parser._actions:
         action.default = argparse.SUPPRESS         # so that a second parse gives what was typed, and no more
     typed = vars(parser.parse_args())

@@ -1,6 +1,7 @@
 """Many short trainings on one data set: what search.py and prune.py stand on."""
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -23,7 +24,7 @@ from training.config import Recipe
 from training.prepare import check_outside, check_side, enter, plain_images, read_sets
 from training.run import SHOWN, Run, Validator
 from utils import ddp, runs
-from utils.errors import DiskError
+from utils.errors import DataError, DiskError
 
 RECALIBRATION = 256                                # images that batch-norm statistics are taken from again
 
@@ -55,8 +56,9 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
         folder = project / (config.name if at == 1 else f"{config.name}{at}")
         if (folder / "result.json").exists() or not (folder / "args.json").is_file():
             continue
-        if json.loads((folder / "args.json").read_text(encoding="utf-8")) == same:
-            return folder
+        with contextlib.suppress(DataError):               # a torn one is another run's matter
+            if runs.read_object(folder / "args.json") == same:
+                return folder
     folder = runs.make_run_folder(project, config.name)
     runs.write_json(folder / "args.json", same)
     return folder

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -141,9 +142,11 @@ def run(main: Callable[[], object]) -> None:
         code = 141                                 # as a program that SIGPIPE ended
     except Exception as error:
         code = getattr(error, "exit_code", 3 if isinstance(error, FileNotFoundError) else None)
-        if code is None and isinstance(error, OSError) and error.errno == 28:
-            code = 7
-            error = OSError(f"{error}: the disk is full; free some space and run the same command again")
+        if code is None and isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            code = 7 if full else 5
+            error = f"{error}: " + ("the disk is full; free some space and run the same command again" if full
+                                    else "name another place, or change what stands in the way there")
         if code is None:
             raise
         print(f"error: {error}", file=sys.stderr)

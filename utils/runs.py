@@ -101,6 +101,18 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_object(path: Path) -> dict:
+    """Return the JSON object in a file. Raises DataError where it is torn, empty or no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); it was torn or changed: restore it, "
+                        "or start again under another --name") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__} where an object is needed")
+    return found
+
+
 def read_record(flag: str, path: Path, kind: str) -> dict:
     """Return the record {"kind": kind, ...} that `flag` named. Raises DataError where the file is none."""
     try:

@@ -1,6 +1,8 @@
 """What a user does wrong at the command line, and the sentence and exit code it gets."""
+import errno
 import importlib
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -11,8 +13,8 @@ from models.checkpoint import Checkpoint, save
 from models.layer import Layer
 from models.records import to_json
 from tests.helpers.nets import randomised, small_net
-from utils import cli
-from utils.errors import EnvironmentFault
+from utils import cli, runs
+from utils.errors import DataError, EnvironmentFault
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +182,23 @@ def test_an_input_the_network_cannot_divide_is_refused(digits, tmp_path, monkeyp
     (tmp_path / "net.json").write_text(to_json((*body, *pools, replace(head, inputs=("pool9",)))))
     assert call(train_words(tmp_path / "net.json", digits, tmp_path / "runs"), monkeypatch) == 2
     assert "needs a multiple of 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [
+    (errno.EROFS, 5, "name another place"), (errno.EACCES, 5, "name another place"),
+    (errno.ENAMETOOLONG, 5, "name another place"), (errno.EISDIR, 5, "name another place"),
+    (errno.ENOSPC, 7, "the disk is full"), (errno.ENOENT, 3, "No such file")])
+def test_any_error_of_the_system_is_a_sentence_with_the_file_s_name(number, code, said, capsys):
+    def main() -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    error = capsys.readouterr().err
+    assert ended.value.code == code and said in error and "/some/file" in error and error.count("\n") == 1
+
+
+def test_a_torn_file_of_settings_is_a_sentence(tmp_path):
+    for text in ("", "{", "[1]", '{"a": 1'):
+        (tmp_path / "args.json").write_text(text)
+        with pytest.raises(DataError, match="args.json"):
+            runs.read_object(tmp_path / "args.json")
