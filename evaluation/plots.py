@@ -151,6 +151,7 @@ def save(fig: Figure, path: Path | str) -> Path:
     families = ["DejaVu Sans", *_installed()]
     for text in fig.findobj(Text):
         text.set_fontfamily(families)
+        text.set_parse_math(False)                         # a class may be called "$5"
     fig.savefig(path, format="png")
     return Path(path)
 

@@ -91,7 +91,7 @@ class Tuner:
         """
         folder = self.folder / name
         if not self.done(name):
-            check_side(net, self.config.imgsz)
+            check_side(net, self.config, len(self.train_set))
             began, model = time.monotonic(), make(net)
             model.load_state_dict(state)
             run = self._run(model, folder, epochs, seed, loss or DetectionLoss(net))

@@ -54,7 +54,7 @@ def prepare(config: TrainConfig) -> Run:
     train_set, val_set = read_sets(config, session, folder)
     found = saved_run(folder, train_set.coco.names, say) if config.resume is not None else None
     net, weights = (found.net, None) if found else choose_net(config, train_set, say)
-    check_side(net, config.imgsz)
+    check_side(net, config, len(train_set))
     model = initialise(Network(net), config.seed)
     if weights is not None:
         start_from(model, weights, train_set, config.separate, say)
@@ -106,8 +106,9 @@ def enter(config: Recipe) -> Session:
 def clear(folder: Path) -> None:
     """Remove an earlier run's state from the folder (--exist-ok): only --resume continues it."""
     (folder / "weights").mkdir(exist_ok=True)
-    for stale in (*folder.glob("weights/*.pt"), folder / "log.jsonl", folder / NOTES):
-        stale.unlink(missing_ok=True)
+    written = [f"weights/{name}{end}" for name in ("last", "best") for end in (".pt", ".prev.pt")]
+    for stale in (*written, "log.jsonl", NOTES):           # and nothing that no run wrote
+        (folder / stale).unlink(missing_ok=True)
 
 
 def check_outside(config: Recipe) -> None:
@@ -143,10 +144,14 @@ def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[Detection
             DetectionSet(val, config.imgsz, None, *shared))
 
 
-def check_side(net: Net, imgsz: int) -> None:
-    """Raise UsageError where the network cannot divide an input of imgsz px."""
-    if imgsz % (stride := max(strides(net).values())):
-        raise UsageError(f"--imgsz {imgsz}: this network needs a multiple of {stride}")
+def check_side(net: Net, config: Recipe, images: int) -> None:
+    """Raise UsageError where the network cannot divide its input, or batch-norm would see a single number."""
+    if config.imgsz % (stride := max(strides(net).values())):
+        raise UsageError(f"--imgsz {config.imgsz}: this network needs a multiple of {stride}")
+    smallest = max(stride, config.imgsz // 2 // stride * stride) if config.multi_scale else config.imgsz
+    if smallest == stride and (images % config.batch_size or config.batch_size) == 1:
+        raise UsageError(f"--batch-size {config.batch_size}: of {images} images the last batch holds one, which "
+                         f"at {smallest} px is one cell, too little for batch-norm; change it, or --imgsz")
 
 
 def choose_net(config: NetRecipe, train_set: DetectionSet,

@@ -142,3 +142,19 @@ def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(tmp_path, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0.9 * takes))
     with pytest.raises(DiskError):
         check_disk(tmp_path, numbers, optimizer)
+
+
+def test_a_last_batch_that_batch_norm_cannot_learn_from_is_refused_before_the_first_step():
+    from training.config import TrainConfig
+    from training.prepare import check_side
+    from utils.errors import UsageError
+    net = micro_yolo(2)                                    # its coarsest cells span 32 px
+    for config, images, refused in (
+            (TrainConfig(imgsz=32, batch_size=4), 5, True), (TrainConfig(imgsz=32, batch_size=4), 6, False),
+            (TrainConfig(imgsz=32, batch_size=1), 4, True), (TrainConfig(imgsz=64, batch_size=4), 5, False),
+            (TrainConfig(imgsz=64, batch_size=4, multi_scale=True), 5, True)):
+        if refused:
+            with pytest.raises(UsageError, match="last batch holds one"):
+                check_side(net, config, images)
+        else:
+            check_side(net, config, images)
