@@ -150,7 +150,7 @@ def check_side(net: Net, config: Recipe, images: int) -> None:
         raise UsageError(f"--imgsz {config.imgsz}: this network needs a multiple of {stride}")
     smallest = max(stride, config.imgsz // 2 // stride * stride) if config.multi_scale else config.imgsz
     if smallest == stride and (images % config.batch_size or config.batch_size) == 1:
-        raise UsageError(f"--batch-size {config.batch_size}: of {images} images the last batch holds one, which "
+        raise UsageError(f"--batch-size {config.batch_size}: of {images} images the last batch is one, which "
                          f"at {smallest} px is one cell, too little for batch-norm; change it, or --imgsz")
 
 

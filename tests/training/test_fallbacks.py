@@ -154,7 +154,7 @@ def test_a_last_batch_that_batch_norm_cannot_learn_from_is_refused_before_the_fi
             (TrainConfig(imgsz=32, batch_size=1), 4, True), (TrainConfig(imgsz=64, batch_size=4), 5, False),
             (TrainConfig(imgsz=64, batch_size=4, multi_scale=True), 5, True)):
         if refused:
-            with pytest.raises(UsageError, match="last batch holds one"):
+            with pytest.raises(UsageError, match="last batch is one"):
                 check_side(net, config, images)
         else:
             check_side(net, config, images)
