@@ -37,8 +37,9 @@ class Augment:
 
 
 DEFAULT = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
-PRESETS = {"none": Augment(), "default": DEFAULT, "no-flip": replace(DEFAULT, flip=0.0),
-           "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2)}
+PRESETS = {"none": Augment(), "default": DEFAULT,
+           "light": Augment(flip=0.5, hue=0.01, saturation=0.3, value=0.2, translate=0.05, scale=0.2),
+           "no-flip": replace(DEFAULT, flip=0.0)}
 # Further transforms by the name that `Augment.also` gives: albumentations -> a transform of its.
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {}
 

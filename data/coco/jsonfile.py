@@ -23,10 +23,7 @@ class Classes(NamedTuple):
 
 
 def load_json(path: Path) -> tuple[dict, list[Fault]]:
-    """Return the object in a UTF-8 JSON file, and a fault where it starts with a byte-order mark (accepted).
-
-    Raises DataError with the byte offset of what cannot be read.
-    """
+    """Return the object in a UTF-8 JSON file and the fault of a byte-order mark, which is accepted."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -71,10 +68,7 @@ def sections(content: dict, path: Path) -> tuple[list[dict], list[dict], list[di
 
 def coco_content(images: Iterable[tuple[str, int, int, Iterable[tuple]]], categories: Mapping[object, str],
                  first_id: int = 1, info: Mapping[str, object] | None = None) -> dict:
-    """Return a COCO dict of images (file name, width, height, boxes) and categories (id -> name).
-
-    A box is (category id, x, y, w, h, area, crowd), top-left px; image ids count from `first_id`.
-    """
+    """Return a COCO dict of images (name, width, height, (category id, x, y, w, h, area, crowd) of each)."""
     records, annotations = [], []
     for image_id, (name, width, height, boxes) in enumerate(images, first_id):
         records.append({"id": image_id, "file_name": name, "width": width, "height": height})
@@ -87,10 +81,7 @@ def coco_content(images: Iterable[tuple[str, int, int, Iterable[tuple]]], catego
 
 def empty_parents(categories: list[dict], annotations: list[dict],
                   names: Sequence[str] | None) -> tuple[list[dict], list[Fault]]:
-    """Return the categories without those that only name a group of the others, and the fault of these.
-
-    Roboflow's export begins with one: no box has it, and the others give it as their `supercategory`.
-    """
+    """Return the categories without those that only name a group of others (Roboflow), and their fault."""
     used = {id_key(a.get("category_id")) for a in annotations}
     groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")
               and isinstance(c.get("supercategory"), str)}
@@ -105,10 +96,9 @@ def empty_parents(categories: list[dict], annotations: list[dict],
 
 def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
                 class_map: Mapping[str, int] | None) -> Classes:
-    """Return the classes of a file: its own by sorted id (or in the order of `names`), or those of training.
+    """Return a file's classes by sorted id or as in `names`, or with `class_map` the training set's.
 
-    With `class_map` the training set's names lead. Raises DataError for ids or names that are missing or not
-    unique, for `names` of another set, and for a category that the training set lacks.
+    Raises DataError for missing or repeated ids or names, and for classes that do not agree.
     """
     if any(c.get("id") is None or c.get("name") in (None, "") for c in categories):
         raise DataError(f"{path}: a category has no `id` or no `name`; every one needs both")
@@ -146,19 +136,3 @@ def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] |
     other = [f"{name}: id {key}" for key, name in own.items() if class_map.get(key) != table[key]]
     return Classes(tuple(names), table, dict(class_map),
                    fault("category-ids-differ", other, "ids differ from the training file; matched by name"))
-
-
-def duplicate_ids(images: list[dict], annotations: list[dict]) -> list[Fault]:
-    """Return the faults of image and annotation ids that appear twice."""
-    numbers = [id_key(a.get("id")) for a in annotations]
-    return (fault("duplicate-image-id", repeated([id_key(i.get("id")) for i in images]),
-                  "image ids must be unique, or boxes land on the wrong image: renumber them", True)
-            + fault("duplicate-annotation-id", repeated(numbers),
-                    "annotation ids renumbered in memory: pycocotools would mix them up")
-            + fault("annotation-id-zero", [f"annotation id {n}" for n in numbers if n in ("0", "None")],
-                    "annotation ids renumbered in memory: pycocotools would count these as missed"))
-
-
-def repeated(values: Iterable[object]) -> list[str]:
-    """Return "value (n times)" of each value that appears more than once."""
-    return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]

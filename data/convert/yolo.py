@@ -28,10 +28,7 @@ class _Description(NamedTuple):
 
 
 def yolo_layout(given: Path) -> Layout | None:
-    """Return the layout of a YOLO folder or of the YAML that describes one; None where it is neither.
-
-    Raises DataError when it is one that cannot be used: names or folders are missing, or files disagree.
-    """
+    """Return the layout of a YOLO folder or its YAML, None where it is neither; raise DataError if broken."""
     found = _from_yaml(given, read_yaml(given)) if given.is_file() else _description(given)
     if found is None:
         return None
