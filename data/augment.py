@@ -75,8 +75,7 @@ def mosaic(tiles: Sequence[tuple[np.ndarray, np.ndarray]], size: int,
            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Join four images (uint8 [h, w, 3] unpadded, boxes [M, 5]) into one [S, S, 3] with boxes [N, 5].
 
-    Bochkovskiy et al. 2020 (arXiv 2004.10934, fig. 3). Each image is resized just enough to fill its quarter
-    around a random centre, or up to its own size, and cut at a random place, so that no grey is left.
+    Each fills its quarter around a random centre, without grey. Bochkovskiy et al. 2020, arXiv 2004.10934.
     """
     out = np.empty((size, size, 3), np.uint8)
     middle_x, middle_y = (int(size * v) for v in rng.uniform(0.3, 0.7, 2))
@@ -164,10 +163,7 @@ def _colour_step(settings: Augment) -> Any:
 
 
 def shift_colours(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Turn the hue of an image uint8 [H, W, 3] RGB by a share of the circle, scale the others by 1 + x.
-
-    All three are linear in RGB: a rotation about the grey axis, a stretch away from the luma, a factor.
-    """
+    """Turn the hue of an image uint8 [H, W, 3] RGB by a share of the circle, scale the others by 1 + x."""
     cos, sin = np.cos(2 * np.pi * hue), np.sin(2 * np.pi * hue)
     axis = np.array(((0, -1, 1), (1, 0, -1), (-1, 1, 0))) / np.sqrt(3)
     turn = cos * np.eye(3) + (1 - cos) / 3 + sin * axis          # Rodrigues about (1, 1, 1)

@@ -102,7 +102,7 @@ class Loader(DataLoader):
         return steps
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch, as EpochSampler.set_epoch does."""
+        """Choose the epoch, as the sampler does."""
         self.batch_sampler.set_epoch(epoch, start_batch)
 
 
@@ -145,11 +145,9 @@ def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    """Set a loader process up: one thread, and signals left to the parent, which finishes its step first.
-
-    A second SIGTERM ends the worker: Python itself sends one when the parent is leaving.
-    """
+    """Set a loader process up: one thread, and signals left to the parent, which finishes its step first."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the second one ends the worker: Python itself sends it when the parent is leaving
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

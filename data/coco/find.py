@@ -5,6 +5,7 @@ import filecmp
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
@@ -48,8 +49,7 @@ def image_named(stem: str, folders: Iterable[Path]) -> Path | None:
     return next(filter(is_file, paths), None)
 
 
-def find_images(names: Sequence[str], folder: Path,
-                json_path: Path) -> tuple[list[Path | None], list[Fault]]:
+def find_images(names: Sequence[str], folder: Path, json_path: Path) -> tuple[list[Path | None], list[Fault]]:
     """Return the path of each named image (None: missing) and faults; raise DataError when none is there.
 
     What is not where the name says is sought by the longest end of its path, in any spelling; several files
@@ -96,10 +96,7 @@ class _Search:
         self.index: dict[str, list[Path]] = {}
         for path in visible_files(folder):
             self.index.setdefault(_key(path.name), []).append(path)
-        self.namesakes: dict[str, int] = {}
-        for key in {_key(name) for name in names}:
-            bare = key.rsplit("/", 1)[-1]
-            self.namesakes[bare] = self.namesakes.get(bare, 0) + 1
+        self.namesakes = Counter(key.rsplit("/", 1)[-1] for key in set(map(_key, names)))
 
     def candidates(self, name: str) -> list[Path]:
         """Return the files that a name may mean: none, one, or several that fit equally well."""

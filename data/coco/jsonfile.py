@@ -5,21 +5,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from data.coco.clean import Fault, fault, id_key
 from utils.errors import DataError
 
 SECTIONS = ("categories", "images", "annotations")
-
-
-class Classes(NamedTuple):
-    """Names in class order, str(category id) -> class in this file, the map a checkpoint keeps, warnings."""
-
-    names: tuple[str, ...]
-    table: dict[str, int]
-    class_map: dict[str, int]
-    faults: list[Fault]
+# names in class order, id_key(category id) -> class in this file, the map a checkpoint keeps, warnings
+Classes = tuple[tuple[str, ...], dict[str, int], dict[str, int], list[Fault]]
 
 
 def load_json(path: Path) -> tuple[dict, list[Fault]]:
@@ -117,7 +109,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
                         "make them agree, or leave `names` out")
     names = tuple(names) if names is not None else tuple(name for _, name in order)
     table = {key: names.index(name) for key, name in order}
-    return Classes(names, table, table, [])
+    return names, table, table, []
 
 
 def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] | None,
@@ -134,5 +126,5 @@ def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] |
                         "remove these categories or train with them")
     table = {key: place[name] for key, name in own.items()}
     other = [f"{name}: id {key}" for key, name in own.items() if class_map.get(key) != table[key]]
-    return Classes(tuple(names), table, dict(class_map),
-                   fault("category-ids-differ", other, "ids differ from the training file; matched by name"))
+    return tuple(names), table, dict(class_map), fault(
+        "category-ids-differ", other, "ids differ from the training file; matched by name")

@@ -56,9 +56,8 @@ class CocoSet:
 def read_coco(json_path: str | Path, image_dir: str | Path,
               content: Callable[[int], tuple[dict, list[Fault]]] | None = None, *,
               max_pixels: int = MAX_PIXELS, drop_unknown: bool = False, trust: str | None = None,
-              verify: bool = True, names: Sequence[str] | None = None,
-              class_map: Mapping[str, int] | None = None, memo: Path | None = None,
-              strict: bool = True) -> CocoSet:
+              verify: bool = True, strict: bool = True, names: Sequence[str] | None = None,
+              class_map: Mapping[str, int] | None = None, memo: Path | None = None) -> CocoSet:
     """Return the cleaned data set of an annotation file, or of what `content` makes of it, and its images.
 
     `names` with `class_map` are the training set's, `names` alone give an order. `verify=False` opens no

@@ -66,10 +66,9 @@ class Diagnosis:
 
 
 def examine(data: str, splits: Sequence[str], imgsz: int, *, anchors: int = 6, epochs: int = 100,
-            seed: int = 0, rate: float | None = None,
-            reading: Mapping[str, object] | None = None) -> Diagnosis:
+            seed: int = 0, rate: float | None = None, reading: Mapping[str, object]) -> Diagnosis:
     """Return the diagnosis of a set; raise DataError when there is none; `reading` goes to `read_coco`."""
-    located, reading = locate(data), reading or {}
+    located = locate(data)
     splits = splits or ("train", "val", *(("test",) if "test" in located else ()))
     sets, faults = _read_splits(located, splits, reading)
     max_pixels, numbers = reading.get("max_pixels", MAX_PIXELS), {}
