@@ -117,9 +117,8 @@ class DetectionSet(Dataset):
         record = self.coco.images[index]
         image = decode(record.path, self.max_pixels)
         if image.shape[:2] != (record.height, record.width):
-            raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was "
-                            f"{record.width}x{record.height} when the data set was read; "
-                            "start again with the files at rest")
+            raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was {record.width}x"
+                            f"{record.height} when the data set was read; start again with the files at rest")
         return letterbox(image, self.imgsz)[0]
 
     def _content(self, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -50,15 +50,13 @@ class EpochSampler(Sampler):
         return max(1, self.length // whole) if self.drop_last else -(-self.length // whole)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first = self.epoch, self.start_batch
-        order = np.arange(self.length)
+        epoch, order = self.epoch, np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         whole = self.batch_size * self.world
-        for b in range(first, len(self)):
+        for b in range(self.start_batch, len(self)):
             rows = order[b * whole:(b + 1) * whole]
-            missing = -len(rows) % self.world
-            rows = np.concatenate((rows, np.resize(order, missing)))
+            rows = np.concatenate((rows, np.resize(order, -len(rows) % self.world)))
             share = len(rows) // self.world
             yield [(epoch, int(i)) for i in rows[self.rank * share:(self.rank + 1) * share]]
 

@@ -31,8 +31,8 @@ def load_json(path: Path) -> tuple[dict, list[Fault]]:
         offset = mark + len(text[:error.pos].encode())
         cut = offset >= len(data.rstrip()) - 1 or "Unterminated" in error.msg
         ends = "the file breaks off (truncated)" if cut else error.msg
-        ends = ends if text.strip() else "the file is empty"
-        raise DataError(f"{path}: not valid JSON at byte offset {offset} of {len(data)}: {ends}; "
+        raise DataError(f"{path}: not valid JSON at byte offset {offset} of {len(data)}: "
+                        f"{ends if text.strip() else 'the file is empty'}; "
                         "download or export it again") from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); export it again") from None
@@ -45,8 +45,7 @@ def load_json(path: Path) -> tuple[dict, list[Fault]]:
 
 def sections(content: dict, path: Path) -> tuple[list[dict], list[dict], list[dict]]:
     """Return categories, images and annotations, each a list of objects; raise DataError where one lacks."""
-    missing = [key for key in SECTIONS if key not in content]
-    if missing:
+    if missing := [key for key in SECTIONS if key not in content]:
         raise DataError(f"{path}: has no {' and no '.join(f'`{key}`' for key in missing)} "
                         f"(found: {', '.join(map(str, content)) or 'nothing'}); "
                         f"a COCO file needs all three of {', '.join(SECTIONS)}")
@@ -81,9 +80,9 @@ def empty_parents(categories: list[dict], annotations: list[dict],
              and c.get("name") not in (names or ()) and c.get("supercategory") in (None, "", "none")]
     if len(empty) == len(categories):
         return categories, []
-    return [c for c in categories if c not in empty], fault(
-        "empty-parent-class", [str(c["name"]) for c in empty],
-        "classes that name a group of the others and have no box, left out")
+    advice = "classes that name a group of the others and have no box, left out"
+    kept = [c for c in categories if c not in empty]
+    return kept, fault("empty-parent-class", [str(c["name"]) for c in empty], advice)
 
 
 def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
@@ -96,8 +95,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
         raise DataError(f"{path}: a category has no `id` or no `name`; every one needs both")
     ids, own = [id_key(c["id"]) for c in categories], [str(c["name"]) for c in categories]
     for what, values in (("ids", ids), ("names", own)):
-        twice = [value for value, count in Counter(values).items() if count > 1]
-        if twice:
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise DataError(f"{path}: category {what} must be unique, got {', '.join(map(repr, twice))} "
                             "more than once; rename or merge them in `categories`")
     numeric = all(value.removeprefix("-").isdecimal() for value in ids)
@@ -119,8 +117,7 @@ def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] |
         by_class = sorted(class_map, key=class_map.__getitem__)
         names = tuple(own.get(key, f"class {key}") for key in by_class)
     place = {name: k for k, name in enumerate(names)}
-    strange = [f"{name} (id {key})" for key, name in own.items() if name not in place]
-    if strange:
+    if strange := [f"{name} (id {key})" for key, name in own.items() if name not in place]:
         raise DataError(f"{path}: {', '.join(strange[:5])} not among the {len(names)} classes trained on "
                         f"({', '.join(names[:10])}{', ...' if len(names) > 10 else ''}); "
                         "remove these categories or train with them")

@@ -129,13 +129,10 @@ def _locate(data: str | Path) -> Located:
 
 def _from_folder(root: Path, source: str) -> Located:
     """Return the splits of a folder: COCO JSON where tools put it, else the labels of another format."""
-    splits, tried = {}, {}
-    for split in ("train", "val", "test"):
-        files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")] \
-            + [root / "annotations" / f"{split}.json"]
-        tried[split] = tuple(files)
-        if file := next((f for f in files if f.is_file()), None):
-            splits[split] = Split(file, _image_folder(root, file))
+    below, names = root / "annotations", ("instances_{}.json", "instances_{}2017.json", "{}.json")
+    tried = {split: tuple(below / name.format(split) for name in names) for split in SPLIT_WORDS}
+    splits = {split: Split(file, _image_folder(root, file)) for split, files in tried.items()
+              if (file := next(filter(Path.is_file, files), None))}
     if splits:
         return Located(source, splits, tried)
     files = _coco_files(root)

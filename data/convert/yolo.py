@@ -148,11 +148,7 @@ def _both(root: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
 
 
 def _read(found: _Description, labels: Labels) -> Sequence[str]:
-    """Add every split of a set to `labels` and return the class names.
-
-    A line is class, centre and size (cxcywh, normalised to the image after EXIF rotation), perhaps a score or
-    keypoints behind, or class and a polygon, of which the box is taken. Images without a file are negatives.
-    """
+    """Add every split of a set to `labels`, images without a file as negatives; return the class names."""
     poses: list[bool] = []
     for note in found.notes:
         labels.note(next(iter(found.splits)), "names-differ", "`names` of the YAML were followed", note)
@@ -199,7 +195,10 @@ def _label_file(image: Path) -> Path | None:
 
 def _boxes(path: Path, found: _Description, labels: Labels, split: str,
            poses: list[bool]) -> Iterator[tuple[str, str, Sequence[float]]]:
-    """Yield (place, class name, xywh normalised, top-left) of a label file's lines; note the others."""
+    """Yield (place, class name, top-left xywh) of a label file's lines; note the others.
+
+    A line is class and cxcywh (normalised after EXIF rotation), a score or keypoints behind, or a polygon.
+    """
     try:
         lines = read_text(path).splitlines()
     except DataError as error:

@@ -69,11 +69,10 @@ def start_faults(train: CocoSet, val: CocoSet) -> dict[str, list[Fault]]:
     """Return by split what training says at its start; read only files whose size in bytes both have."""
     sizes = [[os.stat(record.path).st_size for record in coco.images] for coco in (train, val)]
     shared = set(sizes[0]) & set(sizes[1])
-    digests = [{hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(): record.path.name
-                for record, size in zip(coco.images, row) if size in shared}
-               for coco, row in zip((train, val), sizes)]
-    same = [f"train {name} = val {digests[1][digest]}" for digest, name in digests[0].items()
-            if digest in digests[1]]
+    old, new = ({hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(): record.path.name
+                 for record, size in zip(coco.images, row) if size in shared}
+                for coco, row in zip((train, val), sizes))
+    same = [f"train {old[digest]} = val {new[digest]}" for digest in old if digest in new]
     return {"train": empty_classes(train), "val": empty_classes(val) + fault(
         "leak-same-file", same, "images of val that train has byte for byte: accuracy will look too good; "
         "python -m data.doctor finds near ones, too")}

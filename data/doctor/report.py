@@ -30,16 +30,15 @@ def as_text(found: Diagnosis) -> str:
 def as_dict(found: Diagnosis) -> dict:
     """Return the report for programs: everything the text says, and faults with count, examples, advice."""
     keys = ("pictures", *SPLIT_HEAD[2:])                   # the key that earlier reports have
-    return {"data": str(found.located.source), "imgsz": found.imgsz,
-            "fatal": int(found.fatal), "mended": _mended(found),
+    return {"data": str(found.located.source), "imgsz": found.imgsz, "fatal": found.fatal,
+            "mended": _mended(found), "verdict": verdict(found), **found.numbers,
             "splits": {split: dict(zip(keys, row)) for split, *row in _split_rows(found)},
             "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal), "fate": fate(f)}
                               for f in faults] for part, faults in found.faults.items()},
             "classes": {split: {name: {"boxes": boxes, "pictures": images}
                                 for name, (boxes, images) in zip(coco.names, class_counts(coco))}
                         for split, coco in found.sets.items()},
-            "class_map": next(iter(found.sets.values())).class_map if found.sets else {},
-            "verdict": verdict(found), **found.numbers}
+            "class_map": next(iter(found.sets.values())).class_map if found.sets else {}}
 
 
 def verdict(found: Diagnosis, copy: Path | None = None) -> str:
@@ -106,9 +105,9 @@ def _anchors(fits: dict[str, dict]) -> str:
 
 def _time(t: dict, epochs: int) -> str:
     """Return the time estimate with what it assumes."""
-    total, reading, epoch = (
-        f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
-        for s in (t["total"], t["reading"], t["epoch"]))
+    seconds = t["total"], t["reading"], t["epoch"]
+    total, reading, epoch = (f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else
+                             f"{s / 3600:.1f} h" for s in seconds)
     source = "given by --rate" if t["given"] else \
         "assumed: micro-yolo in bf16 on 2 cores, within a factor of three; better give --rate"
     return (f"training time: about {total} for {epochs} epochs, evaluation not counted\n"
