@@ -1,8 +1,7 @@
 """Image files to arrays: one decoder for training, evaluation and detection, never half an image.
 
-Conversions, the same everywhere: EXIF rotation applied, grey repeated to three channels, alpha dropped (the
-colour beneath stays), 16 bits scaled to 8, CMYK converted, the first frame of several. Where simplejpeg is
-installed it decodes JPEG, to the same values as cv2 and faster, and tells damage inside, which cv2 does not.
+EXIF rotation applied, grey repeated to three channels, alpha dropped (the colour beneath stays), 16 bits
+scaled to 8, CMYK converted, the first frame of several. simplejpeg tells damage inside, which cv2 does not.
 """
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ class Batch(NamedTuple):
 class EpochSampler(Sampler):
     """Batches of one rank as lists of (epoch, index), a function of (seed, epoch) and the global batch alone.
 
-    Rank r takes the r-th block of a global batch. A last batch that does not divide evenly is filled from the
-    epoch's beginning, so that every rank takes the same number of steps of the same size.
+    Rank r takes the r-th block; a last batch that does not divide evenly is filled from the beginning.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0,

@@ -1,7 +1,4 @@
-"""The embedded data set: scikit-learn's digits on its photographs, made on first use, always the same bytes.
-
-Training and validation share neither a scan nor a region of a photograph.
-"""
+"""The embedded data set: scikit-learn's digits on its photographs, made on first use, the same every time."""
 from __future__ import annotations
 
 import json
@@ -93,7 +90,7 @@ def _render(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
 
 
 def _materials(seed: int) -> dict[str, Material]:
-    """Return each split's share: 80/20 of the shuffled scans, left and right parts of each photograph."""
+    """Return each split's own share: 80/20 of the shuffled scans, left and right parts of photographs."""
     from sklearn.datasets import load_digits, load_sample_images
     digits = load_digits()
     order = np.random.default_rng([seed, 99]).permutation(len(digits.target))

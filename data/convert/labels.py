@@ -61,17 +61,14 @@ class Labels:
     def add_image(self, split: str, file: Path | None, place: object) -> tuple[int, int] | None:
         """Add an image, return its size in px as decoded; None, noted, where it cannot be used."""
         if file is None:
-            self.note(split, "missing-image", "labels without an image file, left out", place)
-            return None
+            return self.note(split, "missing-image", "labels without an image file, left out", place)
         self.look([file])
         seen = self._seen[file]
         if seen.problem:
-            self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
-            return None
+            return self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
         other = next((name for name, images in self.splits.items() if file in images), None)
         if other == split:
-            self.note(split, "listed-twice", "images named twice, taken once", file)
-            return None
+            return self.note(split, "listed-twice", "images named twice, taken once", file)
         if other is not None:
             raise DataError(f"{file}: is in {other} and again in {split}: it must be in one split, once")
         self.splits.setdefault(split, {})[file] = (seen.width, seen.height, [])

@@ -75,8 +75,7 @@ def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: boo
         tree = parse_xml(path)
     except (OSError, ValueError) as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).split(": ", 1)[-1]
-        labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
-        return
+        return labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
     # The devkit's rule: Annotations/KEY.xml belongs to JPEGImages/KEY.*; <filename> is often stale
     named = PureWindowsPath((tree.findtext("filename") or "").strip()).name
     file = image_named(path.stem, _places(path))

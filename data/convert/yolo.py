@@ -234,6 +234,5 @@ def _keypoints(values: Sequence[float]) -> bool:
     """Return whether numbers read as a box (cxcywh) and points inside it, each with visibility 0, 1 or 2."""
     (cx, cy, w, h), rest = values[:4], values[4:]
     points = list(zip(rest[0::3], rest[1::3], rest[2::3]))
-    return bool(points) and len(rest) % 3 == 0 and all(
-        v in (0, 1, 2) and (v == 0 or max(abs(x - cx) - w / 2, abs(y - cy) - h / 2) < 0.01)
-        for x, y, v in points)
+    inside = (v == 0 or max(abs(x - cx) - w / 2, abs(y - cy) - h / 2) < 0.01 for x, y, v in points)
+    return bool(points) and len(rest) % 3 == 0 and {v for *_, v in points} <= {0, 1, 2} and all(inside)

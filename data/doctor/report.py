@@ -17,8 +17,8 @@ def as_text(found: Diagnosis) -> str:
     note = f" ({found.located.note})" if found.located.note else ""
     pairs = sorted(((part, f) for part, faults in found.faults.items() for f in faults),
                    key=lambda pair: not pair[1].fatal)              # the order of report_faults
-    lines = [f"{part:<5}  {fate(f):<11}  {line}"
-             for (part, f), line in zip(pairs, report_faults([f for _, f in pairs]))]
+    told = report_faults([f for _, f in pairs])
+    lines = [f"{part:<5}  {fate(f):<11}  {line}" for (part, f), line in zip(pairs, told)]
     parts = [f"data set {found.located.source}{note}, network input {found.imgsz} px",
              aligned(SPLIT_HEAD, _split_rows(found)), "\n".join(["faults", *(lines or ["none"])])]
     if found.sets:
