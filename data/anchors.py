@@ -13,9 +13,8 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
                 iterations: int = 300) -> list[tuple[float, float]]:
     """Return `count` anchors (width, height), smallest first, for boxes `sizes` [M, 2], in px of the input.
 
-    Lloyd's k-means with the distance 1 - IoU of boxes laid on a common corner (Redmon and Farhadi, YOLO9000,
-    2017, section 2), cluster means in log space, then `iterations` seeded trials. Raises DataError for fewer
-    distinct sizes than anchors and for sizes that are not positive numbers.
+    K-means by 1 - IoU (Redmon and Farhadi, YOLO9000, 2017, section 2), then `iterations` seeded trials.
+    Raises DataError for fewer distinct sizes than anchors and for sizes that are not positive numbers.
     """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if count < 1 or not np.isfinite(sizes).all() or (sizes <= 0).any():
@@ -35,12 +34,8 @@ def fit_anchors(sizes: np.ndarray, count: int, seed: int = 0,
     return [(float(w), float(h)) for w, h in centres[order].round(2)]
 
 
-def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]],
-                  ) -> tuple[float | None, float | None]:
-    """Return the mean best IoU and the share of boxes that some anchor fits within a factor of 4.
-
-    Both are None without boxes. `sizes` [M, 2] and `anchors` are (width, height) in px of the same input.
-    """
+def anchor_recall(sizes: np.ndarray, anchors: list[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Return mean best IoU and share within a factor of 4 of sizes [M, 2] px; None, None without boxes."""
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if not len(sizes):
         return None, None

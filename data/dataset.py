@@ -26,7 +26,7 @@ class DetectionSet(Dataset):
     """Training or evaluation images of a CocoSet at one input size.
 
     `dataset[(epoch, index)]` is (image uint8 [3, S, S], boxes float32 [M, 5] (class, cxcywh normalised),
-    index). `augment=None` only letterboxes; epochs from `plain_from` on have no mosaic. Crowds are no target.
+    index). Epochs from `plain_from` on have no mosaic; crowds are no target.
     """
 
     def __init__(self, coco: CocoSet, imgsz: int, augment: Augment | None = None, seed: int = 0,
@@ -56,18 +56,14 @@ class DetectionSet(Dataset):
         return other
 
     def fill_cache(self, progress: bool = True, poll: Callable[[], object] | None = None) -> bool:
-        """Load the images into RAM, before the loader's workers start, and return whether they are there.
-
-        "auto" takes at most half of the free RAM, else leaves the cache off; "ram" insists and raises
-        EnvironmentFault when it cannot fit. `poll` is called between images and may raise to stop.
-        """
+        """Load images into RAM before workers start ("auto": half of it at most); return whether they fit."""
         need, free = len(self) * self.imgsz ** 2 * 3, available_ram()
         if self.cache == "off" or self.cached or (self.cache == "auto" and need > free / 2):
             return self.cached
         if need > free:
-            raise EnvironmentFault(f"--cache ram: {len(self):,} images of {self.imgsz} px need "
-                                   f"{need / 2 ** 30:.1f} GiB, {free / 2 ** 30:.1f} GiB are free; "
-                                   "pass --cache auto or a smaller --imgsz")
+            raise EnvironmentFault(
+                f"--cache ram: {len(self):,} images of {self.imgsz} px need {need / 2 ** 30:.1f} GiB, "
+                f"{free / 2 ** 30:.1f} GiB are free; pass --cache auto or a smaller --imgsz")
         pixels = np.empty((len(self), self.imgsz, self.imgsz, 3), np.uint8)
 
         def fill(index: int) -> None:
@@ -121,9 +117,8 @@ class DetectionSet(Dataset):
         record = self.coco.images[index]
         image = decode(record.path, self.max_pixels)
         if image.shape[:2] != (record.height, record.width):
-            raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was "
-                            f"{record.width}x{record.height} when the data set was read; "
-                            "start again with the files at rest")
+            raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was {record.width}x"
+                            f"{record.height} when the data set was read; start again with the files at rest")
         return letterbox(image, self.imgsz)[0]
 
     def _content(self, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,7 @@
 """Image files to arrays: one decoder for training, evaluation and detection, never half an image.
 
-Conversions, the same everywhere: EXIF rotation applied, grey repeated to three channels, alpha dropped (the
-colour beneath stays), 16 bits scaled to 8, CMYK converted, the first frame of several. Where simplejpeg is
-installed it decodes JPEG, to the same values as cv2 and faster, and tells damage inside, which cv2 does not.
+EXIF rotation applied, grey repeated to three channels, alpha dropped (the colour beneath stays), 16 bits
+scaled to 8, CMYK converted, the first frame of several. simplejpeg tells damage inside, which cv2 does not.
 """
 from __future__ import annotations
 
@@ -46,10 +45,7 @@ class Inspection(NamedTuple):
 
 
 def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the image uint8 [H, W, 3] RGB, EXIF rotation applied.
-
-    Raises DataError, naming the file, when it is empty, no image, truncated or above `max_pixels`.
-    """
+    """Return the image uint8 [H, W, 3] RGB, EXIF rotation applied; raise DataError where that fails."""
     try:
         with open(path, "rb") as file:         # any file name works; cv2.imread needs the system's code page
             return _decode(file, str(path), max_pixels)
@@ -101,10 +97,7 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
 
 def inspect_all(paths: Sequence[Path], max_pixels: int = MAX_PIXELS, memo: Path | None = None,
                 threads: int = 8) -> list[Inspection]:
-    """Return one Inspection per path, by a thread pool.
-
-    `memo`, a JSON file in the run folder, remembers results by path, time and size for a resumed run.
-    """
+    """Return one Inspection per path; `memo`, a JSON file, remembers them by path, time and size."""
     known = _read_memo(memo, max_pixels)
     stamps = [[status.st_mtime_ns, status.st_size] if (status := _status(path)) else None for path in paths]
     todo = [i for i, path in enumerate(paths)
@@ -181,8 +174,9 @@ def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, st
         image = _open(file)
     except Exception as error:       # plugins raise many types on hostile bytes: SyntaxError, struct.error
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        need = "HEIC needs `pip install pillow-heif`, AVIF pillow 11.3 or newer, and a film is no image" \
-            if start[4:8] == b"ftyp" else "needs JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF"
+        need = "needs JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF"
+        if start[4:8] == b"ftyp":
+            need = "HEIC needs `pip install pillow-heif`, AVIF pillow 11.3 or newer, and a film is no image"
         raise DataError(f"is not an image that can be read{reason}; {need}") from None
     if (pixels := image.width * image.height) > max_pixels:
         raise DataError(f"claims {image.width}x{image.height} = {pixels:,} pixels, above the limit of "
@@ -202,10 +196,7 @@ def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, st
 
 
 def _check(kind: str, file: io.BufferedIOBase) -> None:
-    """Raise DataError for missing or damaged pixels, where cv2 would return grey or garbage without a word.
-
-    A JPEG that ends with its closing mark passes; a PNG's check sums are computed; Pillow decodes all else.
-    """
+    """Raise DataError for missing or damaged pixels, of which cv2 would make grey or garbage silently."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
     tail = file.read()
     if kind in JPEGS and tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9"):
@@ -218,10 +209,7 @@ def _check(kind: str, file: io.BufferedIOBase) -> None:
 
 
 def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
-    """Return a JPEG's pixels, shrunk if they stay above `least` px (0: whole); None where cv2 must do it.
-
-    Raises DataError for damaged pixels. Bytes that are too many before the closing mark do no harm.
-    """
+    """Return a JPEG's pixels, shrunk if they stay above `least` px (0: whole); None where cv2 must do it."""
     try:
         return simplejpeg and simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
     except ValueError as error:

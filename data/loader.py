@@ -27,8 +27,7 @@ class Batch(NamedTuple):
 class EpochSampler(Sampler):
     """Batches of one rank as lists of (epoch, index), a function of (seed, epoch) and the global batch alone.
 
-    Rank r takes the r-th block of a global batch. A last batch that does not divide evenly is filled from the
-    epoch's beginning, so that every rank takes the same number of steps of the same size.
+    Rank r takes the r-th block; a last batch that does not divide evenly is filled from the beginning.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0,
@@ -50,15 +49,13 @@ class EpochSampler(Sampler):
         return max(1, self.length // whole) if self.drop_last else -(-self.length // whole)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first = self.epoch, self.start_batch
-        order = np.arange(self.length)
+        epoch, order = self.epoch, np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         whole = self.batch_size * self.world
-        for b in range(first, len(self)):
+        for b in range(self.start_batch, len(self)):
             rows = order[b * whole:(b + 1) * whole]
-            missing = -len(rows) % self.world
-            rows = np.concatenate((rows, np.resize(order, missing)))
+            rows = np.concatenate((rows, np.resize(order, -len(rows) % self.world)))
             share = len(rows) // self.world
             yield [(epoch, int(i)) for i in rows[self.rank * share:(self.rank + 1) * share]]
 
@@ -102,7 +99,7 @@ class Loader(DataLoader):
         return steps
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch, as EpochSampler.set_epoch does."""
+        """Choose the epoch, as the sampler does."""
         self.batch_sampler.set_epoch(epoch, start_batch)
 
 
@@ -145,11 +142,9 @@ def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    """Set a loader process up: one thread, and signals left to the parent, which finishes its step first.
-
-    A second SIGTERM ends the worker: Python itself sends one when the parent is leaving.
-    """
+    """Set a loader process up: one thread, and signals left to the parent, which finishes its step first."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the second one ends the worker: Python itself sends it when the parent is leaving
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,11 +1,6 @@
-"""The embedded data set: handwritten digits on photographs, made on first use, the same bytes every time.
-
-Nothing is downloaded: scikit-learn bundles both the 1,797 scans (8x8 px, 10 classes) and the two photographs.
-Training and validation share neither a scan nor a region of a photograph.
-"""
+"""The embedded data set: scikit-learn's digits on its photographs, made on first use, the same every time."""
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -16,6 +11,7 @@ import cv2
 import numpy as np
 
 from data.coco.jsonfile import coco_content
+from utils import cli
 from utils.errors import DataError
 
 # Words, so that `--classes 3` can only mean a number
@@ -43,11 +39,7 @@ def default_folder() -> Path:
 
 def make_scenes(folder: str | Path | None = None, train: int = 800, val: int = 200, size: int = 320,
                 seed: int = 0) -> Path:
-    """Return the folder of the finished set (images/, annotations/), made only when it is not there.
-
-    It is rendered under a temporary name and renamed when complete, so that an interrupted or a parallel run
-    never leaves half a set. Raises DataError when the folder holds something else.
-    """
+    """Return the folder of the set, made whole where it is not there; raise DataError for another's files."""
     folder = Path(folder) if folder is not None else default_folder()
     if min(train, val) < 1 or size < 160:
         raise DataError(f"scenes: {train} train and {val} val images of {size} px: "
@@ -98,7 +90,7 @@ def _render(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
 
 
 def _materials(seed: int) -> dict[str, Material]:
-    """Return each split's share: 80/20 of the shuffled scans, left and right parts of each photograph."""
+    """Return each split's own share: 80/20 of the shuffled scans, left and right parts of photographs."""
     from sklearn.datasets import load_digits, load_sample_images
     digits = load_digits()
     order = np.random.default_rng([seed, 99]).permutation(len(digits.target))
@@ -199,8 +191,7 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
 def main() -> None:
     """Make the set in the folder named on the command line."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     description="Make the embedded data set: digits on photographs.")
+    parser = cli.parser("Make the embedded data set: digits on photographs.")
     parser.add_argument("--out", default=str(default_folder()), help="folder of the set")
     parser.add_argument("--train", type=int, default=800, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
@@ -211,5 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from utils.cli import run
-    run(main)
+    cli.run(main)

@@ -10,10 +10,7 @@ LIMIT = 1_000_000                  # bytes; a data set's YAML is a few lines
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, GB2312 or, failing these, Windows-1252.
-
-    Raises DataError when it cannot be read, is UTF-16 or too large for a list or a label file.
-    """
+    """Return a file's text, UTF-8, GB2312 or Windows-1252; raise DataError for UTF-16 and large files."""
     try:
         if path.stat().st_size > 100 * LIMIT:
             raise DataError(f"{path}: {path.stat().st_size:,} bytes is too large for a text of labels")
@@ -31,10 +28,7 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(file: Path) -> dict:
-    """Return the mapping in a small YAML file, every value a string, list or mapping; raise DataError else.
-
-    Values stay text as written: `on` is a name like any other, 007 no octal number, and tags mean nothing.
-    """
+    """Return the mapping in a small YAML file, values as text (`on` is no truth); raise DataError else."""
     import yaml
     size = file.stat().st_size
     if size > LIMIT:

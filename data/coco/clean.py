@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,12 +69,25 @@ def report_faults(faults: Sequence[Fault]) -> list[str]:
     return lines
 
 
+def repeated(values: Iterable[object]) -> list[str]:
+    """Return "value (n times)" of each value that appears more than once."""
+    return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]
+
+
+def duplicate_ids(images: list[dict], annotations: list[dict]) -> list[Fault]:
+    """Return the faults of image and annotation ids that appear twice."""
+    numbers = [id_key(a.get("id")) for a in annotations]
+    return (fault("duplicate-image-id", repeated(id_key(i.get("id")) for i in images),
+                  "image ids must be unique, or boxes land on the wrong image: renumber them", True)
+            + fault("duplicate-annotation-id", repeated(numbers),
+                    "annotation ids renumbered in memory: pycocotools would mix them up")
+            + fault("annotation-id-zero", [f"annotation id {n}" for n in numbers if n in ("0", "None")],
+                    "annotation ids renumbered in memory: pycocotools would count these as missed"))
+
+
 def read_boxes(annotations: list[dict], images: list[dict], classes: Mapping[str, int],
                drop_unknown: bool) -> tuple[Boxes, list[Fault]]:
-    """Return the readable boxes of known images and classes, and what was wrong with the others.
-
-    `classes` leads from id_key(category id) to the class.
-    """
+    """Return the readable boxes of known images and classes (id_key -> class), and others' faults."""
     positions = {id_key(image.get("id")): i for i, image in enumerate(images)}
     image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
@@ -108,8 +121,7 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
               trust: str | None) -> tuple[Boxes, list[Fault]]:
     """Return boxes of positive size inside their images (px as decoded), and what was changed or dropped.
 
-    `stated` int64 [I, 2] holds the file's width and height (0: absent), `real` what the images are. With
-    trust "image" boxes follow the images: scaled, or turned where the size before EXIF rotation is stated.
+    `stated` int64 [I, 2] is the file's (width, height), 0 for none; with trust "image" boxes follow `real`.
     """
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
     limit = size[boxes.image]
@@ -143,7 +155,7 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
 
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
-    """Move boxes from the stated to the real size of their images."""
+    """Scale boxes from the stated to the real size; turn them where that before EXIF rotation is stated."""
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)[boxes.image]
     was = stated[boxes.image]
     orientation = np.array([r.orientation for r in real], np.int64)[boxes.image]
@@ -181,9 +193,8 @@ def _unknown_categories(annotations: list[dict], rows: np.ndarray, drop: bool) -
 
 def _name(annotations: list[dict], rows: np.ndarray, key: str) -> list[str]:
     """Return how messages call the annotations in these rows; only the first three are spelled out."""
-    spelled = []
-    for a, number in ((annotations[i], i + 1) for i in rows[:3]):
-        spelled.append(f"annotation {a.get('id', f'number {number}')} {key} {str(a.get(key))[:60]}")
+    spelled = [f"annotation {annotations[i].get('id', f'number {i + 1}')} {key} "
+               f"{str(annotations[i].get(key))[:60]}" for i in rows[:3]]
     return spelled + [""] * (len(rows) - len(spelled))
 
 
@@ -205,11 +216,9 @@ def mask_box(mask: object) -> list[float] | None:
 
 
 def _rle_box(counts: str | Sequence[int], height: int, width: int) -> list[float]:
-    """Return the box of run lengths that alternate between 0 and 1, down the columns of a mask.
-
-    As a string every length is written in digits of 5 bits from 48 on, lowest first, with a sixth bit where
-    one more follows; from the fourth length on it is the difference to the length two before.
-    """
+    """Return the box of run lengths that alternate between 0 and 1, down the columns of a mask."""
+    # In a string: digits of 5 bits from 48 on, lowest first, a sixth where one more follows; from the fourth
+    # length on it is the difference to the length two before
     if isinstance(counts, str):
         runs, value, shift = [], 0, 0
         for code in (ord(letter) - 48 for letter in counts):

@@ -15,9 +15,8 @@ from utils.errors import DataError
 def divide(content: dict, share: float, seed: int, path: Path) -> dict[str, dict]:
     """Return the COCO contents of "train" and "val", which has about `share` of the images.
 
-    Whole groups go to val: a video, a folder, or names that differ in their last number alone. Where there is
-    one group, or val would have a class that train lacks, val takes the end of every group instead. The same
-    seed gives the same split. Raises DataError for fewer than two images.
+    Whole groups go to val (a video, a folder, names alike but for a number), or, with one group or where val
+    would have a class that train lacks, the end of every group. Raises DataError for fewer than two images.
     """
     categories, images, annotations = sections(content, path)
     groups: dict[str, list[int]] = {}

@@ -5,7 +5,8 @@ import filecmp
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -41,13 +42,18 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
 
 
-def find_images(names: Sequence[str], folder: Path,
-                json_path: Path) -> tuple[list[Path | None], list[Fault]]:
+def image_named(stem: str, folders: Iterable[Path]) -> Path | None:
+    """Return the first image of that name in folders, whatever its suffix; None where there is none."""
+    paths = (folder / f"{stem}{suffix}" for folder in folders for known in SUFFIXES
+             for suffix in (known, known.upper()))
+    return next(filter(is_file, paths), None)
+
+
+def find_images(names: Sequence[str], folder: Path, json_path: Path) -> tuple[list[Path | None], list[Fault]]:
     """Return the path of each named image (None: missing) and faults; raise DataError when none is there.
 
-    A name is looked up below images/<split>, the image folder and the JSON's own folder. What is not there is
-    sought by the longest end of its path, however people and tools spell it. Several files that fit equally
-    well, or one file that fits two names, are a fatal fault with the candidates.
+    What is not where the name says is sought by the longest end of its path, in any spelling; several files
+    that fit equally well, or one file that fits two names, are a fatal fault.
     """
     split = split_of(json_path.name.split(".")[0]) or split_of(json_path.parent.name)
     own = [path for word in SPLIT_WORDS.get(split, ()) for path in sorted(folder.glob(f"{word}*/"))
@@ -90,10 +96,7 @@ class _Search:
         self.index: dict[str, list[Path]] = {}
         for path in visible_files(folder):
             self.index.setdefault(_key(path.name), []).append(path)
-        self.namesakes: dict[str, int] = {}
-        for key in {_key(name) for name in names}:
-            bare = key.rsplit("/", 1)[-1]
-            self.namesakes[bare] = self.namesakes.get(bare, 0) + 1
+        self.namesakes = Counter(key.rsplit("/", 1)[-1] for key in set(map(_key, names)))
 
     def candidates(self, name: str) -> list[Path]:
         """Return the files that a name may mean: none, one, or several that fit equally well."""

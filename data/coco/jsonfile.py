@@ -5,28 +5,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from data.coco.clean import Fault, fault, id_key
 from utils.errors import DataError
 
 SECTIONS = ("categories", "images", "annotations")
-
-
-class Classes(NamedTuple):
-    """Names in class order, str(category id) -> class in this file, the map a checkpoint keeps, warnings."""
-
-    names: tuple[str, ...]
-    table: dict[str, int]
-    class_map: dict[str, int]
-    faults: list[Fault]
+# names in class order, id_key(category id) -> class in this file, the map a checkpoint keeps, warnings
+Classes = tuple[tuple[str, ...], dict[str, int], dict[str, int], list[Fault]]
 
 
 def load_json(path: Path) -> tuple[dict, list[Fault]]:
-    """Return the object in a UTF-8 JSON file, and a fault where it starts with a byte-order mark (accepted).
-
-    Raises DataError with the byte offset of what cannot be read.
-    """
+    """Return the object in a UTF-8 JSON file and the fault of a byte-order mark, which is accepted."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -42,8 +31,8 @@ def load_json(path: Path) -> tuple[dict, list[Fault]]:
         offset = mark + len(text[:error.pos].encode())
         cut = offset >= len(data.rstrip()) - 1 or "Unterminated" in error.msg
         ends = "the file breaks off (truncated)" if cut else error.msg
-        ends = ends if text.strip() else "the file is empty"
-        raise DataError(f"{path}: not valid JSON at byte offset {offset} of {len(data)}: {ends}; "
+        raise DataError(f"{path}: not valid JSON at byte offset {offset} of {len(data)}: "
+                        f"{ends if text.strip() else 'the file is empty'}; "
                         "download or export it again") from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); export it again") from None
@@ -56,8 +45,7 @@ def load_json(path: Path) -> tuple[dict, list[Fault]]:
 
 def sections(content: dict, path: Path) -> tuple[list[dict], list[dict], list[dict]]:
     """Return categories, images and annotations, each a list of objects; raise DataError where one lacks."""
-    missing = [key for key in SECTIONS if key not in content]
-    if missing:
+    if missing := [key for key in SECTIONS if key not in content]:
         raise DataError(f"{path}: has no {' and no '.join(f'`{key}`' for key in missing)} "
                         f"(found: {', '.join(map(str, content)) or 'nothing'}); "
                         f"a COCO file needs all three of {', '.join(SECTIONS)}")
@@ -71,10 +59,7 @@ def sections(content: dict, path: Path) -> tuple[list[dict], list[dict], list[di
 
 def coco_content(images: Iterable[tuple[str, int, int, Iterable[tuple]]], categories: Mapping[object, str],
                  first_id: int = 1, info: Mapping[str, object] | None = None) -> dict:
-    """Return a COCO dict of images (file name, width, height, boxes) and categories (id -> name).
-
-    A box is (category id, x, y, w, h, area, crowd), top-left px; image ids count from `first_id`.
-    """
+    """Return a COCO dict of images (name, width, height, (category id, x, y, w, h, area, crowd) of each)."""
     records, annotations = [], []
     for image_id, (name, width, height, boxes) in enumerate(images, first_id):
         records.append({"id": image_id, "file_name": name, "width": width, "height": height})
@@ -87,10 +72,7 @@ def coco_content(images: Iterable[tuple[str, int, int, Iterable[tuple]]], catego
 
 def empty_parents(categories: list[dict], annotations: list[dict],
                   names: Sequence[str] | None) -> tuple[list[dict], list[Fault]]:
-    """Return the categories without those that only name a group of the others, and the fault of these.
-
-    Roboflow's export begins with one: no box has it, and the others give it as their `supercategory`.
-    """
+    """Return the categories without those that only name a group of others (Roboflow), and their fault."""
     used = {id_key(a.get("category_id")) for a in annotations}
     groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c.get("name")
               and isinstance(c.get("supercategory"), str)}
@@ -98,24 +80,22 @@ def empty_parents(categories: list[dict], annotations: list[dict],
              and c.get("name") not in (names or ()) and c.get("supercategory") in (None, "", "none")]
     if len(empty) == len(categories):
         return categories, []
-    return [c for c in categories if c not in empty], fault(
-        "empty-parent-class", [str(c["name"]) for c in empty],
-        "classes that name a group of the others and have no box, left out")
+    advice = "classes that name a group of the others and have no box, left out"
+    kept = [c for c in categories if c not in empty]
+    return kept, fault("empty-parent-class", [str(c["name"]) for c in empty], advice)
 
 
 def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
                 class_map: Mapping[str, int] | None) -> Classes:
-    """Return the classes of a file: its own by sorted id (or in the order of `names`), or those of training.
+    """Return a file's classes by sorted id or as in `names`, or with `class_map` the training set's.
 
-    With `class_map` the training set's names lead. Raises DataError for ids or names that are missing or not
-    unique, for `names` of another set, and for a category that the training set lacks.
+    Raises DataError for missing or repeated ids or names, and for classes that do not agree.
     """
     if any(c.get("id") is None or c.get("name") in (None, "") for c in categories):
         raise DataError(f"{path}: a category has no `id` or no `name`; every one needs both")
     ids, own = [id_key(c["id"]) for c in categories], [str(c["name"]) for c in categories]
     for what, values in (("ids", ids), ("names", own)):
-        twice = [value for value, count in Counter(values).items() if count > 1]
-        if twice:
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise DataError(f"{path}: category {what} must be unique, got {', '.join(map(repr, twice))} "
                             "more than once; rename or merge them in `categories`")
     numeric = all(value.removeprefix("-").isdecimal() for value in ids)
@@ -127,7 +107,7 @@ def class_table(categories: list[dict], path: Path, names: Sequence[str] | None,
                         "make them agree, or leave `names` out")
     names = tuple(names) if names is not None else tuple(name for _, name in order)
     table = {key: names.index(name) for key, name in order}
-    return Classes(names, table, table, [])
+    return names, table, table, []
 
 
 def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] | None,
@@ -137,28 +117,11 @@ def _training_classes(own: Mapping[str, str], path: Path, names: Sequence[str] |
         by_class = sorted(class_map, key=class_map.__getitem__)
         names = tuple(own.get(key, f"class {key}") for key in by_class)
     place = {name: k for k, name in enumerate(names)}
-    strange = [f"{name} (id {key})" for key, name in own.items() if name not in place]
-    if strange:
+    if strange := [f"{name} (id {key})" for key, name in own.items() if name not in place]:
         raise DataError(f"{path}: {', '.join(strange[:5])} not among the {len(names)} classes trained on "
                         f"({', '.join(names[:10])}{', ...' if len(names) > 10 else ''}); "
                         "remove these categories or train with them")
     table = {key: place[name] for key, name in own.items()}
     other = [f"{name}: id {key}" for key, name in own.items() if class_map.get(key) != table[key]]
-    return Classes(tuple(names), table, dict(class_map),
-                   fault("category-ids-differ", other, "ids differ from the training file; matched by name"))
-
-
-def duplicate_ids(images: list[dict], annotations: list[dict]) -> list[Fault]:
-    """Return the faults of image and annotation ids that appear twice."""
-    numbers = [id_key(a.get("id")) for a in annotations]
-    return (fault("duplicate-image-id", repeated([id_key(i.get("id")) for i in images]),
-                  "image ids must be unique, or boxes land on the wrong image: renumber them", True)
-            + fault("duplicate-annotation-id", repeated(numbers),
-                    "annotation ids renumbered in memory: pycocotools would mix them up")
-            + fault("annotation-id-zero", [f"annotation id {n}" for n in numbers if n in ("0", "None")],
-                    "annotation ids renumbered in memory: pycocotools would count these as missed"))
-
-
-def repeated(values: Iterable[object]) -> list[str]:
-    """Return "value (n times)" of each value that appears more than once."""
-    return [f"{value} ({count} times)" for value, count in Counter(values).items() if count > 1]
+    return tuple(names), table, dict(class_map), fault(
+        "category-ids-differ", other, "ids differ from the training file; matched by name")

@@ -25,10 +25,7 @@ PEEKED = 20                        # JSON files of a folder that are opened to s
 
 
 class Split(NamedTuple):
-    """Where annotations come from and the folder of their images; `content` makes those that no file has.
-
-    `read_coco(*split)` reads it.
-    """
+    """What `read_coco(*split)` takes: annotation file, image folder, and what makes content without one."""
 
     json: Path
     images: Path
@@ -37,16 +34,13 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Located:
-    """Where a data set's files are; `located["train"]` is a Split, or a DataError with the paths tried.
-
-    `note` says in one sentence what was recognised; a set that was not divided is there as "all", too.
-    """
+    """Where a data set's files are, by split ("all": undivided); an absent one is a DataError."""
 
     source: str
     splits: dict[str, Split]
     tried: dict[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
-    note: str = ""
+    note: str = ""                 # what was recognised, as a sentence
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
@@ -80,9 +74,8 @@ class Located:
 def locate(data: str | Path, val_split: float | None = None, seed: int = 0) -> Located:
     """Return where the annotations and images of a data set are; raise DataError with the paths tried.
 
-    `data` is a YAML, a folder, a COCO JSON, or the word `scenes`: the embedded set, made on first use. A
-    folder holds COCO as the usual tools export it, YOLO, Pascal VOC or labelme labels. A set without splits
-    is divided, `val_split` of its images (0.2) for val; with `val_split` also one that has train alone.
+    `data` is a YAML, a folder (COCO, YOLO, VOC, labelme), a COCO JSON, or `scenes`: made on first use. A set
+    without splits is divided, `val_split` of its images (0.2) for val; if given, also one of train alone.
     """
     located = _locate(data)
     if val_split is not None and "val" in located:
@@ -136,13 +129,10 @@ def _locate(data: str | Path) -> Located:
 
 def _from_folder(root: Path, source: str) -> Located:
     """Return the splits of a folder: COCO JSON where tools put it, else the labels of another format."""
-    splits, tried = {}, {}
-    for split in ("train", "val", "test"):
-        files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")] \
-            + [root / "annotations" / f"{split}.json"]
-        tried[split] = tuple(files)
-        if file := next((f for f in files if f.is_file()), None):
-            splits[split] = Split(file, _image_folder(root, file))
+    below, names = root / "annotations", ("instances_{}.json", "instances_{}2017.json", "{}.json")
+    tried = {split: tuple(below / name.format(split) for name in names) for split in SPLIT_WORDS}
+    splits = {split: Split(file, _image_folder(root, file)) for split, files in tried.items()
+              if (file := next(filter(Path.is_file, files), None))}
     if splits:
         return Located(source, splits, tried)
     files = _coco_files(root)
@@ -158,10 +148,7 @@ def _from_folder(root: Path, source: str) -> Located:
 
 
 def _coco_files(root: Path) -> dict[str, Path]:
-    """Return the COCO JSON files of a folder by split, or the one of an undivided set as "all".
-
-    Raises DataError where two files could be the same split.
-    """
+    """Return a folder's COCO JSON by split ("all": undivided); raise DataError for two of the same split."""
     folders = [root, *(path for path in sorted(root.glob("*/")) if split_of(path.name))]
     files: dict[str, list[Path]] = {}
     for place in (place for folder in folders for place in (folder, folder / "annotations")):

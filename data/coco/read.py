@@ -1,7 +1,4 @@
-"""COCO annotation files as they are in the wild, read into one clean record for training and evaluation.
-
-Every fault is a record in `CocoSet.faults`; nothing is printed and nothing is written.
-"""
+"""COCO annotation files as they are in the wild, read into one clean record that holds their faults."""
 from __future__ import annotations
 
 import os
@@ -11,17 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.coco.clean import Boxes, Fault, fault, fit_boxes, read_boxes, report_faults
+from data.coco.clean import Boxes, Fault, duplicate_ids, fault, fit_boxes, read_boxes, repeated, report_faults
 from data.coco.find import find_images
-from data.coco.jsonfile import (
-    class_table,
-    coco_content,
-    duplicate_ids,
-    empty_parents,
-    load_json,
-    repeated,
-    sections,
-)
+from data.coco.jsonfile import class_table, coco_content, empty_parents, load_json, sections
 from data.images import MAX_PIXELS, Inspection, inspect_all
 from utils.errors import DataError
 
@@ -58,10 +47,7 @@ class CocoSet:
     listed: frozenset[str] = frozenset()       # bare names of all images of the file, also of those left out
 
     def ground_truth(self) -> dict:
-        """Return a clean COCO dict: image id = position + 1, category id = class + 1, annotation ids 1..n.
-
-        pycocotools scores an annotation with id 0 as missed and mixes up duplicate ids, hence the fresh ones.
-        """
+        """Return a clean COCO dict: image id = position + 1, category id = class + 1, annotation ids 1..n."""
         ids = {k: k + 1 for k in range(len(self.names))}
         return coco_content(((r.path.name, r.width, r.height, r.rows(ids)) for r in self.images),
                             dict(enumerate(self.names, 1)))
@@ -70,16 +56,13 @@ class CocoSet:
 def read_coco(json_path: str | Path, image_dir: str | Path,
               content: Callable[[int], tuple[dict, list[Fault]]] | None = None, *,
               max_pixels: int = MAX_PIXELS, drop_unknown: bool = False, trust: str | None = None,
-              verify: bool = True, names: Sequence[str] | None = None,
-              class_map: Mapping[str, int] | None = None, memo: Path | None = None,
-              strict: bool = True) -> CocoSet:
+              verify: bool = True, strict: bool = True, names: Sequence[str] | None = None,
+              class_map: Mapping[str, int] | None = None, memo: Path | None = None) -> CocoSet:
     """Return the cleaned data set of an annotation file, or of what `content` makes of it, and its images.
 
-    Images that cannot be read are left out and reported; images without boxes stay, as negatives. `names`
-    with `class_map` are the training set's, so that classes keep their numbers; `names` alone give them their
-    order. `verify=False` trusts the stated sizes and opens no image. `trust` settles sizes that differ
-    ("image": boxes follow the images, "json": they stay). `memo`: see `images.inspect_all`. Raises DataError
-    for faults that would make training wrong; `strict=False` records those that leave the rest readable.
+    `names` with `class_map` are the training set's, `names` alone give an order. `verify=False` opens no
+    image. `trust` settles sizes that differ ("image": boxes follow the images, "json": they stay). Raises
+    DataError for faults that would make training wrong; `strict=False` records what it can of these.
     """
     json_path, image_dir = Path(json_path), Path(image_dir)
     made, faults = content(max_pixels) if content else load_json(json_path)

@@ -17,11 +17,7 @@ from utils.errors import UsageError
 
 def cleaned(splits: Mapping[str, CocoSet], left_out: Mapping[str, Collection[int]],
             ) -> tuple[dict[str, dict], dict[str, Path]]:
-    """Return the COCO content of each split, and the source of each file name below images/.
-
-    `left_out` holds positions in each split's `images` that are not taken. Category ids and names stay, other
-    ids are fresh; records of one file are joined; sizes and boxes are those of the images as decoded.
-    """
+    """Return the COCO content of each split without the positions `left_out`, and the source of each name."""
     contents: dict[str, dict] = {}
     names: dict[Path, str] = {}
     first_id = 1
@@ -67,10 +63,7 @@ def _free_name(path: Path, root: Path, taken: Collection[str]) -> str:
 
 def write_layout(contents: Mapping[str, dict], images: Mapping[str, Path],
                  out: Path) -> dict[str, tuple[int, int]]:
-    """Write out/annotations/instances_<split>.json and copies in out/images; return (images, boxes) by split.
-
-    `images` holds the source of each file name. A failure leaves nothing. UsageError: `out` is taken.
-    """
+    """Write COCO contents by split and copies of images to a new folder; return (images, boxes) by split."""
     refuse_taken(out)
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:

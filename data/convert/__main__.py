@@ -1,11 +1,6 @@
-"""Labels of other tools to COCO layout: `python -m data.convert voc|yolo|labelme SRC --out DIR`.
-
-Writes DIR/annotations/instances_{train,val}.json and copies of the images; SRC is only read. DIR appears
-when it is complete. Archives are not unpacked.
-"""
+"""`python -m data.convert voc|yolo|labelme SRC --out DIR`: a copy of other tools' labels in COCO layout."""
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,23 +9,6 @@ from utils.errors import DataError
 
 if TYPE_CHECKING:
     from data.convert.labels import Labels, Layout
-
-
-def _parser() -> ArgumentParser:
-    """Return the parser of `python -m data.convert`."""
-    out = cli.parser("Make a data set in COCO layout from Pascal VOC, YOLO or labelme labels.", "max-pixels")
-    out.prog = "python -m data.convert"
-    out.add_argument("kind", choices=("voc", "yolo", "labelme"), help="format of SRC")
-    out.add_argument("source", type=Path, metavar="SRC", help="folder of the set, or its YAML; only read")
-    out.add_argument("--out", type=Path, required=True, help="new folder for the result")
-    out.add_argument("--difficult", choices=("crowd", "keep", "drop"), default="crowd",
-                     help="VOC objects marked difficult: ignored like crowds, kept, or left out")
-    out.add_argument("--zero-based", action="store_true",
-                     help="VOC corners are xyxy px from 0, not pixel numbers from 1 with both ends included")
-    for split in ("train", "val"):
-        out.add_argument(f"--{split}-list", metavar="NAME",
-                         help=f"VOC list below ImageSets/Main that makes the {split} split")
-    return out
 
 
 def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bool = False,
@@ -51,10 +29,7 @@ def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bo
 
 
 def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, tuple[int, int]]:
-    """Read a layout into `labels` and write it below the new folder `out`; return (images, boxes) by split.
-
-    Raises DataError where there is no box to train with, UsageError when `out` is taken.
-    """
+    """Read a layout into `labels`, write it to the new folder `out`; return (images, boxes) by split."""
     from data.coco.read import read_coco
     from data.coco.write import cleaned, write_layout
     root = layout.source if layout.source.is_dir() else layout.source.parent
@@ -70,7 +45,19 @@ def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, 
 
 def main() -> None:
     """Convert the set named on the command line; print what was written and what was left out."""
-    parser = _parser()
+    parser = cli.parser("Make a data set in COCO layout from Pascal VOC, YOLO or labelme labels.",
+                        "max-pixels")
+    parser.prog = "python -m data.convert"
+    parser.add_argument("kind", choices=("voc", "yolo", "labelme"), help="format of SRC")
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the set, or its YAML; only read")
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the result")
+    parser.add_argument("--difficult", choices=("crowd", "keep", "drop"), default="crowd",
+                        help="VOC objects marked difficult: ignored like crowds, kept, or left out")
+    parser.add_argument("--zero-based", action="store_true",
+                        help="VOC corners are xyxy px from 0, not pixel numbers from 1, both ends included")
+    for split in ("train", "val"):
+        parser.add_argument(f"--{split}-list", metavar="NAME",
+                            help=f"VOC list below ImageSets/Main that makes the {split} split")
     args = cli.check(parser, parser.parse_args())
     from data.coco.clean import printable, report_faults
     from data.coco.write import refuse_inside, refuse_taken

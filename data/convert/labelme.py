@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from data.coco.find import is_file, visible_files
+from data.coco.find import image_named, is_file, visible_files
 from data.convert.labels import Labels, Layout, by_folder
-from data.images import SUFFIXES
 
 LINES = ("point", "points", "line", "linestrip")       # shapes without an inside
 
@@ -42,10 +41,8 @@ def _read(splits: dict[str, list[Path]], labels: Labels) -> None:
                 continue
             named = PureWindowsPath(str(content.get("imagePath") or "-")).as_posix()
             beside = path.parent, path.parent.parent / "images"
-            places = [path.parent / named, *(place / Path(named).name for place in beside), *(
-                (place / path.name).with_suffix(suffix) for place in beside for known in SUFFIXES
-                for suffix in (known, known.upper()))]
-            file = next((place for place in places if is_file(place)), None)
+            places = [path.parent / named, *(place / Path(named).name for place in beside)]
+            file = next(filter(is_file, places), None) or image_named(path.stem, beside)
             if labels.add_image(split, file, path) is None:
                 continue
             for shape in content["shapes"]:

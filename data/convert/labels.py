@@ -59,22 +59,16 @@ class Labels:
         self._seen.update(zip(files, inspect_all(files, self.max_pixels) if files else ()))
 
     def add_image(self, split: str, file: Path | None, place: object) -> tuple[int, int] | None:
-        """Add an image and return its size in px as decoded; None, noted, when it is missing or damaged.
-
-        Raises DataError for an image that another split has.
-        """
+        """Add an image, return its size in px as decoded; None, noted, where it cannot be used."""
         if file is None:
-            self.note(split, "missing-image", "labels without an image file, left out", place)
-            return None
+            return self.note(split, "missing-image", "labels without an image file, left out", place)
         self.look([file])
         seen = self._seen[file]
         if seen.problem:
-            self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
-            return None
+            return self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
         other = next((name for name, images in self.splits.items() if file in images), None)
         if other == split:
-            self.note(split, "listed-twice", "images named twice, taken once", file)
-            return None
+            return self.note(split, "listed-twice", "images named twice, taken once", file)
         if other is not None:
             raise DataError(f"{file}: is in {other} and again in {split}: it must be in one split, once")
         self.splits.setdefault(split, {})[file] = (seen.width, seen.height, [])
@@ -93,11 +87,7 @@ class Labels:
         boxes.append((name, x, y, w, h, round(w * h, 4), crowd))
 
     def contents(self, names: Sequence[str] | None = None) -> dict[str, dict]:
-        """Return the COCO content of each split; `file_name` is the source's path, `names` the class order.
-
-        Without `names` the classes are those of the boxes, sorted. Raises DataError when two classes share a
-        name or there is no box to train with.
-        """
+        """Return COCO contents by split, classes as in `names` or sorted; raise DataError without a box."""
         if names is None:
             names = sorted({box[0] for images in self.splits.values() for *_, boxes in images.values()
                             for box in boxes})

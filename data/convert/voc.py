@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from data.coco.find import is_file, visible_files
+from data.coco.find import image_named, is_file, visible_files
 from data.convert.labels import Labels, Layout, by_folder
 from data.images import SUFFIXES
 from data.yamlfile import read_text
@@ -21,13 +21,10 @@ PLACES = ("JPEGImages", "images", "Images", "imgs")    # where images lie beside
 
 def voc_layout(source: Path, difficult: str = "crowd", zero_based: bool = False,
                lists: Mapping[str, str | None] | None = None) -> Layout | None:
-    """Return the layout of a VOC folder (Annotations, JPEGImages, ImageSets/Main), of a folder of such, or of
-    any folder of XML files.
+    """Return the layout of a VOC folder, of a folder of such, or of XML files; None without one.
 
-    VOC corners count pixels from 1 and include both ends, so xmin 1, xmax 10 is a box 10 px wide at 0;
-    `zero_based` takes the four numbers as xyxy px instead. `difficult` objects become crowd boxes (ignored),
-    or are kept ("keep") or left out ("drop"). `lists` names the list file of each split; by default train or
-    trainval, val or test; a set without lists is divided by its folders. Returns None without an XML file.
+    Corners are pixel numbers from 1, both ends included, or `zero_based` xyxy px. `difficult` objects are
+    made "crowd" boxes, or "keep" or "drop". `lists` names the list file of each split.
     """
     lists = lists or {}
     roots = [root for root in (source, *sorted(source.glob("*/"))) if (root / "Annotations").is_dir()]
@@ -65,7 +62,8 @@ def _listed(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator
 
 def _read(files: Mapping[str, list[Path]], difficult: str, zero_based: bool, labels: Labels) -> None:
     """Add the images and boxes of every XML file to `labels`, and note those that cannot be read."""
-    labels.look(image for paths in files.values() for path in paths if (image := _image(path)))
+    every = (path for paths in files.values() for path in paths)
+    labels.look(image for path in every if (image := image_named(path.stem, _places(path))))
     for split, paths in files.items():
         for path in paths:
             _add(labels, split, path, difficult, zero_based)
@@ -77,10 +75,10 @@ def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: boo
         tree = parse_xml(path)
     except (OSError, ValueError) as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).split(": ", 1)[-1]
-        labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
-        return
+        return labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
     # The devkit's rule: Annotations/KEY.xml belongs to JPEGImages/KEY.*; <filename> is often stale
-    file, named = _image(path), PureWindowsPath((tree.findtext("filename") or "").strip()).name
+    named = PureWindowsPath((tree.findtext("filename") or "").strip()).name
+    file = image_named(path.stem, _places(path))
     if file is None and named:
         file = next((place / named for place in _places(path) if is_file(place / named)), None)
         if file:
@@ -103,10 +101,7 @@ def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: boo
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """Return the root of an XML file in any encoding it declares, or in one that `read_text` guesses.
-
-    Raises DataError for a DOCTYPE, whose entities can fill the memory, and for what is not XML.
-    """
+    """Return the root of an XML file in any encoding; raise DataError for a DOCTYPE or what is not XML."""
     data = path.read_bytes()
     declared = re.search(rb"""<\?xml[^>]*encoding=["']([\w.-]+)""", data[:200])
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else declared and declared[1].decode()
@@ -143,10 +138,3 @@ def _places(path: Path) -> list[Path]:
     parts = path.parent.parts
     at = [i for i, part in enumerate(parts) if part.lower() in ("annotations", "labels", "xml", "xmls")]
     return [Path(*parts[:at[-1]], name, *parts[at[-1] + 1:]) for name in PLACES if at] + [path.parent]
-
-
-def _image(path: Path) -> Path | None:
-    """Return the image that has an XML file's name, whatever its suffix; None where there is none."""
-    names = (place / f"{path.stem}{suffix}" for place in _places(path) for known in SUFFIXES
-             for suffix in (known, known.upper()))
-    return next(filter(is_file, names), None)

@@ -28,10 +28,7 @@ class _Description(NamedTuple):
 
 
 def yolo_layout(given: Path) -> Layout | None:
-    """Return the layout of a YOLO folder or of the YAML that describes one; None where it is neither.
-
-    Raises DataError when it is one that cannot be used: names or folders are missing, or files disagree.
-    """
+    """Return the layout of a YOLO folder or its YAML, None where it is neither; raise DataError if broken."""
     found = _from_yaml(given, read_yaml(given)) if given.is_file() else _description(given)
     if found is None:
         return None
@@ -151,11 +148,7 @@ def _both(root: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
 
 
 def _read(found: _Description, labels: Labels) -> Sequence[str]:
-    """Add every split of a set to `labels` and return the class names.
-
-    A line is class, centre and size (cxcywh, normalised to the image after EXIF rotation), perhaps a score or
-    keypoints behind, or class and a polygon, of which the box is taken. Images without a file are negatives.
-    """
+    """Add every split of a set to `labels`, images without a file as negatives; return the class names."""
     poses: list[bool] = []
     for note in found.notes:
         labels.note(next(iter(found.splits)), "names-differ", "`names` of the YAML were followed", note)
@@ -202,7 +195,10 @@ def _label_file(image: Path) -> Path | None:
 
 def _boxes(path: Path, found: _Description, labels: Labels, split: str,
            poses: list[bool]) -> Iterator[tuple[str, str, Sequence[float]]]:
-    """Yield (place, class name, xywh normalised, top-left) of a label file's lines; note the others."""
+    """Yield (place, class name, top-left xywh) of a label file's lines; note the others.
+
+    A line is class and cxcywh (normalised after EXIF rotation), a score or keypoints behind, or a polygon.
+    """
     try:
         lines = read_text(path).splitlines()
     except DataError as error:
@@ -238,6 +234,5 @@ def _keypoints(values: Sequence[float]) -> bool:
     """Return whether numbers read as a box (cxcywh) and points inside it, each with visibility 0, 1 or 2."""
     (cx, cy, w, h), rest = values[:4], values[4:]
     points = list(zip(rest[0::3], rest[1::3], rest[2::3]))
-    return bool(points) and len(rest) % 3 == 0 and all(
-        v in (0, 1, 2) and (v == 0 or max(abs(x - cx) - w / 2, abs(y - cy) - h / 2) < 0.01)
-        for x, y, v in points)
+    inside = (v == 0 or max(abs(x - cx) - w / 2, abs(y - cy) - h / 2) < 0.01 for x, y, v in points)
+    return bool(points) and len(rest) % 3 == 0 and {v for *_, v in points} <= {0, 1, 2} and all(inside)

@@ -1,36 +1,26 @@
-"""What is wrong with a data set and what it is made of: `python -m data.doctor SET`; a cleaned copy by --fix.
-
-Only reads the set. Exit 0: usable (faults that are put right in memory are listed); 3: fatal faults.
-"""
+"""`python -m data.doctor SET`: what is wrong with a data set, which is only read (exit 0: usable, 3: not)."""
 from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 
 from utils import cli
 from utils.errors import DataError
 
 
-def _parser() -> ArgumentParser:
-    """Return the parser of `python -m data.doctor`."""
-    out = cli.parser("Report every fault of a data set in COCO layout, and what it is made of.", "imgsz",
-                     "epochs", "seed", "max-pixels", "drop-unknown", "trust",
-                     defaults={"imgsz": 416, "epochs": 100})
-    out.prog = "python -m data.doctor"
-    out.add_argument("data", metavar="SET", help="as --data: a YAML, a folder, a COCO JSON, or scenes")
-    out.add_argument("--split", nargs="+", choices=("train", "val", "test"), help="what to read (all)")
-    out.add_argument("--anchors", type=int, default=6, help="how many to fit (6 for the tiny networks)")
-    out.add_argument("--rate", type=float, help="images/s of your training step, for the time estimate")
-    out.add_argument("--fix", type=Path, metavar="OUTDIR", help="write a cleaned copy into this new folder")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
-    return out
-
-
 def main() -> None:
     """Print the report; end with exit code 3 when the set cannot be used as it is."""
-    parser = _parser()
+    parser = cli.parser("Report every fault of a data set in COCO layout, and what it is made of.", "imgsz",
+                        "epochs", "seed", "max-pixels", "drop-unknown", "trust",
+                        defaults={"imgsz": 416, "epochs": 100})
+    parser.prog = "python -m data.doctor"
+    parser.add_argument("data", metavar="SET", help="as --data: a YAML, a folder, a COCO JSON, or scenes")
+    parser.add_argument("--split", nargs="+", choices=("train", "val", "test"), help="what to read (all)")
+    parser.add_argument("--anchors", type=int, default=6, help="how many to fit (6 for the tiny networks)")
+    parser.add_argument("--rate", type=float, help="images/s of your training step, for the time estimate")
+    parser.add_argument("--fix", type=Path, metavar="OUTDIR", help="write a cleaned copy into a new folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
     args = cli.check(parser, parser.parse_args())
     if args.anchors < 1 or (args.rate is not None and args.rate <= 0):
         parser.error(f"--anchors {args.anchors} --rate {args.rate}: need a positive number")

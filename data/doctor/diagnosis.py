@@ -66,13 +66,9 @@ class Diagnosis:
 
 
 def examine(data: str, splits: Sequence[str], imgsz: int, *, anchors: int = 6, epochs: int = 100,
-            seed: int = 0, rate: float | None = None,
-            reading: Mapping[str, object] | None = None) -> Diagnosis:
-    """Return the diagnosis of a data set (`locate` says what `data` may be); `reading` goes to `read_coco`.
-
-    Raises DataError only when nothing can be found at all; unreadable annotation files are fatal faults.
-    """
-    located, reading = locate(data), reading or {}
+            seed: int = 0, rate: float | None = None, reading: Mapping[str, object]) -> Diagnosis:
+    """Return the diagnosis of a set; raise DataError when there is none; `reading` goes to `read_coco`."""
+    located = locate(data)
     splits = splits or ("train", "val", *(("test",) if "test" in located else ()))
     sets, faults = _read_splits(located, splits, reading)
     max_pixels, numbers = reading.get("max_pixels", MAX_PIXELS), {}
@@ -119,11 +115,7 @@ def _read_splits(located: Located, splits: Sequence[str], reading: Mapping[str, 
 
 def _compare(located: Located, sets: Mapping[str, CocoSet],
              max_pixels: int) -> tuple[list[Fault], dict[str, set[int]]]:
-    """Return faults of the set as a whole, and by split the positions a cleaned copy leaves out.
-
-    Files that train shares with val or test go from train, so that those still measure; of repeats with the
-    same boxes one stays. Near-duplicates may be frames of one camera: they are told and stay.
-    """
+    """Return faults of the whole set, and by split the positions that a copy leaves out: sure repeats."""
     prints = {split: fingerprints(coco.images, max_pixels) for split, coco in sets.items()}
     left_out: dict[str, set[int]] = {split: set() for split in sets}
     same, other = [], []
@@ -136,7 +128,7 @@ def _compare(located: Located, sets: Mapping[str, CocoSet],
     faults = fault("repeated-image", same, "different files with the same bytes inside one split")
     faults += fault("repeated-image-other-boxes", other,
                     "files with the same bytes but other boxes: which are right?")
-    for split in sets.keys() & {"val", "test"} if "train" in sets else ():
+    for split in sets.keys() & {"val", "test"} if "train" in sets else ():     # so that those still measure
         faults += _leaks(split, sets, prints, left_out["train"])
     if "train" in sets and len(left_out["train"]) == len(sets["train"].images):
         left_out["train"] = set()

@@ -66,17 +66,13 @@ def empty_classes(coco: CocoSet) -> list[Fault]:
 
 
 def start_faults(train: CocoSet, val: CocoSet) -> dict[str, list[Fault]]:
-    """Return by split what a training should say at its start beyond the faults of each file.
-
-    Reads only files whose sizes in bytes are the same in both splits.
-    """
+    """Return by split what training says at its start; read only files whose size in bytes both have."""
     sizes = [[os.stat(record.path).st_size for record in coco.images] for coco in (train, val)]
     shared = set(sizes[0]) & set(sizes[1])
-    digests = [{hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(): record.path.name
-                for record, size in zip(coco.images, row) if size in shared}
-               for coco, row in zip((train, val), sizes)]
-    same = [f"train {name} = val {digests[1][digest]}" for digest, name in digests[0].items()
-            if digest in digests[1]]
+    old, new = ({hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(): record.path.name
+                 for record, size in zip(coco.images, row) if size in shared}
+                for coco, row in zip((train, val), sizes))
+    same = [f"train {old[digest]} = val {new[digest]}" for digest in old if digest in new]
     return {"train": empty_classes(train), "val": empty_classes(val) + fault(
         "leak-same-file", same, "images of val that train has byte for byte: accuracy will look too good; "
         "python -m data.doctor finds near ones, too")}
@@ -97,11 +93,7 @@ def repeats(prints: Fingerprints) -> list[tuple[int, int]]:
 
 
 def near_duplicates(first: Fingerprints, second: Fingerprints, block: int = 1024) -> list[tuple[int, int]]:
-    """Return pairs (position in first, position in second) of nearly the same image, but other bytes.
-
-    Finds re-saved, resized, brightened and most slightly cropped copies, not mirrored or turned ones.
-    Compared in blocks of `block` rows: 5,000 x 5,000 images take half a second.
-    """
+    """Return pairs (position in first, in second) of nearly the same, unturned image, but other bytes."""
     pairs = []
     for start in range(0, len(first.bits), block):
         agreement = first.bits[start:start + block] @ second.bits.T        # 64 - 2 x differing bits

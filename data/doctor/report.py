@@ -1,14 +1,13 @@
 """A diagnosis as aligned text and as JSON."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from unicodedata import east_asian_width
 
 from data.coco.clean import printable, report_faults
 from data.doctor.diagnosis import NOTES, Diagnosis, fate
 from data.doctor.survey import PERCENTILES, UNSEEN, class_counts
+from utils.text import aligned
 
 SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation file")
 
@@ -18,10 +17,10 @@ def as_text(found: Diagnosis) -> str:
     note = f" ({found.located.note})" if found.located.note else ""
     pairs = sorted(((part, f) for part, faults in found.faults.items() for f in faults),
                    key=lambda pair: not pair[1].fatal)              # the order of report_faults
-    lines = [f"{part:<5}  {fate(f):<11}  {line}"
-             for (part, f), line in zip(pairs, report_faults([f for _, f in pairs]))]
+    told = report_faults([f for _, f in pairs])
+    lines = [f"{part:<5}  {fate(f):<11}  {line}" for (part, f), line in zip(pairs, told)]
     parts = [f"data set {found.located.source}{note}, network input {found.imgsz} px",
-             table(SPLIT_HEAD, _split_rows(found)), "\n".join(["faults", *(lines or ["none"])])]
+             aligned(SPLIT_HEAD, _split_rows(found)), "\n".join(["faults", *(lines or ["none"])])]
     if found.sets:
         parts += [_classes(found), _sizes(found.numbers["sizes"], next(iter(found.sets))),
                   _anchors(found.numbers["anchors"]), _time(found.numbers["time"], found.numbers["epochs"])]
@@ -31,53 +30,32 @@ def as_text(found: Diagnosis) -> str:
 def as_dict(found: Diagnosis) -> dict:
     """Return the report for programs: everything the text says, and faults with count, examples, advice."""
     keys = ("pictures", *SPLIT_HEAD[2:])                   # the key that earlier reports have
-    return {"data": str(found.located.source), "imgsz": found.imgsz,
-            "fatal": int(found.fatal), "mended": _mended(found),
+    return {"data": str(found.located.source), "imgsz": found.imgsz, "fatal": found.fatal,
+            "mended": _mended(found), "verdict": verdict(found), **found.numbers,
             "splits": {split: dict(zip(keys, row)) for split, *row in _split_rows(found)},
             "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal), "fate": fate(f)}
                               for f in faults] for part, faults in found.faults.items()},
             "classes": {split: {name: {"boxes": boxes, "pictures": images}
                                 for name, (boxes, images) in zip(coco.names, class_counts(coco))}
                         for split, coco in found.sets.items()},
-            "class_map": next(iter(found.sets.values())).class_map if found.sets else {},
-            "verdict": verdict(found), **found.numbers}
+            "class_map": next(iter(found.sets.values())).class_map if found.sets else {}}
 
 
 def verdict(found: Diagnosis, copy: Path | None = None) -> str:
     """Return one line: clean, usable, or not usable and why; `copy` is where a cleaned copy was written."""
     if found.fatal:
-        return f"NOT USABLE: {_kinds(found.fatal, 'fatal fault')}, marked `error` above"
+        return f"NOT USABLE: {found.fatal} kind{'s' * (found.fatal > 1)} of fatal fault, marked `error` above"
     if count := _mended(found):
         them = f"all but {', '.join(found.left)}" if found.left else "them"
         remedy = f"the copy in {copy} is free of" if copy else "--fix OUTDIR writes a copy without"
-        return f"USABLE: {_kinds(count, 'fault')}, put right in memory or only reported; {remedy} {them}"
+        kinds = f"{count} kind{'s' * (count > 1)} of fault"
+        return f"USABLE: {kinds}, put right in memory or only reported; {remedy} {them}"
     return "CLEAN: no fault found"
 
 
 def _mended(found: Diagnosis) -> int:
     """Return how many kinds of fault are put right in memory or by a copy, or left to the user."""
     return sum(not f.fatal and f.rule not in NOTES for f in found.every)
-
-
-def _kinds(count: int, what: str) -> str:
-    return f"{count} kind{'s' * (count > 1)} of {what}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """Return aligned columns, the first `left` of them to the left, numbers with thousands commas."""
-    cells = [[str(v) if not isinstance(v, int) else f"{v:,}" for v in row] for row in (head, *rows)]
-    widths = [max(map(_width, column)) for column in zip(*cells)]
-    lines = []
-    for row in cells:
-        blanks = [" " * (width - _width(cell)) for cell, width in zip(row, widths)]
-        lines.append("  ".join(cell + blank if k < left else blank + cell
-                               for k, (cell, blank) in enumerate(zip(row, blanks))).rstrip())
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Return the columns a text takes on a terminal: Chinese, Japanese and Korean characters take two."""
-    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _split_rows(found: Diagnosis) -> list[tuple]:
@@ -96,7 +74,7 @@ def _classes(found: Diagnosis) -> str:
     head = [f"{split} {what}" for split in found.sets for what in ("boxes", "images")]
     rows = [(printable(coco.names[k]), printable(key), str(k), *(n for split in counts for n in split[k]))
             for key, k in coco.class_map.items()]
-    return "classes\n" + table(("class", "id in the file", "number", *head), rows)
+    return "classes\n" + aligned(("class", "id in the file", "number", *head), rows)
 
 
 def _sizes(sizes: dict, split: str) -> str:
@@ -107,7 +85,7 @@ def _sizes(sizes: dict, split: str) -> str:
         count, share = sizes[key], sizes[key] / total
         lines.append(f"{name:<14}  {count:>8,}  {share:>6.1%}  {'#' * round(40 * share)}".rstrip())
     rows = [(name, *(f"{v:.1f}" for v in values)) for name, values in sizes["percentiles"].items() if values]
-    lines.append(table(("percentile", *map(str, PERCENTILES)), rows))
+    lines.append(aligned(("percentile", *map(str, PERCENTILES)), rows))
     if sizes["unseen"]:
         lines.append(f"{sizes['unseen']:,} boxes are under {UNSEEN} px on both sides: too small to be found "
                      "at this input; a larger --imgsz helps")
@@ -121,15 +99,15 @@ def _anchors(fits: dict[str, dict]) -> str:
         iou, share = fit["mean_iou"], fit["within_four"]
         rows.append((kind, " ".join(f"{w:.3g},{h:.3g}" for w, h in fit["anchors"]),
                      "-" if iou is None else f"{iou:.3f}", "-" if share is None else f"{share:.1%}"))
-    return "anchors (width,height px at the input)\n" + table(
-        ("", "anchors", "mean best IoU", "within a factor of 4"), rows, left=2)
+    return "anchors (width,height px at the input)\n" + aligned(
+        ("", "anchors", "mean best IoU", "within a factor of 4"), rows)
 
 
 def _time(t: dict, epochs: int) -> str:
     """Return the time estimate with what it assumes."""
-    total, reading, epoch = (
-        f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
-        for s in (t["total"], t["reading"], t["epoch"]))
+    seconds = t["total"], t["reading"], t["epoch"]
+    total, reading, epoch = (f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else
+                             f"{s / 3600:.1f} h" for s in seconds)
     source = "given by --rate" if t["given"] else \
         "assumed: micro-yolo in bf16 on 2 cores, within a factor of three; better give --rate"
     return (f"training time: about {total} for {epochs} epochs, evaluation not counted\n"

@@ -63,17 +63,13 @@ def anchor_fits(sizes: np.ndarray, imgsz: int, count: int, seed: int) -> dict[st
 
 def duration(images: Sequence[ImageRecord], imgsz: int, epochs: int, rate: float | None,
              max_pixels: int, sample: int = 24) -> dict:
-    """Return the seconds that training takes: read every image once, then `epochs` times images / rate.
-
-    The reading rate is measured on `sample` images with one thread. `rate` is images/s of a training step;
-    without it ASSUMED_RATE is scaled by the input's area: right within a factor of three at best.
-    """
+    """Return the seconds of training at `rate` images/s; of reading, measured on `sample` images."""
     chosen = images[::max(1, len(images) // sample)][:sample]
     start = time.perf_counter()
     for image in chosen:
         decode(image.path, max_pixels)
     decode_rate = len(chosen) / max(time.perf_counter() - start, 1e-6)
-    train_rate = rate or ASSUMED_RATE * (416 / imgsz) ** 2
+    train_rate = rate or ASSUMED_RATE * (416 / imgsz) ** 2     # right within a factor of three at best
     reading, epoch = len(images) / decode_rate, len(images) / train_rate
     return {"reading": reading, "epoch": epoch, "total": reading + epochs * epoch,
             "decode_rate": decode_rate, "train_rate": train_rate, "given": rate is not None}
