@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from detection.draw import contact_sheet, draw
@@ -19,11 +20,10 @@ FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file nam
 
 
 class Outputs:
-    """Writes the boxes of frame after frame into `folder`, and counts them.
+    """Writes the boxes of frame after frame into `folder`, and counts them by class index: `per_class`.
 
-    images: drawn images and videos; txt: labels/NAME.txt, a line a box: class and cxcywh normalised, with
-    the score last if `scores`; json: predictions.json, COCO results; crops: crops/CLASS/NAME_NUMBER.jpg. With
-    `view`, `shown` is the last drawn image. `per_class` counts boxes by class index.
+    images: drawn images and videos; txt: labels/NAME.txt, with `scores`; json: predictions.json; crops:
+    crops/CLASS/NAME_NUMBER.jpg; view: keep the last drawn image as `shown`.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], class_map: Mapping[str, int] | None = None,
@@ -136,7 +136,7 @@ def stem(frame: Frame) -> str:
 
 
 def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
-    """Return YOLO label lines of boxes [N, 6] (xyxy px, score, class) in an image of `shape` (H, W, ...)."""
+    """Return lines of class, cxcywh normalised, and score if `scores`, of boxes [N, 6] in a `shape` image."""
     low, high = boxes[:, :2] / shape[1::-1], boxes[:, 2:4] / shape[1::-1]
     rows = np.hstack(((low + high) / 2, high - low, boxes[:, 4:4 + scores]))
     return "".join(" ".join([str(int(label)), *(f"{value:.6f}" for value in row)]) + "\n"
@@ -145,7 +145,6 @@ def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
 
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, 3] RGB by the path's suffix; non-ASCII paths work. Raises OSError, DiskError."""
-    import cv2
     if path.suffix == ".jpg" and max(image.shape) > 65_500:        # JPEG has no larger ones
         path = path.with_suffix(".png")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
