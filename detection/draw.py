@@ -113,7 +113,7 @@ def _place(row: np.ndarray, size: tuple[int, int], image: tuple[int, int],
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, int] = (320, 320),
                   captions: Sequence[str] = (), gap: int = 6) -> np.ndarray:
-    """Return one image [H, W, 3] (uint8 RGB) of all `images`, captioned, undistorted in cells of (w, h) px."""
+    """Return one image [H, W, 3] (uint8 RGB) of all images, captioned, undistorted in cells of (w, h) px."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     head = 22 if any(captions) else 0

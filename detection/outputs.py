@@ -30,7 +30,9 @@ class Outputs:
                  images: bool = True, txt: bool = False, scores: bool = False, json: bool = False,
                  crops: bool = False, view: bool = False, say: Callable[[str], None] = print) -> None:
         self.folder, self.names = folder, tuple(names)
-        self._ids = category_ids(class_map or {}, len(self.names))
+        self._ids: list[int | str] = list(range(1, len(names) + 1))     # where the data set's are unknown
+        for given, index in (class_map or {}).items():
+            self._ids[index] = int(given) if given.lstrip("-").isdecimal() else given
         self.images, self.txt, self.scores, self.crops, self.view = images, txt, scores, crops, view
         self.frames = 0
         self.per_class = np.zeros(len(self.names), np.int64)
@@ -153,14 +155,6 @@ def save_image(path: Path, image: np.ndarray) -> None:
         size = f"{image.shape[1]}x{image.shape[0]}"
         raise DiskError(f"{path}: an image of {size} px could not be encoded; try --nosave")
     path.write_bytes(data.tobytes())
-
-
-def category_ids(class_map: Mapping[str, int], classes: int) -> list[int | str]:
-    """Return each class's category id in the training's data set; class index + 1 where it is unknown."""
-    ids: list[int | str] = list(range(1, classes + 1))
-    for given, index in class_map.items():
-        ids[index] = int(given) if given.lstrip("-").isdecimal() else given
-    return ids
 
 
 def in_words(counts: Mapping[str, int]) -> str:

@@ -9,16 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from detection.video import Frame, VideoInfo, probe, read
 from utils.errors import DataError
 from utils.redact import masked
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MOVING = frozenset(".gif .webp .apng .avif .heic .heif".split())       # one image or several, read by Pillow
 IMAGES = MOVING | frozenset(".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .jp2 .ppm .pgm".split())
@@ -196,8 +193,7 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
     return ""
 
 
-def _open_pillow(path: Path) -> "Image":
-    from PIL import Image
+def _open_pillow(path: Path) -> Image.Image:
     if HEIF:
         import pillow_heif
         pillow_heif.register_heif_opener()
@@ -206,7 +202,6 @@ def _open_pillow(path: Path) -> "Image":
 
 def _pillow_frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
     """Yield the frames of an image or animation with their times, as `_frames` does."""
-    from PIL import ImageOps
     index, seconds = 0, 0.0
     try:
         with _open_pillow(path) as file:

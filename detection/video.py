@@ -108,13 +108,13 @@ def length_of(container: "InputContainer", stream: "VideoStream") -> int:
 
 def read(path: Path, max_pixels: float = math.inf,
          damaged: Callable[[float], object] = lambda _: None) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield a video's frames, uint8 [H, W, 3] RGB upright, with times in s; `damaged` gets bad ones' times."""
+    """Yield a video's frames, uint8 [H, W, 3] RGB upright, with times in s; `damaged` gets a bad one's."""
     with _opened(path, max_pixels) as (container, stream):
-        start, due = None, 0.0                             # when the next frame is expected
-        for frame in decoded(container, stream, lambda: damaged(due)):
+        start, due = None, [0.0]                           # when the next frame is expected
+        for frame in decoded(container, stream, lambda: damaged(due[0])):
             start = frame.time if start is None else start
-            now = due if frame.time is None else frame.time - start
-            due = now + 1 / rate_of(stream)
+            now = due[0] if frame.time is None else frame.time - start
+            due[0] = now + 1 / rate_of(stream)
             yield upright(frame, "rgb24"), now
 
 

@@ -17,16 +17,13 @@ RECENT = 256                       # results whose latency is told
 
 
 class StreamHealth:
-    """The counts of one stream, kept by its reader's and the writer's thread.
-
-    state: connecting, live, waiting or ended. behind: seconds the reader is late, where known (RTSP).
-    """
+    """The counts of one stream, which is connecting, live, waiting or ended, kept by several threads."""
 
     def __init__(self, name: str, address: str) -> None:
         self.name, self.address, self.state = name, address, "connecting"
         self.read = self.dropped = self.results = self.reconnects = 0
         self.size: tuple[int, int] | None = None
-        self.behind: float | None = None
+        self.behind: float | None = None                   # seconds the reader is late, where known (RTSP)
         self._error, self._error_time, self._due = "", "", 0.0     # the last one, kept when it is over
         self._reads, self._done = deque[float](maxlen=600), deque[float](maxlen=600)
         self._latency = deque[float](maxlen=RECENT)

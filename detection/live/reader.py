@@ -44,7 +44,7 @@ class Turn:
 
 
 def backoff(attempt: int, chance: float) -> float:
-    """Return the seconds to wait after try `attempt` (from 0): 1, 2, 4, ... 60, half of them by `chance`."""
+    """Return the seconds to wait after try `attempt` (from 0): 1, 2, 4, ... 60, half of it by `chance`."""
     return min(LONGEST, 2.0 ** min(attempt, 10)) * (0.5 + 0.5 * chance)
 
 
@@ -65,11 +65,8 @@ class Lag:
 
 
 class Reader:
-    """Reads `stream` in a thread. Its frames wait in a box until `take` fetches them.
-
-    Of a live stream the box holds the newest frame alone; of a finite video (one whose length the server
-    tells) up to DEPTH, and none is dropped. `ready` is notified of each. `refusal` says why the last try to
-    open it failed (None: it did not).
+    """Reads `stream` in a thread into a box: the newest frame alone, or of a finite video (one whose length
+    the server tells) up to DEPTH; `ready` is notified of each. `refusal`: why the last try to open it failed.
     """
 
     def __init__(self, stream: Stream, health: StreamHealth, limits: Limits, ready: threading.Condition,
