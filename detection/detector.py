@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from data.augment import letterbox
 from detection.video import Frame
 from utils.boxes import Geometry, scale_back
 from utils.errors import UsageError
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
     from deploy.runtimes.runtime import Runtime as Runs
 
-# Letterboxes an image [H, W, 3] to [S, S, 3], and says where it lies there
-Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]
+Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]      # as Detector.fit
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,20 @@ class Detector:
     """Images in, boxes out. `find(runtime, outputs)` decodes head outputs to (boxes, cells left out).
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
-    that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. The clock starts
-    behind a trial pass, of the first batch or what was given to `warm_up`.
+    that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. `size` is the
+    input's side in px; the thresholds "conf" and "iou" in `limits` may change between calls.
     """
 
     def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Tensor]], tuple[list[Tensor], int]]",
-                 exact: "Callable[[], Runs]") -> None:
-        self.runtime, self._find, self._exact = runtime, find, exact
+                 exact: "Callable[[], Runs]", size: int = 0, limits: dict[str, float] | None = None) -> None:
+        self.runtime, self._find, self.size, self.limits = runtime, find, size, limits
+        self._exact: Callable[[], Runs] | None = exact     # None: it was tried
         self.seconds, self.dropped, self._start = 0.0, 0, 0.0
-        self._notes: list[str] = []
-        self._tried = self._warm = False
+        self._note, self._warm = "", False
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
+        """Letterbox an image [H, W, 3] to [S, S, 3], and say where it lies there."""
+        return letterbox(image, self.size)
 
     def warm_up(self, images: "Tensor") -> None:
         """Take the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
@@ -76,11 +80,11 @@ class Detector:
         outputs, seconds = self._timed(images)
         self.seconds += seconds
         boxes, dropped = self._find(self.runtime, outputs)
-        if dropped and self.runtime.precision != "fp32" and not self._tried:
-            self._tried, exact = True, self._exact()
+        if dropped and self.runtime.precision != "fp32" and self._exact is not None:
+            exact, self._exact = self._exact(), None
             if exact.precision == "fp32":                  # a file in int8 stays what it is
-                self._notes.append(f"{self.runtime.precision} gave {dropped} non-finite or absurd boxes: "
-                                   "that batch was repeated, and the rest done, in fp32")
+                self._note = (f"{self.runtime.precision} gave {dropped} non-finite or absurd boxes: "
+                              "that batch was repeated, and the rest done, in fp32")
                 self.runtime = exact
                 return self(images)
         self.dropped += dropped
@@ -102,7 +106,7 @@ class Detector:
     @property
     def notes(self) -> list[str]:
         """What the user should know of the precision, in sentences."""
-        return [note for note in (*self._notes, self.runtime.note) if note]
+        return [note for note in (self._note, self.runtime.note) if note]
 
     def alone(self, images: "Tensor", seconds: float = 1.0, most: int = 50) -> float:
         """Return the images per second of the bare network, from the median of up to `most` passes."""
@@ -112,22 +116,21 @@ class Detector:
         return len(images) / float(np.median(times))
 
 
-def make_detector(config: NetworkConfig, weights: str, limits: dict[str, float]) -> Detector:
-    """Return the network of `weights` on the device and in the precision that `config` asks for.
-
-    limits: its score and IoU thresholds, "conf" and "iou", which may change between calls.
-    """
+def make_detector(config: NetworkConfig, weights: str) -> Detector:
+    """Return the network of `weights` on the device and in the precision that `config` asks for."""
     from deploy.runtimes.runtime import load_runtime
     from models.heads.nms import detections
     from utils.runs import pick_device
     device = pick_device(config.device)
     precision = "half" if config.half else "fp32" if config.fp32 else "auto"
     runtime = load_runtime(weights, device, precision, config.threads)
-    runtime.check_side(config.imgsz or runtime.imgsz, weights)
+    size = config.imgsz or runtime.imgsz
+    runtime.check_side(size, weights)
     classes = class_indices(config.classes, runtime.names)
+    limits = {"conf": config.conf_thres, "iou": config.iou_thres}
     return Detector(runtime, lambda runtime, maps: detections(
         maps, runtime.heads, limits["conf"], limits["iou"], config.max_det, classes),
-        lambda: load_runtime(weights, device, "fp32", config.threads))
+        lambda: load_runtime(weights, device, "fp32", config.threads), size, limits)
 
 
 def batches(frames: Iterable[Frame], fit: Fit, count: int) -> Iterator[Batch]:
@@ -147,7 +150,7 @@ def batch_of(frames: list[Frame], fit: Fit) -> Batch:
 def follow(reader: Iterable[Batch], detector: Detector,
            put: Callable[[tuple[Frame, np.ndarray, float]], None],
            go_on: Callable[[], bool]) -> "Tensor | None":
-    """Give every frame to `put` with its boxes [N, 6] (xyxy px of the image, score, class) and network's ms.
+    """Give `put` each frame, its boxes [N, 6] (xyxy px of the image, score, class) and the network's ms.
 
     Returns the first batch's images (None: there was none). Ends early when `go_on()` is false.
     """
@@ -168,9 +171,8 @@ def class_indices(wanted: Sequence[str] | None, names: Sequence[str]) -> list[in
     """Return the class numbers of names or numbers, ascending; None for None. Raises UsageError."""
     if wanted is None:
         return None
-    number = {str(index): index for index in range(len(names))} | {name: k for k, name in enumerate(names)}
-    unknown = [word for word in wanted if word not in number]
-    if unknown:
+    number = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
+    if unknown := [word for word in wanted if word not in number]:
         known = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         raise UsageError(f"--classes {' '.join(unknown)}: this network does not know "
                          f"{'it' if len(unknown) == 1 else 'them'}; give names or numbers of: {known}")

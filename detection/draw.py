@@ -17,11 +17,7 @@ CROWD = 100                        # labels that later ones make way for; more l
 
 @cache
 def colour(index: int) -> tuple[int, int, int]:
-    """Return the RGB colour (0..255) of class `index`: always the same, and distinct from its neighbours'.
-
-    Hues step by the golden ratio in OKLCH (Ottosson 2020), where equal steps look equal; three lightnesses
-    take turns.
-    """
+    """Return the RGB colour (0..255) of class `index`, from OKLCH (Ottosson 2020): equal steps look equal."""
     lightness = (0.70, 0.58, 0.82)[index % 3]
     hue = 2 * math.pi * ((0.08 + index * GOLDEN) % 1)
     a, b = 0.19 * math.cos(hue), 0.19 * math.sin(hue)
@@ -33,8 +29,7 @@ def colour(index: int) -> tuple[int, int, int]:
               -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short)
     light = np.clip(linear, 0, 1)                          # to sRGB by IEC 61966-2-1
     coded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    red, green, blue = (255 * coded).round().astype(int).tolist()
-    return red, green, blue
+    return tuple((255 * coded).round().astype(int).tolist())
 
 
 def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -51,10 +46,9 @@ def stroke(height: int, width: int) -> tuple[int, float]:
 
 def draw(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], scores: bool = True,
          labels: bool = True, line: int | None = None) -> np.ndarray:
-    """Return a copy of the image [H, W, 3] (uint8 RGB) with its boxes and their labels.
+    """Return a copy of the image [H, W, 3] (uint8 RGB) with its finite boxes and their labels.
 
-    `boxes` [N, 6] holds xyxy px, score, class; with 5 columns (xyxy, class) they are ground truth and carry
-    no score. A class without a name is written by its number. Boxes with non-finite corners are left out.
+    `boxes` [N, 6] holds xyxy px, score, class, or [N, 5] xyxy, class: ground truth, which carries no score.
     """
     out = np.ascontiguousarray(image).copy()
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, np.shape(boxes)[-1] if len(boxes) else 6)
@@ -101,16 +95,11 @@ def _label(out: np.ndarray, text: str, row: np.ndarray, scale: float, fill: tupl
 
 def _place(row: np.ndarray, size: tuple[int, int], image: tuple[int, int],
            placed: list[tuple[int, int, int, int]]) -> tuple[int, int]:
-    """Return the corner (x, y) of a label of `size` (w, h) px inside the image, best clear of `placed`.
-
-    Tried in turn: above the box, inside its top, below, inside its bottom, each at its left, then at its
-    right end.
-    """
+    """Return the corner (x, y) of a label of `size` (w, h) px inside the image, best clear of `placed`."""
     x1, y1, x2, y2 = (int(value) for value in row[:4].round())
-    tops, lefts = (y1 - size[1], y1, y2 + 1, y2 - size[1]), (x1, x2 - size[0])
     best, least = (0, 0), math.inf
-    for wanted_x in lefts:
-        for wanted_y in tops:
+    for wanted_x in (x1, x2 - size[0]):                    # at the box's left, then at its right end
+        for wanted_y in (y1 - size[1], y1, y2 + 1, y2 - size[1]):      # above, inside its top, below, inside
             x = max(0, min(wanted_x, image[0] - size[0]))
             y = max(0, min(wanted_y, image[1] - size[1]))
             cover = sum(max(0, min(x + size[0], x2) - max(x, x1)) * max(0, min(y + size[1], y2) - max(y, y1))
@@ -124,10 +113,7 @@ def _place(row: np.ndarray, size: tuple[int, int], image: tuple[int, int],
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, cell: tuple[int, int] = (320, 320),
                   captions: Sequence[str] = (), gap: int = 6) -> np.ndarray:
-    """Return one image [H, W, 3] (uint8 RGB) of all `images`, undistorted in cells of (width, height) px.
-
-    Captions, where given, are above their images. An empty list gives one empty cell.
-    """
+    """Return one image [H, W, 3] (uint8 RGB) of all images, captioned, undistorted in cells of (w, h) px."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     head = 22 if any(captions) else 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from detection.draw import contact_sheet, draw
@@ -19,18 +20,19 @@ FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file nam
 
 
 class Outputs:
-    """Writes the boxes of frame after frame into `folder`, and counts them.
+    """Writes the boxes of frame after frame into `folder`, and counts them by class index: `per_class`.
 
-    images: drawn images and videos; txt: labels/NAME.txt, a line a box: class and cxcywh normalised, with
-    the score last if `scores`; json: predictions.json, COCO results; crops: crops/CLASS/NAME_NUMBER.jpg. With
-    `view`, `shown` is the last drawn image. `per_class` counts boxes by class index.
+    images: drawn images and videos; txt: labels/NAME.txt, with `scores`; json: predictions.json; crops:
+    crops/CLASS/NAME_NUMBER.jpg; view: keep the last drawn image as `shown`.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], class_map: Mapping[str, int] | None = None,
                  images: bool = True, txt: bool = False, scores: bool = False, json: bool = False,
                  crops: bool = False, view: bool = False, say: Callable[[str], None] = print) -> None:
         self.folder, self.names = folder, tuple(names)
-        self._ids = category_ids(class_map or {}, len(self.names))
+        self._ids: list[int | str] = list(range(1, len(names) + 1))     # where the data set's are unknown
+        for given, index in (class_map or {}).items():
+            self._ids[index] = int(given) if given.lstrip("-").isdecimal() else given
         self.images, self.txt, self.scores, self.crops, self.view = images, txt, scores, crops, view
         self.frames = 0
         self.per_class = np.zeros(len(self.names), np.int64)
@@ -136,7 +138,7 @@ def stem(frame: Frame) -> str:
 
 
 def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
-    """Return YOLO label lines of boxes [N, 6] (xyxy px, score, class) in an image of `shape` (H, W, ...)."""
+    """Return lines of class, cxcywh normalised, and score if `scores`, of boxes [N, 6] in a `shape` image."""
     low, high = boxes[:, :2] / shape[1::-1], boxes[:, 2:4] / shape[1::-1]
     rows = np.hstack(((low + high) / 2, high - low, boxes[:, 4:4 + scores]))
     return "".join(" ".join([str(int(label)), *(f"{value:.6f}" for value in row)]) + "\n"
@@ -145,7 +147,6 @@ def label_lines(boxes: np.ndarray, shape: tuple[int, ...], scores: bool) -> str:
 
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, 3] RGB by the path's suffix; non-ASCII paths work. Raises OSError, DiskError."""
-    import cv2
     if path.suffix == ".jpg" and max(image.shape) > 65_500:        # JPEG has no larger ones
         path = path.with_suffix(".png")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
@@ -154,14 +155,6 @@ def save_image(path: Path, image: np.ndarray) -> None:
         size = f"{image.shape[1]}x{image.shape[0]}"
         raise DiskError(f"{path}: an image of {size} px could not be encoded; try --nosave")
     path.write_bytes(data.tobytes())
-
-
-def category_ids(class_map: Mapping[str, int], classes: int) -> list[int | str]:
-    """Return each class's category id in the training's data set; class index + 1 where it is unknown."""
-    ids: list[int | str] = list(range(1, classes + 1))
-    for given, index in class_map.items():
-        ids[index] = int(given) if given.lstrip("-").isdecimal() else given
-    return ids
 
 
 def in_words(counts: Mapping[str, int]) -> str:

@@ -5,12 +5,12 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.augment import letterbox
 from detection.detector import Batch, Detector, NetworkConfig, batch_of, batches, follow, make_detector
 from detection.live.capture import Limits
 from detection.live.feed import Feed
@@ -25,12 +25,7 @@ from utils.redact import masked, masked_values
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
     from torch import Tensor
-
-    from utils.boxes import Geometry
 
 SPARE_MB = 100                     # free on the disk below which a live recording ends, its files still whole
 EVERY = 1.0                        # seconds between reports on live streams
@@ -65,8 +60,7 @@ def detect(config: DetectConfig) -> None:
     source = None if streams else open_source(config.source, config.max_pixels)
     check_folder(config, source.paths if source else ())
     tune_cpu(config.threads)
-    limits = {"conf": config.conf_thres, "iou": config.iou_thres}
-    detector, interrupt = make_detector(config, config.weights, limits), Interrupt()
+    detector, interrupt = make_detector(config, config.weights), Interrupt()
     window = open_window() if config.view_img else None
     with run_folder(config.project, config.name, config.exist_ok,
                     lambda: detector.since_start() > 0) as folder:
@@ -80,9 +74,9 @@ def detect(config: DetectConfig) -> None:
 
 def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
     """Raise UsageError for flags that do not go with the source or with themselves."""
-    if not streams and (config.health or config.duration is not None):
-        flag = "--health" if config.health else "--duration"
-        raise UsageError(f"{flag} is for live sources, and --source {masked(config.source)} is none")
+    for flag, given in (("--health", config.health), ("--duration", config.duration is not None)):
+        if given and not streams:
+            raise UsageError(f"{flag} is for live sources, and --source {masked(config.source)} is none")
     for flag, value in (("--duration", config.duration), ("--open-timeout", config.open_timeout),
                         ("--read-timeout", config.read_timeout)):
         if value is not None and not 0 < value < math.inf:
@@ -122,11 +116,7 @@ class Run:
     folder: Path
     window: Window | None
 
-    def fit(self, image: "np.ndarray") -> tuple["np.ndarray", "Geometry"]:
-        """Letterbox an image of any size for the network."""
-        return letterbox(image, self.config.imgsz or self.detector.runtime.imgsz)
-
-    def outputs(self, say: "Callable[[str], None]" = print) -> Outputs:
+    def outputs(self, say: Callable[[str], None] = print) -> Outputs:
         """Return the writer of what is wanted."""
         config, runtime = self.config, self.detector.runtime
         return Outputs(self.folder, runtime.names, runtime.class_map, images=not config.nosave,
@@ -148,7 +138,7 @@ class Run:
             progress.step(frame.name, frame.image.shape[1::-1], in_words(outputs.counts(boxes)), ms)
             progress.tell(source.faults)
 
-        feed = batches(source, self.fit, self.config.batch_size or 1)
+        feed = batches(source, self.detector.fit, self.config.batch_size or 1)
         with self.outputs() as outputs, behind(write, 4) as put, closing(prefetch(feed, 4)) as reader:
             first = follow(reader, self.detector, put, lambda: self.go_on(outputs))
         seconds = self.detector.since_start()
@@ -156,8 +146,7 @@ class Run:
         if self.window is not None and source.kind != "video":
             self.window.hold(self.interrupt.poll)
         found = self.figures(outputs, seconds, first, time_alone=not self.interrupt.poll())
-        self.conclude(found | {"left_out": [reason for _, reason in source.faults]}, progress)
-        return outputs.frames
+        return self.conclude(found | {"left_out": [reason for _, reason in source.faults]}, progress)
 
     def watch(self, streams: tuple[Stream, ...]) -> int:
         """Detect until the time is over, the window closed, or every stream ended; return the frames."""
@@ -190,26 +179,22 @@ class Run:
         finally:
             self.report(board, progress, running=False)
         found = self.figures(outputs, self.detector.since_start(), first, time_alone=False)
-        found["streams"] = board.snapshot()["streams"]
-        self.conclude(found | {"left_out": []}, progress)
-        return outputs.frames
+        return self.conclude(found | {"streams": board.snapshot()["streams"], "left_out": []}, progress)
 
-    def fresh(self, feed: Feed, board: Board) -> "Iterator[Batch]":
+    def fresh(self, feed: Feed, board: Board) -> Iterator[Batch]:
         """Yield batches of the streams. The first is the network's trial; what is live of it is old then."""
+        fit = self.detector.fit
         for number, frames in enumerate(feed):
             if number == 0:
-                self.detector.warm_up(batch_of(frames, self.fit).images)
+                self.detector.warm_up(batch_of(frames, fit).images)
                 for frame in frames:
                     board.streams[frame.name].skip(frame.live)
                 frames = [frame for frame in frames if not frame.live]
             if frames:
-                yield batch_of(frames, self.fit)
+                yield batch_of(frames, fit)
 
     def report(self, board: Board, progress: FrameLog, running: bool = True) -> None:
-        """Say what is new and how the streams fare, on the console and in the health file.
-
-        Raises DiskError when the disk is about to be full.
-        """
+        """Say what is new and how the streams fare, here and in the health file. Raises DiskError."""
         for text in board.news():
             progress.say(text)
         if self.config.health:
@@ -222,13 +207,10 @@ class Run:
                                 "its files are complete; free some space, or use --nosave")
 
     def figures(self, outputs: Outputs, seconds: float, images: "Tensor | None", time_alone: bool) -> dict:
-        """Return what summary.json holds, of a run of `seconds` from first frame to last written file.
-
-        Of long runs the bare network is timed again on a batch, uint8 [B, 3, S, S]: within the run it
-        shares its cores with reading and writing.
-        """
+        """Return what summary.json holds, of a run of `seconds` from first frame to last written file."""
         import torch
         detector, frames = self.detector, outputs.frames
+        # again, on a batch [B, 3, S, S]: within the run it shares its cores with reading and writing
         alone = detector.alone(images) if time_alone and frames >= ENOUGH else None
         fps = frames / seconds if seconds else 0.0
         return {"frames": frames, "boxes": int(outputs.per_class.sum()), "per_class": outputs.counts(),
@@ -240,8 +222,8 @@ class Run:
                 "precision": detector.runtime.precision, "device": str(detector.runtime.device),
                 "threads": torch.get_num_threads()}
 
-    def conclude(self, found: dict, progress: FrameLog) -> None:
-        """Write summary.json and say the same in sentences."""
+    def conclude(self, found: dict, progress: FrameLog) -> int:
+        """Write summary.json, say the same in sentences, and return the number of frames."""
         write_json(self.folder / "summary.json", found | {"environment": environment()})
         streams = [f"{one['name']}: {one['frames_read']} frames read, {counts_in_words(one)}"
                    for one in found.get("streams", ())]
@@ -255,3 +237,4 @@ class Run:
         if left_out := len(found["left_out"]):
             lines.append(f"{left_out} files could not be read or not to their end")
         progress.say("\n".join([*lines, f"results in {self.folder}"]))
+        return found["frames"]

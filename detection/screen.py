@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+import cv2
 import numpy as np
 
 MANY = 300                         # more images than this get a bar instead of a line each
@@ -16,17 +17,14 @@ PROBE = "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1); cv2.destroyAllWin
 
 
 class FrameLog:
-    """Reports frame after frame to `stream`; `total` is the number of frames expected (0: unknown).
-
-    On a terminal the bar is redrawn in place; elsewhere (a file, a pipe) it is a plain line now and then.
-    """
+    """Reports frame after frame, of `total` expected (0: unknown), to `stream`; a bar only on a terminal."""
 
     def __init__(self, total: int, bar: bool, stream: TextIO | None = None) -> None:
         self._out = stream or sys.stdout
         self._total, self._bar = total, bar or total > MANY
         self._tty = self._out.isatty()
-        self._done, self._told, self._start = 0, 0, time.monotonic()
-        self._last = self._start
+        self._done = self._told = 0
+        self._start = self._last = time.monotonic()
         self._open = False                                 # whether the bar is on the current line
 
     def step(self, name: str, size: tuple[int, int], boxes: str, ms: float) -> None:
@@ -82,15 +80,11 @@ def shorten(text: str, length: int) -> str:
 
 
 def why_no_window(timeout: float = 20.0) -> str:
-    """Say in a sentence why no window can be opened here; "" if one can.
-
-    A trial in a process of its own decides: OpenCV aborts the whole process where a display that is named
-    does not answer.
-    """
+    """Say in a sentence why no window can be opened here; "" if one can."""
     named = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform.startswith("linux") and not named:
         return "there is no display (DISPLAY and WAYLAND_DISPLAY are unset)"
-    try:
+    try:                               # elsewhere: OpenCV aborts where the display does not answer
         trial = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=timeout, text=True)
     except subprocess.TimeoutExpired:
         return f"the display did not answer within {timeout:g} s"
@@ -103,8 +97,7 @@ def why_no_window(timeout: float = 20.0) -> str:
 
 def open_window(title: str = "detect") -> "Window | None":
     """Open a window, or return None after a sentence that says why there is none."""
-    reason = why_no_window()
-    if reason:
+    if reason := why_no_window():
         print(f"--view-img: {reason}; continuing without a window, the results are written to files")
         return None
     return Window(title)
@@ -114,20 +107,17 @@ class Window:
     """One window; `show` returns False once the user has pressed q or Escape or closed it."""
 
     def __init__(self, title: str) -> None:
-        import cv2
         self._title = title
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
 
     def show(self, image: np.ndarray, wait_ms: int = 1) -> bool:
         """Show uint8 [H, W, 3] RGB for at least `wait_ms` ms, and return whether to continue."""
-        import cv2
         cv2.imshow(self._title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         key = cv2.waitKey(wait_ms) & 0xFF
         return key not in (27, ord("q")) and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
     def hold(self, stop: Callable[[], bool]) -> None:
         """Keep the last image until a key is pressed, the window is closed, or `stop()` is true."""
-        import cv2
         print("any key in the window ends")
         while not stop() and cv2.waitKey(50) < 0:
             if cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1:

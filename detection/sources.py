@@ -4,20 +4,18 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from detection.video import Frame, VideoInfo, probe, read
 from utils.errors import DataError
 from utils.redact import masked
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MOVING = frozenset(".gif .webp .apng .avif .heic .heif".split())       # one image or several, read by Pillow
 IMAGES = MOVING | frozenset(".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .jp2 .ppm .pgm".split())
@@ -36,9 +34,8 @@ KNOWN = f"images ({' '.join(sorted(IMAGES))}) and videos ({' '.join(sorted(VIDEO
 class Source:
     """Frames of some files, in order; iterate it once or more often. `kind` is "image", "video" or "files".
 
-    Of several files those that cannot be read are left out, and listed in `faults` as (path, reason) behind
-    the `others` of a folder, which have other suffixes; where none can be read, DataError is raised. `total`
-    is the number of frames expected (0: unknown).
+    Files that cannot be read are listed in `faults` as (path, reason) behind the `others` of a folder, which
+    have other suffixes; where none can be read, DataError is raised. `total`: frames expected (0: unknown).
     """
 
     kind: str
@@ -71,8 +68,7 @@ class Source:
 def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
     """Return the frames that `source` names: the path of an image, video, folder or list file, or a glob.
 
-    Of a folder the first level alone is read; its files and a glob's come in natural order, those of a list
-    file in its own, their paths counted from its folder. Raises DataError.
+    Paths in a list file count from its folder. Raises DataError.
     """
     live = re.match(r"(?i)^([a-z][a-z0-9+.-]+)://|^\d+$|^/dev/video", source)
     if live and not os.path.exists(source):
@@ -80,19 +76,18 @@ def open_source(source: str, max_pixels: int = 100_000_000) -> Source:
                         "give an image, a folder, a glob, a list file (.txt) or a video file")
     path = Path(source).expanduser()
     if os.path.isdir(path):                                # unlike Path.is_dir, no error for a name too long
-        found = sorted(path.iterdir(), key=natural)
-        return _several(source, found, f"the folder {path} (its first level)", max_pixels)
+        return _several(source, path.iterdir(), f"the folder {path} (its first level)", max_pixels)
     if os.path.isfile(path):
         if path.suffix.lower() == ".txt":
             paths = [path.parent / Path(name).expanduser() for name in list_lines(path)]
-            return _several(source, paths, f"the list file {path}", max_pixels, filtered=False)
+            return _several(source, paths, f"the list file {path}", max_pixels, listed=True)
         if path.suffix.lower() not in IMAGES | VIDEOS:
             raise DataError(f"--source {masked(source)}: {_unsupported(path)}; supported are {KNOWN}")
         total = _length(path, max_pixels)
         moves = path.suffix.lower() in VIDEOS or total > 1
         return Source("video" if moves else "image", (path,), max_pixels, total)
     if glob.has_magic(source):
-        found = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural)
+        found = map(Path, glob.glob(str(path), recursive=True))
         return _several(source, found, f"the pattern {masked(source)}", max_pixels)
     tried = masked(str(path.absolute()))
     raise DataError(f"--source {masked(source)}: no such file or folder (tried {tried}); give an image, "
@@ -106,8 +101,7 @@ def natural(path: Path) -> tuple:
 
 
 def unique_names(paths: tuple[Path, ...]) -> list[str]:
-    """Return names for the results of files, no stem twice: a second a.png becomes a_2.png;
-    none that of a video's frame (clip_000001), none too long to be added to."""
+    """Return names for files' results, no stem twice (a_2.png) nor a video frame's (clip_000001)."""
     films = [path.suffix.lower() in VIDEOS | MOVING for path in paths]
     taken: dict[str, bool] = {}                            # stem, lower case -> whether it has frames
     out = [""] * len(paths)
@@ -139,7 +133,13 @@ def list_lines(path: Path) -> list[str]:
 
 
 def _length(path: Path, max_pixels: int) -> int:
-    return probe(path, max_pixels).frames if path.suffix.lower() in VIDEOS else _frame_count(path)
+    """Return how many frames a video (0: unknown) or image file holds; 1 of an image that cannot tell."""
+    if path.suffix.lower() in VIDEOS:
+        return probe(path, max_pixels).frames
+    if path.suffix.lower() in MOVING:
+        with suppress(Exception), _open_pillow(path) as file:      # Pillow raises many; decoding will say why
+            return getattr(file, "n_frames", 1)
+    return 1
 
 
 def _unsupported(path: Path) -> str:
@@ -147,10 +147,11 @@ def _unsupported(path: Path) -> str:
     return f"{path.suffix or 'a file without suffix'} is not supported{more}"
 
 
-def _several(source: str, found: list[Path], what: str, max_pixels: int, filtered: bool = True) -> Source:
-    """Return the source of many files; `filtered` leaves out what is no image or video by its suffix."""
+def _several(source: str, found: Iterable[Path], what: str, max_pixels: int, listed: bool = False) -> Source:
+    """Return the source of many files: `listed` ones as they are, else images and videos in natural order."""
+    found = list(found) if listed else sorted(found, key=natural)
     paths = tuple(path for path in found
-                  if not filtered or path.suffix.lower() in IMAGES | VIDEOS and path.is_file())
+                  if listed or path.suffix.lower() in IMAGES | VIDEOS and path.is_file())
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
@@ -158,10 +159,8 @@ def _several(source: str, found: list[Path], what: str, max_pixels: int, filtere
                         f"{seen}); supported are {KNOWN}")
     total = 0
     for path in paths:
-        try:
+        with suppress(DataError, OSError):                 # it is reported when its turn comes
             total += _length(path, max_pixels)
-        except (DataError, OSError):
-            continue                                       # it is reported when its turn comes
     others: dict[str, list[Path]] = {}
     for path in sorted(set(found).difference(paths)):
         if path.is_file() and path.name[0] != "." and path.suffix.lower() not in TEXTS:
@@ -187,35 +186,22 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
         raise DataError(f"{path}: {_unsupported(path)}; supported are {KNOWN}")
     if (size := path.stat().st_size) > LARGEST:
         raise DataError(f"{path}: has {size / 2 ** 30:.1f} GiB, above the limit of {LARGEST / 2 ** 30:.0f}")
-    if path.suffix.lower() in (".avif", ".heic", ".heif") or _frame_count(path) > 1:
+    if path.suffix.lower() in (".avif", ".heic", ".heif") or _length(path, max_pixels) > 1:
         return (yield from _pillow_frames(path, name, max_pixels))
     from data.images import decode
     yield Frame(name, path, decode(path, max_pixels), 0, None)
     return ""
 
 
-def _open_pillow(path: Path) -> "Image":
-    from PIL import Image
+def _open_pillow(path: Path) -> Image.Image:
     if HEIF:
         import pillow_heif
         pillow_heif.register_heif_opener()
     return Image.open(path, formats=("GIF", "WEBP", "PNG", "AVIF", *["HEIF"] * HEIF))
 
 
-def _frame_count(path: Path) -> int:
-    """Return how many frames an image file holds; 1 where that cannot be told."""
-    if path.suffix.lower() not in MOVING:
-        return 1
-    try:
-        with _open_pillow(path) as file:
-            return getattr(file, "n_frames", 1)
-    except Exception:                                      # Pillow raises many types; decoding will say why
-        return 1
-
-
 def _pillow_frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
     """Yield the frames of an image or animation with their times, as `_frames` does."""
-    from PIL import ImageOps
     index, seconds = 0, 0.0
     try:
         with _open_pillow(path) as file:
@@ -232,7 +218,7 @@ def _pillow_frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, N
                 yield Frame(name, path, image, index, info, seconds=seconds)
                 seconds += step
         return ""
-    except Exception as error:                             # as above
+    except Exception as error:                             # Pillow raises many types
         if index:
             return f"{path}: only {index} of {count} frames could be read ({error})"
         raise DataError(f"{path}: cannot be read ({error}); export it again") from None

@@ -1,10 +1,9 @@
 """Two threads around a loop: one fetches ahead, one writes behind, both bounded."""
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -13,10 +12,9 @@ END = object()                     # behind the last item
 
 
 def prefetch(items: Iterable[T], depth: int = 8) -> Generator[T, None, None]:
-    """Yield the items, which a thread of its own fetches up to `depth` ahead.
+    """Yield the items, which a thread fetches up to `depth` ahead; its exception follows the items before it.
 
-    An exception in that thread is raised after the items fetched before it. Closing the generator ends the
-    thread, also midway, and closes a generator given as `items`.
+    Closing the generator ends the thread, also midway, and closes a generator given as `items`.
     """
     source = iter(items)
     with ThreadPoolExecutor(1, "prefetch") as pool:
@@ -32,31 +30,25 @@ def prefetch(items: Iterable[T], depth: int = 8) -> Generator[T, None, None]:
 
 @contextmanager
 def behind(write: Callable[[T], object], depth: int = 8) -> Iterator[Callable[[T], None]]:
-    """Give a function that hands an item to a thread, which calls `write(item)`, in order; it waits while
-    `depth` items do.
+    """Give a function that hands an item to a thread, which calls `write(item)`; it waits while `depth` do.
 
     After an exception in `write` nothing more is written; the next hand-over raises it, or the end of the
     `with` block, which waits for the last item and lets an exception of its own go first.
     """
-    errors: list[BaseException] = []
-    room = threading.Semaphore(depth)
+    waiting: deque[Future] = deque()
 
-    def one(item: T) -> None:
-        try:
-            if not errors:
-                write(item)
-        except BaseException as error:                     # it belongs to the producer, whatever it is
-            errors.append(error)
-        finally:
-            room.release()
+    def one(item: T, before: Future | None) -> None:
+        if before is not None:
+            before.result()                                # raises what ended the writing
+        write(item)
 
     def put(item: T) -> None:
-        if errors:
-            raise errors[0]
-        room.acquire()
-        pool.submit(one, item)
+        while waiting and (len(waiting) >= depth or waiting[0].done()):
+            waiting[0].result()
+            waiting.popleft()
+        waiting.append(pool.submit(one, item, waiting[-1] if waiting else None))
 
     with ThreadPoolExecutor(1, "behind") as pool:
         yield put
-    if errors:
-        raise errors[0]
+    for written in waiting:
+        written.result()

@@ -31,8 +31,7 @@ LIVE = ".mkv", "matroska", {"cluster_time_limit": "1000", "flush_packets": "1"}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says of itself: frames per second (> 0), frames (0: unknown), size in px as stored, turned
-    upright, and a pixel's width over its height."""
+    """What a video says of itself: `frames` (0: unknown), size in px turned upright, a pixel's aspect."""
 
     fps: float
     frames: int
@@ -43,9 +42,8 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image to look at: uint8 [H, W, 3] RGB.
+    """One image to look at, uint8 [H, W, 3] RGB, number `index` from 0 in the file or stream of this `name`.
 
-    `name` is its file's, made unique within the source also without suffix; `index` counts from 0 there;
     `video` is None for an image file, of others `seconds` is the frame's time. Of a stream, `taken` is when
     it was read (monotonic s); a `live` one has no end, and frames before this may have been dropped.
     """
@@ -89,11 +87,10 @@ def probe(path: Path, max_pixels: float = math.inf) -> VideoInfo:
         if frame is None:
             raise DataError(f"{path}: not a readable video ({path.stat().st_size} bytes): "
                             f"no frame of it can be decoded ({stream.codec_context.name})")
-        turned = frame.rotation % 180 != 0
-        width, height = (frame.width, frame.height)[::-1 if turned else 1]
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        return VideoInfo(rate_of(stream), length_of(container, stream), width, height,
-                         1 / aspect if turned else aspect)
+        size, aspect = (frame.width, frame.height), stream.sample_aspect_ratio or Fraction(1)
+        if frame.rotation % 180:
+            size, aspect = size[::-1], 1 / aspect
+        return VideoInfo(rate_of(stream), length_of(container, stream), *size, aspect)
 
 
 def rate_of(stream: "VideoStream") -> float:
@@ -111,10 +108,7 @@ def length_of(container: "InputContainer", stream: "VideoStream") -> int:
 
 def read(path: Path, max_pixels: float = math.inf,
          damaged: Callable[[float], object] = lambda _: None) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield every frame of a video in order, uint8 [H, W, 3] RGB turned upright, with its time in seconds.
-
-    What cannot be decoded is left out, and its time given to `damaged`.
-    """
+    """Yield a video's frames, uint8 [H, W, 3] RGB upright, with times in s; `damaged` gets a bad one's."""
     with _opened(path, max_pixels) as (container, stream):
         start, due = None, [0.0]                           # when the next frame is expected
         for frame in decoded(container, stream, lambda: damaged(due[0])):
@@ -131,7 +125,7 @@ def upright(frame: "VideoFrame", form: str) -> np.ndarray:
 
 def decoded(container: "InputContainer", stream: "VideoStream", damaged: Callable[[], object] = lambda: None,
             whole: bool = False) -> "Iterator[VideoFrame]":
-    """Yield the frames of an opened video; what cannot be decoded is told by `damaged()` and passed over.
+    """Yield the frames of an opened video, and call `damaged()` for what cannot be decoded.
 
     BAD damaged packets in a row end it; where packets must be `whole`, so does one that was cut on its way.
     """
@@ -159,16 +153,13 @@ def decoded(container: "InputContainer", stream: "VideoStream", damaged: Callabl
 class Recorder:
     """The video of a file or a stream being written, at BASE with its suffix; each frame at its time.
 
-    Images of another size begin another file, BASE-part2, because a file has one size. Of a `live` stream
-    longer gaps, in which it was dead, are left out. Raises DiskError when the disk is full, at once.
+    Images of another size begin another file, BASE-part2. Of a `live` stream longer gaps, in which it was
+    dead, are left out. Raises DiskError when the disk is full, at once.
     """
 
     def __init__(self, base: Path, live: bool, say: Callable[[str], None] = lambda _: None) -> None:
         self._base, self._live, self._say = base, live, say
-        self._suffix, form, options = LIVE if live else FILE
-        self._how = {"format": form, "options": options}
-        self._part, self._size, self._count = 0, (0, 0), 0
-        self._file = self._out = None
+        self._part, self._size, self._out = 0, (0, 0), None
 
     def write(self, image: np.ndarray, seconds: float, info: VideoInfo) -> None:
         """Add a frame, uint8 [H, W, 3] RGB, of a time that grows, of a video like that."""
@@ -190,15 +181,16 @@ class Recorder:
         import av
         self._part += 1
         part = f"-part{self._part}" if self._part > 1 else ""
-        self._path = self._base.with_name(self._base.name + part + self._suffix)
+        suffix, form, options = LIVE if self._live else FILE
+        self._path = self._base.with_name(self._base.name + part + suffix)
         self._size, self._last, self._ticks, self._count = size, seconds, -1, 0
         self._start = seconds if self._live or part else 0.0
         if part:
-            name, (width, height) = self._path.name, size
-            self._say(f"{self._base.name}: the video continues in {name}, at {width}x{height} px")
+            self._say(f"{self._base.name}: the video continues in {self._path.name}, "
+                      f"at {size[0]}x{size[1]} px")
         with self._on_disk():
             self._file = self._path.open("w+b", buffering=0)
-            self._out = av.open(self._file, "w", **self._how)
+            self._out = av.open(self._file, "w", form, options)
         rate = Fraction(info.fps).limit_denominator(1001)
         self._stream = self._out.add_stream(CODEC, rate=rate, options=OPTIONS)
         self._stream.width, self._stream.height, self._stream.pix_fmt = *size, "yuv420p"

@@ -7,15 +7,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
 
 from detection.live.streams import Stream
 from detection.video import decoded, length_of, rate_of, upright
-
-if TYPE_CHECKING:
-    import numpy as np
-    from cv2 import VideoCapture
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 EIO = 5                            # FFmpeg's word for names that are not known and for answers it cannot read
@@ -38,10 +36,10 @@ class Refused(Exception):
 
 
 class Address:
-    """An address opened by FFmpeg through PyAV, with what is asked of OpenCV's VideoCapture.
+    """An address opened by FFmpeg through PyAV, with what is asked of OpenCV's VideoCapture. Raises Refused.
 
-    Decoding takes one thread: more would each hold back a frame. A damaged frame is passed over. HLS comes in
-    segments of some seconds; its frames are given at the pace of their own times. Raises Refused.
+    A damaged frame is passed over. HLS comes in segments of some seconds; its frames are given at the pace of
+    their own times.
     """
 
     def __init__(self, address: str, limits: Limits) -> None:
@@ -57,14 +55,14 @@ class Address:
         self._stream = self._container.streams.best("video")
         if self._stream is None:
             raise Refused("sends no video")
-        self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.thread_count = 1        # more would each hold back a frame
         self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
         self._length = length_of(self._container, self._stream)
         self._frames = decoded(self._container, self._stream, whole=self._length > 0)
         self._paced, self._limit = "hls" in self._container.format.name, limits.reading
         self._seconds = self._origin = 0.0
 
-    def read(self) -> "tuple[bool, np.ndarray | None]":
+    def read(self) -> tuple[bool, np.ndarray | None]:
         """Return whether there was a next frame, and it: uint8 [H, W, 3] BGR."""
         import av
         try:
@@ -83,7 +81,6 @@ class Address:
 
     def get(self, prop: int) -> float:
         """Return a property by OpenCV's number: rate, number of frames (0: unknown), or time in ms."""
-        import cv2
         return {cv2.CAP_PROP_FPS: rate_of(self._stream), cv2.CAP_PROP_FRAME_COUNT: self._length,
                 cv2.CAP_PROP_POS_MSEC: 1000 * self._seconds}[prop]
 
@@ -93,12 +90,11 @@ class Address:
         self._container.close()
 
 
-def open_capture(stream: Stream, limits: Limits) -> "Address | VideoCapture":
+def open_capture(stream: Stream, limits: Limits) -> Address | cv2.VideoCapture:
     """Open the stream: an address by FFmpeg, a camera by OpenCV in the system's own way. Raises Refused."""
     if not stream.camera:
         return Address(stream.source, limits)
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(1, round(limits.reading))))
-    import cv2
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     name = int(stream.source) if stream.source.isdigit() else stream.source
     capture = cv2.VideoCapture(name, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)

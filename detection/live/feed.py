@@ -17,11 +17,11 @@ PATIENCE = 1.0                     # seconds that threads get to end in
 
 
 class Feed:
-    """Lists of frames, of each stream at most one, as soon as there are any; use it in a `with` block.
+    """Lists of up to `most` frames, of each stream at most one, as soon as there are any; a context manager.
 
-    A list has up to `most` frames; streams take turns. Iterating ends when `go_on()` is false or all streams
-    were finite videos. Where none gives a frame within the time for opening, EnvironmentFault (cameras) or
-    DataError (addresses) says why; once one has, `begun`, broken streams are tried again for ever.
+    Iterating ends when `go_on()` is false or all streams were finite videos. Where none gives a frame within
+    the time for opening, EnvironmentFault (cameras) or DataError (addresses) says why; once one has, `begun`,
+    broken streams are tried again for ever.
     """
 
     def __init__(self, streams: Sequence[Stream], board: Board, limits: Limits, most: int,
@@ -71,8 +71,7 @@ class Feed:
         return taken
 
     def check(self, over: bool = False) -> None:
-        """Raise what is said of streams that never came: after the time limit for opening, at once where
-        waiting is of no use, or when all is `over`."""
+        """Raise why no stream came, once time is up, waiting is of no use, or all is `over`."""
         found = [reader.refusal for reader in self.readers]
         hopeless = all(refusal is not None and refusal.final for refusal in found)
         if not (over or hopeless or time.monotonic() - self._start > self._limits.opening):

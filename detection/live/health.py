@@ -17,18 +17,14 @@ RECENT = 256                       # results whose latency is told
 
 
 class StreamHealth:
-    """The counts of one stream, kept by its reader's and the writer's thread.
-
-    state: connecting, live, waiting or ended. behind: seconds the reader is late, where known (RTSP). An
-    error is kept, with its time, after it is over.
-    """
+    """The counts of one stream, which is connecting, live, waiting or ended, kept by several threads."""
 
     def __init__(self, name: str, address: str) -> None:
         self.name, self.address, self.state = name, address, "connecting"
         self.read = self.dropped = self.results = self.reconnects = 0
         self.size: tuple[int, int] | None = None
-        self.behind: float | None = None
-        self._error, self._error_time, self._due = "", "", 0.0
+        self.behind: float | None = None                   # seconds the reader is late, where known (RTSP)
+        self._error, self._error_time, self._due = "", "", 0.0     # the last one, kept when it is over
         self._reads, self._done = deque[float](maxlen=600), deque[float](maxlen=600)
         self._latency = deque[float](maxlen=RECENT)
         self._lock = threading.Lock()
@@ -106,10 +102,10 @@ class Board:
 
 def in_short(found: dict) -> str:
     """Return a few words on a stream's snapshot."""
-    if found["state"] == "waiting":
-        why = shorten(found["last_error"], 32)
-        return f"{found['name']} waiting {found['retry_in_seconds']:.0f} s: {why}"
-    return f"{found['name']} {counts_in_words(found) if found['state'] == 'live' else found['state']}"
+    words = found["state"]
+    if words == "waiting":
+        words += f" {found['retry_in_seconds']:.0f} s: {shorten(found['last_error'], 32)}"
+    return f"{found['name']} {counts_in_words(found) if words == 'live' else words}"
 
 
 def counts_in_words(found: dict) -> str:

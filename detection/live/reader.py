@@ -8,16 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from detection.live.capture import Limits, Refused, open_capture, why_no_camera
+import cv2
+
+from detection.live.capture import Address, Limits, Refused, open_capture, why_no_camera
 from detection.live.health import StreamHealth
 from detection.live.streams import Stream
 from detection.video import Frame, VideoInfo
 from utils.cli import LEFT_BEHIND
-
-if TYPE_CHECKING:
-    from detection.live.capture import Address
 
 LONGEST = 60.0                     # seconds between two tries, at most
 LEAP = 2.0                         # seconds a frame's delay may change by at once; more is a clock set again
@@ -46,8 +44,7 @@ class Turn:
 
 
 def backoff(attempt: int, chance: float) -> float:
-    """Return the seconds to wait after the failed try number `attempt` (from 0): 1, 2, 4, ... 60, of which
-    `chance` (0..1) decides the second half, so that many streams do not all come back at once."""
+    """Return the seconds to wait after try `attempt` (from 0): 1, 2, 4, ... 60, half of it by `chance`."""
     return min(LONGEST, 2.0 ** min(attempt, 10)) * (0.5 + 0.5 * chance)
 
 
@@ -68,23 +65,20 @@ class Lag:
 
 
 class Reader:
-    """Reads `stream` in a thread. Its frames wait in a box until `take` fetches them.
-
-    Of a live stream the box holds the newest frame alone; of a finite video (one whose length the server
-    tells) up to DEPTH, and none is dropped. `ready` is notified of each. `refusal` says why the last try to
-    open it failed (None: it did not), `ended` whether a finite video was read to its end.
+    """Reads `stream` in a thread into a box: the newest frame alone, or of a finite video (one whose length
+    the server tells) up to DEPTH; `ready` is notified of each. `refusal`: why the last try to open it failed.
     """
 
     def __init__(self, stream: Stream, health: StreamHealth, limits: Limits, ready: threading.Condition,
                  say: Callable[[str], None],
-                 opener: "Callable[[Stream, Limits], Address]" = open_capture) -> None:
+                 opener: Callable[[Stream, Limits], Address] = open_capture) -> None:
         self.stream, self.health, self.limits = stream, health, limits
         self.refusal: Refused | None = None
-        self.ended = False
+        self._ended = False                                # whether a finite video was read to its end
         self._ready, self._say, self._open = ready, say, opener
         self._box: deque[Frame] = deque()
         self._turns: list[tuple[Turn, threading.Thread]] = []
-        self._read, self._trouble, self._holes = 0, "", set[int]()
+        self._trouble, self._holes = "", set[int]()
 
     def start(self) -> None:
         """Begin to read, in a new thread."""
@@ -95,15 +89,13 @@ class Reader:
 
     def take(self) -> Frame | None:
         """Return the next frame, or None; the caller holds `ready`."""
-        if not self._box:
-            return None
         self._ready.notify_all()
-        return self._box.popleft()
+        return self._box.popleft() if self._box else None
 
     @property
     def over(self) -> bool:
         """Whether a finite video has ended and all its frames were taken."""
-        return self.ended and not self._box
+        return self._ended and not self._box
 
     def tend(self) -> None:
         """Give up a thread whose call ignores its time limit, and start another in its place."""
@@ -127,20 +119,20 @@ class Reader:
         attempt = 0
         while not turn.gone.is_set():
             self.health.moved("connecting")
-            start, before = time.monotonic(), self._read
+            start, before = time.monotonic(), self.health.read
             try:
                 reason = self._once(turn)
             except Exception as error:                     # whatever one stream brings, the others continue
                 reason = f"could not be read ({type(error).__name__})"
             if turn.gone.is_set():
                 return
-            if self.ended:
+            if self._ended:
                 self.health.moved("ended")
-                self._say(f"{self.stream.name}: the video has ended after {self._read} frames")
+                self._say(f"{self.stream.name}: the video has ended after {self.health.read} frames")
                 with self._ready:
                     self._ready.notify_all()
                 return
-            attempt = 0 if self._read > before and time.monotonic() - start > STEADY else attempt
+            attempt = 0 if self.health.read > before and time.monotonic() - start > STEADY else attempt
             pause = backoff(attempt, random.random())
             self._fail(reason, pause)
             turn.gone.wait(pause)
@@ -156,29 +148,28 @@ class Reader:
 
     def _once(self, turn: Turn) -> str:
         """Open the stream, read until it breaks, and return why it did."""
-        before = self._read
+        before = self.health.read
         try:
             capture = turn.timed(self.limits.opening, lambda: self._open(self.stream, self.limits))
             try:
                 reason = self._drain(capture, turn)
             finally:
                 capture.release()
-            if self._read == before and not self.ended and self.stream.camera:
-                raise why_no_camera(self.stream)           # one in use elsewhere opens and gives nothing
+            if self.health.read > before or self._ended or not self.stream.camera:
+                return reason
+            raise why_no_camera(self.stream)               # one in use elsewhere opens and gives nothing
         except Refused as refused:
             if not turn.gone.is_set():
                 self.refusal = refused
-            reason = refused.reason
-        return reason
+            return refused.reason
 
     def _drain(self, capture: "Address", turn: Turn) -> str:
         """Read until the stream breaks, and return why it did."""
-        import cv2
         fps, told = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         length = int(told) if self.stream.source.lower().startswith("http") and 0 < told < 1e9 else 0
         fps = float(fps) if 0 < fps < 1000 else 25.0
-        position, already = 0, self._read if length else 0  # a finite video begins again: skip what was seen
-        seconds = 0.0
+        already = self.health.read if length else 0        # a finite video begins again: skip those
+        position, seconds = 0, 0.0
         lag = Lag() if self.stream.source.lower().startswith("rtsp") else None   # others tell no true times
         while not turn.gone.is_set():
             asked = time.monotonic()
@@ -189,7 +180,7 @@ class Reader:
             silent = now - asked > PATIENCE * self.limits.reading
             if not good or silent:                         # a decoder's last frame is old
                 # lengths are told a little too long: a video that stops at the same frame again has ended
-                self.ended = min(position, length) > 0 and (
+                self._ended = min(position, length) > 0 and (
                     position >= 0.98 * length - 1 or position == already)
                 cut = "was cut" if position else "was opened, and sent no image"
                 return f"sent nothing for {now - asked:.0f} s" if silent else cut
@@ -204,7 +195,7 @@ class Reader:
             if position > already:
                 image, name = cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.stream.name
                 info = VideoInfo(fps, length, image.shape[1], image.shape[0])
-                self._put(Frame(name, Path(name), image, self._read, info, now, not length,
+                self._put(Frame(name, Path(name), image, self.health.read, info, now, not length,
                                 seconds if length else now), turn)
         return ""
 
@@ -218,7 +209,6 @@ class Reader:
             if frame.live:
                 self._box.clear()
             self._box.append(frame)
-            self._read += 1
             self.refusal, known = None, self.health.state == "live"
             self.health.frame(size, dropped, frame.taken)
             self._ready.notify_all()

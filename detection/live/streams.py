@@ -38,10 +38,7 @@ class Stream:
 
 
 def live_streams(source: str) -> tuple[Stream, ...]:
-    """Return the live streams that `source` names; none where it names files.
-
-    A list file (.txt) counts as live once a line of it is; all must be then. Raises DataError.
-    """
+    """Return the live streams that `source`, or its list file, names: () for files. Raises DataError."""
     path = Path(source).expanduser()
     if CAMERA.fullmatch(source) and (source.startswith("/dev/") or not os.path.exists(source)) \
             or ADDRESS.match(source):

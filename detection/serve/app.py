@@ -22,10 +22,9 @@ BODIES = 8                                     # images in memory at a time, of 
 
 
 def serve(config: NetworkConfig, host: str, port: int, origins: Sequence[str]) -> None:
-    """Show the page until a signal comes, then end with its exit code.
+    """Show the page, also as `origins` (scheme://host[:port]) of proxies, until a signal ends the process.
 
-    origins: addresses (scheme://host[:port]) under which proxies show it. Raises UsageError for one that is
-    none, EnvironmentFault when the port is taken, and what loading the first network raises.
+    Raises UsageError for a wrong origin, EnvironmentFault for a taken port, and as loading a network does.
     """
     from utils.runs import Interrupt, tune_cpu
     for origin in origins:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.augment import letterbox
 from data.images import decode_bytes
 from detection.detector import Detector, NetworkConfig, make_detector
 from utils.boxes import scale_back
@@ -39,16 +38,13 @@ def found_weights(*roots: Path) -> list[Path]:
 
 
 class Networks:
-    """The networks of the page's list, of which `first` is the key of the one in `config`.
-
-    `find()` lists further weights. `images` counts what was detected in.
-    """
+    """The networks of `config` (its key: `first`) and of `find()`; `images` counts what was detected in."""
 
     def __init__(self, config: NetworkConfig, find: Callable[[], Sequence[Path]]) -> None:
         self.images, self._config, self._find = 0, config, find
         self.first = key_of(Path(config.weights))
         self._paths = {self.first: Path(config.weights)}
-        self._open: dict[str, tuple[Detector, int, dict[str, float]]] = {}
+        self._open: dict[str, Detector] = {}
         # One thread: a lock around the network, and one pool of OpenMP threads instead of one a connection
         self._worker = ThreadPoolExecutor(1, "network")
 
@@ -63,39 +59,34 @@ class Networks:
         return self._worker.submit(self._describe, key).result()
 
     def detect(self, key: str, data: np.ndarray, conf: float, iou: float) -> dict[str, Any]:
-        """Return the boxes of an image's file (bytes as uint8 [n]) in px of the image, its size, times in ms.
-
-        Raises DataError for bytes that are no image, and what loading the network raises.
-        """
+        """Return the boxes in px of an image's file (bytes as uint8 [n]), its size, and times in ms."""
         return self._worker.submit(self._detect, key, data, conf, iou).result()
 
-    def _take(self, key: str) -> tuple[Detector, int, dict[str, float]]:
+    def _take(self, key: str) -> Detector:
         if key not in self._paths:
             raise UsageError("this network is not in the list any more: load the page again")
         if key not in self._open:
-            limits = {"conf": self._config.conf_thres, "iou": self._config.iou_thres}
-            detector = make_detector(self._config, str(self._paths[key]), limits)
-            size = self._config.imgsz or detector.runtime.imgsz
-            detector(torch.zeros(1, 3, size, size, dtype=torch.uint8))     # no image waits for its planning
-            self._open[key] = detector, size, limits
+            detector = make_detector(self._config, str(self._paths[key]))
+            detector(torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8))   # plans its kernels
+            self._open[key] = detector
         taken = self._open[key] = self._open.pop(key)          # used last, dropped last
-        while len(self._open) > KEPT:
+        if len(self._open) > KEPT:
             del self._open[next(iter(self._open))]
         return taken
 
     def _describe(self, key: str) -> dict[str, Any]:
-        detector, size, _ = self._take(key)
+        detector = self._take(key)
         runtime = detector.runtime
         where = f"{runtime.kind} {runtime.precision}, {runtime.device}"
-        return {"names": list(runtime.names), "imgsz": size, "where": where, "notes": detector.notes}
+        return {"names": list(runtime.names), "imgsz": detector.size, "where": where, "notes": detector.notes}
 
     def _detect(self, key: str, data: np.ndarray, conf: float, iou: float) -> dict[str, Any]:
         start = time.perf_counter()
-        detector, size, limits = self._take(key)
+        detector = self._take(key)
         image = decode_bytes(data, "the image sent", self._config.max_pixels)
         height, width = image.shape[:2]
-        fitted, place = letterbox(image, size)
-        limits.update(conf=conf, iou=iou)
+        fitted, place = detector.fit(image)
+        detector.limits.update(conf=conf, iou=iou)
         before = detector.seconds
         found = detector(torch.from_numpy(fitted).permute(2, 0, 1)[None])[0]
         self.images += 1
