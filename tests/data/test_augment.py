@@ -180,7 +180,7 @@ def test_colours_follow_hsv():
 
 def test_presets_and_a_wrong_name():
     assert preset("none") == Augment() and preset("no-flip").flip == 0 < preset("default").flip
-    with pytest.raises(ValueError, match="'heavy': needs one of none, default, no-flip, light"):
+    with pytest.raises(ValueError, match="'heavy': needs one of none, default, light, no-flip"):
         preset("heavy")
 
 
