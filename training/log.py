@@ -17,7 +17,7 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self.began = folder, folder / "log.jsonl", time.monotonic()
-        text = self.path.read_text() if self.path.is_file() else ""
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
 
     def keep_before(self, epoch: int) -> None:

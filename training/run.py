@@ -87,7 +87,7 @@ class Run:
         device, world, precision, _ = session
         if world.main:
             check_disk(folder, parameters(self.net, statistics=True), config.optimizer)
-            (folder / "net.json").write_text(to_json(self.net))
+            runs.write_text(folder / "net.json", to_json(self.net))
         model = model.to(device).to(memory_format=torch.channels_last)
         if world.size > 1:
             model = synchronise(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import math
 import os
 import sys
@@ -133,6 +134,9 @@ def run(main: Callable[[], object]) -> None:
     """End the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
     # Spinning OpenMP threads turn 10 ms into 40 where others want the cores; to be said before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):           # a name that the locale lacks is spelled out
+            stream.reconfigure(errors="backslashreplace")
     code = 0
     try:
         main()

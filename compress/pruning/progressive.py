@@ -235,5 +235,5 @@ def timed_cost(tuner: Tuner, net: Net, state: State, name: str) -> dict[str, flo
         path.parent.mkdir(exist_ok=True)
         images = plain_images(tuner.val_set, TIMED_IMAGES)
         runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, images)})
-    ms = tuner.share(json.loads(path.read_text())["ms"] if tuner.world.main else 0.0)
+    ms = tuner.share(runs.read_object(path)["ms"] if tuner.world.main else 0.0)
     return {**found, "latency": float(ms)}

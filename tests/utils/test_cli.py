@@ -3,6 +3,7 @@ import errno
 import importlib
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -202,3 +203,10 @@ def test_a_torn_file_of_settings_is_a_sentence(tmp_path):
         (tmp_path / "args.json").write_text(text)
         with pytest.raises(DataError, match="args.json"):
             runs.read_object(tmp_path / "args.json")
+
+
+def test_a_name_that_the_locale_lacks_is_spelled_out(root):
+    code = "from utils import cli; cli.run(lambda: print('\\u6570\\u636e ok'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False,
+                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0 and b"ok" in done.stdout and not done.stderr, done.stderr
