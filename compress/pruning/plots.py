@@ -91,8 +91,8 @@ def scan_png(units: Sequence[str], sixteenths: Sequence[int], drops: Sequence[Se
     colours = colormaps["OrRd"].with_extremes(bad=EMPTY)
     norm = PowerNorm(0.5, 0, worst, clip=True)             # a root: half a point must show beside fifty
     if values.size:
-        picture = ax.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
-        fig.colorbar(picture, ax=ax, fraction=0.04, pad=0.02, ticks=[n for n in SCALE if n <= worst],
+        shown = ax.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
+        fig.colorbar(shown, ax=ax, fraction=0.04, pad=0.02, ticks=[n for n in SCALE if n <= worst],
                      format="%g")
     else:
         ax.text(0.5, 0.5, "nothing was scanned", transform=ax.transAxes, ha="center", color=GREY)

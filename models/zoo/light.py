@@ -7,7 +7,7 @@ from models.zoo.mobile import Rows
 from models.zoo.tiny import Anchors, head_row
 
 # Tiny-YOLOv2's five for VOC, fitted at 416 px and given in cells of 32 px (1.08,1.19 ... 16.62,10.52) there.
-# YOLO-LITE's cfgs keep them as they are at 224, where the last three are wider or higher than the picture.
+# YOLO-LITE's cfgs keep them as they are at 224, where the last three are wider or higher than the image.
 TINY_V2: Anchors = ((34.56, 38.08), (109.44, 141.12), (212.16, 364.16), (301.44, 163.52), (531.84, 336.64))
 # YOLOv3's nine at 416 px.
 COARSE_V3: Anchors = ((116, 90), (156, 198), (373, 326))

@@ -11,6 +11,8 @@ from models.channels import channels, widths
 from models.count import macs, parameters
 from models.network import Network, from_state
 from models.records import from_json, to_json
+from models.zoo.build import DETECTORS
+from tests.helpers.cuts import check_pruned_is_masked
 from tests.helpers.nets import NETS, hooked_macs, random_keep, randomised, residual_net, silenced
 from utils.errors import ModelError
 
@@ -141,3 +143,8 @@ def test_a_folded_network_can_be_pruned_as_well(name):
     a_net, a = fold(*prune(net, state, keep))
     b_net, b = prune(*fold(net, state), keep)
     assert a_net == b_net and all(torch.allclose(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_twenty_random_keeps_of_every_detector_equal_their_masked_parent(name):
+    assert check_pruned_is_masked(DETECTORS[name](4), 64, dtype=torch.float64) < 1e-10
