@@ -102,14 +102,14 @@ def test_a_checkpoint_keeps_it_and_it_learns(net, tmp_path):
     again = load(tmp_path / "a.pt")
     assert again.net == net
     model = from_state(again.net, again.state).train()
-    loss, optimizer = DetectionLoss(net), torch.optim.AdamW(model.parameters(), lr=3e-3)
+    loss, optimizer = DetectionLoss(net), torch.optim.AdamW(model.parameters(), lr=0.02)
     targets = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.3], [1, 0, 0.4, 0.6, 0.5, 0.4]])
     images, losses = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)), []
-    for _ in range(8):
+    for _ in range(30):
         optimizer.zero_grad()
         total = sum(loss(model(images), targets).values())
         total.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
         losses.append(float(total.detach()))
-    assert losses[-1] < 0.9 * losses[0], losses
+    assert losses[-1] < 0.7 * losses[0], losses
