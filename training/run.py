@@ -263,7 +263,8 @@ def check_disk(folder: Path, numbers: int, optimizer: str) -> None:
     """Raise DiskError where the checkpoints of a network of so many numbers would not fit."""
     # Three for resuming are there at a time (average, weights, optimizer), and the best weights.
     copies = 3 * (2 + {"sgd": 1, "adamw": 2}[optimizer]) + 1
-    need, free = 4 * numbers * copies, shutil.disk_usage(folder).free
+    own = sum(file.stat().st_size for file in folder.glob("weights/*.pt"))     # replaced as the run continues
+    need, free = 4 * numbers * copies - own, shutil.disk_usage(folder).free
     if free < need:
         raise DiskError(f"{folder}: checkpoints of this network need about {need / 1e6:.0f} MB, "
                         f"{free / 1e6:.0f} MB are free there; free some space, or choose another --project")

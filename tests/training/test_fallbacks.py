@@ -158,3 +158,13 @@ def test_a_last_batch_that_batch_norm_cannot_learn_from_is_refused_before_the_fi
                 check_side(net, config, images)
         else:
             check_side(net, config, images)
+
+
+def test_what_a_run_owns_already_is_no_space_that_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    with pytest.raises(DiskError):
+        check_disk(tmp_path, 1000, "sgd")                  # ten copies of 4 kB
+    (tmp_path / "weights" / "last.pt").write_bytes(bytes(24_000))
+    check_disk(tmp_path, 1000, "sgd")
