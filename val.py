@@ -56,7 +56,7 @@ def main() -> None:
         print(line)
     dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels)
     dataset.fill_cache(poll=interrupt.stop)
-    batches = finder.watch.waits("waiting for pictures",
+    batches = finder.watch.waits("waiting for images",
                                  make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
     what = {"weights": args.weights, "data": args.data, "split": args.split, "bytes": size(args.weights)}

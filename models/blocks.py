@@ -155,6 +155,9 @@ def fire(b: Builder, x: str) -> str:
 def repconv(b: Builder, x: str) -> str:
     """A 3x3 that trains as 3x3 + 1x1 + identity (RepVGG, arXiv 2101.03697); fused without batch-norm."""
     kernel, stride, groups = b.layer.kernel, b.layer.stride, b.layer.groups
+    if kernel % 2 == 0 or b.layer.pad not in (-1, kernel // 2):
+        # The 1x1 would lie on no cell of the kernel: neither a sum nor a fusion means anything.
+        raise b.fail(f"kernel is {kernel} and pad {b.layer.pad}; needs an odd kernel, padded to fit (-1)")
     if not b.layer.bn:
         return b.conv(x, "", "out", kernel, stride, groups=groups)
     branches = [b.conv(x, part, "out", size, stride, groups=groups, act="linear")

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from deploy.onnx_file import to_onnx
-from deploy.runtimes.ncnn import to_ncnn
 from deploy.runtimes.torchscript import to_torchscript
-from models.graph import outputs
 from models.network import Network
 from tests.helpers.cuts import randomise
+from tests.helpers.export_cases import by_ncnn
 from tests.models.test_blocks import CASES, IMGSZ, sample
 
 
@@ -49,19 +48,8 @@ def test_openvino(case):
 
 
 def test_ncnn(case, tmp_path):
-    ncnn = pytest.importorskip("ncnn", reason="needs ncnn (requirements-export.txt)")
     net, state, images, wanted = case
-    text, numbers = to_ncnn(net, state)
-    (tmp_path / "a.param").write_text(text)
-    (tmp_path / "a.bin").write_bytes(numbers)
-    runner = ncnn.Net()
-    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage"):
-        setattr(runner.opt, f"use_{option}", False)
-    assert not runner.load_param(str(tmp_path / "a.param")) and not runner.load_model(str(tmp_path / "a.bin"))
-    held = np.ascontiguousarray(images[0].numpy() / np.float32(255))
-    extractor, given = runner.create_extractor(), ncnn.Mat(held)       # which points into the array
-    extractor.input("images", given)
-    found = np.array(extractor.extract(outputs(net)[0])[1])
+    found = by_ncnn(net, state, images[0], tmp_path)
     assert same(found.reshape(wanted.shape[1:]), wanted[0])
 
 

@@ -2,11 +2,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from deploy import export
+from deploy.runtimes.ncnn import to_ncnn
 from models.checkpoint import Checkpoint, save
-from models.graph import classes_of
+from models.graph import classes_of, outputs
+from models.layer import Net
 from tests.helpers.nets import randomised
 
 SIDE = 64
@@ -34,3 +37,19 @@ def batch(count: int = 3, side: int = SIDE) -> torch.Tensor:
     image = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8,
                             generator=torch.Generator().manual_seed(1))
     return image.permute(0, 3, 1, 2)
+
+
+def by_ncnn(net: Net, state: dict[str, torch.Tensor], image: torch.Tensor, folder: Path) -> np.ndarray:
+    """The first output [C, G, G] that plain ncnn in fp32 computes of a uint8 image [3, S, S]."""
+    ncnn = pytest.importorskip("ncnn", reason="needs ncnn (requirements-export.txt)")
+    text, numbers = to_ncnn(net, state)
+    (folder / "a.param").write_text(text)
+    (folder / "a.bin").write_bytes(numbers)
+    runner = ncnn.Net()
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage"):
+        setattr(runner.opt, f"use_{option}", False)
+    assert not runner.load_param(str(folder / "a.param")) and not runner.load_model(str(folder / "a.bin"))
+    held = np.ascontiguousarray(image.numpy() / np.float32(255))
+    extractor, given = runner.create_extractor(), ncnn.Mat(held)       # which points into the array
+    extractor.input("images", given)
+    return np.array(extractor.extract(outputs(net)[0])[1])

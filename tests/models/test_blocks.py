@@ -170,3 +170,10 @@ def test_a_shufflenet_v1_unit_is_the_formula_of_its_paper(at):
     pooled = torch.nn.functional.avg_pool2d(x, 3, 2, 1)
     y = torch.cat((pooled, y), 1) if at else x + y
     torch.testing.assert_close(values["x.act"], y.relu(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"kernel": 2, "stride": 2}, {"kernel": 4, "stride": 2}, {"pad": 0}])
+def test_a_repconv_whose_branches_do_not_meet_is_refused(fields):
+    net = (Layer("a", "repconv", ("image",), 6, **fields), Layer("end", "classify", ("a",), 3))
+    with pytest.raises(ModelError, match="'a'.*odd kernel, padded to fit"):
+        validate(net)

@@ -6,7 +6,6 @@ import torch
 from compress.fold import fold
 from compress.prune import prune
 from deploy.onnx_file import to_onnx
-from deploy.runtimes.ncnn import to_ncnn
 from models.blocks import BLOCKS, block
 from models.channels import channels
 from models.checkpoint import Checkpoint, load, save
@@ -15,6 +14,7 @@ from models.heads.loss import DetectionLoss
 from models.layer import Layer
 from models.network import Network, from_state, initialise
 from models.records import from_json, to_json, validate
+from tests.helpers.export_cases import by_ncnn
 from tests.helpers.nets import ANCHORS, hooked_macs, random_keep, randomised, silenced
 
 SIDE = 64
@@ -81,18 +81,7 @@ def test_folded_and_in_two_runtimes_it_computes_the_same(net, tmp_path):
     ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements-export.txt)")
     session = ort.InferenceSession(to_onnx(net, model.state_dict(), SIDE), providers=["CPUExecutionProvider"])
     assert float(np.abs(session.run(None, {"images": images.numpy()})[0] - wanted.numpy()).max()) < limit
-    ncnn = pytest.importorskip("ncnn", reason="needs ncnn (requirements-export.txt)")
-    text, numbers = to_ncnn(net, model.state_dict())
-    (tmp_path / "a.param").write_text(text)
-    (tmp_path / "a.bin").write_bytes(numbers)
-    runner = ncnn.Net()
-    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage"):
-        setattr(runner.opt, f"use_{option}", False)
-    assert not runner.load_param(str(tmp_path / "a.param")) and not runner.load_model(str(tmp_path / "a.bin"))
-    extractor, held = runner.create_extractor(), np.ascontiguousarray(images[0].numpy() / np.float32(255))
-    given = ncnn.Mat(held)                                 # it points into the array
-    extractor.input("images", given)
-    found = np.array(extractor.extract("head6")[1]).reshape(wanted.shape[1:])
+    found = by_ncnn(net, model.state_dict(), images[0], tmp_path).reshape(wanted.shape[1:])
     assert float(np.abs(found - wanted[0].numpy()).max()) < limit
 
 
