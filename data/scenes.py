@@ -191,13 +191,12 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
 def main() -> None:
     """Make the set in the folder named on the command line."""
-    parser = cli.parser("Make the embedded data set: digits on photographs.")
+    parser = cli.parser("Make the embedded data set: digits on photographs.", "seed")
     parser.add_argument("--out", default=str(default_folder()), help="folder of the set")
     parser.add_argument("--train", type=int, default=800, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument("--size", type=int, default=320, help="image side in px")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
-    args = parser.parse_args()
+    args = cli.check(parser, parser.parse_args())
     print(make_scenes(args.out, args.train, args.val, args.size, args.seed))
 
 

@@ -1,12 +1,14 @@
 """Small YAML files of data sets: plain mappings whose words are taken as they are written."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from utils.errors import DataError
 
 DEPTH = 20
 LIMIT = 1_000_000                  # bytes; a data set's YAML is a few lines
+NOTHING = ("", "~", "null", "None")    # how YAML files leave a value out
 
 
 def read_text(path: Path) -> str:
@@ -52,6 +54,12 @@ def read_yaml(file: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{file}: must hold path, train and val; got {type(content).__name__}")
     return content
+
+
+def yaml_root(file: Path, content: Mapping[str, object]) -> Path:
+    """Return the folder that a YAML's `path` names, from the YAML's own where it is relative or left out."""
+    value = str(content.get("path") or "")
+    return file.parent / Path("." if value in NOTHING else value).expanduser()
 
 
 def yaml_names(file: Path, names: object) -> tuple[str, ...] | None:

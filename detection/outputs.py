@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.coco.clean import written_id
 from detection.draw import contact_sheet, draw
 from detection.sources import printable
 from detection.video import Frame, Recorder
@@ -32,7 +33,7 @@ class Outputs:
         self.folder, self.names = folder, tuple(names)
         self._ids: list[int | str] = list(range(1, len(names) + 1))     # where the data set's are unknown
         for given, index in (class_map or {}).items():
-            self._ids[index] = int(given) if given.lstrip("-").isdecimal() else given
+            self._ids[index] = written_id(given)
         self.images, self.txt, self.scores, self.crops, self.view = images, txt, scores, crops, view
         self.frames = 0
         self.per_class = np.zeros(len(self.names), np.int64)

@@ -104,14 +104,16 @@ def unique_names(paths: tuple[Path, ...]) -> list[str]:
     """Return names for files' results, no stem twice (a_2.png) nor a video frame's (clip_000001)."""
     films = [path.suffix.lower() in VIDEOS | MOVING for path in paths]
     taken: dict[str, bool] = {}                            # stem, lower case -> whether it has frames
+    last: dict[str, int] = {}                              # what is taken below it stays taken
     out = [""] * len(paths)
     for at in sorted(range(len(paths)), key=lambda at: not films[at]):
         base = printable(paths[at].stem).encode()[:ROOM].decode(errors="ignore")
-        stem, number = base, 1
+        number = last.get(base.lower(), 1)
+        stem = base if number == 1 else f"{base}_{number}"
         while stem.lower() in taken or not films[at] and taken.get(re.sub(r"_\d{6,}$", "", stem.lower())):
             number += 1                                    # some file systems do not tell A from a
             stem = f"{base}_{number}"
-        taken[stem.lower()] = films[at]
+        taken[stem.lower()], last[base.lower()] = films[at], number
         out[at] = stem + paths[at].suffix
     return out
 
@@ -207,7 +209,7 @@ def _pillow_frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, N
         with _open_pillow(path) as file:
             count, info = getattr(file, "n_frames", 1), None
             if file.width * file.height > max_pixels:
-                raise DataError(f"claims {file.width}x{file.height} pixels, above the limit of "
+                raise DataError(f"{path}: claims {file.width}x{file.height} pixels, above the limit of "
                                 f"{max_pixels:,}; raise --max-pixels if that is right")
             for index in range(count):
                 file.seek(index)
@@ -218,6 +220,8 @@ def _pillow_frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, N
                 yield Frame(name, path, image, index, info, seconds=seconds)
                 seconds += step
         return ""
+    except DataError:
+        raise
     except Exception as error:                             # Pillow raises many types
         if index:
             return f"{path}: only {index} of {count} frames could be read ({error})"

@@ -45,6 +45,11 @@ def id_key(value: object) -> str:
     return str(int(value)) if type(value) is float and value.is_integer() else str(value)
 
 
+def written_id(key: str) -> int | str:
+    """Return what a file has for an id: a number where `id_key` would give the same text back."""
+    return int(key) if key.removeprefix("-").isdecimal() and str(int(key)) == key else key
+
+
 def fault(rule: str, examples: Sequence[str], advice: str, fatal: bool = False,
           count: int | None = None) -> list[Fault]:
     """Return the fault as a list: empty when there is no example."""

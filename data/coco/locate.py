@@ -17,7 +17,7 @@ from data.convert.labels import Labels, Layout
 from data.convert.voc import voc_layout
 from data.convert.yolo import yolo_layout
 from data.images import MAX_PIXELS
-from data.yamlfile import read_yaml, yaml_names
+from data.yamlfile import NOTHING, read_yaml, yaml_names, yaml_root
 from utils.errors import DataError
 
 VAL_SHARE = 0.2                    # of an undivided set, unless told otherwise
@@ -212,14 +212,13 @@ def _from_yaml(file: Path) -> Located:
     """Return the splits a YAML names: each a JSON, a pair of `json` and `images`, or YOLO's folders."""
     content = read_yaml(file)
     given = {split: content.get(split) for split in SPLIT_WORDS
-             if content.get(split) not in (None, "", "~", "null")}
+             if content.get(split) not in (None, *NOTHING)}
     if not given.keys() & {"train", "val"}:
         raise DataError(f"{file}: names neither `train` nor `val`; write path, train and val, "
                         "each split a COCO JSON")
     if content.get("names") and ".json" not in str(given).lower():
         return _converted(yolo_layout(file), file.parent, str(file))
-    root = Path(str(content.get("path") or ".")).expanduser()
-    root = root if root.is_absolute() else file.parent / root
+    root = yaml_root(file, content)
     splits, tried = {}, {}
     for split, value in given.items():
         splits[split], tried[split] = _yaml_split(file, root, split, value)

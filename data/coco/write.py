@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.coco.clean import written_id
 from data.coco.jsonfile import coco_content
 from data.coco.read import CocoSet, ImageRecord
 from utils.errors import UsageError
@@ -28,8 +29,7 @@ def cleaned(splits: Mapping[str, CocoSet], left_out: Mapping[str, Collection[int
             if record.path not in names:
                 names[record.path] = _free_name(record.path, coco.root, taken)
                 taken.add(names[record.path])
-        ids = {k: int(key) if key.removeprefix("-").isdecimal() and str(int(key)) == key else key
-               for key, k in coco.class_map.items()}
+        ids = {k: written_id(key) for key, k in coco.class_map.items()}
         contents[split] = coco_content(((names[r.path], r.width, r.height, r.rows(ids)) for r in records),
                                        {ids[k]: name for k, name in enumerate(coco.names)}, first_id)
         first_id += len(records)

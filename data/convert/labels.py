@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +84,8 @@ class Labels:
         if not all(map(math.isfinite, xywh)) or x2 <= x1 or y2 <= y1:
             self.note(split, "no-box", "lines dropped: no area inside the image, or not four numbers", place)
             return
+        if max(x1 - x, y1 - y, x + w - x2, y + h - y2) > 1:
+            self.note(split, "box-over-the-edge", "boxes clipped to their image", place)
         x, y, w, h = (round(value, 4) for value in (x1, y1, x2 - x1, y2 - y1))
         boxes.append((name, x, y, w, h, round(w * h, 4), crowd))
 
@@ -96,7 +99,7 @@ class Labels:
         self.names = tuple(names)
         ids, made, first_id = {name: number for number, name in enumerate(names, 1)}, {}, 1
         for split, images in self.splits.items():
-            rows = ((str(file), width, height, [(ids[name], *rest) for name, *rest in boxes])
+            rows = ((os.path.abspath(file), width, height, [(ids[name], *rest) for name, *rest in boxes])
                     for file, (width, height, boxes) in images.items())
             made[split] = coco_content(rows, {number: name for name, number in ids.items()}, first_id)
             first_id += len(images)

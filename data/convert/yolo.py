@@ -10,11 +10,10 @@ from typing import NamedTuple
 from data.coco.find import SPLIT_WORDS, image_files
 from data.convert.labels import Labels, Layout
 from data.images import SUFFIXES
-from data.yamlfile import read_text, read_yaml, yaml_names
+from data.yamlfile import NOTHING, read_text, read_yaml, yaml_names, yaml_root
 from utils.errors import DataError
 
 NAMES = ("classes.txt", "labels/classes.txt", "obj.names")
-NOTHING = ("", "~", "null", "None")                    # how YAML files leave a value out
 
 
 class _Description(NamedTuple):
@@ -71,7 +70,7 @@ def _from_yaml(file: Path, content: Mapping[str, object]) -> _Description:
     names = yaml_names(file, content.get("names"))
     if names is None:
         raise DataError(f"{file}: no `names`; write the class names, 0: cat, 1: dog, ...")
-    roots = [root for root in (file.parent / str(content.get("path") or "."), file.parent) if root.is_dir()]
+    roots = [root for root in (yaml_root(file, content), file.parent) if root.is_dir()]
     splits: dict[str, list[Path]] = {}
     for split in SPLIT_WORDS:
         value = content.get(split) or (content.get("valid") if split == "val" else None)
@@ -179,10 +178,10 @@ def _images(place: Path, root: Path, labels: Labels, split: str) -> list[Path]:
     if place.suffix.lower() in SUFFIXES:
         return [place]
     lines = filter(None, map(str.strip, read_text(place).splitlines()))
-    files = {line: _place(line, place.parent, root) for line in lines}
-    for line in (line for line, file in files.items() if file is None):
+    files = [(line, _place(line, place.parent, root)) for line in lines]
+    for line in (line for line, file in files if file is None):
         labels.note(split, "missing-image", "images of a list, not found, left out", f"{place}: {line}")
-    return [file for file in files.values() if file]
+    return [file for _, file in files if file]
 
 
 def _label_file(image: Path) -> Path | None:

@@ -128,8 +128,8 @@ def _compare(located: Located, sets: Mapping[str, CocoSet],
     faults = fault("repeated-image", same, "different files with the same bytes inside one split")
     faults += fault("repeated-image-other-boxes", other,
                     "files with the same bytes but other boxes: which are right?")
-    for split in sets.keys() & {"val", "test"} if "train" in sets else ():     # so that those still measure
-        faults += _leaks(split, sets, prints, left_out["train"])
+    for split in ("val", "test") if "train" in sets else ():       # so that those still measure
+        faults += _leaks(split, sets, prints, left_out["train"]) if split in sets else []
     if "train" in sets and len(left_out["train"]) == len(sets["train"].images):
         left_out["train"] = set()
         faults += fault("leak-whole-split", ["train"],

@@ -67,7 +67,7 @@ class Networks:
             raise UsageError("this network is not in the list any more: load the page again")
         if key not in self._open:
             detector = make_detector(self._config, str(self._paths[key]))
-            detector(torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8))   # plans its kernels
+            detector.warm_up(torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8))
             self._open[key] = detector
         taken = self._open[key] = self._open.pop(key)          # used last, dropped last
         if len(self._open) > KEPT:

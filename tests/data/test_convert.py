@@ -91,7 +91,7 @@ def test_malformed_yolo_lines_are_counted_by_file_and_line_and_polygons_become_b
     assert np.allclose([box[1:5] for box in boxes], wanted, atol=1e-4)
     assert [box[0] for box in boxes] == ["cat", "猫", "cat"]
     assert {f.rule: f.count for f in labels.faults()} == {"bad-line": 3, "not-normalised": 1, "no-box": 2,
-                                                        "polygon": 1}
+                                                        "polygon": 1, "box-over-the-edge": 1}
     told = "\n".join(report_faults(labels.faults()))
     assert "train 1.txt:2" in told and "train 1.txt:5" in told
 

@@ -10,8 +10,9 @@ from PIL import Image
 from data.coco.divide import divide
 from data.coco.locate import locate
 from data.coco.read import CocoSet, read_coco
+from data.convert.labels import Labels
 from tests.helpers.coco_files import SIZE, content, count
-from tests.helpers.label_writers import boxes_of, make_voc, make_yolo
+from tests.helpers.label_writers import NAMES, boxes_of, make_voc, make_yolo
 from utils.errors import DataError
 
 
@@ -227,3 +228,26 @@ def test_names_that_disagree_are_said(tmp_path: Path):
         file.write("\nnc: 80\n")
     found = {f.rule: f for f in read(tmp_path).faults}
     assert found["names-differ"].examples == ("nc: 80", "classes.txt or obj.names")
+
+
+@pytest.mark.parametrize("root", ["../set", "~/set"])
+def test_a_yaml_elsewhere_is_followed_however_it_is_named(tmp_path: Path, monkeypatch, root: str):
+    make_yolo(tmp_path / "set", "classes.txt")
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "cfg/d.yaml").write_text(
+        f"path: {root}\ntrain: images/train\nval: images/val\nnames: [{', '.join(NAMES)}]\n",
+        encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("cfg/d.yaml", str(tmp_path / "cfg/d.yaml")):
+        found = read_coco(*locate(name)["train"])
+        assert len(found.images) and not [f for f in found.faults if f.rule == "file-name-differs"]
+
+
+def test_boxes_clipped_at_the_edge_are_counted():
+    labels = Labels()
+    labels.splits["train"] = {Path("a.jpg"): (100, 100, [])}
+    for x in (-0.5, 50, 90):                               # half a pixel over, inside, 10 px over
+        labels.add_box("train", Path("a.jpg"), "cup", (x, 20, 20, 20), f"a.txt {x}")
+    found = [(f.rule, f.count, f.examples) for f in labels.faults()]
+    assert found == [("box-over-the-edge", 1, ("a.txt 90",))]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detection.outputs import Outputs
 from detection.sources import open_source, printable, unique_names
-from detection.video import Recorder, VideoInfo, probe, read
+from detection.video import Frame, Recorder, VideoInfo, probe, read
 from tests.helpers.detect_cases import film, save, scene
 from utils.errors import DataError
 
@@ -277,3 +278,12 @@ def test_mutations_of_a_file_are_read_or_refused_in_a_sentence(tmp_path, name):
                 assert frame.image.ndim == 3 and frame.image.dtype == np.uint8
         except DataError as error:
             assert name in str(error) and len(str(error)) < 600
+
+
+def test_ids_that_are_no_plain_number_stay_as_the_data_set_has_them(tmp_path: Path):
+    given = {"007": 0, "-2": 1, "--7": 2}
+    with Outputs(tmp_path, ("a", "b", "c"), given, images=False, json=True) as outputs:
+        outputs.write(Frame("x", Path("x.jpg"), np.zeros((8, 8, 3), np.uint8), 0, None),
+                      np.array([[0, 0, 4, 4, .9, k] for k in range(3)], np.float32))
+    rows = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
+    assert [row["category_id"] for row in rows] == ["007", -2, "--7"]
