@@ -32,8 +32,8 @@ def parse() -> TrainConfig:
 
 def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     """Return the flags of the run that --resume names; only those that are free may be typed otherwise."""
-    saves = [p for p in Path(args.project).glob(f"{args.name}*/weights/last*.pt")
-             if p.parts[-3] == args.name or p.parts[-3].removeprefix(args.name).isdigit()]
+    saves = [path for folder in runs.run_folders(args.project, args.name)
+             for path in folder.glob("weights/last*.pt")]
     newest = max(saves, key=lambda p: p.stat().st_mtime, default=None)
     folder = Path(args.resume) if args.resume else newest
     if folder is not None and folder.suffix == ".pt":

@@ -134,9 +134,9 @@ class Plan:
             if state != COLLECT:
                 command = self.command(job.name, state)
                 print(f"[{at}/{len(left)}] {job.name}: {shlex.join(command)}", flush=True)
-                began = time.monotonic()
+                began, fresh = time.monotonic(), not self.folder(job.name).exists()
                 _run(job, self.place.root, command, interrupt)
-                seconds = round(time.monotonic() - began, 1) if state == RUN else None
+                seconds = round(time.monotonic() - began, 1) if fresh else None
             if not (outcome := self.folder(job.name) / job.outcome).is_file():
                 raise JobFailed(f"{job.name} ended well and left no {outcome}", 1)
             self.collect(job.name, seconds)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,15 +52,13 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
     same["content"] = {flag: digest(path) for flag, path in files.items() if path and Path(path).is_file()}
     same = json.loads(json.dumps(same, default=str))
     check_outside(config)
-    project = Path(config.project)
-    for at in range(len(list(project.glob(f"{config.name}*"))) + 1, 0, -1):
-        folder = project / (config.name if at == 1 else f"{config.name}{at}")
+    for folder in reversed(runs.run_folders(config.project, config.name)):
         if (folder / "result.json").exists() or not (folder / "args.json").is_file():
             continue
         with contextlib.suppress(DataError):               # a torn one is another run's matter
             if runs.read_object(folder / "args.json") == same:
                 return folder
-    folder = runs.make_run_folder(project, config.name)
+    folder = runs.make_run_folder(config.project, config.name)
     runs.write_json(folder / "args.json", same)
     return folder
 
@@ -113,10 +112,14 @@ class Tuner:
 
     def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state with batch-norm statistics of plain training images; the argument is unchanged."""
-        images, size = plain_images(self.train_set, RECALIBRATION), self.config.batch_size
+        images, size = self._plain, self.config.batch_size
         whole = len(images) // size * size or len(images)  # a short last batch would count as a whole one
         half = engine.HALF.get(self.precision)
         return recalibrate(net, state, images[:whole].split(size), self.device, half)
+
+    @cached_property
+    def _plain(self) -> Tensor:
+        return plain_images(self.train_set, RECALIBRATION)
 
     def close(self) -> None:
         """Let go of the validation images' workers, the folder and the other processes."""
@@ -137,7 +140,7 @@ class Tuner:
 
     def _resume(self, run: Run) -> float:
         """Take the run's state from its last checkpoint where there is one; return the seconds it had."""
-        if not run.last.is_file():
+        if not (run.last.is_file() or checkpoints.previous(run.last).is_file()):
             return 0.0
         found, note = checkpoints.load_or_previous(run.last)
         if note:
@@ -145,7 +148,10 @@ class Tuner:
         if lost := run.changed(found.training):            # another machine's, say, which died here
             self.say(f"{run.folder.name}: its unfinished training was begun with other {', '.join(lost)}, "
                      "and continuing would give neither's result; it begins again")
+            ddp.wait()                                     # every process has read it
             if self.world.main:
+                for stale in (run.last, checkpoints.previous(run.last), run.best):
+                    stale.unlink(missing_ok=True)          # nothing may come back to them
                 run.log.keep_before(0)
             return 0.0
         run.take_up(found.training)

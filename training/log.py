@@ -21,8 +21,9 @@ class RunLog:
         self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
 
     def keep_before(self, epoch: int) -> None:
-        """Drop rows of `epoch` and later: they are about to be written again by a resumed run."""
+        """Drop rows of `epoch` and later: a resumed run writes them again, and counts its seconds on."""
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
+        self.began = time.monotonic() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
         self._rewrite()
 
     def add(self, row: dict[str, float]) -> None:

@@ -188,7 +188,9 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
     if factorise:
         state, kept = separate(weights.net, weights.state, model.net, state)
     model.load_state_dict(state)
-    if factorise:
+    if factorise and not kept:
+        say("warning: --separate: no layer is a convolution there and separable here; nothing was factorised")
+    elif factorise:
         calibrate(model, plain_images(train_set, CALIBRATION).float() / 255, kept)
         shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
         say(f"factorised: {shares} of the kernels' energy kept")

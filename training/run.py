@@ -226,7 +226,7 @@ class Run:
             self.failed_saves += 1
             if self.failed_saves >= SAVE_TRIES:
                 raise DiskError(f"{self.last} could not be written {SAVE_TRIES} times in a row ({error}); "
-                                "free some space, then continue with --resume") from error
+                                f"free some space, then run the same command {self.again}") from error
             print(f"warning: {self.last} could not be written ({error}); training continues, free some space",
                   flush=True)
             return False

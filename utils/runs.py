@@ -43,6 +43,15 @@ def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> P
     raise UsageError(f"{base} holds too many runs named {name}; choose another --name")
 
 
+def run_folders(project: str | Path, name: str) -> list[Path]:
+    """Return those of the folders project/name, name2, name3, ... that exist, in that order."""
+    base = Path(project) / name
+    rests = {path: path.name.removeprefix(base.name) for path in base.parent.glob("*")
+             if path.name.startswith(base.name)}
+    numbers = {path: int(rest or 1) for path, rest in rests.items() if not rest or rest.isdecimal()}
+    return sorted(filter(Path.is_dir, numbers), key=numbers.get)
+
+
 def lock(folder: Path) -> io.TextIOBase:
     """Return an open lock file in the folder; raise EnvironmentFault where another process holds it."""
     file = open(folder / ".lock", "a+")

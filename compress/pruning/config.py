@@ -12,7 +12,8 @@ from utils.cli import NOT_NEGATIVE, ONE_OR_MORE, option
 MEASURES = ("params", "stored", "macs", "loose-macs", "latency")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 DEFAULT_LR = {"sgd": 0.005, "adamw": 0.001}        # of the fine-tuning after a step
-FREE = ("device", "workers", "threads", "cache", "save_json", "project", "name")   # where it runs, not what
+# Where it runs and how often it saves, not what.
+FREE = ("device", "workers", "threads", "cache", "save_json", "save_minutes", "project", "name")
 POINTS = (lambda v: v >= 0, "0 or more points")
 REFERENCES = {"original": "the unpruned network", "layer": "the network before this layer's first step",
               "previous": "the network before this step"}

@@ -86,7 +86,8 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
         tuner.say("\n".join(scan_lines([u.name for u in units], SCANNED, drops)))
         scan_png([u.name for u in units], SCANNED, drops, tuner.folder / "scan.png")
     quarter = {unit.name: row[3] for unit, row in zip(units, drops)}
-    return sorted(units, key=lambda unit: quarter[unit.name])
+    # What is too narrow to lose 4/16 comes last: a NaN has no order.
+    return sorted(units, key=lambda unit: (math.isnan(quarter[unit.name]), quarter[unit.name]))
 
 
 def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dict]:

@@ -17,7 +17,9 @@ FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json",
 # What a record must say of a search for its trials to be taken as known.
 SAME = ("layers", "kernels", "ops", "epochs", "imgsz", "cfg", "separate", "weights", "data", "objectives")
 TRAINED_BY = ("fit_anchors", "batch_size", "optimizer", "lr", "final_lr", "momentum", "weight_decay",
-              "warmup_epochs", "nominal_batch", "augment", "close_mosaic", "multi_scale", "box", "obj", "cls")
+              "warmup_epochs", "nominal_batch", "augment", "close_mosaic", "multi_scale", "box", "obj", "cls",
+              "clip", "ema_decay", "ema_ramp", "precision", "val_split", "drop_unknown", "trust",
+              "latency_threads")
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,9 @@ def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
         return Path(value).name if value and key in ("cfg", "weights", "data") else value
     for path in config.known:
         record = runs.read_record("--known", path, "search")
+        if record.get("method") == "one-shot":
+            raise UsageError(f"--known {path}: its networks were cut out of one, none was trained by itself; "
+                             "give records of searches that train each choice")
         record |= record.get("training", {})       # older records do not tell how they trained
         told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
         if other := [key for key in told if plain(record, key) != plain(mine, key)]:

@@ -2,6 +2,7 @@
 import csv
 import json
 import random
+import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -26,7 +27,7 @@ from compress.search.rows import (
 )
 from compress.search.search import Search, candidates, known_trials, trained
 from data.scenes import make_scenes
-from models.checkpoint import Checkpoint, save
+from models.checkpoint import Checkpoint, previous, save
 from models.count import parameters
 from models.network import from_state
 from models.zoo.tiny import substitute
@@ -150,6 +151,11 @@ def test_known_trials_may_stand_in_several_records(tmp_path):
     paths[1].write_text(json.dumps({**two, "imgsz": 96}))
     with pytest.raises(UsageError, match="two.json: a search with imgsz 96 where now it is 64"):
         known_trials(config)
+    others = ({"method": "one-shot"}, "cut out of one"), ({"training": {"clip": .1}}, "clip 0.1")
+    for other, message in others:
+        paths[1].write_text(json.dumps(two | other))
+        with pytest.raises(UsageError, match=f"two.json: .*{message}"):
+            known_trials(config)
 
 
 def test_a_run_folder_is_continued_only_while_its_files_hold_the_same(tmp_path):
@@ -168,7 +174,11 @@ def test_a_run_folder_is_continued_only_while_its_files_hold_the_same(tmp_path):
     assert second.name == "exp2"
     annotations = tmp_path / "set" / "annotations" / "instances_val.json"
     annotations.write_text(annotations.read_text() + " ")
-    assert claim(config, free).name == "exp3"
+    third = claim(config, free)
+    assert third.name == "exp3"
+    for folder in (first, second):
+        shutil.rmtree(folder)
+    assert claim(config, free) == third                    # whatever is missing before it
 
 
 @pytest.mark.parametrize(("threads", "loaded"), [(1, True), (2, False)])
@@ -178,13 +188,18 @@ def test_an_unfinished_training_of_another_kind_of_machine_begins_again(tmp_path
     last = Checkpoint(net, randomised(net).state_dict(), ("a", "b", "c"), training=training)
     save(tmp_path / "last.pt", last)
     state = SimpleNamespace(load=lambda found: kept.append(found), epoch=3, batch=0)
-    run = SimpleNamespace(last=tmp_path / "last.pt", folder=tmp_path, guard={"threads": threads}, state=state,
+    save(tmp_path / "best.pt", last)
+    (tmp_path / "last.pt").rename(previous(tmp_path / "last.pt"))      # killed between two renames of a save
+    run = SimpleNamespace(last=tmp_path / "last.pt", best=tmp_path / "best.pt", folder=tmp_path,
+                          guard={"threads": threads}, state=state,
                           session=SimpleNamespace(world=SimpleNamespace(main=True)),
                           log=SimpleNamespace(rows=[{"seconds": 5.0}], keep_before=lambda e: kept.append(e)))
     run.changed, run.take_up = partial(Run.changed, run), partial(Run.take_up, run)
     spent = Tuner._resume(SimpleNamespace(say=said.append, world=run.session.world), run)
     assert (spent, kept) == ((5.0, [training, 3]) if loaded else (0.0, [0]))
     assert ("begun with other threads" in said[-1]) is not loaded
+    # A restore after bad numbers must not bring back what was begun elsewhere.
+    assert any(tmp_path.glob("*.pt")) is loaded
 
 
 def test_the_front_is_what_nothing_beats():

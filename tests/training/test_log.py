@@ -1,0 +1,16 @@
+"""The rows of a run: what a resumed one keeps, and how it counts on."""
+import json
+from pathlib import Path
+
+from training.log import RunLog
+
+
+def test_a_resumed_run_counts_its_seconds_on(tmp_path: Path):
+    rows = [{"epoch": epoch, "loss": 1.0, "seconds": 1000.0 * (epoch + 1)} for epoch in range(3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    log = RunLog(tmp_path)
+    log.keep_before(2)
+    log.add({"epoch": 2, "loss": 0.5})
+    log.close()
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert seconds[:2] == [1000.0, 2000.0] and 2000 <= seconds[2] < 2600
