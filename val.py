@@ -18,11 +18,14 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--split", choices=("train", "val", "test", "all"), default="val",
         help="which part of the data set; all: of one that is not divided")
+    add("--val-split", type=float, help="of an undivided set: the share that training took for val (0.2)")
+    add("--seed", type=int, default=0, help="of an undivided set: the seed that training divided it with")
     add("--ci", action="store_true", help="95 %% interval of AP50 over resampled images")
     add("--plots", action="store_true", help="curves, confusion matrix, sample images and report.html")
     add("--save-json", action="store_true", help="write the figures to results/NAME.json")
     add("--out", type=Path, help="write the figures to this JSON file")
-    return cli.check(parser, parser.parse_args(), "weights", "data")
+    rules = {**cli.RULES, "val_split": cli.BELOW_ONE}
+    return cli.check(parser, parser.parse_args(), "weights", "data", rules=rules)
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def main() -> None:
     runtime = load_runtime(args.weights, runs.pick_device(args.device), "half" if args.half else "fp32")
     args.imgsz = args.imgsz or runtime.imgsz
     runtime.check_side(args.imgsz, args.weights)
-    where = locate(args.data)
+    where = locate(args.data, args.val_split, args.seed)
     print(where.note, end="\n" * bool(where.note))
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)

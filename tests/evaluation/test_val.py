@@ -1,5 +1,6 @@
 """val.py from flags to table, page and JSON: a perfect detector scores 1, the official weights their bar."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,15 @@ def test_the_official_weights_reach_their_ap_on_real_photographs(run_val, shared
     assert found["map50"] >= 0.400 and found["map50_95"] >= 0.195
     assert (found["parameters"], found["macs"], found["images"]) == (8852366, 2782480896, 328)
     assert found["bytes"] > 35_000_000 and found["without_truth"] == []
+
+
+def test_an_undivided_set_is_measured_on_what_its_training_left_out(run_val, weights, data, tmp_path):
+    (tmp_path / "set").mkdir()
+    shutil.copytree(data / "images", tmp_path / "set" / "images")
+    shutil.copy(data / "annotations" / "instances_val.json", tmp_path / "set" / "labels.json")
+    code, said, error = run_val("--weights", weights, "--data", tmp_path / "set", "--workers", 0,
+                                "--val-split", 0.4, "--seed", 5)
+    assert code == 0, error
+    assert "val is 40% of it" in said and "(seed 5)" in said and "2 images" in said
+    code, _, error = run_val("--weights", weights, "--data", tmp_path / "set", "--val-split", 1.5)
+    assert code == 2 and "--val-split 1.5: needs 0 or more, below 1" in error
