@@ -44,7 +44,7 @@ class CocoSet:
     images: tuple[ImageRecord, ...]
     faults: tuple[Fault, ...]
     root: Path
-    listed: frozenset[str] = frozenset()       # bare names of all images of the file, also of those left out
+    listed: tuple[Path | str, ...] = ()        # all images of the file; bare names of those not found
 
     def ground_truth(self) -> dict:
         """Return a clean COCO dict: image id = position + 1, category id = class + 1, annotation ids 1..n."""
@@ -88,7 +88,8 @@ def read_coco(json_path: str | Path, image_dir: str | Path,
     if not any(len(record.boxes) for record in records):
         faults += fault("split-without-boxes", [json_path.name], "no box to measure against or to learn from "
                         "in this split: its AP is undefined, and no epoch can be the best")
-    listed = frozenset(name.replace("\\", "/").rsplit("/", 1)[-1] for name in file_names)
+    listed = tuple(path or name.replace("\\", "/").rsplit("/", 1)[-1]
+                   for path, name in zip(paths, file_names))
     return CocoSet(names, stored_map, records, tuple(faults), image_dir, listed)
 
 

@@ -135,10 +135,11 @@ def _compare(located: Located, sets: Mapping[str, CocoSet],
         faults += fault("leak-whole-split", ["train"],
                         "all of train is in other splits: nothing was left out, make the splits again")
     if set(located.splits) - {"all"} == set(sets) and len(sets) > 1:
-        named = set().union(*(coco.listed for coco in sets.values()))
-        listed = [record.path for coco in sets.values() for record in coco.images]
-        files = {path.name for coco in sets.values() for path in unlisted_files(listed, coco.root)}
-        faults += fault("unlisted-file", sorted(files - named), "image files that no annotation file lists")
+        listed = {item for coco in sets.values() for item in coco.listed}
+        files = {path for root in {coco.root for coco in sets.values()} for path in unlisted_files(
+            [item for item in listed if isinstance(item, Path)], root)}
+        faults += fault("unlisted-file", sorted(path.name for path in files if path.name not in listed),
+                        "image files that no annotation file lists")
     return faults, left_out
 
 

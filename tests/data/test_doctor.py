@@ -53,6 +53,23 @@ def test_it_runs_as_a_module_and_ends_with_its_code(small: Path, root: Path):
         json_of(small, lambda content: content["annotations"][0].update(category_id=9))
 
 
+def test_an_unlisted_folder_of_the_same_file_names_is_counted(small: Path):
+    (small / "images").rename(small / "v1")
+    for version in ("v1", "v2"):
+        (small / "images" / version).mkdir(parents=True)
+    for at, file in enumerate(sorted((small / "v1").iterdir())):
+        Image.fromarray(photo(900 + at)).save(small / "images/v2" / file.name, quality=92)
+        file.rename(small / "images/v1" / file.name)
+    (small / "v1").rmdir()
+    for split in ("train", "val"):
+        content = content_of(split, {"train": 6, "val": 3}[split])
+        for image in content["images"]:
+            image["file_name"] = f"v1/{image['file_name']}"
+        write(small, split, content)
+    faults, _, _ = diagnosis(small)
+    assert {rule: fault["count"] for rule, fault in faults.items()} == {"unlisted-file": 9}
+
+
 def test_without_a_rate_the_time_estimate_follows_the_area_of_the_input(small: Path):
     time = diagnosis(small, "--imgsz", 832, "--epochs", 10)[1]["time"]
     assert time["train_rate"] == pytest.approx(5) and not time["given"]
