@@ -31,10 +31,11 @@ def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bo
 def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, tuple[int, int]]:
     """Read a layout into `labels`, write it to the new folder `out`; return (images, boxes) by split."""
     from data.coco.read import read_coco
-    from data.coco.write import cleaned, write_layout
+    from data.coco.write import cleaned, refuse_inside, write_layout
     root = layout.source if layout.source.is_dir() else layout.source.parent
-    sets = {}
-    for split, content in labels.contents(layout.read(labels)).items():
+    sets, contents = {}, labels.contents(layout.read(labels))
+    refuse_inside(out, {file.parent for images in labels.splits.values() for file in images})
+    for split, content in contents.items():
         coco = read_coco(root, root, lambda _, made=content: (made, []), max_pixels=labels.max_pixels)
         sets["train" if split == "all" else split] = coco
         for found in coco.faults:

@@ -62,7 +62,8 @@ class Diagnosis:
         """Return the folders of the set, where nothing may be written."""
         splits, source = self.located.splits.values(), Path(self.located.source)
         return {split.images for split in splits} | {split.json.parent for split in splits} | (
-            {source} if source.is_dir() else set())
+            {source} if source.is_dir() else set()) | {
+            record.path.parent for coco in self.sets.values() for record in coco.images}
 
 
 def examine(data: str, splits: Sequence[str], imgsz: int, *, anchors: int = 6, epochs: int = 100,

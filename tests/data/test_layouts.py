@@ -10,10 +10,12 @@ from PIL import Image
 from data.coco.divide import divide
 from data.coco.locate import locate
 from data.coco.read import CocoSet, read_coco
+from data.convert.__main__ import recognised, write_converted
 from data.convert.labels import Labels
+from data.doctor.diagnosis import examine
 from tests.helpers.coco_files import SIZE, content, count
 from tests.helpers.label_writers import NAMES, boxes_of, make_voc, make_yolo
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 
 
 def coco_of(split: str, images: int = 6) -> dict:
@@ -242,6 +244,10 @@ def test_a_yaml_elsewhere_is_followed_however_it_is_named(tmp_path: Path, monkey
     for name in ("cfg/d.yaml", str(tmp_path / "cfg/d.yaml")):
         found = read_coco(*locate(name)["train"])
         assert len(found.images) and not [f for f in found.faults if f.rule == "file-name-differs"]
+    inside = tmp_path / "set" / "images" / "train"
+    with pytest.raises(UsageError, match="inside the data set"):
+        write_converted(Labels(), recognised("yolo", Path("cfg/d.yaml")), inside / "copy")
+    assert inside in examine("cfg/d.yaml", (), 96, reading={}).folders
 
 
 def test_boxes_clipped_at_the_edge_are_counted():
