@@ -42,6 +42,9 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
         parser.error(f"--resume: no run with an args.json in {folder or args.project}; "
                      "give its folder, or start without")
     saved = runs.read_object(folder / "args.json")
+    if (gone := sorted(set(saved) - set(vars(args)))) and not args.accept:
+        parser.error(f"--resume: {folder} was begun by a version whose flags {', '.join(gone)} are no more, "
+                     "so its continuation would be another training; add --accept to continue all the same")
     for action in parser._actions:
         action.default = argparse.SUPPRESS         # so that a second parse gives what was typed, and no more
     typed = vars(parser.parse_args())

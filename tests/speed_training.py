@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace) -> float:
     runs.tune_cpu(args.threads)
     model = model.to(memory_format=torch.channels_last)
     config = TrainConfig(epochs=1, optimizer="sgd", lr=1e-3, momentum=0.9, nominal_batch=1)
-    state = engine.State(model, MovingAverage(model, 0.9998, 1000), make_optimizer(model, config),
+    state = engine.State(model, MovingAverage(model, 0.02), make_optimizer(model, config),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
     precision = runs.pick_precision(torch.device("cpu"))[0]
     loader = Timed(real if batch is None else [batch] * 999, args.steps)

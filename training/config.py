@@ -43,8 +43,8 @@ class Recipe:
     warmup_epochs: float = option(1.0, "epochs of linear warm-up", NOT_NEGATIVE)
     nominal_batch: int = option(16, "images per optimizer step; smaller batches are accumulated", ONE_OR_MORE)
     clip: float = option(10.0, "largest gradient norm", POSITIVE)
-    ema_decay: float = option(0.9998, "decay of the weights' moving average", BELOW_ONE)
-    ema_ramp: float = option(300.0, "optimizer steps over which that decay grows", POSITIVE)
+    ema_age: float = option(0.02, "mean age of the averaged weights, as a share of the steps taken so far "
+                                  "(0: no averaging)", BELOW_ONE)
     val_split: float | None = option(None, "share of an undivided set for val, by whole videos or folders "
                                            "(default: 0.2)", BELOW_ONE, type=float)
     augment: str = option("default", "variety of the training images: none, light, no-flip, default, or "

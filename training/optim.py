@@ -27,18 +27,23 @@ def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
 
 
 class MovingAverage(nn.Module):
-    """torch's AveragedModel without reading its count from the device; the decay grows over `ramp` steps."""
+    """Weights and batch-norm statistics averaged over a fixed share of the steps taken so far.
 
-    def __init__(self, model: nn.Module, decay: float, ramp: float) -> None:
+    Of T steps the t-th weighs (t^p - (t - 1)^p) / T^p with p = 1 / age - 1, so the mean age is never more
+    than `age` of T, whatever T (power function averages, Karras et al. 2024, arXiv 2312.02696, 3.1). The
+    count stays on the device.
+    """
+
+    def __init__(self, model: nn.Module, age: float) -> None:
         super().__init__()
-        self.module, self.decay, self.ramp = copy.deepcopy(model), decay, ramp
+        self.module, self.age = copy.deepcopy(model), age
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long,
                                                        device=next(model.parameters()).device))
 
     @torch.no_grad()
     def update(self, model: nn.Module, good: Tensor) -> None:
         """Move towards the model; where `good` (bool, on the device) is false, by nothing."""
-        share = 1 - self.decay * (1 - torch.exp(-self.n_averaged.double() / self.ramp))
+        share = newest_share(self.n_averaged.double() + 1, self.age)
         pairs = list(zip([*self.module.parameters(), *self.module.buffers()],
                          [*model.parameters(), *model.buffers()]))
         mine, new = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
@@ -46,6 +51,14 @@ class MovingAverage(nn.Module):
         if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
             torch._foreach_copy_(*zip(*counts))
         self.n_averaged += good
+
+
+def newest_share(step: Tensor, age: float) -> Tensor:
+    """Return the share of the newest weights in the average after `step` (float64, 1 or more) steps.
+
+    age: the average's mean age as a share of the steps, 0..1; 0 keeps the newest alone.
+    """
+    return -torch.expm1((1 / age - 1 if age else math.inf) * torch.log1p(-1 / step))
 
 
 def learning_rate(step: float, total: int, warm: float, lr: float, final: float) -> float:

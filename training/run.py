@@ -91,7 +91,7 @@ class Run:
         model = model.to(device).to(memory_format=torch.channels_last)
         if world.size > 1:
             model = synchronise(model)
-        ema = MovingAverage(model, config.ema_decay, config.ema_ramp)
+        ema = MovingAverage(model, config.ema_age)
         optimizer = make_optimizer(model, config)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if world.size > 1:

@@ -159,7 +159,8 @@ def known_trials(config: SearchConfig) -> dict[tuple[str, int], dict]:
             raise UsageError(f"--known {path}: its networks were cut out of one, none was trained by itself; "
                              "give records of searches that train each choice")
         record |= record.get("training", {})       # older records do not tell how they trained
-        told = [key for key in (*SAME, *TRAINED_BY) if key in SAME or key in record]
+        told = {key: 0 for key in (*SAME, *TRAINED_BY) if key in SAME or key in record}
+        told |= record.get("training", {})         # a field that is no more made another training
         if other := [key for key in told if plain(record, key) != plain(mine, key)]:
             raise UsageError(f"--known {path}: a search with " + ", ".join(
                 f"{key} {plain(record, key)} where now it is {plain(mine, key)}" for key in other))

@@ -107,7 +107,7 @@ def parent(tmp_path_factory):
     (folder / "net.json").write_text(to_json(small_net(10)))
     done = run("train.py", "--cfg", str(folder / "net.json"), "--data", str(folder / "set"), "--imgsz", "96",
                "--batch-size", "8", "--epochs", "40", "--workers", "0", "--threads", "1", "--augment", "none",
-               "--precision", "fp32", "--lr", "0.01", "--val-interval", "40", "--ema-ramp", "10",
+               "--precision", "fp32", "--lr", "0.01", "--val-interval", "40",
                "--no-report", "--project", str(folder / "runs"), "--name", "parent")
     assert done.returncode == 0, done.stderr
     return folder

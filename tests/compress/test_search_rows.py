@@ -151,7 +151,8 @@ def test_known_trials_may_stand_in_several_records(tmp_path):
     paths[1].write_text(json.dumps({**two, "imgsz": 96}))
     with pytest.raises(UsageError, match="two.json: a search with imgsz 96 where now it is 64"):
         known_trials(config)
-    others = ({"method": "one-shot"}, "cut out of one"), ({"training": {"clip": .1}}, "clip 0.1")
+    others = ({"method": "one-shot"}, "cut out of one"), ({"training": {"clip": .1}}, "clip 0.1"), (
+        {"training": {"ema_decay": .9998}}, "ema_decay 0.9998")
     for other, message in others:
         paths[1].write_text(json.dumps(two | other))
         with pytest.raises(UsageError, match=f"two.json: .*{message}"):

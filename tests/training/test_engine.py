@@ -57,7 +57,7 @@ def fit_with(poison: set[int], epochs: int = 2, count: int = 6, read_steps: int 
     config = TrainConfig(epochs=epochs, **flags)
     net = small_net(3)
     model = initialise(Network(net), 0)
-    state = engine.State(model, MovingAverage(model, 0.99, 10), make_optimizer(model, config),
+    state = engine.State(model, MovingAverage(model, 0.02), make_optimizer(model, config),
                          torch.amp.GradScaler("cpu", scale, enabled=bool(scale)), torch.device("cpu"))
     saved, replays = [], []
 

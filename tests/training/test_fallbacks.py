@@ -125,7 +125,7 @@ def test_a_disk_too_full_for_the_checkpoints_is_refused_before_training(trained,
 def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(tmp_path, monkeypatch, optimizer):
     net = micro_yolo(3)
     model = Network(net)
-    state = engine.State(model, MovingAverage(model, 0.9, 1.0),
+    state = engine.State(model, MovingAverage(model, 0.1),
                          make_optimizer(model, TrainConfig(optimizer=optimizer, lr=0.1)),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))
     for p in model.parameters():
