@@ -21,7 +21,7 @@ class DistilledLoss:
         self.base, self.teach, self.terms = base, teach, {**base.terms, "distill": 1.0}
 
     def __call__(self, outputs: list[Tensor], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
-        distance = distillation(outputs, self.teach(images), type(self.base.heads[0]))
+        distance = distillation(outputs, self.teach(images), self.base.heads)
         return {**self.base(outputs, targets, images), "distill": distance}
 
 

@@ -63,6 +63,5 @@ class SandwichLoss:
 
     def __call__(self, outputs: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
         first, *others = outputs
-        kind = type(self.base.heads[0])
         return {**self.base(first, targets, images),
-                "distill": sum(distillation(other, first, kind) for other in others)}
+                "distill": sum(distillation(other, first, self.base.heads) for other in others)}

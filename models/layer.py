@@ -33,6 +33,8 @@ class Layer:
     kind: str = ""                                     # a head's: one of `models.heads.HEADS`
     anchors: tuple[tuple[float, float], ...] = ()      # width, height in px of the network input
     xy_scale: float = 1.0                              # centre = (sigmoid*s - (s-1)/2 + cell) * stride
+    bins: int = 0                                      # distances that a side's distribution is over
+    centre: float = 0.5                                # where in a cell its sides begin: 0.5 its middle
     assign: str = ""                                   # a head's rule of matching to ground truth
 
 

@@ -88,6 +88,9 @@ def validate(net: Net) -> Net:
         raise ModelError(f"the heads are of several kinds: {sorted({layer.kind for layer in heads(net)})}")
     if len(counts := {head.classes for head in heads_of(net)}) > 1:
         raise ModelError(f"the heads disagree on the number of classes: {sorted(counts)}")
+    ends = heads_of(net)
+    if ends and (problem := type(ends[0]).disagree(ends)):
+        raise ModelError(f"the heads disagree on their {problem}")
     return net
 
 

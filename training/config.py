@@ -54,10 +54,12 @@ class Recipe:
     multi_scale: bool = option(False, "vary the input side by half to one and a half, a new one each step")
     precision: str = option("auto", "of the forward pass in training",
                             choices=("auto", "fp32", "bf16", "fp16"))
-    box: float | None = option(None, "weight of the box loss (default: the head's, 5)", NOT_NEGATIVE,
-                               type=float)
+    box: float | None = option(None, "weight of the box loss (default: the head's: 5, of a free one 2.5)",
+                               NOT_NEGATIVE, type=float)
     obj: float | None = option(None, "weight of the objectness loss (1)", NOT_NEGATIVE, type=float)
     cls: float | None = option(None, "weight of the class loss (1)", NOT_NEGATIVE, type=float)
+    dfl: float | None = option(None, "weight of the loss of an anchor-free head's distributions (0.5)",
+                               NOT_NEGATIVE, type=float)
     distill: float = option(1.0, "weight of the teacher's part in the loss", NOT_NEGATIVE)
     save_minutes: float = option(5.0, "minutes between saves within an epoch", NOT_NEGATIVE)
 

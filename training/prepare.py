@@ -162,6 +162,8 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
     net = build(config.cfg, classes) if config.cfg else with_heads(weights.net, classes)
     if not config.fit_anchors:
         return net, weights
+    if without := sorted({head.kind for head in heads(net) if not head.anchors}):
+        raise UsageError(f"--fit-anchors: heads of kind {', '.join(without)} have none; leave it out")
     sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
     fitted = fit_anchors(sizes, sum(len(head.anchors) for head in heads(net)), config.seed)
     px, parts, left = strides(net), {}, iter(fitted)

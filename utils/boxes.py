@@ -48,6 +48,13 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), -1)
 
 
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Return centre boxes [..., 4] (cxcywh) of corner boxes [..., 4] (xyxy), same unit."""
+    import torch
+    low, high = boxes[..., :2], boxes[..., 2:4]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
 def iou_rows(boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
     """Return IoU [N, P] of boxes [N, P, 4] with their row of targets [N, 4] (xyxy, same unit)."""
     import torch

@@ -18,7 +18,7 @@ FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json",
 SAME = ("layers", "kernels", "ops", "epochs", "imgsz", "cfg", "separate", "weights", "data", "objectives")
 TRAINED_BY = ("fit_anchors", "batch_size", "optimizer", "lr", "final_lr", "momentum", "weight_decay",
               "warmup_epochs", "nominal_batch", "augment", "close_mosaic", "multi_scale", "box", "obj", "cls",
-              "clip", "ema_age", "precision", "val_split", "drop_unknown", "trust",
+              "dfl", "clip", "ema_age", "precision", "val_split", "drop_unknown", "trust",
               "latency_threads")
 
 

@@ -168,8 +168,7 @@ class AnchorHead(Head):
         sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)
         return Candidates(image[row][sane], found[sane], dropped + int((~sane).sum()))
 
-    @classmethod
-    def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, 3.2)."""
         seen = theirs[:, :, OBJECTNESS].sigmoid()          # background teaches only that it is background
         box = (mine[:, :, :2].sigmoid() - theirs[:, :, :2].sigmoid()).square().sum(2)

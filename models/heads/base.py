@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from models.layer import Layer
 from models.nodes import Builder
+from utils.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,17 @@ class Head(ABC):
     @abstractmethod
     def problem(cls, layer: Layer) -> str:
         """Return what is wrong with a record of this kind; empty when nothing is."""
+
+    @classmethod
+    def disagree(cls, heads: Sequence[Head]) -> str:
+        """Return what heads of one network must have in common and have not; empty when nothing is."""
+        return ""
+
+    @classmethod
+    def in_place_of(cls, layer: Layer, classes: int) -> Layer:
+        """Return a fresh record of this kind for another head's place. Raises ModelError where it cannot."""
+        raise ModelError(f"a head of kind {cls.kind} needs numbers that the record in its place has not; "
+                         "write it as rows of a net.json")
 
     @property
     @abstractmethod
@@ -87,9 +99,8 @@ class Head(ABC):
         counts; else for the best of a prediction.
         """
 
-    @classmethod
     @abstractmethod
-    def distance(cls, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return a student's distance from a teacher's predictions, summed, and the weight to divide by."""
 
     @abstractmethod

@@ -1,6 +1,8 @@
 """The loss of a detector, whatever the kind of its heads."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch import distributed as dist
 
@@ -36,7 +38,8 @@ def over_ranks(count: Tensor) -> Tensor:
     return world / count.clamp(min=1)
 
 
-def distillation(student: list[Tensor], teacher: list[Tensor], kind: type[Head]) -> Tensor:
+def distillation(student: list[Tensor], teacher: list[Tensor], heads: Sequence[Head]) -> Tensor:
     """Return the distance of outputs [B, *shape, G, G] from a teacher's, by its weight in the whole batch."""
-    pairs = [kind.distance(mine.float(), theirs.detach().float()) for mine, theirs in zip(student, teacher)]
+    pairs = [head.distance(mine.float(), theirs.detach().float())
+             for head, mine, theirs in zip(heads, student, teacher)]
     return sum(total for total, _ in pairs) * over_ranks(sum(weight for _, weight in pairs))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.graph import heads_of, outputs, require_heads, strides
+from models.heads import HEADS
 from models.layer import Layer, Net, heads
 from models.records import from_json, validate
 from models.zoo.classifiers import CLASSIFIERS
@@ -32,8 +33,26 @@ def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = Non
     return validate(tuple(new.get(layer.name, layer) for layer in net))
 
 
+def with_head_kind(net: Net, kind: str) -> Net:
+    """Return the detector with fresh heads of another kind in the place of its own, or raise ModelError."""
+    if kind not in HEADS:
+        hint = difflib.get_close_matches(kind, HEADS, 1)
+        raise ModelError(f"unknown kind of head {kind!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
+                         + f" Known: {', '.join(HEADS)}")
+    found = {head.layer.name: head for head in heads_of(require_heads(net, "another kind of head"))}
+    return validate(tuple(
+        HEADS[kind].in_place_of(layer, found[layer.name].classes)
+        if layer.name in found and layer.kind != kind else layer for layer in net))
+
+
 def build(name: str, classes: int | None = None) -> Net:
-    """Return the network of a zoo name or a net.json path, for `classes` classes, or raise ModelError."""
+    """Return the network of a zoo name or a net.json path, for `classes` classes, or raise ModelError.
+
+    A detector's name may end in a kind of head, "micro-yolo+free": its heads are then of that kind.
+    """
+    base, plus, kind = name.rpartition("+")
+    if plus and not Path(name).is_file():
+        return with_head_kind(build(base, classes), kind)
     if name in ZOO:
         return ZOO[name](classes) if classes else ZOO[name]()
     path = Path(name)

@@ -5,7 +5,7 @@ import torch
 
 from compress.distill import DistilledLoss, check_teacher, teacher
 from evaluation.curves import Matches, drop_interval, map50_of
-from models.heads.anchor import AnchorHead
+from models.graph import heads_of
 from models.heads.loss import DetectionLoss, distillation
 from models.network import Network, from_state
 from models.zoo.build import with_heads
@@ -14,6 +14,8 @@ from tests.helpers.nets import randomised, residual_net, small_net
 from training.finetune import recalibrate
 from utils.errors import ModelError
 
+HEADS = heads_of(residual_net())
+
 
 def two_outputs(seed=0):
     return [torch.randn(2, 2, 8, n, n, generator=torch.Generator().manual_seed(seed)) for n in (3, 6)]
@@ -21,7 +23,7 @@ def two_outputs(seed=0):
 
 def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn():
     outputs = [m.requires_grad_() for m in two_outputs()]
-    loss = distillation(outputs, [m.detach().clone() for m in outputs], AnchorHead)
+    loss = distillation(outputs, [m.detach().clone() for m in outputs], HEADS)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert all(float(m.grad.abs().max()) < 1e-6 for m in outputs)
@@ -42,7 +44,7 @@ def test_distillation_is_the_sum_written_out_over_every_prediction():
             classes = bernoulli(theirs[5:].sigmoid(), mine[5:].sigmoid()).sum()
             total += seen * (box + classes) + bernoulli(theirs[4].sigmoid(), mine[4].sigmoid())
             mass += seen
-    assert float(distillation(student, master, AnchorHead)) == pytest.approx(float(total / mass), rel=1e-4)
+    assert float(distillation(student, master, HEADS)) == pytest.approx(float(total / mass), rel=1e-4)
 
 
 def test_the_teacher_joins_the_loss_by_name_and_gets_no_gradient():

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from compress.kernels import crop_kernels, forward, with_kernels
 from compress.supernet import SandwichLoss, Supernet, sandwich
 from models.channels import channels
-from models.heads.anchor import AnchorHead
+from models.graph import heads_of
 from models.heads.loss import DetectionLoss, distillation
 from models.network import Network, from_state
 from models.zoo.tiny import SEARCHED, micro_yolo, substitute
 from tests.helpers.nets import NETS, randomised, residual_net
 from utils.errors import ModelError
 
+HEADS = heads_of(residual_net())
 LAYERS = ("mb3", "ds6", "conv9")                   # of residual_net: an mbconv, a dsconv and a conv
 TARGETS = torch.tensor([[0, 1, .4, .5, .3, .3], [1, 0, .6, .6, .2, .4], [1, 2, .2, .3, .5, .2]])
 
@@ -120,7 +121,7 @@ def test_the_largest_networks_maps_statistics_and_gradients_are_a_networks():
 def test_the_small_networks_teach_the_centres_they_share_and_no_more():
     model = supernet(count=0).train()
     outputs = model(noise())
-    distillation(outputs[1], outputs[0], AnchorHead).backward()      # the smallest network's loss alone
+    distillation(outputs[1], outputs[0], HEADS).backward()      # the smallest network's loss alone
     for name in ("mb3.depthwise.conv.weight", "ds6.depthwise.conv.weight", "conv9.conv.weight"):
         gradient = model.get_parameter(name).grad
         assert (gradient[..., 1:4, 1:4] != 0).all(), name
@@ -136,8 +137,8 @@ def test_the_shared_gradient_is_that_of_the_small_network_alone():
     net, state = crop_kernels(model.net, wide().state_dict(), dict.fromkeys(LAYERS, 3))
     alone = Network(net).train()
     alone.load_state_dict(state)
-    distillation(outputs[1], outputs[0], AnchorHead).backward()
-    distillation(alone(noise()), outputs[0], AnchorHead).backward()
+    distillation(outputs[1], outputs[0], HEADS).backward()
+    distillation(alone(noise()), outputs[0], HEADS).backward()
     for name, parameter in alone.named_parameters():
         mine = model.get_parameter(name).grad
         if mine.shape != parameter.shape:
@@ -152,7 +153,7 @@ def test_the_sandwich_loss_is_ground_truth_for_the_largest_and_its_outputs_for_t
     terms = SandwichLoss(base)(outputs, TARGETS, noise())
     expected = base(outputs[0], TARGETS)
     assert all(torch.equal(terms[name], expected[name]) for name in expected)
-    distance = sum(distillation(found, outputs[0], AnchorHead) for found in outputs[1:])
+    distance = sum(distillation(found, outputs[0], HEADS) for found in outputs[1:])
     torch.testing.assert_close(terms["distill"], distance)
     head = torch.autograd.grad(terms["distill"], outputs[0], retain_graph=True, allow_unused=True)
     assert head == (None,) * len(outputs[0]), "the teacher must not move towards its students"

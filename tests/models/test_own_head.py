@@ -66,8 +66,7 @@ class CellHead(Head):
         return Candidates(image, torch.cat((middle - half, middle + half, scores[image, y, x][:, None],
                                             label[image, y, x][:, None]), 1), 0)
 
-    @classmethod
-    def distance(cls, mine, theirs):
+    def distance(self, mine, theirs):
         return (mine - theirs).square().sum(), theirs.new_tensor(1.0)
 
     def differs(self, other):
@@ -122,7 +121,7 @@ def test_records_other_classes_weights_files_and_teachers_take_it(net):
     assert all(row["taken"] for row in report)
     assert torch.equal(state["end.conv.weight"][[0, 1, 2, 4, 5]], model.state_dict()["end.conv.weight"])
     outputs = [output.detach() for output in model(torch.rand(1, 3, SIDE, SIDE))]
-    assert float(distillation(outputs, [o + 1 for o in outputs], CellHead)) == outputs[0].numel()
+    assert float(distillation(outputs, [o + 1 for o in outputs], heads_of(net))) == outputs[0].numel()
     ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements-export.txt)")
     session = ort.InferenceSession(to_onnx(net, model.state_dict(), SIDE), providers=["CPUExecutionProvider"])
     images = torch.randint(0, 256, (1, 3, SIDE, SIDE), dtype=torch.uint8)

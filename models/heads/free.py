@@ -1,0 +1,185 @@
+"""A head without anchors: class scores, and a distribution over the distance to each side of the box."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from models.heads.assign import RULES, Predictions, Truth
+from models.heads.base import Candidates, Head
+from models.layer import Layer
+from utils.boxes import ciou_pairs, cxcywh_to_xyxy, xyxy_to_cxcywh
+from utils.optional import Lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+else:
+    torch, F = Lazy("torch"), Lazy("torch.nn.functional")
+
+MAX_BINS = 64
+
+
+class FreeHead(Head):
+    """Predictions [B, K + 4 bins, G, G]: classes of a cell; left, top, right and bottom from its middle.
+
+    A side's distance in cells is the expectation of a distribution over 0..bins-1 (Generalised Focal Loss,
+    arXiv 2006.04388). `assign` is the rule that matches predictions to ground truth: see `heads.assign`.
+    """
+
+    kind = "free"
+    terms = {"box": 2.5, "cls": 1.0, "dfl": 0.5}           # 1 - CIoU, cross-entropy, of the distributions
+    why_frozen = "a head's outputs are its classes and sides"
+
+    @classmethod
+    def problem(cls, layer: Layer) -> str:
+        if not 2 <= layer.bins <= MAX_BINS:
+            return f"bins is {layer.bins}; needs 2 to {MAX_BINS}"
+        if layer.out <= 4 * layer.bins:
+            return f"out {layer.out} is not classes + 4 x bins ({layer.bins})"
+        if not 0 <= layer.centre < 1:
+            return f"centre is {layer.centre}; needs 0 (a cell's corner) to 1, 0.5 is its middle"
+        return "" if layer.assign in RULES else f"assign is {layer.assign!r}; needs {' or '.join(RULES)}"
+
+    @classmethod
+    def disagree(cls, heads: Sequence[Head]) -> str:
+        rules = sorted({head.layer.assign for head in heads})
+        return f"rules of matching: {rules}, which look at all heads together" if len(rules) > 1 else ""
+
+    @classmethod
+    def in_place_of(cls, layer: Layer, classes: int) -> Layer:
+        return Layer(layer.name, layer.op, layer.inputs, classes + 4 * 8, 1, act=layer.act, kind=cls.kind,
+                     bins=8, assign="tal")
+
+    @property
+    def classes(self) -> int:
+        return self.layer.out - 4 * self.layer.bins
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.layer.out,)
+
+    def for_classes(self, classes: int) -> Layer:
+        return replace(self.layer, out=classes + 4 * self.layer.bins)
+
+    def set_bias(self, bias: Tensor, prior: float) -> None:
+        """Set the classes to the logit of `prior`; all distances are as likely."""
+        bias.zero_()
+        bias[:self.classes] = -math.log((1 - prior) / prior)
+
+    def boxes(self, sides: Tensor, points: Tensor) -> Tensor:
+        """Return boxes [..., 4] (xyxy px) of raw sides [..., 4 bins] and cells' middles [..., 2], px."""
+        away = sides.unflatten(-1, (4, self.layer.bins)).softmax(-1)
+        away = away @ torch.arange(self.layer.bins, device=sides.device, dtype=sides.dtype) * self.stride
+        return torch.cat((points - away[..., :2], points + away[..., 2:]), -1)
+
+    def points(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Return the middles [height * width, 2] of the cells, px, row by row."""
+        return _points(height, width, self.stride, self.layer.centre, device)
+
+    @classmethod
+    def losses(cls, heads: Sequence[FreeHead], outputs: Sequence[Tensor],
+               targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        raw = [output.flatten(2).transpose(1, 2) for output in outputs]             # [B, P, C] a head
+        side = targets.new_tensor(outputs[0].shape[:1:-1]) * heads[0].stride
+        truth = Truth(targets[:, 0].long(), targets[:, 1].long(),
+                      cxcywh_to_xyxy(targets[:, 2:6] * torch.cat((side, side))))
+        with torch.no_grad():
+            found = RULES[heads[0].layer.assign](cls.predictions(heads, outputs), truth)
+        logits = torch.cat([of_head[..., :head.classes] for head, of_head in zip(heads, raw)], 1)
+        wanted = torch.zeros_like(logits)
+        wanted[found.image, found.at, truth.label[found.row]] = found.quality.to(wanted.dtype)
+        terms = {"box": logits.sum() * 0, "dfl": logits.sum() * 0,
+                 "cls": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")}
+        first = 0
+        for head, of_head, output in zip(heads, raw, outputs):
+            own = (found.at >= first) & (found.at < first + of_head.shape[1])
+            at, first = found.at[own] - first, first + of_head.shape[1]
+            parts = head.terms_of(of_head[found.image[own], at, head.classes:],
+                                  head.points(*output.shape[2:], output.device)[at],
+                                  truth.boxes[found.row[own]])
+            terms |= {name: terms[name] + (part * found.quality[own]).sum() for name, part in parts.items()}
+        return {name: terms[name] for name in cls.terms}, found.quality.sum()
+
+    @classmethod
+    def predictions(cls, heads: Sequence[FreeHead], outputs: Sequence[Tensor]) -> Predictions:
+        """Return all that the heads' outputs [B, C, G, G] predict, decoded."""
+        parts = []
+        for head, output in zip(heads, outputs):
+            raw = output.flatten(2).transpose(1, 2)
+            points = head.points(*output.shape[2:], output.device)
+            stride = points.new_full(points.shape[:1], head.stride)
+            parts.append((raw[..., :head.classes].sigmoid(), head.boxes(raw[..., head.classes:], points),
+                          points, stride, stride * (head.layer.bins - 1)))
+        return Predictions(*(torch.cat(part, int(at < 2)) for at, part in enumerate(zip(*parts))))
+
+    def terms_of(self, sides: Tensor, points: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        """Return the box and distribution losses [n] of raw sides [n, 4 bins] matched to boxes (xyxy px)."""
+        predicted = self.boxes(sides, points)
+        ciou, _ = ciou_pairs(xyxy_to_cxcywh(predicted), xyxy_to_cxcywh(boxes))
+        # A side that no bin reaches, or that lies on the cell's other side, asks for the nearest it can say.
+        away = torch.cat((points - boxes[:, :2], boxes[:, 2:] - points), 1) / self.stride
+        away = away.clamp(0, self.layer.bins - 1 - 1e-3)
+        low = away.long()
+        chances = sides.unflatten(-1, (4, self.layer.bins)).log_softmax(-1)
+        below, above = (chances.gather(2, (low + step)[..., None])[..., 0] for step in (0, 1))
+        return {"box": 1 - ciou, "dfl": -(below * (low + 1 - away) + above * (away - low)).mean(1)}
+
+    def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
+                   multi_label: bool) -> Candidates:
+        floor = -math.inf if conf_thres <= 0 else math.inf
+        if 0 < conf_thres < 1:
+            floor = math.log(conf_thres / (1 - conf_thres))
+        mask, dropped = output[:, :self.classes].amax(1) > floor, 0
+        if not output.sum().isfinite():
+            finite = output.isfinite().all(1)
+            mask, dropped = mask & finite, int((~finite).sum())
+        image, y, x = mask.nonzero(as_tuple=True)
+        vectors = output[image, :, y, x]
+        points = (torch.stack((x, y), 1) + self.layer.centre) * self.stride
+        boxes, scores = self.boxes(vectors[:, self.classes:], points), vectors[:, :self.classes].sigmoid()
+        if classes is not None:
+            asked = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            asked[list(classes)] = True
+            scores = scores * asked
+        wanted = scores > conf_thres
+        if not multi_label:
+            wanted = wanted & F.one_hot(scores.argmax(1), scores.shape[1]).bool()
+        row, label = wanted.nonzero(as_tuple=True)
+        found = torch.cat((boxes[row], scores[row, label][:, None], label[:, None]), 1)
+        return Candidates(image[row], found, dropped)
+
+    def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the divergence of the scores, and of the sides by the teacher's best score."""
+        seen = theirs[:, :self.classes].amax(1).sigmoid()
+        soft = theirs[:, :self.classes].sigmoid()
+        scores = (F.binary_cross_entropy_with_logits(mine[:, :self.classes], soft, reduction="sum")
+                  - F.binary_cross_entropy_with_logits(theirs[:, :self.classes], soft, reduction="sum"))
+        mine, theirs = (x[:, self.classes:].unflatten(1, (4, self.layer.bins)).log_softmax(2)
+                        for x in (mine, theirs))
+        sides = (theirs.exp() * (theirs - mine)).sum(2).mean(1)
+        return scores + (seen * sides).sum(), seen.sum()
+
+    def differs(self, other: Head) -> str:
+        same = (self.layer.bins, self.layer.centre) == (other.layer.bins, other.layer.centre)
+        return "" if same else "other bins or another middle of its cells"
+
+    def rows(self, names: Sequence[str], other_names: Sequence[str]) -> tuple[list[int], list[int]]:
+        there = {name.lower(): at for at, name in enumerate(other_names)}
+        pairs = [(at, there[name.lower()]) for at, name in enumerate(names) if name.lower() in there]
+        pairs += [(len(names) + at, len(other_names) + at) for at in range(4 * self.layer.bins)]
+        return [here for here, _ in pairs], [back for _, back in pairs]
+
+    def metadata(self) -> dict[str, object]:
+        return {"bins": self.layer.bins, "centre": self.layer.centre}
+
+
+@lru_cache(maxsize=64)
+def _points(height: int, width: int, stride: int, centre: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):                      # kept for training too
+        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device),
+                              indexing="ij")
+        return (torch.stack((x.reshape(-1), y.reshape(-1)), 1) + centre) * stride
