@@ -27,14 +27,15 @@ from training.run import SHOWN, Run, Validator
 from utils import ddp, runs
 from utils.errors import DataError, DiskError
 
-RECALIBRATION = 256                                # images that batch-norm statistics are taken from again
+RECALIBRATION = 256                                # images that a cut's change of statistics is taken from
+State = dict[str, Tensor]
 
 
 class Outcome(NamedTuple):
     """A finished training: the averaged weights after its last epoch (CPU, fp32) and what they reach."""
 
     net: Net
-    state: dict[str, Tensor]
+    state: State
     metrics: dict[str, float]                              # the SHOWN ones, fractions
     epochs: int
     seconds: float
@@ -80,8 +81,9 @@ class Tuner:
         for dataset in (self.train_set, self.val_set):
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
         self.validator = Validator(config, self.val_set, self.session, self.interrupt)
+        self._measured: tuple[State, State] | None = None  # the weights last cut, and their statistics
 
-    def tune(self, net: Net, state: dict[str, Tensor], name: str, epochs: int, *, seed: int,
+    def tune(self, net: Net, state: State, name: str, epochs: int, *, seed: int,
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:
         """Return the network fine-tuned in folder/name, or read from there; loss: as DetectionLoss.
 
@@ -110,12 +112,23 @@ class Tuner:
         """Return whether the training of that name is finished."""
         return bool(self.share((self.folder / name / "outcome.json").is_file()))
 
-    def recalibrate(self, net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state with batch-norm statistics of plain training images; the argument is unchanged."""
+    def cut(self, net: Net, state: State, way: Callable[[Net, State], tuple[Net, State]]
+            ) -> tuple[Net, State]:
+        """Return a trained network cut by a pass, its batch-norm statistics moved as the cut moves them.
+
+        Both networks see the same plain images; what they differ by is added to what training left.
+        """
+        if self._measured is None or self._measured[0] is not state:
+            self._measured = state, self._statistics(net, state)
+        small, kept = way(net, state)
+        before = way(net, {**state, **self._measured[1]})[1]
+        return small, moved(kept, before, self._statistics(small, kept))
+
+    def _statistics(self, net: Net, state: State) -> State:
         images, size = self._plain, self.config.batch_size
         whole = len(images) // size * size or len(images)  # a short last batch would count as a whole one
         half = engine.HALF.get(self.precision)
-        return recalibrate(net, state, images[:whole].split(size), self.device, half)
+        return statistics(net, state, images[:whole].split(size), self.device, half)
 
     @cached_property
     def _plain(self) -> Tensor:
@@ -172,9 +185,9 @@ class Tuner:
 
 
 @torch.no_grad()
-def recalibrate(net: Net, state: dict[str, Tensor], batches: Iterable[Tensor],
-                device: torch.device | str = "cpu", half: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the state with running means and variances that are plain averages over the batches.
+def statistics(net: Net, state: State, batches: Iterable[Tensor], device: torch.device | str = "cpu",
+               half: torch.dtype | None = None) -> State:
+    """Return running means and variances (state key -> tensor) that are plain averages over the batches.
 
     batches: images uint8 [B, 3, S, S]. Post-training statistics of Yu and Huang 2019 (US-Net, arXiv
     1903.05134, section 3.4): a sub-network's activations are not distributed as the whole network's were.
@@ -188,6 +201,22 @@ def recalibrate(net: Net, state: dict[str, Tensor], batches: Iterable[Tensor],
         images = images.to(device).float() / 255
         with torch.autocast(torch.device(device).type, half, enabled=half is not None):
             model(images.contiguous(memory_format=torch.channels_last))
-    fresh = model.state_dict()
-    return {key: fresh[key].to("cpu").contiguous() if "running_" in key else value
-            for key, value in state.items()}
+    return {key: value.to("cpu").contiguous() for key, value in model.state_dict().items()
+            if "running_" in key}
+
+
+def moved(state: State, before: State, now: State) -> State:
+    """Return the state, its running means moved by what they changed from before to now, variances scaled.
+
+    before, now: `statistics` of the same images in the network that the state was cut from and in the cut
+    one. Training saw varied images, so statistics of plain ones alone would fit neither; what is as it was
+    keeps those of its training exactly.
+    """
+    out = dict(state)
+    for key in now:
+        old, first, last = state[key], before[key], now[key]
+        if key.endswith("running_mean"):
+            out[key] = old + (last - first)
+        else:                                              # a channel that never varied has no ratio
+            out[key] = torch.where(first > 0, old * (last / first), last)
+    return out

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compress.importance import RULES
+from compress.importance import DEFAULT, RULES
 from training.config import Recipe
 from utils.cli import NOT_NEGATIVE, ONE_OR_MORE, option
 
@@ -59,7 +59,7 @@ class PruneConfig(Recipe):
         "outputs", "block outputs (hidden widths they feed follow, as in the paper), hidden widths, or both",
         choices=("outputs", "hidden", "both"))
     importance: str = option(
-        "l1", "which channels go: those of the smallest value by this rule (the paper does not say)",
+        DEFAULT, "which channels go: those of the smallest value by this rule (the paper does not say)",
         choices=tuple(RULES))
     round_to: int = option(1, "keep widths at multiples of this; 8 or 16 run faster",
                            (lambda v: v >= 1, "1 or more channels"))

@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -124,12 +125,13 @@ class Bench:
         return {unit: sorted(found.argsort(descending=True, stable=True)[:width[unit]].tolist())
                 for unit, found in scores.items()}
 
-    def tune(self, net: Net, state: State, name: str) -> tuple[Net, State, Measured, float]:
-        """Return the network fine-tuned (first seed), what it reaches over all seeds, and the seconds."""
+    def tune(self, net: Net, state: State, keep: dict[str, list[int]],
+             name: str) -> tuple[Net, State, Measured, float]:
+        """Return the network cut and tuned (first seed), what it reaches over all seeds, the seconds."""
         config, tuner = self.config, self.tuner
         names = [f"steps/{name}-s{s}" for s in range(config.seeds)]
-        if not all(tuner.done(n) for n in names):
-            state = tuner.recalibrate(net, state)
+        if keep and not all(tuner.done(n) for n in names):
+            net, state = tuner.cut(net, state, partial(prune, keep=keep))
         tries = [tuner.tune(net, state, n, config.epochs_per_step, seed=config.seed + s, loss=self.loss)
                  for s, n in enumerate(names)]
         mean = {key: float(np.mean([t.metrics[key] for t in tries])) for key in SHOWN}
@@ -178,7 +180,7 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
                 log.stopped |= {unit.name: "nothing is left to take" for unit in turn}
                 break
             name = f"{len(log.rows) + 1:03}-{turn[0].name if len(turn) == 1 else 'network'}"
-            child, child_state, reached, seconds = bench.tune(*prune(net, state, keep), name)
+            child, child_state, reached, seconds = bench.tune(net, state, keep, name)
             lost = bench.drop(reference, reached)
             accepted, why = accepts(config, lost, bench.drop(original, reached).points)
             log.step(turn, child, reached, lost, accepted, why, seconds)

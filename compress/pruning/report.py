@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from bench.profile.latency import compare_speed, speed_lines
+from compress.importance import without_norm
 from compress.prune import prune
 from compress.pruning.config import REFERENCES
 from compress.pruning.plots import LABELS, scan_png, steps_png, widths_png
@@ -46,7 +48,13 @@ def heading(bench: Bench, units: list[Unit], reasons: dict[str, str]) -> list[st
     return [str(bench.tuner.folder), ", ".join(f"{name} {value}" for name, value in choices(bench).items()),
             f"a step's loss is counted against {REFERENCES[bench.config.reference]}",
             f"layers: {', '.join(f'{u.name} {u.original}' for u in units)}",
-            *(f"  {group} stays whole: {why}" for group, why in reasons.items())]
+            *(f"  {group} stays whole: {why}" for group, why in reasons.items()), *_by_l2(bench)]
+
+
+def _by_l2(bench: Bench) -> list[str]:
+    """Return the line that says for which units --importance bn takes another rule."""
+    found = without_norm(bench.origin) if bench.config.importance == "bn" else []
+    return [f"importance bn: {', '.join(found)} have no batch-norm: theirs is the L2 norm"] if found else []
 
 
 def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
@@ -74,8 +82,7 @@ def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: 
             if name in known or (width == unit.original):
                 continue
             keep = bench.best_channels(net, state, narrowed(net, net, {unit.name: width}))
-            small, small_state = prune(net, state, keep)
-            reached = bench.measure(small, tuner.recalibrate(small, small_state))
+            reached = bench.measure(*tuner.cut(net, state, partial(prune, keep=keep)))
             known[name] = bench.drop(before, reached).points
             tuner.interrupt.stop("interrupted; what was measured is kept: run the same command to continue")
             if tuner.world.main:

@@ -275,5 +275,4 @@ def train_supernet(search: Search) -> Outcome:
 
 def cut(search: Search, supernet: Outcome, choice: Choice) -> tuple[Net, State]:
     """Return a choice's network out of the supernet, with batch-norm statistics of its own."""
-    net, state = crop_kernels(supernet.net, supernet.state, choice.kernels)
-    return net, search.tuner.recalibrate(net, state)
+    return search.tuner.cut(supernet.net, supernet.state, partial(crop_kernels, kernels=choice.kernels))

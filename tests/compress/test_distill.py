@@ -1,17 +1,21 @@
 """Learning from a teacher, and batch-norm statistics measured again."""
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from compress.distill import DistilledLoss, check_teacher, teacher
+from compress.prune import prune
 from evaluation.curves import Matches, drop_interval, map50_of
 from models.graph import heads_of
 from models.heads.loss import DetectionLoss, distillation
-from models.network import Network, from_state
+from models.network import from_state
 from models.zoo.build import with_heads
 from models.zoo.tiny import micro_yolo
 from tests.helpers.nets import randomised, residual_net, small_net
-from training.finetune import recalibrate
+from training.finetune import Tuner, moved, statistics
 from utils.errors import ModelError
 
 HEADS = heads_of(residual_net())
@@ -71,21 +75,53 @@ def test_a_teacher_with_other_classes_or_anchors_is_refused():
         check_teacher(net, names, other, names)
 
 
-def test_statistics_measured_again_are_those_of_the_images_and_nothing_else_changes():
+def test_measured_statistics_are_those_of_the_images_and_the_weights_alone():
     net = residual_net()
     state = {k: v.clone() for k, v in randomised(net).state_dict().items()}
     kept = {k: v.clone() for k, v in state.items()}
     images = torch.randint(0, 255, (6, 3, 64, 64), dtype=torch.uint8)
-    new = recalibrate(net, state, images.split(3))
+    new = statistics(net, state, images.split(3))
     assert all(torch.equal(state[k], kept[k]) for k in state)
-    assert all(torch.equal(new[k], state[k]) for k in state if "running_" not in k)
+    assert set(new) == {k for k in state if "running_" in k}
     conv = from_state(net, state).conv1.conv
     means = torch.stack([conv(p.float() / 255).mean((0, 2, 3)) for p in images.split(3)]).mean(0)
     torch.testing.assert_close(new["conv1.bn.running_mean"], means, rtol=1e-4, atol=1e-5)
     spoilt = {k: torch.full_like(v, 1e6) if "running_var" in k else v for k, v in state.items()}
-    again = recalibrate(net, spoilt, images.split(3))
+    again = statistics(net, spoilt, images.split(3))
     assert all(torch.equal(new[k], again[k]) for k in new)
-    assert Network(net).load_state_dict(new)
+
+
+def tuner_of(images):
+    """A Tuner as far as cutting asks for one."""
+    tuner = object.__new__(Tuner)
+    tuner.config, tuner.device, tuner.precision = SimpleNamespace(batch_size=4), torch.device("cpu"), "fp32"
+    tuner._measured, tuner._plain = None, images
+    return tuner
+
+
+def test_a_cut_moves_statistics_by_what_it_changes_and_leaves_an_uncut_network_its_own():
+    """Statistics of varied images are wanted and plain ones are at hand, as after a training with mosaic."""
+    net, draw = residual_net(), torch.Generator().manual_seed(2)
+    plain = torch.randint(0, 255, (8, 3, 64, 64), generator=draw, dtype=torch.uint8)
+    varied = (plain.float() * torch.rand((8, 1, 1, 1), generator=draw)).to(torch.uint8)
+    state = {k: v.clone() for k, v in randomised(net).state_dict().items()}
+    state |= statistics(net, state, varied.split(4))
+    tuner, keep = tuner_of(plain), {"conv1": range(6), "mb3": range(10), "conv9": range(12)}
+    same, own = tuner.cut(net, state, partial(prune, keep={}))
+    assert same == net and all(torch.equal(own[k], state[k]) for k in state)
+    small, cut = tuner.cut(net, state, partial(prune, keep=keep))
+    stale = prune(net, state, keep)[1]
+    wanted, alone = (statistics(small, stale, images.split(4)) for images in (varied, plain))
+
+    def off(found):
+        return sum((found[k] - wanted[k]).abs().mean() / wanted[k].abs().mean() for k in wanted)
+    assert off(cut) < 0.6 * min(off(stale), off(alone)), (off(cut), off(stale), off(alone))
+    assert all(torch.equal(cut[k], stale[k]) for k in stale if "running_" not in k)
+
+
+def test_a_channel_that_never_varied_takes_the_variance_it_has_now():
+    state, first, last = ({"bn.running_var": torch.tensor(v)} for v in ((4., 9.), (2., 0.), (1., 5.)))
+    assert moved(state, first, last)["bn.running_var"].tolist() == [2., 5.]
 
 
 def made_matches(right):

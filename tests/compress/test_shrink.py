@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-from compress.importance import RULES, channel_scores, loss_gradients
+from compress.importance import RULES, channel_scores, loss_gradients, without_norm
 from compress.prune import prune
 from compress.pruning.config import PruneConfig
 from compress.pruning.progressive import Bench
 from compress.pruning.schedule import Unit, narrowed, next_widths, prunable
-from models.channels import widths, with_widths
+from models.channels import channels, widths, with_widths
 from models.network import Network, initialise
 from models.zoo.tiny import PRUNED_WIDTHS, micro_yolo, micro_yolo_pruned
 from tests.helpers.nets import NETS, randomised, residual_net, small_net
@@ -117,11 +117,38 @@ def test_batch_norm_and_random_importance_and_their_refusals():
     assert torch.equal(one, channel_scores(net, state, "conv9", "random")) and not torch.equal(one, other)
     for words, asked in (("unknown importance", ("conv9", "magnitude")),
                          ("no unit", ("conv99", "l1")),
-                         ("needs the gradients", ("conv9", "taylor")),
-                         ("has no batch-norm", ("mb3.squeeze", "bn"))):
+                         ("needs the gradients", ("conv9", "taylor"))):
         with pytest.raises(ModelError, match=words):
             channel_scores(net, state, *asked)
-    assert set(RULES) == {"l1", "l2", "fpgm", "taylor", "bn", "random"}
+    assert set(RULES) == {"l1", "l2", "fpgm", "taylor", "group", "bn", "random"}
+
+
+def test_where_a_maker_has_no_batch_norm_its_l2_norm_stands_in_as_a_share():
+    net = residual_net()
+    state = randomised(net).state_dict()
+    reduce = state["mb3.se.reduce.weight"].flatten(1).norm(dim=1)
+    torch.testing.assert_close(channel_scores(net, state, "mb3.squeeze", "bn"), reduce / reduce.mean())
+    found = without_norm(net)
+    assert {"mb3.squeeze", "se8.squeeze", "mb9.hidden"} <= set(found) and "mb3" not in found
+    for unit in channels(net).units:                       # every one has an answer, squeeze-excitation's too
+        if channels(net).makers[unit]:
+            assert channel_scores(net, state, unit, "bn").gt(0).all(), unit
+
+
+def test_the_group_norm_adds_what_makes_and_reads_a_channel_each_as_a_share_of_the_units_mean():
+    net = small_net()
+    state = randomised(net).state_dict()
+
+    def share(weight):
+        return (found := weight.flatten(1).square().sum(1)) / found.mean()
+    made, read = share(state["conv1.conv.weight"]), share(state["mb3.expand.conv.weight"].transpose(0, 1))
+    torch.testing.assert_close(channel_scores(net, state, "conv1", "group"), made + read)
+    blind = {**state, "mb3.expand.conv.weight": state["mb3.expand.conv.weight"].clone()}
+    blind["mb3.expand.conv.weight"][:, 5] = 0              # nobody reads it, however strong it is
+    blind["conv1.conv.weight"] = torch.ones_like(state["conv1.conv.weight"])
+    assert int(channel_scores(net, blind, "conv1", "group").argmin()) == 5
+    scaled = {**state, "mb3.expand.conv.weight": 100 * state["mb3.expand.conv.weight"]}
+    torch.testing.assert_close(channel_scores(net, scaled, "conv1", "group"), made + read)
 
 
 def test_taylor_sees_the_channel_that_the_loss_depends_on():
