@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,7 @@ class Inspection(NamedTuple):
     height: int
     orientation: int
     problem: str
+    crc: int = 0                   # of the bytes, for whoever asks later whether the file is still the same
 
 
 def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -85,10 +87,11 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
         with open(path, "rb") as file:
             width, height, orientation, kind = _header(file, max_pixels)
             _check(kind, file)
+            file.seek(0)
+            data = np.frombuffer(file.read(), np.uint8)
             if simplejpeg and kind in JPEGS:
-                file.seek(0)
-                _jpeg(np.frombuffer(file.read(), np.uint8), 1)
-        return Inspection(width, height, orientation, "")
+                _jpeg(data, 1)
+        return Inspection(width, height, orientation, "", zlib.crc32(data))
     except DataError as error:
         return Inspection(0, 0, 1, str(error))
     except OSError as error:
@@ -123,7 +126,8 @@ def _read_memo(memo: Path | None, max_pixels: int) -> dict[str, tuple[list[int] 
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(memo.read_text(encoding="utf-8")) if memo else {}
         if content.get("max_pixels") == max_pixels:
-            return {path: (stamp, Inspection(*found)) for path, (stamp, found) in content["files"].items()}
+            return {path: (stamp, Inspection(*found)) for path, (stamp, found) in content["files"].items()
+                    if len(found) == len(Inspection._fields)}
     return {}
 
 

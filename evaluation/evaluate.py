@@ -119,7 +119,7 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     coco = dataset.coco
     sizes = [(record.height, record.width) for record in coco.images]
     found = collect_detections(batches, finder, sizes, progress, poll)
-    return evaluate_detections(coco.ground_truth(), found, coco.names, max_det=finder.thresholds[2]), found
+    return evaluate_detections(coco.as_written(), found, coco.names, max_det=finder.thresholds[2]), found
 
 
 def measure(runtime: Runtime, data: str, imgsz: int,

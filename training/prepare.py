@@ -245,10 +245,22 @@ def saved_run(folder: Path, names: tuple[str, ...], say: Callable) -> checkpoint
 
 def resume(run: Run, saved: dict) -> None:
     """Load a checkpoint's training state; what would not be bit-exact needs --accept."""
+    kinds = {name: type(getattr(run.state, name)) for name in run.state.COUNTERS} | {"guard": dict}
+    wrong = [name for name, kind in kinds.items()
+             if not isinstance(saved.get(name), (kind, int) if kind is float else kind)]
+    unfit = f"{run.last}: its training state is not this version's ({{}}); continue with the version that " \
+            f"wrote it, or start a new run with --weights {run.last}"
+    if wrong:
+        raise ModelError(unfit.format(f"{', '.join(wrong)} absent or of another type"))
     lost = "; ".join(f"{key} was {before}, is {run.guard[key]}" for key, before in run.changed(saved).items())
     if lost and not run.config.accept:
         raise EnvironmentFault(f"the continuation would not be bit-exact: {lost}. "
                                "Restore that, or add --accept to continue all the same")
-    run.take_up(saved)
+    try:
+        run.take_up(saved)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:   # torch's, of any part
+        raise ModelError(unfit.format(str(error).split("\n")[0])) from None
+    if "val" in run.changed(saved):
+        run.state.best = -1.0                          # reached on another set
     run.session.say(f"continuing from epoch {run.state.epoch + 1}, batch {run.state.batch}"
                     + (f" (no longer bit-exact: {lost})" if lost else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -98,20 +99,24 @@ class Run:
             model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
         self.state = engine.State(model, ema, optimizer, scaler, device)
-        self.loader, self.log, self.data = self._loader(), RunLog(folder), data_hash(train_set.coco)
+        self.loader, self.log = self._loader(), RunLog(folder)
+        val = validator.dataset.coco
+        self.data = {"data": data_hash(train_set.coco), "images": files_hash(train_set.coco),
+                     "val": checkpoints.checksum([data_hash(val), files_hash(val)]),
+                     "teacher": config.teacher and zlib.crc32(Path(config.teacher).read_bytes())}
 
     @property
     def guard(self) -> dict[str, object]:
         """Return what must be the same for a continuation to have the same bits."""
         device, world, precision, _ = self.session
         return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": world.size,
-                "precision": precision, "batch size": self.config.batch_size, "data": self.data,
+                "precision": precision, "batch size": self.config.batch_size, **self.data,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
 
     def changed(self, saved: dict) -> dict[str, object]:
-        """Return those entries of a checkpoint's guard that are others now."""
+        """Return those entries of a checkpoint's guard that are others now; older ones have fewer."""
         before = saved["guard"]
-        return {key: before.get(key) for key, value in self.guard.items() if before.get(key) != value}
+        return {key: before[key] for key, value in self.guard.items() if before.get(key, value) != value}
 
     def take_up(self, saved: dict) -> None:
         """Continue from a checkpoint's training state."""
@@ -268,6 +273,11 @@ def check_disk(folder: Path, numbers: int, optimizer: str) -> None:
     if free < need:
         raise DiskError(f"{folder}: checkpoints of this network need about {need / 1e6:.0f} MB, "
                         f"{free / 1e6:.0f} MB are free there; free some space, or choose another --project")
+
+
+def files_hash(coco: CocoSet) -> int:
+    """Return a number that changes with the bytes of an image file."""
+    return checkpoints.checksum([r.crc for r in coco.images])
 
 
 def data_hash(coco: CocoSet) -> int:

@@ -33,6 +33,7 @@ class Boxes(NamedTuple):
     xyxy: np.ndarray               # float64 [n, 4] px
     area: np.ndarray               # float64 [n] px^2, of the mask where the file gives it
     crowd: np.ndarray              # bool [n]
+    written: np.ndarray            # float64 [n, 5] (top-left xywh px, area px^2) as the file has them
     row: np.ndarray                # int64 [n] position in the file's `annotations`, for messages
 
     def where(self, keep: np.ndarray) -> "Boxes":
@@ -99,7 +100,7 @@ def read_boxes(annotations: list[dict], images: list[dict], classes: Mapping[str
     masked = [a.get("bbox") in (None, [], "") and bool(a.get("segmentation")) for a in annotations]
     xywh = np.array([_four_numbers(mask_box(a["segmentation"]) if mask else a.get("bbox"))
                      for a, mask in zip(annotations, masked)], np.float64).reshape(-1, 4)
-    area = np.array([_positive(a.get("area")) for a in annotations], np.float64)
+    area = np.array([_area(a.get("area")) for a in annotations], np.float64)
     crowd = np.array([a.get("iscrowd") in (1, True, "1") for a in annotations], bool)
     orphan, unknown, broken = image < 0, label < 0, np.isnan(xywh).any(1)
     share, limit = (orphan | broken).sum() / max(1, len(annotations)), f"{WORST_BAD_SHARE:.0%} may be lost"
@@ -118,18 +119,22 @@ def read_boxes(annotations: list[dict], images: list[dict], classes: Mapping[str
         missing = sum(a.get(key) is None for a in annotations)
         faults += fault(f"missing-{key}", (), f"annotations without `{key}`, {what}", count=missing)
     boxes = Boxes(image, label, np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), area, crowd,
+                  np.column_stack((xywh, np.where(area >= 0, area, xywh[:, 2:].prod(1)))),
                   np.arange(len(annotations)))
     return boxes.where(~(orphan | unknown | broken)), faults
 
 
 def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: Sequence[Inspection],
-              trust: str | None) -> tuple[Boxes, list[Fault]]:
-    """Return boxes of positive size inside their images (px as decoded), and what was changed or dropped.
+              trust: str | None) -> tuple[Boxes, Boxes, list[Fault]]:
+    """Return boxes to learn from, boxes to measure against, and what was changed or dropped (px as decoded).
 
-    `stated` int64 [I, 2] is the file's (width, height), 0 for none; with trust "image" boxes follow `real`.
+    The first are distinct, of positive size, inside their images; the second as the file has them, so that
+    AP is that of pycocotools. `stated` int64 [I, 2] is the file's (width, height), 0 for none; with trust
+    "image" both follow `real`.
     """
     size = np.array([(r.width, r.height) for r in real], np.float64).reshape(-1, 2)
     limit = size[boxes.image]
+    counted = boxes.where((boxes.written[:, 2:4] >= 0).all(1))
     wrong_way = (boxes.xyxy[:, 2:] <= boxes.xyxy[:, :2]).any(1)
     faults: list[Fault] = []
 
@@ -142,7 +147,7 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
         tell("normalised-boxes", slice(None), "all boxes are in 0..1, fractions of the image, not px: "
              "multiply by width and height", True)
     if trust == "image":
-        boxes = _follow(boxes, stated, real)
+        boxes, counted = _follow(boxes, stated, real), _follow(counted, stated, real)
     faults += _corners_suspected(boxes, limit)
     clipped = np.concatenate((boxes.xyxy[:, :2].clip(0, limit), boxes.xyxy[:, 2:].clip(0, limit)), 1)
     moved = np.abs(clipped - boxes.xyxy).max(1, initial=0)
@@ -150,13 +155,14 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
     tell("box-outside-image", gone, "boxes with less than 1 px inside their image, dropped")
     tell("box-over-the-edge", (moved > 1) & ~gone, "boxes clipped to their image")
     whole = (clipped[:, 2:] - clipped[:, :2]).prod(1)
-    area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)   # a mask is no larger than its box
+    area = np.where(boxes.area > 0, np.minimum(boxes.area, whole), whole)  # a mask is no larger than its box
     boxes = boxes._replace(xyxy=clipped, area=area).where(~gone)
     table = np.column_stack((boxes.image, boxes.label, boxes.crowd, boxes.xyxy))
     first = np.sort(np.unique(table, axis=0, return_index=True)[1])
     tell("duplicate-box", np.setdiff1d(np.arange(len(table)), first),
-         "boxes that are exactly another's, dropped: even a perfect detector would miss them")
-    return boxes.where(first), faults
+         "boxes that are exactly another's, learned once; counted twice in AP, as pycocotools does, so that "
+         "even a perfect detector misses them: python -m data.doctor SET --fix OUT")
+    return boxes.where(first), counted, faults
 
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
@@ -172,7 +178,9 @@ def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Box
     for way in np.unique(orientation[turned]):
         rows = np.flatnonzero(turned & (orientation == way))
         xyxy[rows] = turn_boxes(xyxy[rows], int(way), size[rows, :1], size[rows, 1:])
-    return boxes._replace(xyxy=xyxy, area=boxes.area * ratio.prod(1))
+    written = boxes.written * np.column_stack((np.tile(ratio, 2), ratio.prod(1)))
+    written[turned, :4] = np.column_stack((xyxy[turned, :2], xyxy[turned, 2:] - xyxy[turned, :2]))
+    return boxes._replace(xyxy=xyxy, area=boxes.area * ratio.prod(1), written=written)
 
 
 def _corners_suspected(boxes: Boxes, limit: np.ndarray) -> list[Fault]:
@@ -247,6 +255,6 @@ def _rle_box(counts: str | Sequence[int], height: int, width: int) -> list[float
     return [left, top, right - left + 1, bottom - top + 1]
 
 
-def _positive(value: object) -> float:
-    """Return the value when it is a positive finite number, else 0."""
-    return value if type(value) in (int, float) and 0 < value < HUGE ** 2 else 0.0
+def _area(value: object) -> float:
+    """Return the value when it is a finite number from 0 on, else NaN."""
+    return value if type(value) in (int, float) and 0 <= value < HUGE ** 2 else np.nan

@@ -27,6 +27,8 @@ class ImageRecord:
     crowd: np.ndarray              # float32 [C, 5], the same; never a target, ignored in evaluation
     areas: np.ndarray              # float32 [M] px^2
     crowd_areas: np.ndarray        # float32 [C] px^2
+    written: np.ndarray            # float64 [T, 7] (class, top-left xywh px, area, crowd) as the file has it
+    crc: int                       # of the file's bytes; 0 where it was not opened
 
     def rows(self, ids: Mapping[int, object]) -> Iterator[tuple]:
         """Yield COCO's (category id, x, y, w, h, area, crowd) of every box; `ids` leads from class to id."""
@@ -51,6 +53,12 @@ class CocoSet:
         ids = {k: k + 1 for k in range(len(self.names))}
         return coco_content(((r.path.name, r.width, r.height, r.rows(ids)) for r in self.images),
                             dict(enumerate(self.names, 1)))
+
+    def as_written(self) -> dict:
+        """Return that dict with every box as the file has it, repeated ones too: what AP is measured on."""
+        return coco_content(((r.path.name, r.width, r.height, [
+            (int(k) + 1, *box, area, crowd) for k, *box, area, crowd in r.written.tolist()])
+            for r in self.images), dict(enumerate(self.names, 1)))
 
 
 def read_coco(json_path: str | Path, image_dir: str | Path,
@@ -79,11 +87,11 @@ def read_coco(json_path: str | Path, image_dir: str | Path,
         "one image under several image ids: its boxes are split, it counts twice")
     boxes, read = read_boxes(annotations, images, classes, drop_unknown)
     boxes = boxes.where(np.array([r.problem == "" for r in real], bool)[boxes.image])
-    boxes, fitted = fit_boxes(boxes, annotations, stated, real, trust)
+    boxes, counted, fitted = fit_boxes(boxes, annotations, stated, real, trust)
     faults += read + fitted
     if strict and (fatal := [f for f in faults if f.fatal]):
         raise DataError(f"{json_path}: cannot be used as it is:\n" + "\n".join(report_faults(fatal)))
-    if not (records := _records(images, paths, real, boxes)):
+    if not (records := _records(images, paths, real, boxes, counted)):
         raise DataError(f"{json_path}: not one image can be used:\n" + "\n".join(report_faults(faults)))
     if not any(len(record.boxes) for record in records):
         faults += fault("split-without-boxes", [json_path.name], "no box to measure against or to learn from "
@@ -129,21 +137,27 @@ def _sizes_differ(images: list[dict], stated: np.ndarray, real: Sequence[Inspect
 
 
 def _records(images: list[dict], paths: list[Path | None], real: Sequence[Inspection],
-             boxes: Boxes) -> tuple[ImageRecord, ...]:
+             boxes: Boxes, counted: Boxes) -> tuple[ImageRecord, ...]:
     """Return one record per usable image, in the file's order."""
     table = np.concatenate((boxes.label[:, None], boxes.xyxy), 1).astype(np.float32)
     areas = boxes.area.astype(np.float32)
-    order = np.argsort(boxes.image, kind="stable")
-    bounds = np.searchsorted(boxes.image[order], np.arange(len(images) + 1))
+    own, written = _by_image(boxes, len(images)), _by_image(counted, len(images))
+    truth = np.column_stack((counted.label, counted.written, counted.crowd)).astype(np.float64)
     records = []
     for i, (image, path, r) in enumerate(zip(images, paths, real)):
         if r.problem or path is None:
             continue
-        rows = order[bounds[i]:bounds[i + 1]]
+        rows = own[i]
         plain, crowd = rows[~boxes.crowd[rows]], rows[boxes.crowd[rows]]
         records.append(ImageRecord(image.get("id"), path, r.width, r.height, table[plain], table[crowd],
-                                   areas[plain], areas[crowd]))
+                                   areas[plain], areas[crowd], truth[written[i]], r.crc))
     return tuple(records)
+
+
+def _by_image(boxes: Boxes, images: int) -> list[np.ndarray]:
+    """Return the rows of the boxes of each image, in the file's order."""
+    order = np.argsort(boxes.image, kind="stable")
+    return np.split(order, np.searchsorted(boxes.image[order], np.arange(1, images)))
 
 
 def _side(value: object) -> int:

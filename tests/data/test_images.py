@@ -32,7 +32,7 @@ def test_every_usual_format_decodes_to_rgb(tmp_path: Path, suffix: str):
     pixels = decode(path)
     assert pixels.shape == (48, 64, 3) and pixels.dtype == np.uint8
     assert difference(pixels, smooth()) < (8 if suffix == "gif" else 3)
-    assert inspect(path) == (64, 48, 1, "")
+    assert inspect(path)[:4] == (64, 48, 1, "")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -53,7 +53,7 @@ def test_exif_of_a_png_counts_too(tmp_path: Path):
     exif[0x0112] = 6
     Image.fromarray(smooth()).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(decode(tmp_path / "a.png"), np.rot90(smooth(), -1))
-    assert inspect(tmp_path / "a.png") == (48, 64, 6, "")
+    assert inspect(tmp_path / "a.png")[:4] == (48, 64, 6, "")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -201,7 +201,7 @@ def test_every_real_photograph_passes_and_decodes_as_pillow_decodes_it(shared: P
     for path, found in zip(paths, inspect_all(paths), strict=True):
         pixels = decode(path)
         with Image.open(path) as image:
-            assert found == (pixels.shape[1], pixels.shape[0], image.getexif().get(274, 1), "")
+            assert found[:4] == (pixels.shape[1], pixels.shape[0], image.getexif().get(274, 1), "")
             assert difference(pixels, np.asarray(ImageOps.exif_transpose(image).convert("RGB"))) < 1.5
 
 

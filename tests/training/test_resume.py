@@ -1,0 +1,100 @@
+"""What a continuation must find as it was: both splits, every image's bytes, the teacher; and what fits no more."""
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train as script
+from models import checkpoint as checkpoints
+from models.records import to_json
+from tests.helpers.coco_files import content
+from tests.helpers.nets import small_net
+from tests.helpers.scripts import call
+from training import engine
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """A run of one epoch, and what resuming it for another says: (folder, resume -> (exit code, text))."""
+    for split in ("train", "val"):
+        made = content(4, 5)
+        for image in made["images"]:
+            image["file_name"] = f"{split}{image['id']}.png"
+            pixels = np.random.default_rng(image["id"] + len(split)).integers(0, 255, (80, 100, 3), np.uint8)
+            (tmp_path / "set/images").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "set/images" / image["file_name"])
+        (tmp_path / "set/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"set/annotations/instances_{split}.json").write_text(json.dumps(made))
+    (tmp_path / "net.json").write_text(to_json(small_net(2)))
+    words = ["train.py", "--data", tmp_path / "set", "--imgsz", 96, "--batch-size", 4, "--workers", 0,
+             "--project", tmp_path / "runs", "--no-report", "--threads", 1, "--precision", "fp32"]
+    teacher = tmp_path / "teacher.pt"
+    assert call(monkeypatch, script.main, [*words, "--cfg", tmp_path / "net.json", "--epochs", 1,
+                                           "--name", "teacher"]) == 0
+    os.replace(tmp_path / "runs/teacher/weights/best.pt", teacher)
+    assert call(monkeypatch, script.main, [*words, "--cfg", tmp_path / "net.json", "--epochs", 1,
+                                           "--teacher", teacher]) == 0
+    capsys.readouterr()
+
+    def resume(*more: object) -> tuple[int, str]:
+        code = call(monkeypatch, script.main, ["train.py", "--resume", tmp_path / "runs/exp", "--no-report",
+                                               *more])
+        return code, "".join(capsys.readouterr())
+    return tmp_path, resume
+
+
+def test_other_labels_pixels_or_another_teacher_are_told_and_best_begins_anew(started, monkeypatch):
+    folder, resume = started
+    [os.utime(path) for path in (folder / "set/images").iterdir()]     # a copy has other times, the same bytes
+    assert resume()[0] == 0
+    val, teacher = folder / "set/annotations/instances_val.json", folder / "teacher.pt"
+    images = [next((folder / "set/images").glob(f"{split}*")) for split in ("train", "val")]
+    for file, word in ((val, "val"), (images[0], "images"), (images[1], "val"), (teacher, "teacher")):
+        before = file.read_bytes()
+        if file is val:
+            file.write_text(json.dumps({**json.loads(before), "annotations": []}))
+        elif file is teacher:
+            found = checkpoints.load(file)
+            checkpoints.save(file, dataclasses.replace(found, extra={"other": 1}))
+        else:                                              # of the same size in px, and in bytes
+            pixels = np.asarray(Image.open(file)).copy()
+            pixels[0, 0] ^= 1
+            Image.fromarray(pixels).save(file)
+        code, said = resume()
+        assert code == 5 and f"not be bit-exact: {word} was" in said and ";" not in said.split("exact:")[1], said
+        file.write_bytes(before)
+    assert resume()[0] == 0
+    val.write_text(json.dumps({**json.loads(val.read_text()), "annotations": []}))
+    begun: list[float] = []
+    real = engine.fit
+    monkeypatch.setattr(engine, "fit", lambda state, task: begun.append(state.best) or real(state, task))
+    code, said = resume("--accept")
+    assert code == 0 and "no longer bit-exact: val was" in said and begun == [-1.0]
+
+
+UNFIT = [(lambda t: t.pop("guard"), "guard"), (lambda t: t.update(guard=3), "guard"),
+         (lambda t: t.pop("skipped"), "skipped"), (lambda t: t.update(epoch="one"), "epoch"),
+         (lambda t: t["optimizer"].update(param_groups=t["optimizer"]["param_groups"][:1]), "param"),
+         (lambda t: t.pop("ema"), "ema"), (lambda t: t.update(model=[]), "state_dict"),
+         (lambda t: t.clear(), "epoch")]
+
+
+def test_a_state_of_another_version_is_a_sentence_and_an_older_guard_no_change(started):
+    folder, resume = started
+    last = folder / "runs/exp/weights/last.pt"
+    whole = last.read_bytes()
+    for change, word in UNFIT:
+        found = checkpoints.load(last)
+        change(found.training)
+        checkpoints.save(last, found)
+        code, said = resume()
+        assert code == 4 and "not this version's" in said and word in said, (word, said)
+        last.write_bytes(whole)
+    found = checkpoints.load(last)
+    [found.training["guard"].pop(key) for key in ("images", "val", "teacher")]     # before they were kept
+    checkpoints.save(last, found)
+    assert resume()[0] == 0
