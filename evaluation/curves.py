@@ -98,12 +98,12 @@ def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
                   2 * right / (boxes + right + wrong))
 
 
-def operating_point(curves: Curves) -> tuple[float, tuple[float, float, float], np.ndarray]:
-    """Return the confidence of the best mean F1, (P, R, F1) there, and per class [K, 3] (NaN: no boxes)."""
+def operating_point(curves: Curves) -> tuple[float, tuple[float | None, ...], np.ndarray]:
+    """Return the confidence of the best mean F1, (P, R, F1) there, and per class [K, 3]; None, NaN: no box."""
     per_class = np.stack((curves.precision, curves.rate, curves.f1), 1)        # [K, 3, 1001]
     defined = ~np.isnan(curves.f1).any(1)
     if not defined.any():
-        return 0.0, (0.0, 0.0, 0.0), per_class[..., 0]
+        return 0.0, (None, None, None), per_class[..., 0]
     best = int(curves.f1[defined].mean(0).argmax())
     means = per_class[defined, :, best].mean(0).tolist()
     return float(curves.confidence[best]), tuple(means), per_class[..., best]
@@ -149,13 +149,16 @@ def _pair_across_classes(matches: Matches, wrong: np.ndarray, free: np.ndarray, 
     return np.array([(d, m) for m, d in pairs.items()], dtype=int).reshape(-1, 2)
 
 
-def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+def bootstrap_map50(matches: Matches, samples: int = 1000,
+                    seed: int = 0) -> tuple[float, float, float] | None:
     """Return (low, high, median) of AP50 in 0..1: its 95 % interval over images drawn with replacement.
+
+    None without ground truth: an interval of nothing.
 
     Draws repeat images, which lifts AP50: the percentiles are moved by the distance of their median to AP50.
     """
     if not len(matches.target_image):
-        return 0.0, 0.0, 0.0
+        return None
     low, median, high = np.nanpercentile(map50_of(matches, _draws(matches, samples, seed)),
                                          (2.5, 50, 97.5)).tolist()
     shift = float(map50_of(matches, np.ones((1, matches.images), dtype=int))[0]) - median
@@ -163,12 +166,12 @@ def bootstrap_map50(matches: Matches, samples: int = 1000, seed: int = 0) -> tup
 
 
 def drop_interval(before: Matches, after: Matches, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of AP50 lost, by chance of images alone; raise ValueError for other sets."""
+    """Return the 95 % interval of AP50 lost, by chance of images alone; raise ValueError for unfit sets."""
     if before.images != after.images or len(before.target_image) != len(after.target_image):
         raise ValueError(f"two different sets: {before.images} and {after.images} images, "
                          f"{len(before.target_image)} and {len(after.target_image)} ground-truth boxes")
     if not len(before.target_image):
-        return 0.0, 0.0
+        raise ValueError("no ground-truth box: an interval of nothing")
     draws = _draws(before, 1000, seed)
     return tuple(np.nanpercentile(map50_of(before, draws) - map50_of(after, draws), (2.5, 97.5)).tolist())
 

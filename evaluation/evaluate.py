@@ -15,7 +15,7 @@ from data.dataset import DetectionSet, make_loader
 from evaluation.metrics import Metrics, evaluate_detections
 from models.heads.nms import detections
 from utils.boxes import letterbox_geometry, scale_back
-from utils.errors import ModelError
+from utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,4 +131,6 @@ def measure(runtime: Runtime, data: str, imgsz: int,
     dataset = DetectionSet(coco, imgsz, cache="off")
     batches = make_loader(dataset, 1, shuffle=False, workers=0)
     metrics, _ = evaluate(finder, dataset, batches, progress=False, poll=poll)
+    if metrics.map50 is None:
+        raise DataError(f"--data {data}: its val split has no box, so there is no AP to compare")
     return {"map50": metrics.map50, "map50_95": metrics.map50_95, "pictures": metrics.images}

@@ -11,8 +11,6 @@ from evaluation import curves as at_50
 from evaluation.coco_eval import evaluate_arrays, own_ids, result_records, usable
 from utils.errors import DataError
 
-SIZES = ("small", "medium", "large")
-
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -30,27 +28,27 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """What one evaluation found. Scores in 0..1; those by size are None where no box has that size.
+    """What one evaluation found. Scores in 0..1; None where no ground-truth box (of that size) defines them.
 
     truths: ground-truth boxes. precision, recall, f1 and confusion [K+1, K+1] (rows ground truth, columns
     prediction, last background) are at `confidence`, of the best mean F1. ar_100: with max_det boxes.
     """
 
-    map50_95: float
-    map50: float
-    map75: float
+    map50_95: float | None
+    map50: float | None
+    map75: float | None
     map_small: float | None
     map_medium: float | None
     map_large: float | None
-    ar_1: float
-    ar_10: float
-    ar_100: float
+    ar_1: float | None
+    ar_10: float | None
+    ar_100: float | None
     ar_small: float | None
     ar_medium: float | None
     ar_large: float | None
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
     confidence: float
     classes: tuple[ClassScore, ...]
     images: int
@@ -122,8 +120,7 @@ def _twelve(result: dict) -> dict[str, float | None]:
     values = [_mean(ap[..., 0, 2]), _mean(ap[0, ..., 0, 2]), _mean(ap[5, ..., 0, 2]),
               *(_mean(ap[..., a, 2]) for a in (1, 2, 3)), *(_mean(ar[..., 0, m]) for m in (0, 1, 2)),
               *(_mean(ar[..., a, 2]) for a in (1, 2, 3))]
-    return {name: 0.0 if value is None and not name.endswith(SIZES) else value
-            for name, value in zip(NUMBERS, values, strict=True)}
+    return dict(zip(NUMBERS, values, strict=True))
 
 
 def _class_scores(ap: np.ndarray, clean: dict, names: Sequence[str],

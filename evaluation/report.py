@@ -9,7 +9,6 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from evaluation.metrics import SIZES
 from utils.runs import write_text
 from utils.text import aligned, numeric, shown
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from evaluation.metrics import Metrics
 
 TEMPLATE = Path(__file__).with_name("report.html")
+SIZES = ("small", "medium", "large")
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 CLASS_COLUMNS = ("class", "images", "boxes", "P", "R", "F1", "AP50", "AP50-95")
 LONG = 44                          # characters from which a value gets the whole width
@@ -44,7 +44,8 @@ def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **se
     out = {**what, **cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,
            "settings": how, "environment": environment()}
     if interval:
-        out["map50_interval"] = dict(zip(("low", "high", "median"), bootstrap_map50(metrics.matches)))
+        found = bootstrap_map50(metrics.matches)
+        out["map50_interval"] = found and dict(zip(("low", "high", "median"), found))
     return out
 
 
@@ -60,7 +61,8 @@ def lines(result: dict, metrics: Metrics) -> list[str]:
     ap, recall = ("  ".join(f"{size} {shown(result[f'{kind}_{size}'])}" for size in SIZES)
                   for kind in ("map", "ar"))
     out = [aligned(CLASS_COLUMNS, class_rows(metrics)), "",
-           f"P, R, F1         at confidence {result['confidence']:.3f}, the best mean F1; IoU 0.5",
+           "P, R, F1         " + ("undefined: no ground truth" if metrics.f1 is None else
+                                  f"at confidence {result['confidence']:.3f}, the best mean F1; IoU 0.5"),
            f"AP50-95 by size  {ap}   recall  {recall}"]
     out += [f"{name:17}{text}" for name, text in _sentences(result).items()]
     if dropped := result.get("dropped_by_decoder"):

@@ -113,12 +113,13 @@ def fit(state: State, task: Task) -> None:
                 row |= task.validate(state.ema.module)
             except Interrupted:
                 _stop(state, task)
-        before, reached = state.best, row.get(config.metric, -1.0)
+        measured = row.get(config.metric)
+        before, reached = state.best, -1.0 if measured is None else measured
         state.best = max(before, reached)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         if task.main:
             task.log(row)
-        if not task.save(state, reached > before):
+        if not task.save(state, due and reached >= before):        # of equals the later: it has learned more
             state.best = before                            # unwritten: the next good epoch is the best again
         ddp.wait()
         if state.epoch < config.epochs and ddp.any_rank(task.signals.poll(), state.device):

@@ -77,6 +77,8 @@ class Tuner:
         self.folder = Path(self.share(str(claim()) if self.world.main else ""))
         self.held = runs.lock(self.folder) if alone and self.world.main else None
         self.train_set, self.val_set = read_sets(config, self.session, self.folder)
+        if not any(map(len, self.val_set.boxes)):
+            raise DataError(f"--data {config.data}: no box in its val split, so nothing to choose by")
         self.names, self.interrupt = self.train_set.coco.names, runs.Interrupt()
         for dataset in (self.train_set, self.val_set):
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)

@@ -47,10 +47,11 @@ class RunLog:
 
     def _rewrite(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        table = [columns, *([row.get(key, "") for key in columns] for row in self.rows)]
+        table = [columns, *([row.get(key) for key in columns] for row in self.rows)]
         runs.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         runs.write_text(self.folder / "results.csv",       # names and numbers: nothing to quote
-                        "".join(",".join(map(str, cells)) + "\n" for cells in table))
+                        "".join(",".join("" if cell is None else str(cell) for cell in cells) + "\n"
+                                for cells in table))
 
 
 class Progress:

@@ -51,9 +51,9 @@ class Session(NamedTuple):
     say: Callable[..., None]
 
 
-def shown(metrics: Metrics) -> dict[str, float]:
-    """Return the SHOWN metrics, undefined ones as 0."""
-    return {name: getattr(metrics, name) or 0.0 for name in SHOWN}
+def shown(metrics: Metrics) -> dict[str, float | None]:
+    """Return the SHOWN metrics, undefined ones as None."""
+    return {name: getattr(metrics, name) for name in SHOWN}
 
 
 class Validator:
@@ -187,13 +187,14 @@ class Run:
             with open(self.folder / NOTES, "a", encoding="utf-8") as file:
                 file.write(f"{text}\n")
 
-    def validate(self, model: Network) -> dict[str, float]:
+    def validate(self, model: Network) -> dict[str, float | None]:
         """Return the SHOWN metrics of a model on the validation set, and print them."""
         started = time.monotonic()
         values = shown(self.validator(self.net, model.state_dict())[0])
-        print(f"  val  AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
-              f"R {values['recall']:.3f}  F1 {values['f1']:.3f}  ({time.monotonic() - started:.0f} s)",
-              flush=True)
+        told = "undefined, for want of a box" if values["map50"] is None else (
+            f"AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
+            f"R {values['recall']:.3f}  F1 {values['f1']:.3f}")
+        print(f"  val  {told}  ({time.monotonic() - started:.0f} s)", flush=True)
         return values
 
     def report(self) -> Path:

@@ -139,17 +139,18 @@ def test_a_class_without_ground_truth_is_not_available_and_outside_the_mean():
     assert out.confusion[3, 1] == 1                                        # but its detection is a false one
 
 
-def test_empty_results_and_empty_ground_truth_are_zero_not_a_crash():
+def test_empty_results_are_zero_and_empty_ground_truth_is_undefined():
     ground_truth, nothing = coco([(0, 0, *SQUARES[0])]), np.zeros((0, 7))
     one_box = np.array([row(0, 0, SQUARES[0])])
     for backend in ("pycocotools", "auto"):
         for one, rows in ((ground_truth, nothing), (coco([]), one_box), (coco([]), nothing)):
             out = evaluate_detections(one, rows, ("cat", "dog"), backend=backend)
-            assert (out.map50, out.map75, out.map50_95, out.ar_1, out.ar_10, out.ar_100) == (0,) * 6
-            assert (out.precision, out.recall, out.f1) == (0, 0, 0)
-            assert bootstrap_map50(out.matches, 20) == (0, 0, 0)
+            zero = 0 if one is ground_truth else None
+            assert (out.map50, out.map75, out.map50_95, out.ar_1, out.ar_10, out.ar_100) == (zero,) * 6
+            assert (out.precision, out.recall, out.f1) == (zero,) * 3
+            assert bootstrap_map50(out.matches, 20) == (zero if zero is None else (0, 0, 0))
         out = evaluate_detections({"images": [], "categories": []}, nothing, (), backend=backend)
-        assert (out.map50, out.images) == (0, 0)
+        assert (out.map50, out.images) == (None, 0)
 
 
 def test_non_finite_and_inside_out_boxes_are_dropped_and_counted():

@@ -1,8 +1,9 @@
-"""What a continuation must find as it was: both splits, every image's bytes, the teacher; and what fits no more."""
+"""What a continuation must find as it was: both splits, every image, the teacher; and what fits no more."""
 import dataclasses
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_other_labels_pixels_or_another_teacher_are_told_and_best_begins_anew(started, monkeypatch):
     folder, resume = started
-    [os.utime(path) for path in (folder / "set/images").iterdir()]     # a copy has other times, the same bytes
+    [os.utime(path) for path in (folder / "set/images").iterdir()]     # a copy has other times
     assert resume()[0] == 0
     val, teacher = folder / "set/annotations/instances_val.json", folder / "teacher.pt"
     images = [next((folder / "set/images").glob(f"{split}*")) for split in ("train", "val")]
@@ -65,7 +66,8 @@ def test_other_labels_pixels_or_another_teacher_are_told_and_best_begins_anew(st
             pixels[0, 0] ^= 1
             Image.fromarray(pixels).save(file)
         code, said = resume()
-        assert code == 5 and f"not be bit-exact: {word} was" in said and ";" not in said.split("exact:")[1], said
+        assert code == 5 and f"not be bit-exact: {word} was" in said, said
+        assert ";" not in said.split("exact:")[1], said    # and nothing else
         file.write_bytes(before)
     assert resume()[0] == 0
     val.write_text(json.dumps({**json.loads(val.read_text()), "annotations": []}))
@@ -98,3 +100,21 @@ def test_a_state_of_another_version_is_a_sentence_and_an_older_guard_no_change(s
     [found.training["guard"].pop(key) for key in ("images", "val", "teacher")]     # before they were kept
     checkpoints.save(last, found)
     assert resume()[0] == 0
+
+
+@pytest.mark.parametrize(("figures", "best"), [([.2, .2, .1], 1), ([None] * 3, 2), ([0.0, 0.0, 0.0], 2)])
+def test_of_equal_epochs_the_later_is_best_also_where_nothing_can_be_measured(figures: list, best: int):
+    saved: list[tuple[int, bool]] = []
+    state = SimpleNamespace(epoch=0, batch=0, best=-1.0, sums={}, skipped=0, device=None, ema=SimpleNamespace(
+        module=None), optimizer=SimpleNamespace(param_groups=[{"lr": 0}]))
+    task = SimpleNamespace(
+        config=SimpleNamespace(epochs=3, val_interval=1, metric="map50"), main=True, log=lambda row: None,
+        validate=lambda _: {"map50": figures[state.epoch]}, signals=SimpleNamespace(poll=lambda: False),
+        save=lambda s, is_best: saved.append((s.epoch - 1, is_best)) or True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "train_one_epoch", lambda *_: None)
+        patch.setattr(engine.ddp, "mean_over_ranks", lambda *_: {})
+        patch.setattr(engine, "_means", lambda sums: {})
+        patch.setattr(engine.ddp, "any_rank", lambda value, _: value)
+        engine.fit(state, task)
+    assert max(epoch for epoch, is_best in saved if is_best) == best
