@@ -99,7 +99,7 @@ def confidence_curves(matches: Matches, pr: np.ndarray) -> Curves:
 
 
 def operating_point(curves: Curves) -> tuple[float, tuple[float | None, ...], np.ndarray]:
-    """Return the confidence of the best mean F1, (P, R, F1) there, and per class [K, 3]; None, NaN: no box."""
+    """Return the confidence of the best mean F1, P, R, F1 there, and per class [K, 3]; None, NaN: no box."""
     per_class = np.stack((curves.precision, curves.rate, curves.f1), 1)        # [K, 3, 1001]
     defined = ~np.isnan(curves.f1).any(1)
     if not defined.any():
