@@ -1,7 +1,8 @@
 """Image files to arrays: one decoder for training, evaluation and detection, never half an image.
 
 EXIF rotation applied, grey repeated to three channels, alpha dropped (the colour beneath stays), 16 bits
-scaled to 8, CMYK converted, the first frame of several. simplejpeg tells damage inside, which cv2 does not.
+scaled to 8, CMYK converted, the first frame of several. simplejpeg or else FFmpeg tells damage inside, which
+cv2 does not.
 """
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +91,7 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
             _check(kind, file)
             file.seek(0)
             data = np.frombuffer(file.read(), np.uint8)
-            if simplejpeg and kind in JPEGS:
+            if kind in JPEGS:
                 _jpeg(data, 1)
         return Inspection(width, height, orientation, "", zlib.crc32(data))
     except DataError as error:
@@ -214,12 +216,38 @@ def _check(kind: str, file: io.BufferedIOBase) -> None:
 
 def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
     """Return a JPEG's pixels, shrunk if they stay above `least` px (0: whole); None where cv2 must do it."""
+    if simplejpeg is None:
+        return _look_by_ffmpeg(data)
     try:
-        return simplejpeg and simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
+        return simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
     except ValueError as error:
-        if "Corrupt JPEG data" in str(error) and "extraneous bytes before marker 0xd9" not in str(error):
+        if "Corrupt JPEG data" in str(error) and not _padded(str(error), data):
             raise DataError(f"is damaged ({error}); download or export it again") from None
-        return None
+        return _look_by_ffmpeg(data)                       # CMYK, 12 bits, a wrong marker inside
+
+
+def _padded(said: str, data: np.ndarray) -> bool:
+    """Return whether what is left over behind the last block is a few bytes, or one byte again and again.
+
+    Cameras pad like that; rows of real data say that blocks before them were read wrongly.
+    """
+    found = re.search(r"(\d+) extraneous bytes before marker 0xd9", said)
+    end = data.tobytes().rfind(b"\xff\xd9")
+    return bool(found) and (int(found[1]) < 8 or len(np.unique(data[end - int(found[1]):end])) <= 1)
+
+
+def _look_by_ffmpeg(data: np.ndarray) -> None:
+    """Raise DataError for a JPEG in which FFmpeg finds damage."""
+    with contextlib.suppress(ImportError):
+        import av
+        codec = av.CodecContext.create("mjpeg", "r")
+        codec.options = {"err_detect": "explode"}
+        try:
+            codec.decode(av.Packet(data))
+        except av.InvalidDataError:
+            raise DataError("is damaged inside; download or export it again") from None
+        except av.FFmpegError:                             # a kind of JPEG that it does not read
+            return
 
 
 def _decode_slowly(file: io.BufferedIOBase) -> np.ndarray:

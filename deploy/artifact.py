@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.graph import classes_of, heads_of, outputs, strides
-from models.records import from_json, to_json
+from models.graph import heads_of, outputs, strides
+from models.records import check_told, from_json, to_json
 from utils.boxes import PAD_VALUE
 from utils.errors import ModelError
 from utils.optional import needs
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
 SCHEMA = 1
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 ENTRY = "micro_yolo"                                       # the name of an ONNX file's metadata entry
 FILE = "card.json"                                         # ... of the file beside others, inside TorchScript
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -107,9 +108,10 @@ def parse_metadata(text: str | bytes | None, path: str | Path) -> dict:
     try:
         found = json.loads(text)
         net = from_json(found["net"])
-        good = found["schema"] == SCHEMA and len(found["names"]) == classes_of(net) and \
-            found["outputs"] == list(outputs(net)) and found["imgsz"] > 0 and found["precision"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        check_told(net, found["names"], found["imgsz"], found["class_map"])
+        good = found["schema"] == SCHEMA and found["outputs"] == list(outputs(net)) and \
+            found["precision"] in PRECISIONS and isinstance(found.get("files", {}), dict)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ModelError(f"{path}: its metadata cannot be read ({str(error)[:120]}); export the checkpoint "
                          "again") from error
     if not good:

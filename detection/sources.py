@@ -23,6 +23,7 @@ VIDEOS = frozenset(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .ts .mts .m2t
                    ".mjpeg .mjpg .mxf .ogv .vob .qt".split())
 TEXTS = frozenset(".txt .json .xml .csv .yaml .yml .md .html .log .ini .db".split())   # no wonder in a folder
 LARGEST = 2 ** 30                  # bytes of an image file
+SHOWN = 50                         # files of which an error that ends all still says why
 ROOM = 200                         # bytes of a name; results add to it, and 255 is what file systems take
 HEIF = find_spec("pillow_heif") is not None
 if not HEIF:
@@ -59,8 +60,9 @@ class Source:
             if amiss:
                 self.faults.append((path, printable(amiss)))
         if empty:
-            path, reason = self.faults[len(self.others)]
+            path, reason = self.faults.pop(len(self.others))
             more = f" (and {len(self.paths) - 1} more, none of which can be read)" * (len(self.paths) > 1)
+            more += "".join(f"\nleft out: {other}" for _, other in self.faults[:SHOWN])
             shown = masked(str(path))                      # a line of a list may be a mistyped address
             raise DataError(f"{reason}{more}" if shown in reason else f"{shown}: {reason}{more}")
 

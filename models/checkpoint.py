@@ -16,7 +16,7 @@ from models.channels import shapes
 from models.darknet import COCO_NAMES, read_darknet
 from models.graph import classes_of
 from models.layer import Net
-from models.records import from_json, to_json
+from models.records import check_told, from_json, to_json
 from utils.errors import ModelError
 
 SCHEMA = 1
@@ -151,17 +151,27 @@ def _checked(path: Path, content: object) -> Checkpoint:
     stated = content.pop("checksum", None)
     if stated != checksum(content):
         raise ModelError(f"{path} is damaged: its checksum does not match its content; copy it again")
-    net, state = from_json(content["net"]), content["state"]
+    state, names = content["state"], content["names"]
+    told = content.get("imgsz", 416), content.get("class_map", {})
+    for key, value in (("state", state), *((k, content.get(k) or {}) for k in ("extra", "training"))):
+        if not isinstance(value, dict):
+            raise ModelError(f"{path}: {key} is a {type(value).__name__} where a dict is needed; it was "
+                             "changed after it was written")
+    try:
+        net = from_json(content["net"])
+        check_told(net, names, *told)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     wanted = shapes(net)
-    found = {k: tuple(v.shape) for k, v in state.items() if not k.endswith(FOLLOWS)}
+    found = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in state.items()
+             if not str(k).endswith(FOLLOWS)}
     if wanted != found:
-        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        wrong = sorted(map(str, (k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))))
         raise ModelError(f"{path}: {len(wrong)} tensors do not fit its own network, first {wrong[0]}: "
                          f"needed {wanted.get(wrong[0])}, found {found.get(wrong[0])}")
-    if len(content["names"]) != classes_of(net):
-        raise ModelError(f"{path}: {len(content['names'])} class names for {classes_of(net)} classes")
-    return Checkpoint(net, state, tuple(content["names"]), content.get("imgsz", 416),
-                      content.get("class_map", {}), content.get("extra", {}), content.get("training"))
+    if odd := [k for k in wanted if not state[k].is_floating_point()]:
+        raise ModelError(f"{path}: {odd[0]} holds {state[odd[0]].dtype}; weights are floating-point numbers")
+    return Checkpoint(net, state, tuple(names), *told, content.get("extra") or {}, content.get("training"))
 
 
 def load_or_previous(path: str | Path) -> tuple[Checkpoint, str]:

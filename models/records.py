@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, fields
 
 from models.blocks import BLOCKS, of_schema_1
-from models.graph import expand, heads_of, outputs
+from models.graph import classes_of, expand, heads_of, outputs
 from models.heads import HEADS
 from models.layer import DEFAULTS, MAX_LAYERS, MAX_WIDTH, Layer, Net, heads
 from models.nodes import ACTIVATIONS, IMAGE
@@ -15,6 +15,7 @@ from utils.errors import ModelError
 SCHEMA = 2                                                 # 1: heads without a kind, poolings always 2x2
 TYPES = {field.name: field.type for field in fields(Layer)}
 NUMBERS = [name for name, kind in TYPES.items() if kind == "int"]
+LARGEST = 4096                                             # px, the side of an image as networks take it
 PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 
@@ -41,6 +42,21 @@ def from_json(text: str) -> Net:
                          + ("; a newer version of the project wrote it: update this one" if newer else ""))
     layers = tuple(_record(row, at) for at, row in enumerate(data["layers"]))
     return validate(layers if schema > 1 else tuple(of_schema_1(layer) for layer in layers))
+
+
+def check_told(net: Net, names: object, imgsz: object, class_map: object) -> None:
+    """Raise ModelError where class names, side in px or category map, read with a network, do not fit it."""
+    classes = classes_of(net)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        raise ModelError(f"names must be a list of texts, got {str(names)[:80]}")
+    if len(names) != classes:
+        raise ModelError(f"{len(names)} class names for {classes} classes")
+    if type(imgsz) is not int or not 1 <= imgsz <= LARGEST:
+        raise ModelError(f"imgsz must be px, 1 to {LARGEST}, got {str(imgsz)[:40]!r}")
+    if not isinstance(class_map, dict) or not all(
+            isinstance(key, str) and type(k) is int and 0 <= k < classes for key, k in class_map.items()):
+        raise ModelError(f"class_map must lead from category ids to 0..{classes - 1}, "
+                         f"got {str(class_map)[:80]}")
 
 
 def _record(row: object, at: int) -> Layer:

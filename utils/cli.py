@@ -7,6 +7,7 @@ import errno
 import io
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from typing import TypeVar
 
 Config = TypeVar("Config")
 Rule = tuple[Callable[[object], bool], str]        # what makes a value good, and the words for it
+# ESC [K and ESC [A are a progress bar's; the last two ranges turn the direction of what follows
+STEERS = re.compile("[\0-\b\v\f\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[[KA])")
 LEFT_BEHIND = "reader of "         # beginning of the names of threads that may hang where none can end them
 ALIASES = {"imgsz": ("--img", "--img-size"), "batch-size": ("--batch",), "conf-thres": ("--conf",),
            "iou-thres": ("--iou",)}
@@ -130,13 +133,24 @@ def typed(out: argparse.ArgumentParser, flags: Sequence[str]) -> list[str]:
     return [flag for flag in flags if given & set(out._option_string_actions[flag].option_strings)]
 
 
+class Plain(io.TextIOWrapper):
+    """A stream on which nothing printed can steer the terminal: names come from files of anyone's making."""
+
+    def write(self, text: str) -> int:
+        """Write the text, control characters but those of progress bars spelled out."""
+        return super().write(STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
+
+
 def run(main: Callable[[], object]) -> None:
     """End the process with main's outcome: 0, or one sentence on stderr and the error's exit code."""
     # Spinning OpenMP threads turn 10 ms into 40 where others want the cores; to be said before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):           # a name that the locale lacks is spelled out
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
+            kept = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
+            # a name that the locale lacks is spelled out
+            setattr(sys, name, Plain(stream.detach(), errors="backslashreplace", **kept))
     code = 0
     try:
         main()

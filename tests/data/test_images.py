@@ -250,17 +250,23 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path):
         assert time.perf_counter() - before < 1 and inspect(tmp_path / name).problem
 
 
-def test_a_jpeg_that_is_damaged_inside_is_refused_with_simplejpeg(tmp_path: Path):
-    pytest.importorskip("simplejpeg", reason="cv2 alone decodes such a file without a word")
+@pytest.mark.parametrize("by", ["simplejpeg", "av"])
+def test_a_jpeg_that_is_damaged_inside_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str):
+    pytest.importorskip(by, reason="cv2 alone decodes such a file without a word")
+    if by == "av":
+        monkeypatch.setattr("data.images.simplejpeg", None)
     noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     Image.fromarray(noise).resize((240, 160), Image.BICUBIC).save(tmp_path / "whole.jpg")
     data = (tmp_path / "whole.jpg").read_bytes()
     middle = len(data) // 2
+    twice = data[:middle] + data[middle - 300:]
     for name, damaged in (("mid.jpg", data[:middle] + bytes(400) + data[middle + 400:]),
-                          ("half.jpg", data[:middle] + b"\xff\xd9")):
+                          ("half.jpg", data[:middle] + b"\xff\xd9"), ("twice.jpg", twice))[:3 - (by == "av")]:
         (tmp_path / name).write_bytes(damaged)
         assert "is damaged" in inspect(tmp_path / name).problem
         with pytest.raises(DataError, match=f"{name}: is damaged"):
             decode(tmp_path / name)
-    assert inspect(tmp_path / "whole.jpg").problem == ""
-    assert np.array_equal(decode(tmp_path / "whole.jpg"), np.asarray(Image.open(tmp_path / "whole.jpg")))
+    (tmp_path / "padded.jpg").write_bytes(data[:-2] + bytes(40) + data[-2:])       # as cameras do
+    for name in ("whole.jpg", "padded.jpg"):
+        assert inspect(tmp_path / name).problem == ""
+        assert np.array_equal(decode(tmp_path / name), np.asarray(Image.open(tmp_path / "whole.jpg")))

@@ -76,6 +76,17 @@ def test_a_video_gives_every_frame_at_the_right_colour(tmp_path):
     assert abs(red - 150) < 12 and blue < 12
 
 
+def test_where_nothing_can_be_read_each_file_is_told(tmp_path):
+    for name in ("a.jpg", "b.png", "c.mp4"):
+        (tmp_path / name).write_bytes(b"no such thing")
+    (tmp_path / "d.heics").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        list(open_source(str(tmp_path)))
+    lines = str(error.value).splitlines()
+    assert "a.jpg" in lines[0] and all(line.startswith("left out: ") for line in lines[1:])
+    assert all(name in str(error.value) for name in ("b.png", "c.mp4", "d.heics"))
+
+
 def test_a_source_can_be_read_twice(tmp_path):
     save(tmp_path / "a.png")
     source = open_source(str(tmp_path))

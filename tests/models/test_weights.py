@@ -63,6 +63,23 @@ def test_a_checkpoint_that_is_torn_changed_or_of_another_schema_is_refused(tmp_p
         load(path)
 
 
+@pytest.mark.parametrize("field", ["names", "imgsz", "class_map", "state", "net", "extra", "training"])
+@pytest.mark.parametrize("value", [5, "416", -1, 10 ** 9, [1], {"1": 99}, {7: "a"}, {"a": None}, None])
+def test_a_field_of_another_type_is_a_model_error(tmp_path, field, value):
+    save(tmp_path / "a.pt", some())
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    del content["checksum"]
+    content[field] = value
+    content["checksum"] = checkpoints.checksum(content)
+    torch.save(content, tmp_path / "a.pt")
+    fits = field in ("extra", "training") and isinstance(value, dict | None) or (field, value) == ("imgsz", 5)
+    if fits:
+        assert load(tmp_path / "a.pt").names == ("a", "b", "c")
+    else:
+        with pytest.raises(ModelError, match="a.pt: "):
+            load(tmp_path / "a.pt")
+
+
 def _written(path, data):
     path.write_bytes(data)
     return path

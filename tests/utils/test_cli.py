@@ -210,3 +210,15 @@ def test_a_name_that_the_locale_lacks_is_spelled_out(root):
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False,
                           env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
     assert done.returncode == 0 and b"ok" in done.stdout and not done.stderr, done.stderr
+
+
+def test_what_is_printed_cannot_steer_the_terminal(root):
+    text = "\x1b]0;title\x07 a\x1b[31mb \x9b2J \u202egnp.exe\r\x1b[K\tend\n"
+    code = (f"import sys; from utils import cli\ndef main():\n print({text!r}); sys.stderr.write({text!r})\n"
+            f" raise cli.sys.modules['utils.errors'].DataError({text!r})\nimport utils.errors; cli.run(main)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False, text=True,
+                          env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 3
+    for out in (done.stdout, done.stderr):
+        rest = out.replace("\x1b[K", "")
+        assert not set("\x1b\x07\x9b\u202e") & set(rest) and "\\x1b]0;title" in out and "\t" in out, out
