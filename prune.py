@@ -23,7 +23,8 @@ def main() -> None:
     from compress.pruning.schedule import prunable
     from models import checkpoint as checkpoints
     from training.finetune import Tuner, claim
-    parent = checkpoints.load(config.weights)
+    from training.start import settle
+    config, parent = settle(config), checkpoints.load(config.weights)
     units, reasons = prunable(parent.net, config.cut, config.sixteenths)
     units = chosen_units(units, reasons, config.layers)
     tuner = Tuner(config, lambda: claim(config, FREE))

@@ -15,8 +15,9 @@ def main() -> None:
     config.check()
     from compress.search.report import write_answer
     from compress.search.search import Search, brute_force, one_shot
+    from training.start import settle
     against = runs.read_record("--against", config.against, "search") if config.against else None
-    search = Search.open(config)
+    search = Search.open(settle(config))
     try:
         rows, failed = (one_shot if config.one_shot else brute_force)(search)
         write_answer(search, rows, failed, against)

@@ -1,7 +1,7 @@
-"""Train a detector or fine-tune one: `python train.py --cfg micro-yolo --weights x.weights --data SET`.
+"""Train a detector on your images: `python train.py --data SET`.
 
-Without --weights it learns from scratch. Resume with the same command and `--resume`;
-several processes by `torchrun --nproc-per-node N train.py ...`.
+It starts from the checkpoint that comes with the project, another (--weights FILE), or at random (none).
+Resume with the same command and `--resume`; several processes by `torchrun --nproc-per-node N train.py ...`.
 """
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def parse() -> TrainConfig:
     args = parser.parse_args()
     if args.resume is not None:
         args = resumed(parser, args)
-    if not args.cfg and not args.weights:
-        parser.error("--cfg or --weights is missing: a network to build, or one to start from")
-    if args.separate and not args.weights:
+    if args.separate and args.weights in (None, "none"):
         parser.error("--separate needs --weights, whose convolutions it factorises")
     return cli.to_config(parser, args, TrainConfig, "data")
 

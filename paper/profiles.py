@@ -67,7 +67,8 @@ PROFILES = {
         "accuracies are of five classes of photographs at 320 px, from official weights: to be compared with "
         "one another, not with the paper's", "weights/yolov3-tiny.weights"),
     "coco": Profile(
-        "coco", "COCO", "", 416, 100, (), False, ("--layers", *KERNELS, "--epochs", "20"), 640,
+        "coco", "COCO", "", 416, 100, ("--weights", "none"), False,
+        ("--layers", *KERNELS, "--epochs", "20"), 640,
         ("--epochs-per-step", "20", "--until", "stored=1.92M", "loose-macs=0.87G"), 620, 118_287 / 600, 120,
         "600 images a second on one GPU, 118,287 images an epoch",
         "the paper states no epochs, no rate and no pretraining: from scratch, 100 epochs each", gpu=True),

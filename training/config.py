@@ -21,7 +21,8 @@ class Recipe:
 
     weights: str | None = None
     data: str | None = None
-    imgsz: int = 416
+    imgsz: int | None = option(None, "network input side in px, a multiple of 32 (default: the side of "
+                                     "--weights)", type=int)
     batch_size: int = 16
     device: str = "auto"
     workers: int = 1
@@ -64,6 +65,11 @@ class Recipe:
     save_minutes: float = option(5.0, "minutes between saves within an epoch", NOT_NEGATIVE)
 
     @property
+    def start(self) -> str | None:
+        """Return the checkpoint that training starts from; None for random weights."""
+        return None if self.weights == "none" else self.weights
+
+    @property
     def peak_lr(self) -> float:
         """Return the learning rate after the warm-up."""
         return self.lr or DEFAULT_LR[self.optimizer]
@@ -100,6 +106,10 @@ class NetRecipe(Recipe):
 class TrainConfig(NetRecipe):
     """One training, as the flags of train.py name it."""
 
+    weights: str | None = option(None, "checkpoint to start from, .pt or official darknet .weights; none: at "
+                                       "random (default: the one that comes with the project for --cfg)")
+    cfg: str | None = option(None, "network: a zoo name such as micro-yolo (the README lists them) or a "
+                                   "net.json (default: that of --weights)")
     exist_ok: bool = False
     teacher: str | None = option(None, "checkpoint with the same heads and classes whose predictions are "
                                        "learned as well")

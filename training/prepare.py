@@ -5,15 +5,11 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from compress.distill import DistilledLoss, check_teacher, teacher
-from compress.drop_se import layers_to_open, mean_gates, without_se
-from compress.factorize import calibrate, separate
-from data.anchors import anchor_recall, fit_anchors
 from data.augment import preset
 from data.coco.clean import report_faults
 from data.coco.locate import locate
@@ -26,18 +22,16 @@ from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.graph import strides
 from models.heads.loss import DetectionLoss
-from models.layer import Net, heads
+from models.layer import Net
 from models.network import Network, initialise
-from models.transfer import report_lines, transfer
-from models.zoo.build import build, with_heads
 from training import engine
-from training.config import NetRecipe, Recipe, TrainConfig
+from training.config import Recipe, TrainConfig
 from training.run import NOTES, Run, Session, Validator
+from training.start import choose_net, plain_images, settle, start_from
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
 CHECKED = 4                                        # images that half precision is tried on
-CALIBRATION = 64                                   # images that set batch-norms of factors, and mean gates
 TIMED_IMAGES = 16                                  # images that a latency takes in turn
 
 
@@ -45,6 +39,7 @@ def prepare(config: TrainConfig) -> Run:
     """Return a run ready to train: data read, network built or loaded, state resumed."""
     session = enter(config)
     world, say = session.world, session.say
+    config = config if config.resume is not None else settle(config, say)
     folder = config.resume
     if world.main and folder is None:
         check_outside(config)
@@ -152,57 +147,6 @@ def check_side(net: Net, config: Recipe, images: int) -> None:
     if smallest == stride and (images % config.batch_size or config.batch_size) == 1:
         raise UsageError(f"--batch-size {config.batch_size}: of {images} images the last batch is one, which "
                          f"at {smallest} px is one cell, too little for batch-norm; change it, or --imgsz")
-
-
-def choose_net(config: NetRecipe, train_set: DetectionSet,
-               say: Callable) -> tuple[Net, checkpoints.Checkpoint | None]:
-    """Return the records to train and the checkpoint whose layers they may take."""
-    weights = checkpoints.load(config.weights) if config.weights else None
-    classes = len(train_set.coco.names)
-    net = build(config.cfg, classes) if config.cfg else with_heads(weights.net, classes)
-    if not config.fit_anchors:
-        return net, weights
-    if without := sorted({head.kind for head in heads(net) if not head.anchors}):
-        raise UsageError(f"--fit-anchors: heads of kind {', '.join(without)} have none; leave it out")
-    sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
-    fitted = fit_anchors(sizes, sum(len(head.anchors) for head in heads(net)), config.seed)
-    px, parts, left = strides(net), {}, iter(fitted)
-    for head in sorted(heads(net), key=lambda head: px[head.name]):    # the finest grid takes the smallest
-        parts[head.name] = tuple((round(w, 1), round(h, 1)) for w, h in islice(left, len(head.anchors)))
-    parts = tuple(parts[head.name] for head in heads(net))
-    new, old = (anchor_recall(sizes, anchors)[0] for anchors in (
-        fitted, [anchor for head in heads(net) for anchor in head.anchors]))
-    say(f"anchors fitted: {' '.join(map(str, parts))}; mean best IoU {new:.3f} (before {old:.3f})")
-    return with_heads(net, classes, parts), weights
-
-
-def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
-               say: Callable) -> None:
-    """Give the model the layers it shares with a checkpoint; on request, factors of those it replaced."""
-    if shut := layers_to_open(weights.net, model.net):
-        images = plain_images(train_set, CALIBRATION)
-        means = mean_gates(weights.net, weights.state, images, shut)
-        net, state = without_se(weights.net, weights.state, means)
-        weights = dataclasses.replace(weights, net=net, state=state)
-        say(f"squeeze-excitation of {', '.join(shut)}: mean gates of {len(images)} images, as constants")
-    state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
-    say("\n".join(report_lines(report)))
-    if factorise:
-        state, kept = separate(weights.net, weights.state, model.net, state)
-    model.load_state_dict(state)
-    if factorise and not kept:
-        say("warning: --separate: no layer is a convolution there and separable here; nothing was factorised")
-    elif factorise:
-        calibrate(model, plain_images(train_set, CALIBRATION).float() / 255, kept)
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
-        say(f"factorised: {shares} of the kernels' energy kept")
-
-
-def plain_images(dataset: DetectionSet, count: int) -> torch.Tensor:
-    """Return images of the set, evenly chosen, not augmented: uint8 [N, 3, S, S], N at most `count`."""
-    count = min(count, len(dataset))
-    chosen = [dataset.plain(i * len(dataset) // count) for i in range(count)]
-    return torch.stack([torch.from_numpy(image) for image in chosen]).permute(0, 3, 1, 2)
 
 
 def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:

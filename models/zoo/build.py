@@ -19,6 +19,18 @@ DETECTORS: dict[str, Callable[..., Net]] = {
     "yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
     "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
 ZOO = {**DETECTORS, **CLASSIFIERS}
+ANCHOR_SIDE = 416                                  # px of the input that the zoo's anchors are made for
+DEFAULT = "micro-yolo"
+# Trained weights that come with the project, by network: one's own training starts from the first there is.
+SHIPPED = {"micro-yolo": ("weights/micro-yolo-coco80.pt", "weights/micro-yolo-voc5.pt"),
+           "micro-yolo-fast": ("weights/micro-yolo-fast-voc5.pt",)}
+
+
+def shipped(name: str) -> str | None:
+    """Return the path of the checkpoint that comes with the project for a zoo network, None without one."""
+    root = Path(__file__).resolve().parents[2]
+    places = [place for file in SHIPPED.get(name, ()) for place in (Path(file), root / file)]
+    return next((str(place) for place in places if place.is_file()), None)
 
 
 def with_heads(net: Net, classes: int, anchors: tuple[Anchors, ...] | None = None) -> Net:
@@ -45,16 +57,24 @@ def with_head_kind(net: Net, kind: str) -> Net:
         if layer.name in found and layer.kind != kind else layer for layer in net))
 
 
-def build(name: str, classes: int | None = None) -> Net:
-    """Return the network of a zoo name or a net.json path, for `classes` classes, or raise ModelError.
+def at_side(net: Net, side: int) -> Net:
+    """Return a network of the zoo with its anchors in proportion to an input of `side` px."""
+    def scaled(anchors: Anchors) -> Anchors:
+        return tuple((round(w * side / ANCHOR_SIDE, 2), round(h * side / ANCHOR_SIDE, 2)) for w, h in anchors)
+    return tuple(replace(row, anchors=scaled(row.anchors)) for row in net)
 
-    A detector's name may end in a kind of head, "micro-yolo+free": its heads are then of that kind.
+
+def build(name: str, classes: int | None = None, side: int = ANCHOR_SIDE) -> Net:
+    """Return the network of a zoo name, its anchors for `side` px, or of a net.json path, as it stands there.
+
+    A detector's name may end in a kind of head, "micro-yolo+free": its heads are then of that kind. classes:
+    None for those it has. Raises ModelError.
     """
     base, plus, kind = name.rpartition("+")
     if plus and not Path(name).is_file():
-        return with_head_kind(build(base, classes), kind)
+        return with_head_kind(build(base, classes, side), kind)
     if name in ZOO:
-        return ZOO[name](classes) if classes else ZOO[name]()
+        return at_side(ZOO[name](classes) if classes else ZOO[name](), side)
     path = Path(name)
     if path.suffix != ".json" or not path.is_file():
         hint = difflib.get_close_matches(name, ZOO, 1)

@@ -34,7 +34,8 @@ def run(script, words, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("words", "code", "sentence"), [
-    (["--data", "x"], 2, "--cfg or --weights is missing"),
+    ([], 2, "--data is missing"),
+    (["--data", "x", "--separate"], 2, "--separate needs --weights"),
     (["--cfg", "micro-yolo"], 2, "--data is missing"),
     (["--cfg", "micro-yolo", "--data", "x", "--imgsz", "100"], 2, "--imgsz 100: needs a multiple of 32"),
     (["--cfg", "micro-yolo", "--data", "x", "--epochs", "0"], 2, "--epochs 0: needs 1 or more"),

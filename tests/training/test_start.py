@@ -1,0 +1,91 @@
+"""What training starts from without being told: network, weights, side and anchors."""
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compress.pruning.config import PruneConfig
+from models.checkpoint import Checkpoint, save
+from models.layer import heads
+from models.zoo import build as zoo
+from models.zoo.build import build, shipped, with_heads
+from models.zoo.tiny import COARSE, FINE
+from tests.helpers.nets import randomised, small_net
+from training.config import TrainConfig
+from training.start import choose_net, settle
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A checkpoint at 96 px with the classes a, b, c."""
+    net = small_net(3)
+    save(tmp_path / "own.pt", Checkpoint(net, randomised(net).state_dict(), tuple("abc"), 96))
+    return str(tmp_path / "own.pt")
+
+
+def a_set(*names):
+    """What choose_net reads of a data set: class names, and boxes of 40 x 20 px and of others."""
+    rng = np.random.default_rng(0)
+    boxes = np.concatenate((np.zeros((30, 3)), rng.uniform(5, 40, (30, 2))), 1).astype(np.float32)
+    return SimpleNamespace(coco=SimpleNamespace(names=names), boxes=[boxes])
+
+
+def anchors(net):
+    return [head.anchors for head in heads(net)]
+
+
+def test_training_starts_from_the_shipped_checkpoint_at_its_side_and_says_so(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "SHIPPED", {"micro-yolo": (str(tmp_path / "later.pt"), own)})
+    said = []
+    found = settle(TrainConfig(data="x"), said.append)
+    assert (found.cfg, found.weights, found.imgsz) == (None, own, 96)
+    assert said == [f"--weights is not given: {own}", f"--imgsz is not given: 96 px, as {own} has it"]
+    assert settle(TrainConfig(cfg="micro-yolo"), said.append).weights == own
+    assert settle(found, pytest.fail) == found, "what is told is taken"
+
+
+def test_without_a_shipped_checkpoint_or_by_none_it_starts_at_random(monkeypatch):
+    said = []
+    other = settle(TrainConfig(cfg="yolo-lite"), said.append)
+    assert (other.start, other.imgsz) == (None, 416) and "--weights is not given: starting at random" in said
+    monkeypatch.setattr(zoo, "SHIPPED", {})
+    for config in (TrainConfig(), TrainConfig(weights="none")):
+        found = settle(config, said.append)
+        assert (found.cfg, found.start, found.imgsz) == ("micro-yolo", None, 416)
+        net, weights = choose_net(found, a_set("a", "b"), said.append)
+        assert weights is None and net == build("micro-yolo", 2)
+
+
+def test_the_shipped_checkpoint_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped("micro-yolo").endswith(".pt") and shipped("yolo-nano") is None
+
+
+def test_pruning_takes_the_side_of_its_parent(own):
+    assert settle(PruneConfig(weights=own, data="x"), lambda _: None).imgsz == 96
+    assert settle(PruneConfig(weights=own, data="x", imgsz=64)).imgsz == 64
+
+
+def test_anchors_of_a_new_network_are_in_proportion_to_the_side():
+    assert anchors(build("micro-yolo", 5)) == [COARSE, FINE]
+    for whole, half in zip(anchors(build("micro-yolo", 5)), anchors(build("micro-yolo", 5, 208))):
+        np.testing.assert_allclose(np.array(whole) / 2, half, atol=0.01)
+    net, _ = choose_net(TrainConfig(cfg="micro-yolo", weights="none", imgsz=128), a_set("a"), print)
+    assert anchors(net) == anchors(build("micro-yolo", 1, 128))
+
+
+def test_what_starts_from_a_checkpoint_keeps_its_anchors_at_any_side(own):
+    net, _ = choose_net(TrainConfig(weights=own, imgsz=192), a_set("other"), print)
+    assert anchors(net) == anchors(small_net(3))
+    started = TrainConfig(cfg="micro-yolo", weights=shipped("micro-yolo"), imgsz=128)
+    assert anchors(choose_net(started, a_set("car"), print)[0]) == anchors(build("micro-yolo"))
+    other, _ = choose_net(replace(started, cfg="yolo-lite"), a_set("car"), print)
+    assert anchors(other) == anchors(build("yolo-lite", 1, 128)), "no head of that name in the checkpoint"
+
+
+def test_fitted_anchors_replace_all(own):
+    said = []
+    net, _ = choose_net(TrainConfig(weights=own, imgsz=96, fit_anchors=True), a_set("a"), said.append)
+    assert anchors(net) != anchors(small_net()) and "mean best IoU" in said[0]
+    assert net == with_heads(net, 1)

@@ -1,0 +1,107 @@
+"""What a training starts from: the network and its side, the weights it takes over."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+from compress.drop_se import layers_to_open, mean_gates, without_se
+from compress.factorize import calibrate, separate
+from data.anchors import anchor_recall, fit_anchors
+from data.dataset import DetectionSet
+from models import checkpoint as checkpoints
+from models.graph import strides
+from models.layer import Net, heads
+from models.network import Network
+from models.transfer import report_lines, transfer
+from models.zoo.build import ANCHOR_SIDE, DEFAULT, build, shipped, with_heads
+from training.config import NetRecipe, Recipe, TrainConfig
+from utils.errors import UsageError
+
+Config = TypeVar("Config", bound=Recipe)
+CALIBRATION = 64                                   # images that set batch-norms of factors, and mean gates
+
+
+def settle(config: Config, say: Callable = print) -> Config:
+    """Return the config with what no flag told: train.py's network and weights, and the weights' side.
+
+    Raises ModelError as checkpoints.load does.
+    """
+    if isinstance(config, TrainConfig) and not config.weights:
+        path = shipped(config.cfg or DEFAULT)
+        say(f"--weights is not given: {path or 'starting at random'}")
+        config = dataclasses.replace(config, weights=path or "none")
+    if isinstance(config, TrainConfig) and not (config.start or config.cfg):
+        say(f"--cfg is not given: {DEFAULT}")
+        config = dataclasses.replace(config, cfg=DEFAULT)
+    if config.imgsz is None:
+        side = checkpoints.load(config.start).imgsz if config.start else ANCHOR_SIDE
+        say(f"--imgsz is not given: {side} px" + (f", as {config.start} has it" if config.start else ""))
+        config = dataclasses.replace(config, imgsz=side)
+    return config
+
+
+def choose_net(config: NetRecipe, train_set: DetectionSet,
+               say: Callable) -> tuple[Net, checkpoints.Checkpoint | None]:
+    """Return the records to train and the checkpoint whose layers they may take.
+
+    Anchors of a zoo's network are in proportion to the side. A checkpoint's layers know objects by their px,
+    so heads of the same name have its anchors at any side (voc5 at 128, an epoch: AP50 .351, scaled .322).
+    """
+    weights = checkpoints.load(config.start) if config.start else None
+    classes = len(train_set.coco.names)
+    net = build(config.cfg, classes, config.imgsz) if config.cfg else with_heads(weights.net, classes)
+    if weights is not None:
+        mine = {(head.name, head.kind, len(head.anchors)) for head in heads(net)}
+        kept = {head.name: head.anchors for head in heads(weights.net)
+                if (head.name, head.kind, len(head.anchors)) in mine}
+        net = tuple(dataclasses.replace(row, anchors=kept.get(row.name, row.anchors)) for row in net)
+    return (fitted(net, config, train_set, say) if config.fit_anchors else net), weights
+
+
+def fitted(net: Net, config: NetRecipe, train_set: DetectionSet, say: Callable) -> Net:
+    """Return the network with anchors fitted to the training boxes."""
+    if without := sorted({head.kind for head in heads(net) if not head.anchors}):
+        raise UsageError(f"--fit-anchors: heads of kind {', '.join(without)} have none; leave it out")
+    sizes = torch.cat([torch.from_numpy(b[:, 3:5] - b[:, 1:3]) for b in train_set.boxes]).numpy()
+    found = fit_anchors(sizes, sum(len(head.anchors) for head in heads(net)), config.seed)
+    px, parts, left = strides(net), {}, iter(found)
+    for head in sorted(heads(net), key=lambda head: px[head.name]):    # the finest grid takes the smallest
+        parts[head.name] = tuple((round(w, 1), round(h, 1)) for w, h in islice(left, len(head.anchors)))
+    parts = tuple(parts[head.name] for head in heads(net))
+    new, old = (anchor_recall(sizes, anchors)[0] for anchors in (
+        found, [anchor for head in heads(net) for anchor in head.anchors]))
+    say(f"anchors fitted: {' '.join(map(str, parts))}; mean best IoU {new:.3f} (before {old:.3f})")
+    return with_heads(net, len(train_set.coco.names), parts)
+
+
+def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,
+               say: Callable) -> None:
+    """Give the model the layers it shares with a checkpoint; on request, factors of those it replaced."""
+    if shut := layers_to_open(weights.net, model.net):
+        images = plain_images(train_set, CALIBRATION)
+        means = mean_gates(weights.net, weights.state, images, shut)
+        net, state = without_se(weights.net, weights.state, means)
+        weights = dataclasses.replace(weights, net=net, state=state)
+        say(f"squeeze-excitation of {', '.join(shut)}: mean gates of {len(images)} images, as constants")
+    state, report = transfer(model.net, model.state_dict(), train_set.coco.names, weights)
+    say("\n".join(report_lines(report)))
+    if factorise:
+        state, kept = separate(weights.net, weights.state, model.net, state)
+    model.load_state_dict(state)
+    if factorise and not kept:
+        say("warning: --separate: no layer is a convolution there and separable here; nothing was factorised")
+    elif factorise:
+        calibrate(model, plain_images(train_set, CALIBRATION).float() / 255, kept)
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
+        say(f"factorised: {shares} of the kernels' energy kept")
+
+
+def plain_images(dataset: DetectionSet, count: int) -> torch.Tensor:
+    """Return images of the set, evenly chosen, not augmented: uint8 [N, 3, S, S], N at most `count`."""
+    count = min(count, len(dataset))
+    chosen = [dataset.plain(i * len(dataset) // count) for i in range(count)]
+    return torch.stack([torch.from_numpy(image) for image in chosen]).permute(0, 3, 1, 2)
