@@ -194,9 +194,12 @@ BLOCKS |= {
     "concat": Block(lambda b, *xs: b.concat(*xs, part=""), inputs=MANY),
     "add": Block(lambda b, *xs: b.add(*xs, part=""), inputs=MANY),
     "act": Block(lambda b, x: b.act(x)),
+    # Each channel times a constant, plus another: what brings an image to a mean and deviation.
+    "scale": Block(lambda b, x: b.raw_conv(x, b.name("conv"), b.width[x], "", groups=b.width[x], bias=True,
+                                           constant=True)),
     "split": Block(lambda b, x: b.slice(x, b.layer.part, b.layer.groups, "piece"), ("groups",)),
     "shuffle": Block(lambda b, x: b.shuffle(x, b.layer.groups, ""), ("groups",)),
-    "head": Block(lambda b, x: HEADS[b.layer.kind].nodes(b, x), ("out", "kind"))}
+    "head": Block(lambda b, *xs: HEADS[b.layer.kind].nodes(b, *xs), ("out", "kind"), ALSO)}
 
 
 @block("out")

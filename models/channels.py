@@ -36,8 +36,8 @@ class Param(NamedTuple):
 
     @property
     def trained(self) -> bool:
-        """Whether it is a parameter; batch-norm's running statistics are state."""
-        return not self.key.endswith(("running_mean", "running_var"))
+        """Whether it is a parameter; batch-norm's running statistics and given constants are state."""
+        return not self.node.constant and not self.key.endswith(("running_mean", "running_var"))
 
 
 class Channels(NamedTuple):

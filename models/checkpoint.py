@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models.channels import shapes
-from models.darknet import COCO_NAMES, read_darknet
+from models.files.darknet import COCO_NAMES, read_darknet
+from models.files.ncnn import read_ncnn
 from models.graph import classes_of
 from models.layer import Net
 from models.records import check_told, from_json, to_json
@@ -98,7 +99,7 @@ def checksum(value: object, crc: int = 0) -> int:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Return the checkpoint of a `.pt` or darknet `.weights` file. Raises ModelError where it is unfit."""
+    """Return the checkpoint of a `.pt`, darknet `.weights` or ncnn `.bin` file, or raise ModelError."""
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
@@ -107,9 +108,10 @@ def load(path: str | Path) -> Checkpoint:
     head = _head(path)
     if path.suffix == ".weights":
         net, state, header = read_darknet(path)
-        classes = classes_of(net)
-        names = COCO_NAMES if classes == len(COCO_NAMES) else tuple(f"class{i}" for i in range(classes))
-        return Checkpoint(net, state, names, extra={"darknet_header": list(header)})
+        return Checkpoint(net, state, _names(net), extra={"darknet_header": list(header)})
+    if path.suffix == ".bin":
+        net, state, known = read_ncnn(path)
+        return Checkpoint(net, state, _names(net), known.imgsz, extra={"official": known.name})
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                         # bytes that are no checkpoint fail in any way at all
@@ -122,6 +124,12 @@ def load(path: str | Path) -> Checkpoint:
         raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): {begins}"
                          f"{said}") from error
     return _checked(path, content)
+
+
+def _names(net: Net) -> tuple[str, ...]:
+    """Return the class names of a file that has none: COCO's where their number is COCO's."""
+    classes = classes_of(net)
+    return COCO_NAMES if classes == len(COCO_NAMES) else tuple(f"class{i}" for i in range(classes))
 
 
 def _head(path: Path) -> bytes:

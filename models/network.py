@@ -90,7 +90,12 @@ def _module(node: Node, cin: int) -> nn.Module | None:
         return None
     same = node.dilation == 1 and node.pad == node.kernel // 2
     own = DepthwiseConv2d if 1 < node.groups == cin == node.channels and same else nn.Conv2d
-    return own(cin, node.channels, node.kernel, node.stride, node.pad, node.dilation, node.groups, node.bias)
+    made = own(cin, node.channels, node.kernel, node.stride, node.pad, node.dilation, node.groups, node.bias)
+    for leaf in ("weight", "bias") if node.constant else ():                # given, until then one and zero
+        delattr(made, leaf)
+        made.register_buffer(leaf, torch.full((cin, 1, 1, 1) if leaf == "weight" else (cin,), leaf == "weight",
+                                              dtype=torch.get_default_dtype()))
+    return made
 
 
 def _function(node: Node, alone: bool) -> Callable[..., Tensor]:
@@ -124,7 +129,7 @@ def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in channels(model.net).params:
-            if param.node.type == "norm":
+            if param.node.type == "norm" or param.node.constant:
                 continue
             tensor = model.get_parameter(param.key)
             if param.key.endswith("bias"):
@@ -132,10 +137,13 @@ def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
             else:
                 tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=generator)
         for head in heads_of(model.net):
-            own = [p.node.name for p in channels(model.net).params if p.node.layer == head.layer.name]
-            conv = model.get_submodule(own[-1])
-            conv.weight.normal_(0, 0.01, generator=generator)
-            head.set_bias(conv.bias, prior)
+            ends = [model.get_submodule(node.name) for node in expand(model.net).nodes
+                    if node.layer == head.layer.name and node.fixed]
+            bias = torch.cat([conv.bias for conv in ends])
+            head.set_bias(bias, prior)
+            for conv, own in zip(ends, bias.split([len(conv.bias) for conv in ends])):
+                conv.weight.normal_(0, 0.01, generator=generator)
+                conv.bias.copy_(own)
     return model
 
 

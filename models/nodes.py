@@ -38,6 +38,7 @@ class Node(NamedTuple):
     after: int = 0                     # more padding on the right and below
     ceil: bool = False                 # a pooling whose last window may hang over the edge
     fixed: str = ""                    # why the channels it makes cannot be cut
+    constant: bool = False             # a conv whose numbers are given, not learned
 
 
 class Builder:

@@ -1,6 +1,7 @@
 """Taking over weights from another network, by name and shape, with a report of every record."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from models.channels import channels
@@ -33,15 +34,27 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
         partly = head and not why and here_names != there_names
         rows = head.rows(names, source.names) if partly else None
         for key in mine if not why else ():
-            out[key] = source.state[key].clone() if rows is None else state[key].clone()
-            if rows is not None:
-                out[key][rows[0]] = source.state[key][rows[1]]
+            out[key] = source.state[key].clone()
+        if rows:
+            out |= _rows_taken(list(mine), state, source.state, rows)
         count = sum(state[k].numel() for k in mine if not k.endswith(("running_mean", "running_var")))
-        if rows is not None:
+        if rows:
             count = count * len(rows[0]) // layer.out
         report.append({"layer": layer.name, "taken": not why, "parameters": count,
                        "why": why or ("classes of the same name" if rows else "same name and shapes")})
     return out, report
+
+
+def _rows_taken(keys: list[str], state: dict[str, Tensor], other: dict[str, Tensor],
+                rows: tuple[list[int], list[int]]) -> dict[str, Tensor]:
+    """Return a head's tensors with the channels `rows` here taken from those there; its convolutions join."""
+    out = {}
+    for leaf in ("weight", "bias"):
+        parts = [key for key in keys if key.endswith(f".{leaf}")]
+        joined, theirs = (torch.cat([of[key] for key in parts]) for of in (state, other))
+        joined[rows[0]] = theirs[rows[1]]
+        out |= zip(parts, joined.split([len(state[key]) for key in parts]))
+    return {key: value.clone() for key, value in out.items()}
 
 
 def _sizes(net: Net) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEQUANTISED = "_DequantizeLinear_Output"                   # how ONNX Runtime's quantiser names a value's twin
 MONOTONE = ("LeakyRelu", "Relu", "Clip")                   # activations that never turn an order round
 JOINS = ("Mul", "Expand", "Concat")                        # where what a mean led to meets a map again
-SHAPES = ("Reshape", "Transpose", "Cast", "Identity")      # what may stand between a head and its output
+SHAPES = ("Reshape", "Transpose", "Cast", "Identity", "Concat")  # may stand between a head and its output
 Taps = Callable[[np.ndarray], dict[str, np.ndarray]]       # an image batch uint8 -> values by name
 
 

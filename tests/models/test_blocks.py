@@ -56,12 +56,14 @@ SAMPLES: dict[str, list[tuple[tuple[str, ...], dict]]] = {
     "concat": [(("stem", "side"), {}), (("side", "stem", "side"), {})],
     "add": [(("stem", "side"), {}), (("stem", "side", "stem"), {})],
     "act": [(X, {"act": act}) for act in ("hardswish", "swish", "relu6", "leaky")],
+    "scale": [(("image",), {})],
     "split": [(X, {"groups": 2, "part": 1}), (X, {"groups": 4, "part": 0})],
     "shuffle": [(X, {"groups": 4})],
     "classify": [(X, {"out": 5}), (X, {"out": 5, "hidden": 7, "act": "hardswish", "bias": False}),
                  (X, {"out": 5, "full": True})],
     "head": [(X, {"out": 12, "kernel": 1, "act": "linear", "kind": "anchor", "assign": "ratio",
-                  "anchors": ((9.0, 9.0), (20.0, 20.0))})]}
+                  "anchors": ((9.0, 9.0), (20.0, 20.0))}), (X, {"out": 8, "kind": "yolox"}),
+             (("side", "stem"), {"out": 8, "kind": "yolox"})]}
 CASES = [(op, at) for op, cases in SAMPLES.items() for at in range(len(cases))]
 
 

@@ -10,7 +10,7 @@ from compress.drop_se import layers_to_open, mean_gates, without_se
 from compress.factorize import calibrate, separate
 from models.channels import channels
 from models.checkpoint import Checkpoint
-from models.darknet import COCO_NAMES
+from models.files.darknet import COCO_NAMES
 from models.network import Network, from_state, initialise
 from models.transfer import report_lines, transfer
 from models.zoo.light import yolo_lite

@@ -9,7 +9,7 @@ from deploy.runtimes.runtime import load_runtime, torch_runtime
 from models import checkpoint as checkpoints
 from models.checkpoint import Checkpoint, load, load_or_previous, previous, save
 from models.count import parameters
-from models.darknet import COCO_NAMES, read_darknet, write_darknet
+from models.files.darknet import COCO_NAMES, read_darknet, write_darknet
 from models.network import Network, from_state
 from models.zoo.light import yolo_lite, yolo_nano
 from models.zoo.tiny import yolov3_tiny
