@@ -91,10 +91,10 @@ def _module(node: Node, cin: int) -> nn.Module | None:
     same = node.dilation == 1 and node.pad == node.kernel // 2
     own = DepthwiseConv2d if 1 < node.groups == cin == node.channels and same else nn.Conv2d
     made = own(cin, node.channels, node.kernel, node.stride, node.pad, node.dilation, node.groups, node.bias)
-    for leaf in ("weight", "bias") if node.constant else ():                # given, until then one and zero
+    for leaf, start in (("weight", torch.ones), ("bias", torch.zeros)) if node.constant else ():
+        shape = getattr(made, leaf).shape
         delattr(made, leaf)
-        made.register_buffer(leaf, torch.full((cin, 1, 1, 1) if leaf == "weight" else (cin,), leaf == "weight",
-                                              dtype=torch.get_default_dtype()))
+        made.register_buffer(leaf, start(shape))           # of the state, and not learned
     return made
 
 

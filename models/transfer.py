@@ -1,7 +1,6 @@
 """Taking over weights from another network, by name and shape, with a report of every record."""
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from models.channels import channels
@@ -47,14 +46,17 @@ def transfer(net: Net, state: dict[str, Tensor], names: tuple[str, ...],
 
 def _rows_taken(keys: list[str], state: dict[str, Tensor], other: dict[str, Tensor],
                 rows: tuple[list[int], list[int]]) -> dict[str, Tensor]:
-    """Return a head's tensors with the channels `rows` here taken from those there; its convolutions join."""
+    """Return a head's tensors, those of channels `rows` taken over; its convolutions stand side by side."""
     out = {}
     for leaf in ("weight", "bias"):
-        parts = [key for key in keys if key.endswith(f".{leaf}")]
-        joined, theirs = (torch.cat([of[key] for key in parts]) for of in (state, other))
-        joined[rows[0]] = theirs[rows[1]]
-        out |= zip(parts, joined.split([len(state[key]) for key in parts]))
-    return {key: value.clone() for key, value in out.items()}
+        here = there = 0
+        for key in (key for key in keys if key.endswith(f".{leaf}")):
+            out[key], theirs = state[key].clone(), other[key]
+            for mine, its in zip(*rows):
+                if here <= mine < here + len(out[key]) and there <= its < there + len(theirs):
+                    out[key][mine - here] = theirs[its - there]
+            here, there = here + len(out[key]), there + len(theirs)
+    return out
 
 
 def _sizes(net: Net) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""ncnn's `.param` and `.bin` -> records and state, the network told by its convolutions and their wiring."""
+"""ncnn's `.param` and `.bin` -> records and state: the network is told by its convolutions, their wiring."""
 from __future__ import annotations
 
 from pathlib import Path

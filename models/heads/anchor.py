@@ -185,7 +185,7 @@ class AnchorHead(Head):
         there = {name.lower(): at for at, name in enumerate(other_names)}
         pairs = [(i, i) for i in range(5)]
         pairs += [(5 + i, 5 + there[name.lower()]) for i, name in enumerate(names) if name.lower() in there]
-        count, here, width = len(self.layer.anchors), 5 + len(names), 5 + len(other_names)
+        count, here, width = self.shape[0], 5 + len(names), 5 + len(other_names)
         return ([a * here + p for a in range(count) for p, _ in pairs],
                 [a * width + q for a in range(count) for _, q in pairs])
 

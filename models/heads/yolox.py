@@ -42,6 +42,10 @@ class YoloxHead(AnchorHead):
     def problem(cls, layer: Layer) -> str:
         return "" if layer.out > 5 else f"out {layer.out} is not 5 + classes"
 
+    @classmethod
+    def in_place_of(cls, layer: Layer, classes: int) -> Layer:
+        return Layer(layer.name, layer.op, layer.inputs, 5 + classes, 1, act=layer.act, kind=cls.kind)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return 1, self.layer.out

@@ -12,15 +12,14 @@ from models.layer import Layer, Net, heads
 from models.records import from_json, validate
 from models.zoo.classifiers import CLASSIFIERS
 from models.zoo.light import yolo_lite, yolo_nano
-from models.zoo.official import yolox_nano
+from models.zoo.official import OFFICIAL
 from models.zoo.tiny import Anchors, micro_yolo, micro_yolo_fast, micro_yolo_pruned, yolov3_tiny
 from utils.errors import ModelError
 
 DETECTORS: dict[str, Callable[..., Net]] = {
     "yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
-    "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano,
-    "yolox-nano": yolox_nano}
-ZOO = {**DETECTORS, **CLASSIFIERS}
+    "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
+ZOO = {**DETECTORS, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
 ANCHOR_SIDE = 416                                  # px of the input that the zoo's anchors are made for
 DEFAULT = "micro-yolo"
 # Trained weights that come with the project, by network: one's own training starts from the first there is.

@@ -1,4 +1,4 @@
-"""Light detectors by their own design, with official weights: YOLOX-Nano; what their inputs are brought to."""
+"""Light detectors whose official weights are read, by their own design, and what their inputs must be."""
 from __future__ import annotations
 
 from collections.abc import Callable
