@@ -195,7 +195,7 @@ BLOCKS |= {
     "add": Block(lambda b, *xs: b.add(*xs, part=""), inputs=MANY),
     "act": Block(lambda b, x: b.act(x)),
     # Each channel times a constant, plus another: what brings an image to a mean and deviation.
-    "scale": Block(lambda b, x: b.raw_conv(x, b.name("conv"), b.width[x], "", groups=b.width[x], bias=True,
+    "affine": Block(lambda b, x: b.raw_conv(x, b.name("conv"), b.width[x], "", groups=b.width[x], bias=True,
                                            constant=True)),
     "split": Block(lambda b, x: b.slice(x, b.layer.part, b.layer.groups, "piece"), ("groups",)),
     "shuffle": Block(lambda b, x: b.shuffle(x, b.layer.groups, ""), ("groups",)),

@@ -119,14 +119,18 @@ def _described(path: str, tree: ast.Module) -> set[str]:
     """The "Class.method" of every method that a documented one of the same package stands behind."""
     files = [(ROOT / module.replace(".", "/")).with_suffix(".py") for _, module in _imports(path, tree)
              if module.rpartition(".")[0] == _module(path).rpartition(".")[0]]
-    known = {node.name: node for file in files if file.is_file()
-             for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)}
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
+    known = {node.name: (node, file) for file, other in trees.items() for node in other.body
+             if isinstance(node, ast.ClassDef)}
     found = set()
     for node in tree.body:
         for base in node.bases if isinstance(node, ast.ClassDef) else ():
-            above = known.get(ast.unparse(base))
-            found |= {f"{node.name}.{name}" for name, method in _public(above.body if above else [])
-                      if ast.get_docstring(method)}
+            above, file = known.get(ast.unparse(base), (None, None))
+            told = {name for name, method in _public(above.body if above else []) if ast.get_docstring(method)}
+            if above:                                      # and what stands behind that one
+                further = _described(file.relative_to(ROOT).as_posix(), trees[file])
+                told |= {name.partition(".")[2] for name in further if name.startswith(f"{above.name}.")}
+            found |= {f"{node.name}.{name}" for name in told}
     return found
 
 
@@ -209,6 +213,8 @@ def test_what_the_rules_allow_is_not_reported():
     assert not _import_faults("train.py", "from training import prepare\nfrom utils import cli\n")
     assert not _import_faults("training/run.py", "from . import engine\nfrom data.coco import read\n")
     assert not _signature_faults("models/heads/a.py", HEIR.format(name="rows"))
+    assert not _signature_faults("models/heads/a.py", HEIR.format(name="rows").replace(
+        "models.heads.base import Head", "models.heads.anchor import AnchorHead").replace("(Head", "(AnchorHead"))
 
 
 def test_every_room_is_a_folder_and_every_folder_a_room():

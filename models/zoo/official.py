@@ -30,7 +30,7 @@ class Official(NamedTuple):
         """Return the records without batch-norm, behind the record of the input's rule."""
         rows = [replace(row, bn=False, inputs=tuple(INPUT if i == IMAGE else i for i in row.inputs))
                 for row in self.build(classes)]
-        return validate((Layer(INPUT, "scale", (IMAGE,)), *rows))
+        return validate((Layer(INPUT, "affine", (IMAGE,)), *rows))
 
     def rule(self) -> dict[str, np.ndarray]:
         """Return the tensors of that record, for images 0..1: (255 x - mean) / deviation."""

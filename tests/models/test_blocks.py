@@ -56,7 +56,7 @@ SAMPLES: dict[str, list[tuple[tuple[str, ...], dict]]] = {
     "concat": [(("stem", "side"), {}), (("side", "stem", "side"), {})],
     "add": [(("stem", "side"), {}), (("stem", "side", "stem"), {})],
     "act": [(X, {"act": act}) for act in ("hardswish", "swish", "relu6", "leaky")],
-    "scale": [(("image",), {})],
+    "affine": [(("image",), {})],
     "split": [(X, {"groups": 2, "part": 1}), (X, {"groups": 4, "part": 0})],
     "shuffle": [(X, {"groups": 4})],
     "classify": [(X, {"out": 5}), (X, {"out": 5, "hidden": 7, "act": "hardswish", "bias": False}),
