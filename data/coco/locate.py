@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -11,9 +12,10 @@ from typing import NamedTuple
 from data.coco.clean import Fault
 from data.coco.divide import divide
 from data.coco.find import SPLIT_WORDS, split_of
-from data.coco.jsonfile import load_json
+from data.coco.jsonfile import load_json, sections
 from data.convert.labelme import labelme_layout
 from data.convert.labels import Labels, Layout
+from data.convert.via import via_layout
 from data.convert.voc import voc_layout
 from data.convert.yolo import yolo_layout
 from data.images import MAX_PIXELS
@@ -140,11 +142,12 @@ def _from_folder(root: Path, source: str) -> Located:
         found = {split: Split(file, _image_folder(root, file)) for split, file in files.items()}
         what = ", ".join(str(file.relative_to(root)) for file in files.values())
         return Located(source, found, {}, note=f"COCO JSON: {what}")
-    for recognise in (yolo_layout, voc_layout, labelme_layout):
+    for recognise in (yolo_layout, voc_layout, labelme_layout, via_layout):
         if layout := recognise(root):
             return _converted(layout, root, source)
     raise DataError(f"--data {source}: no annotation file; {_tried(tried['train'])}; no other COCO JSON, "
-                    "YOLO, Pascal VOC or labelme labels either (python -m data.convert says what it misses)")
+                    "YOLO, Pascal VOC, labelme, Supervisely or VIA labels either (python -m data.convert "
+                    "says what it misses)")
 
 
 def _coco_files(root: Path) -> dict[str, Path]:
@@ -168,27 +171,39 @@ def _coco_files(root: Path) -> dict[str, Path]:
 
 
 def _is_coco(file: Path) -> bool:
-    """Return whether a JSON file has the sections of a COCO file."""
+    """Return whether a JSON file has the sections of a COCO file, without parsing it: it may be large."""
     try:
-        content = load_json(file)[0]
-        return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
-    except DataError:
+        data = file.read_bytes()
+    except OSError:
         return False
+    return re.match(rb"(\xef\xbb\xbf)?\s*\{", data) is not None and all(
+        f'"{key}"'.encode() in data for key in ("images", "annotations"))
 
 
 def _from_json(file: Path) -> Located:
     """Return the set of one JSON file: with its siblings of other splits, else undivided."""
-    load_json(file)
+    if not _is_coco(file):
+        if layout := via_layout(file):
+            return _converted(layout, file.parent, str(file))
+        sections(load_json(file)[0], file)             # says what it lacks
     root = file.parent.parent if file.parent.name == "annotations" else file.parent
-    split = split_of(file.name.split(".")[0])
-    word = max((word for word in SPLIT_WORDS.get(split, ()) if word in file.name), key=len, default=None)
+    named = split_of(file.name.split(".")[0])
+    split = named or split_of(file.parent.name)        # Roboflow's train/_annotations.coco.json
     siblings = {other: path for other, words in SPLIT_WORDS.items() for there in reversed(words)
-                if word and (path := file.with_name(file.name.replace(word, there, 1))).is_file()}
+                if (path := _sibling(file, split, there, bool(named))).is_file()} if split else {}
     if len(siblings) < 2:                              # nobody trains on a part of a file that is called val
-        siblings = {"all" if split in (None, "train") else split: file}
+        siblings = {"all" if named in (None, "train") else named: file}
     found = {other: Split(path, _image_folder(root, path)) for other, path in siblings.items()}
     what = "one COCO JSON" if "all" in found else f"COCO JSON of {', '.join(found)}"
     return Located(str(file), found, {}, note=f"{what}, images below {_image_folder(root, file)}")
+
+
+def _sibling(file: Path, split: str, word: str, by_name: bool) -> Path:
+    """Return where the JSON of the split called `word` would be, beside that of `split`."""
+    text = file.name if by_name else file.parent.name
+    own = max((known for known in SPLIT_WORDS[split] if known in text.lower()), key=len)
+    other = re.sub(own, lambda found: word.title() if found[0].istitle() else word, text, count=1, flags=re.I)
+    return file.with_name(other) if by_name else file.parent.with_name(other) / file.name
 
 
 def _converted(layout: Layout, root: Path, source: str) -> Located:

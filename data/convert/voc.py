@@ -62,15 +62,16 @@ def _listed(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator
 
 def _read(files: Mapping[str, list[Path]], difficult: str, zero_based: bool, labels: Labels) -> None:
     """Add the images and boxes of every XML file to `labels`, and note those that cannot be read."""
-    every = (path for paths in files.values() for path in paths)
-    labels.look(image for path in every if (image := image_named(path.stem, _places(path))))
+    images = {path: image_named(path.stem, _places(path)) for paths in files.values() for path in paths}
+    labels.look(filter(None, images.values()))
     for split, paths in files.items():
         for path in paths:
-            _add(labels, split, path, difficult, zero_based)
+            _add(labels, split, path, images[path], difficult, zero_based)
 
 
-def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: bool) -> None:
-    """Add the image and the boxes of one XML file, or note why they cannot be read."""
+def _add(labels: Labels, split: str, path: Path, file: Path | None, difficult: str,
+         zero_based: bool) -> None:
+    """Add the image `file` and the boxes of one XML file, or note why they cannot be read."""
     try:
         tree = parse_xml(path)
     except (OSError, ValueError) as error:
@@ -78,7 +79,6 @@ def _add(labels: Labels, split: str, path: Path, difficult: str, zero_based: boo
         return labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
     # The devkit's rule: Annotations/KEY.xml belongs to JPEGImages/KEY.*; <filename> is often stale
     named = PureWindowsPath((tree.findtext("filename") or "").strip()).name
-    file = image_named(path.stem, _places(path))
     if file is None and named:
         file = next((place / named for place in _places(path) if is_file(place / named)), None)
         if file:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--fix", type=Path, metavar="OUTDIR", help="write a cleaned copy into a new folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
     args = cli.check(parser, parser.parse_args())
-    if args.anchors < 1 or (args.rate is not None and args.rate <= 0):
+    if args.anchors < 1 or not (args.rate is None or 0 < args.rate < math.inf):
         parser.error(f"--anchors {args.anchors} --rate {args.rate}: need a positive number")
     from data.coco.write import refuse_inside, refuse_taken
     from data.doctor.diagnosis import examine, write_copy
