@@ -73,7 +73,7 @@ def own_threads(weights: str) -> int:
     One core is left to reading and writing: yolov3-tiny in torch, bf16, went through cars.mp4 at 52 frames a
     second with two threads, at 55 with one. ONNX files get all: micro-yolo over 300 JPEGs, 54 against 41.
     """
-    from bench.machine import cores
+    from utils.runs import cores
     count = len(cores())
     return count if weights.endswith(".onnx") else max(1, count - 1)
 

@@ -34,17 +34,18 @@ def main() -> None:
     from data.coco.clean import report_faults
     from data.coco.locate import locate
     from data.coco.read import read_coco
-    from data.dataset import DetectionSet, make_loader
+    from data.dataset import DetectionSet
     from data.images import decode
-    from deploy.artifact import size
+    from deploy.artifact import needs_torch, size
     from deploy.runtimes.runtime import load_runtime
     from evaluation import report
-    from evaluation.evaluate import Finder, evaluate, matching_classes
+    from evaluation.evaluate import Finder, evaluate, image_batches, matching_classes
     from utils import runs
     from utils.redact import masked_values
     interrupt = runs.Interrupt()
-    runs.tune_cpu(args.threads)
-    runtime = load_runtime(args.weights, runs.pick_device(args.device), "half" if args.half else "fp32")
+    runs.tune_cpu()
+    runtime = load_runtime(args.weights, runs.pick_device(args.device, needs_torch(args.weights)),
+                           "half" if args.half else "fp32", args.threads)
     args.imgsz = args.imgsz or runtime.imgsz
     runtime.check_side(args.imgsz, args.weights)
     where = locate(args.data, args.val_split, args.seed)
@@ -60,7 +61,7 @@ def main() -> None:
     dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels)
     dataset.fill_cache(poll=interrupt.stop)
     batches = finder.watch.waits("waiting for images",
-                                 make_loader(dataset, args.batch_size, shuffle=False, workers=args.workers))
+                                 image_batches(dataset, args.batch_size, args.workers))
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
     what = {"weights": args.weights, "data": args.data, "split": args.split, "bytes": size(args.weights)}
     result = report.summarise(metrics, what, finder, args.ci, imgsz=args.imgsz, cache=args.cache,

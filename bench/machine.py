@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 
+from utils.runs import cores
+
 LIBRARIES = ("torch", "torchvision", "numpy", "opencv-python-headless", "opencv-python", "onnxruntime",
              "onnxruntime-gpu", "openvino", "ncnn", "nncf", "onnx")
 OURS = ("OMP_", "KMP_", "MKL_", "GOMP_", "OPENBLAS_", "ORT_", "TBB_", "CUDA_VISIBLE")
@@ -38,12 +40,6 @@ def facts(root: Path = Path("/")) -> dict[str, object]:
             "kernel": platform.release(), "gpus": gpus(),
             "libraries": {name: installed[name] for name in LIBRARIES if name in installed},
             "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(OURS)}}
-
-
-def cores() -> list[int]:
-    """Return the numbers of the CPU cores this process may use."""
-    known = hasattr(os, "sched_getaffinity")               # outside Linux it is not
-    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
 
 
 def gpus() -> list[dict[str, str]]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.cases import SCOPES, TORCH, Case, Config, matrix
-from bench.machine import cores, counters, facts
+from bench.machine import counters, facts
 from bench.report import make_report, write
 from bench.run import KINDS, Bench, WorkerFailed
 from data.coco.locate import locate
-from deploy.artifact import format_of
+from deploy.artifact import format_of, needs_torch
 from detection.sources import VIDEOS, open_source
 from utils import runs
 from utils.errors import DataError, EnvironmentFault, Interrupted, ModelError, UsageError
@@ -35,7 +35,7 @@ CALIBRATION, GATE = 128, 16        # images of --data's train and val split, as 
 
 def benchmark(config: Config) -> None:
     """Measure, write and print what was asked for; raise what ended it once the rest is written."""
-    device = runs.pick_device(config.device)
+    device = runs.pick_device(config.device, any(map(needs_torch, config.weights)))
     files = [(Path(path), format_of(path)) for path in config.weights]
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
@@ -47,7 +47,7 @@ def benchmark(config: Config) -> None:
     runs.write_json(folder / "args.json", masked_values(vars(config)))
     environment = {**runs.environment(), **facts(), "before": counters()}
     environment.pop("threads")                             # this process computes nothing
-    threads = list(dict.fromkeys(count or len(cores()) for count in config.threads))
+    threads = list(dict.fromkeys(count or len(runs.cores()) for count in config.threads))
     cases = matrix(files, config.runtimes, config.precisions, threads, config.batch_sizes, config.imgsz,
                    str(device))
     bench = Bench(config, plan, cases, environment, folder, poll)

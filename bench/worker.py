@@ -21,11 +21,13 @@ import numpy as np
 from bench.machine import peak_memory
 from bench.profile.timing import torch_threads, warm_up
 from utils.errors import UsageError
+from utils.optional import needs
 
 if TYPE_CHECKING:
     import torch
 
     from deploy.runtimes.runtime import Runtime
+    from utils.boxes import Values
 
 WARM_ROUNDS, WARM_SECONDS = 100, 10.0
 
@@ -121,7 +123,7 @@ class Ready:
         stamps.append(clock())
         limits = (self.spec[name] for name in ("conf_thres", "iou_thres", "max_det"))
         found = self._decode(predictions, self.runtime.heads, *limits).boxes
-        boxes = [scale_back(b.cpu().numpy(), letterbox_geometry(*image.shape[:2], size), *image.shape[:2])
+        boxes = [scale_back(b, letterbox_geometry(*image.shape[:2], size), *image.shape[:2])
                  for b, image in zip(found, images)]
         stamps.append(clock())
         for image, drawn in zip(images, boxes):
@@ -134,7 +136,7 @@ class Ready:
         from evaluation.evaluate import measure
         return measure(self.runtime, message["data"], self.spec["imgsz"])
 
-    def _predict(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def _predict(self, images: np.ndarray) -> list[Values]:
         predictions = self.runtime.predict(images)
         if self.runtime.device.type == "cuda":
             import torch
@@ -142,26 +144,26 @@ class Ready:
         return predictions
 
 
-def _fit(images: list[np.ndarray], spec: dict) -> torch.Tensor:
+def _fit(images: list[np.ndarray], spec: dict) -> np.ndarray:
     """uint8 [B, 3, S, S] of letterboxed images [H, W, 3], in their memory's order: channels last."""
-    import torch
-
     from data.augment import letterbox
     fitted = [letterbox(image, spec["imgsz"])[0] for image in images]
-    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
+    return np.stack(fitted).transpose(0, 3, 1, 2)
 
 
 def load(spec: dict) -> Runtime:
     """Return a case's runtime. Raises UsageError for a precision that is pointless on this CPU."""
-    from bench.profile.latency import refusal
+    from deploy.artifact import needs_torch
     from deploy.runtimes.runtime import load_runtime
     from utils.runs import pick_device, tune_cpu
-    runtime, device = spec["runtime"], pick_device(spec["device"])
-    if runtime.startswith("torch") and device.type == "cpu" and (why := refusal(spec["precision"])):
-        raise UsageError(f"{runtime} in {spec['precision']}: {why}")
+    runtime, device = spec["runtime"], pick_device(spec["device"], needs_torch(spec["weights"]))
+    if runtime.startswith("torch") and device.type == "cpu":
+        from bench.profile.latency import refusal  # loads torch
+        if why := refusal(spec["precision"]):
+            raise UsageError(f"{runtime} in {spec['precision']}: {why}")
     if runtime == "torch-plain":
         return plain(spec["weights"], device, spec["threads"])
-    tune_cpu(spec["threads"])
+    tune_cpu()
     return load_runtime(spec["weights"], device, spec["precision"], spec["threads"],
                         compiled=runtime == "torch-compile")
 
@@ -169,9 +171,11 @@ def load(spec: dict) -> Runtime:
 class Plain(SimpleNamespace):
     """A module run as eager PyTorch does when nobody helps: batch-norm apart, NCHW, fp32."""
 
-    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, images: Values) -> list[torch.Tensor]:
         """Return the predictions for uint8 images [B, 3, H, W]."""
-        return self.model(images.to(self.device).contiguous().float() / 255)
+        import torch
+        with torch.inference_mode():
+            return self.model(torch.as_tensor(images).to(self.device).contiguous().float() / 255)
 
 
 def plain(weights: str, device: torch.device, threads: int) -> Runtime:
@@ -190,6 +194,7 @@ def plain(weights: str, device: torch.device, threads: int) -> Runtime:
 
 def layers(spec: dict) -> dict:
     """Return the layers of a case in torch, ONNX Runtime or OpenVINO, beside this machine's peak."""
+    needs("torch", "for --layers, which measures this machine's peak by it")
     from bench.profile.latency import layer_table, measure_peak
     from bench.profile.nodes import node_table
     from models.checkpoint import load as read

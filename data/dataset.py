@@ -6,24 +6,22 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from data.augment import Augment, Pipeline, letterbox, letterbox_boxes, mosaic
 from data.coco.read import CocoSet
 from data.images import MAX_PIXELS, decode
-from data.loader import make_loader
 from utils.boxes import Geometry, letterbox_geometry
 from utils.errors import DataError, EnvironmentFault
 
-__all__ = ["DetectionSet", "available_ram", "make_loader"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class DetectionSet(Dataset):
-    """Training or evaluation images of a CocoSet at one input size.
+class DetectionSet:
+    """Training or evaluation images of a CocoSet at one input size. Torch is loaded for its tensors alone.
 
     `dataset[(epoch, index)]` is (image uint8 [3, S, S], boxes float32 [M, 5] (class, cxcywh normalised),
     index). Epochs from `plain_from` on have no mosaic; crowds are no target.
@@ -92,6 +90,7 @@ class DetectionSet(Dataset):
         return self._tensors(self.plain(index), self.boxes[index], index)
 
     def _tensors(self, image: np.ndarray, boxes: np.ndarray, index: int) -> tuple[Tensor, Tensor, int]:
+        import torch
         low, high = boxes[:, 1:3], boxes[:, 3:5]
         rows = np.concatenate((boxes[:, :1], (low + high) / (2 * self.imgsz), (high - low) / self.imgsz), 1)
         # a view: memory stays [S, S, 3], which collate joins to channels_last without touching a pixel twice

@@ -45,6 +45,11 @@ def format_of(path: str | Path) -> str:
     return found[0]
 
 
+def needs_torch(path: str | Path) -> bool:
+    """Return whether torch must be there for it: a checkpoint, darknet weights or TorchScript."""
+    return format_of(path) in ("torch", "torchscript")
+
+
 def main_file(path: str | Path) -> Path:
     """Return the file that a runtime opens: the path itself, or a folder's main file. Raises ModelError."""
     path = Path(path)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.ops import box_iou
 
 from data.augment import letterbox
@@ -78,10 +77,11 @@ def compare(exact: Runtime, other: Runtime, images: Sequence[np.ndarray],
             "boxes": boxes}
 
 
-def _matched(mine: Tensor, theirs: Tensor) -> int:
+def _matched(mine: np.ndarray, theirs: np.ndarray) -> int:
     """Return how many boxes [N, 6] are among the others; NMS left no two that could claim the same one."""
     same = mine[:, None, 5] == theirs[None, :, 5]
-    return int(((box_iou(mine[:, :4], theirs[:, :4]) >= OVERLAP) & same).any(1).sum())
+    overlap = box_iou(*(torch.from_numpy(boxes[:, :4]) for boxes in (mine, theirs))).numpy()
+    return int(((overlap >= OVERLAP) & same).any(1).sum())
 
 
 def faults(found: dict, limits: Limits, exact: bool) -> list[str]:

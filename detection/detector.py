@@ -15,9 +15,8 @@ from utils.boxes import Geometry, scale_back
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deploy.runtimes.runtime import Runtime as Runs
+    from utils.boxes import Values
 
 Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]      # as Detector.fit
 
@@ -44,7 +43,7 @@ class Batch(NamedTuple):
 
     frames: list[Frame]
     places: Sequence[Geometry]
-    images: "Tensor"
+    images: np.ndarray
 
 
 class Detector:
@@ -55,7 +54,7 @@ class Detector:
     input's side in px; the thresholds "conf" and "iou" in `limits` may change between calls.
     """
 
-    def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Tensor]], tuple[list[Tensor], int]]",
+    def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Values]], tuple[list[np.ndarray], int]]",
                  exact: "Callable[[], Runs]", size: int = 0, limits: dict[str, float] | None = None) -> None:
         self.runtime, self._find, self.size, self.limits = runtime, find, size, limits
         self._exact: Callable[[], Runs] | None = exact     # None: it was tried
@@ -66,12 +65,12 @@ class Detector:
         """Letterbox an image [H, W, 3] to [S, S, 3], and say where it lies there."""
         return letterbox(image, self.size)
 
-    def warm_up(self, images: "Tensor") -> None:
+    def warm_up(self, images: np.ndarray) -> None:
         """Take the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
         self._find(self.runtime, self._timed(images)[0])
         self._warm = True
 
-    def __call__(self, images: "Tensor") -> list[np.ndarray]:
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Return boxes [N, 6] (xyxy px of the input, score, class; best first) of each of [B, 3, H, W]."""
         if not self._start:
             if not self._warm:                             # a live frame would be a pass old by then
@@ -88,9 +87,9 @@ class Detector:
                 self.runtime = exact
                 return self(images)
         self.dropped += dropped
-        return [found.cpu().numpy() for found in boxes]
+        return boxes
 
-    def _timed(self, images: "Tensor") -> tuple[list["Tensor"], float]:
+    def _timed(self, images: np.ndarray) -> "tuple[list[Values], float]":
         """Return the head outputs and the seconds the network alone took for them; a GPU is waited for."""
         start = time.perf_counter()
         outputs = self.runtime.predict(images)
@@ -108,7 +107,7 @@ class Detector:
         """What the user should know of the precision, in sentences."""
         return [note for note in (self._note, self.runtime.note) if note]
 
-    def alone(self, images: "Tensor", seconds: float = 1.0, most: int = 50) -> float:
+    def alone(self, images: np.ndarray, seconds: float = 1.0, most: int = 50) -> float:
         """Return the images per second of the bare network, from the median of up to `most` passes."""
         times: list[float] = []
         while len(times) < 3 or len(times) < most and sum(times) < seconds:
@@ -118,10 +117,11 @@ class Detector:
 
 def make_detector(config: NetworkConfig, weights: str) -> Detector:
     """Return the network of `weights` on the device and in the precision that `config` asks for."""
+    from deploy.artifact import needs_torch
     from deploy.runtimes.runtime import load_runtime
     from models.heads.nms import detections
     from utils.runs import pick_device
-    device = pick_device(config.device)
+    device = pick_device(config.device, needs_torch(weights))
     precision = "half" if config.half else "fp32" if config.fp32 else "auto"
     runtime = load_runtime(weights, device, precision, config.threads)
     size = config.imgsz or runtime.imgsz
@@ -142,14 +142,13 @@ def batches(frames: Iterable[Frame], fit: Fit, count: int) -> Iterator[Batch]:
 
 def batch_of(frames: list[Frame], fit: Fit) -> Batch:
     """Return one batch of all the frames, which may differ in size."""
-    import torch
     images, places = zip(*(fit(frame.image) for frame in frames))
-    return Batch(frames, places, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))   # channels_last
+    return Batch(frames, places, np.stack(images).transpose(0, 3, 1, 2))       # in memory channels last
 
 
 def follow(reader: Iterable[Batch], detector: Detector,
            put: Callable[[tuple[Frame, np.ndarray, float]], None],
-           go_on: Callable[[], bool]) -> "Tensor | None":
+           go_on: Callable[[], bool]) -> np.ndarray | None:
     """Give `put` each frame, its boxes [N, 6] (xyxy px of the image, score, class) and the network's ms.
 
     Returns the first batch's images (None: there was none). Ends early when `go_on()` is false.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from detection.detector import Batch, Detector, NetworkConfig, batch_of, batches, follow, make_detector
 from detection.live.capture import Limits
@@ -20,12 +21,11 @@ from detection.outputs import Outputs, in_words
 from detection.screen import FrameLog, Window, open_window
 from detection.sources import Source, open_source
 from detection.threads import behind, prefetch
+from detection.video import VIDEOS_BY
 from utils.errors import DiskError, Interrupted, UsageError
+from utils.optional import needs
 from utils.redact import masked, masked_values
 from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SPARE_MB = 100                     # free on the disk below which a live recording ends, its files still whole
 EVERY = 1.0                        # seconds between reports on live streams
@@ -57,9 +57,11 @@ def detect(config: DetectConfig) -> None:
     """Detect as `config` says. Raises Interrupted when a signal ended it: its files are closed."""
     streams = live_streams(config.source)
     check_live(config, streams)
+    if streams and not config.nosave:
+        needs("av", VIDEOS_BY)                             # now, not at the first frame
     source = None if streams else open_source(config.source, config.max_pixels)
     check_folder(config, source.paths if source else ())
-    tune_cpu(config.threads)
+    tune_cpu()
     detector, interrupt = make_detector(config, config.weights), Interrupt()
     window = open_window() if config.view_img else None
     with run_folder(config.project, config.name, config.exist_ok,
@@ -206,9 +208,8 @@ class Run:
                 raise DiskError(f"{self.folder}: {free:.0f} MB are left on this disk; the recording ends, "
                                 "its files are complete; free some space, or use --nosave")
 
-    def figures(self, outputs: Outputs, seconds: float, images: "Tensor | None", time_alone: bool) -> dict:
+    def figures(self, outputs: Outputs, seconds: float, images: np.ndarray | None, time_alone: bool) -> dict:
         """Return what summary.json holds, of a run of `seconds` from first frame to last written file."""
-        import torch
         detector, frames = self.detector, outputs.frames
         # again, on a batch [B, 3, S, S]: within the run it shares its cores with reading and writing
         alone = detector.alone(images) if time_alone and frames >= ENOUGH else None
@@ -220,7 +221,7 @@ class Run:
                 "imgsz": list(images.shape[-2:]) if images is not None else None,
                 "batch_size": len(images) if images is not None else None,
                 "precision": detector.runtime.precision, "device": str(detector.runtime.device),
-                "threads": torch.get_num_threads()}
+                "threads": detector.runtime.threads}
 
     def conclude(self, found: dict, progress: FrameLog) -> int:
         """Write summary.json, say the same in sentences, and return the number of frames."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.errors import DataError, DiskError
+from utils.optional import needs
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 GAP = 2.0                          # seconds without a frame from which on a recording leaves the time out
+VIDEOS_BY = "to read videos and to write them (--nosave writes none)"
 BAD = 200                          # damaged packets in a row that end a video
 TICKS = 90_000                     # per second: the times of frames in a file, whatever its frame rate
 # VP9 plays in every browser and asks for no licence. A frame of 768x432 px takes 4.6 ms of a core and 2.8 kB
@@ -61,7 +63,7 @@ class Frame:
 @contextmanager
 def _opened(path: Path, max_pixels: float) -> "Iterator[tuple[InputContainer, VideoStream]]":
     """Open a video and its best stream. Raises DataError where there is none that can be read."""
-    import av
+    av = needs("av", VIDEOS_BY)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     what = f"{path}: not a readable video ({path.stat().st_size} bytes"
@@ -163,7 +165,7 @@ class Recorder:
 
     def write(self, image: np.ndarray, seconds: float, info: VideoInfo) -> None:
         """Add a frame, uint8 [H, W, 3] RGB, of a time that grows, of a video like that."""
-        import av
+        av = needs("av", VIDEOS_BY)
         if image.shape[1::-1] != self._size or self._out is None:
             self.close()
             self._begin(image.shape[1::-1], seconds, info)

@@ -3,25 +3,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from data.coco.locate import locate
 from data.coco.read import read_coco
-from data.dataset import DetectionSet, make_loader
+from data.dataset import DetectionSet
+from detection.threads import prefetch
 from evaluation.metrics import Metrics, evaluate_detections
 from models.heads.nms import detections
-from utils.boxes import letterbox_geometry, scale_back
+from utils.boxes import letterbox_geometry, on_host, scale_back
 from utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deploy.runtimes.runtime import Runtime
     from detection.detector import Runs
+    from utils.boxes import Values
 
 VAL = (0.001, 0.6, 100)                            # val.py's score floor, NMS IoU, boxes per image
 
@@ -65,6 +66,24 @@ class Stopwatch:
             yield item
 
 
+class Images(NamedTuple):
+    """Images uint8 [B, 3, S, S] RGB, letterboxed, and their positions in the data set."""
+
+    images: np.ndarray
+    indices: list[int]
+
+
+def image_batches(dataset: DetectionSet, count: int, workers: int) -> Iterator[Images]:
+    """Yield the images of a data set in order, read by `workers` threads ahead (0: none, when asked for)."""
+    def read() -> Iterator[Images]:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for start in range(0, len(dataset), count):
+                indices = list(range(start, min(start + count, len(dataset))))
+                images = np.stack(list(pool.map(dataset.plain, indices)))
+                yield Images(images.transpose(0, 3, 1, 2), indices)    # in memory channels last
+    return prefetch(read(), 2) if workers else read()
+
+
 class Finder:
     """The network, then NMS, in the data set's classes (`wanted` of the model's); drops non-finite boxes."""
 
@@ -73,24 +92,23 @@ class Finder:
         self.runtime, self.wanted, self.thresholds = runtime, list(wanted), (conf_thres, iou_thres, max_det)
         self.watch, self.dropped = Stopwatch(), 0
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def __call__(self, images: Values) -> list[np.ndarray]:
         """Return boxes [N, 6] (xyxy px of the input, score, class) per image of uint8 [B, 3, H, W]."""
-        import torch
         with self.watch.stage("network"):
             predictions = self.runtime.predict(images)
             if self.runtime.device.type == "cuda":
+                import torch
                 torch.cuda.synchronize()
         with self.watch.stage("boxes and NMS"):
             found = detections(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
                                multi_label=True)
             self.dropped += found.dropped
-            own = torch.full((max(self.wanted) + 1,), -1.0)
-            own[self.wanted] = torch.arange(len(self.wanted), dtype=torch.float32)
-            boxes = [b.cpu() for b in found.boxes]
-            return [torch.cat((b[:, :5], own[b[:, 5].long()][:, None]), 1) for b in boxes]
+            own = np.full(max(self.wanted) + 1, -1)
+            own[self.wanted] = np.arange(len(self.wanted))
+            return [np.column_stack((b[:, :5], own[b[:, 5].astype(int)])) for b in found.boxes]
 
 
-def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tensor]],
+def collect_detections(batches: Iterable, predict: Callable[[Values], list[Values]],
                        sizes: Sequence[tuple[int, int]], progress: bool = True,
                        poll: Callable[[], object] | None = None) -> np.ndarray:
     """Return detections float64 [D, 7] (image position, xyxy px of the image, score, class) of all batches.
@@ -103,7 +121,7 @@ def collect_detections(batches: Iterable, predict: Callable[[Tensor], list[Tenso
         for batch in batches:
             found = predict(batch.images)
             for position, boxes in zip(batch.indices, found, strict=True):
-                rows = boxes.detach().cpu().double().numpy().reshape(-1, 6)
+                rows = on_host(boxes).astype(np.float64).reshape(-1, 6)
                 geometry = letterbox_geometry(*sizes[position], tuple(batch.images.shape[-2:]))
                 rows = scale_back(rows, geometry, *sizes[position])
                 parts.append(np.insert(rows, 0, position, axis=1))
@@ -129,8 +147,7 @@ def measure(runtime: Runtime, data: str, imgsz: int,
     coco = read_coco(*where.val, names=where.names)
     finder = Finder(runtime, matching_classes(runtime.names, coco.names), *VAL)
     dataset = DetectionSet(coco, imgsz, cache="off")
-    batches = make_loader(dataset, 1, shuffle=False, workers=0)
-    metrics, _ = evaluate(finder, dataset, batches, progress=False, poll=poll)
+    metrics, _ = evaluate(finder, dataset, image_batches(dataset, 1, workers=0), progress=False, poll=poll)
     if metrics.map50 is None:
         raise DataError(f"--data {data}: its val split has no box, so there is no AP to compare")
     return {"map50": metrics.map50, "map50_95": metrics.map50_95, "pictures": metrics.images}

@@ -28,8 +28,6 @@ LONG = 44                          # characters from which a value gets the whol
 
 def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **settings: object) -> dict:
     """Return what was measured under flat names; `settings`: flags on which an AP or a speed depends."""
-    import torch
-
     from evaluation.curves import bootstrap_map50
     from models.count import loose_macs, macs, parameters
     from utils.runs import environment
@@ -38,7 +36,7 @@ def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **se
             "loose_macs": loose_macs(runtime.net, imgsz)}
     how = {**dict(zip(("conf_thres", "iou_thres", "max_det"), finder.thresholds)), **settings,
            "letterbox": "centred, undistorted, border 114", "multi_label": True, "runtime": runtime.kind,
-           "precision": runtime.precision, "device": str(runtime.device), "threads": torch.get_num_threads(),
+           "precision": runtime.precision, "device": str(runtime.device), "threads": runtime.threads,
            "runtime_note": runtime.note}
     speed = {stage: 1000 * value / max(metrics.images, 1) for stage, value in finder.watch.seconds.items()}
     out = {**what, **cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,

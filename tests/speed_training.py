@@ -71,7 +71,8 @@ def measure(args: argparse.Namespace) -> float:
     from data.augment import preset
     from data.coco.locate import locate
     from data.coco.read import read_coco
-    from data.dataset import DetectionSet, make_loader
+    from data.dataset import DetectionSet
+    from data.loader import make_loader
     from models.heads.loss import DetectionLoss
     from models.network import Network, initialise
     from models.zoo.build import build

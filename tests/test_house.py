@@ -20,7 +20,9 @@ GROUND = {"utils": (), "models": ("utils",), "data": ("utils",), "compress": ("m
           "script": ("bench", "compress.pruning", "paper"), "tests": ("script",)}
 HEAVY = ("torch", "cv2", "albumentations", "matplotlib", "pycocotools", "tensorboard")
 TORCH_FREE = ("models.layer", "models.channels", "models.graph", "models.count", "models.zoo.tiny",
-              "models.zoo.light", "deploy.artifact")
+              "models.zoo.light", "deploy.artifact", "deploy.runtimes.onnx", "deploy.runtimes.openvino",
+              "deploy.runtimes.ncnn", "models.heads.nms", "detection.run", "detection.serve.networks",
+              "evaluation.evaluate", "bench.plan", "bench.worker")
 UNSAFE = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
           "os.system", "os.popen"}
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))

@@ -17,7 +17,8 @@ from data.coco.read import read_coco
 from data.coco.write import refuse_inside
 from data.dataset import DetectionSet
 from data.doctor.leaks import start_faults
-from deploy.runtimes.runtime import DTYPES, half_fault
+from deploy.runtimes.runtime import half_fault
+from deploy.runtimes.torchscript import DTYPES
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.graph import strides

@@ -2,10 +2,15 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Values = np.ndarray | Tensor       # either: what is written once for both
 
 PAD_VALUE = 114                    # grey of the letterbox border, the value YOLO networks are trained with
 
@@ -20,6 +25,19 @@ class Geometry(NamedTuple):
     height: int
 
 
+def library(values: Values) -> ModuleType:
+    """Return numpy for an array and torch for a tensor: exp, concatenate and others have one name in both."""
+    if isinstance(values, np.ndarray):
+        return np
+    import torch
+    return torch
+
+
+def on_host(values: Values) -> np.ndarray:
+    """Return the values as an array; of a tensor on a CPU it is the same memory."""
+    return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
+
+
 def letterbox_geometry(height: int, width: int, size: int | tuple[int, int]) -> Geometry:
     """Return where an image of height x width px lies, centred, in an input of `size` px (int or (h, w))."""
     out_h, out_w = (size, size) if isinstance(size, int) else size
@@ -31,8 +49,8 @@ def letterbox_geometry(height: int, width: int, size: int | tuple[int, int]) -> 
     return Geometry(scale, (out_w - new_w) // 2, (out_h - new_h) // 2, new_w, new_h)
 
 
-def scale_back(boxes: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
-    """Return boxes [N, >=4] (xyxy px of the input first; torch or numpy) in px of the image, clipped."""
+def scale_back(boxes: Values, geometry: Geometry, height: int, width: int) -> Values:
+    """Return boxes [N, >=4] (xyxy px of the input first) in px of the image, clipped."""
     out = boxes.clone() if hasattr(boxes, "clone") else boxes.copy()
     # The rounded sizes, not the ideal scale.
     ratio_x, ratio_y = width / geometry.width, height / geometry.height
@@ -41,11 +59,10 @@ def scale_back(boxes: Tensor, geometry: Geometry, height: int, width: int) -> Te
     return out
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+def cxcywh_to_xyxy(boxes: Values) -> Values:
     """Return corner boxes [..., 4] (xyxy) of centre boxes [..., 4] (cxcywh), same unit."""
-    import torch
     centre, half = boxes[..., :2], boxes[..., 2:4] / 2
-    return torch.cat((centre - half, centre + half), -1)
+    return library(boxes).concatenate((centre - half, centre + half), -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ def needs(name: str, what_for: str) -> ModuleType:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
         reason = "is not installed" if missing else f"cannot be loaded ({error})"
-        raise EnvironmentFault(f"{name} {reason}, and it is needed {what_for}: pip install {name}, or all "
-                               "runtimes by pip install -r requirements-export.txt") from error
+        raise EnvironmentFault(f"{name} {reason}, and it is needed {what_for}: pip install {name}; the "
+                               "requirements*.txt name the versions") from error
 
 
 class Lazy:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import DataError, EnvironmentFault, Interrupted, UsageError
+from utils.optional import needs
 from utils.redact import masked
 
 if TYPE_CHECKING:
@@ -161,22 +163,67 @@ class Interrupt:
             raise Interrupted(what, self.code)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device of auto, cpu, cuda, cuda:1 or 1; raise EnvironmentFault where it is not there."""
-    import torch
+class Device(NamedTuple):
+    """Where an exported file runs, in torch.device's words."""
+
+    type: str
+    index: int | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Device:
+        """Return the device of cpu, cuda or cuda:1; raise ValueError for others."""
+        match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", text)
+        if match is None:
+            raise ValueError(text)
+        return cls(match[1], int(match[2]) if match[2] else None)
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def pick_device(name: str, with_torch: bool = True) -> torch.device | Device:
+    """Return the device of auto, cpu, cuda, cuda:1 or 1; raise EnvironmentFault where it is not there.
+
+    with_torch: as torch sees it; else torch is not loaded, and the driver is asked.
+    """
+    if with_torch:
+        torch = needs("torch", "to run checkpoints and to train")
+        make, count = torch.device, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    else:
+        make, count = Device.of, cuda_devices()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    text = f"cuda:{name}" if name.isdigit() else name
+        return make("cuda" if count else "cpu")
     try:
-        device = torch.device(text)
-    except RuntimeError:
+        device = make(f"cuda:{name}" if name.isdigit() else name)
+    except (RuntimeError, ValueError):
         raise UsageError(f"--device {name}: needs auto, cpu, cuda or a CUDA index such as 0") from None
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise EnvironmentFault(f"--device {name}: {count} CUDA devices are available here; "
                                    "use --device cpu")
     return device
+
+
+def cuda_devices() -> int:
+    """Return how many CUDA devices the driver has; 0 without one."""
+    count = ctypes.c_int(0)
+    with suppress(OSError):
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return 0
+    return count.value
+
+
+def own_threads() -> int:
+    """Return the threads of a network where none are given: OMP_NUM_THREADS, else the cores we may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else len(cores())
+
+
+def cores() -> list[int]:
+    """Return the numbers of the cores this process may run on."""
+    has = hasattr(os, "sched_getaffinity")
+    return sorted(os.sched_getaffinity(0)) if has else list(range(os.cpu_count() or 1))
 
 
 def native_bf16() -> bool:
@@ -198,8 +245,8 @@ def pick_precision(device: torch.device, asked: str = "auto") -> tuple[str, str]
 
 def tune_cpu(threads: int = 0) -> None:
     """Set the network's CPU threads, and keep freed memory in the process: training is 1.5x as fast."""
-    import torch
     if threads:
+        import torch
         torch.set_num_threads(threads)
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):            # another C library
@@ -210,7 +257,7 @@ def tune_cpu(threads: int = 0) -> None:
 
 def environment() -> dict[str, object]:
     """Return command, commit, machine, versions and date, for every JSON of figures."""
-    import torch
+    torch = sys.modules.get("torch")                       # what was not used is not loaded for its version
     root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
@@ -225,8 +272,9 @@ def environment() -> dict[str, object]:
             "commit": git("rev-parse", "--short", "HEAD") + dirty,
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "cpu": cpu, "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
-            "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+            "gpu": torch.cuda.get_device_name(0) if torch and torch.cuda.is_available() else "",
+            "threads": torch.get_num_threads() if torch else own_threads(),
+            "torch": str(torch.__version__) if torch else "",
             "python": platform.python_version(), "system": platform.system()}
 
 

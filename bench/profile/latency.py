@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.profile.timing import best_ms, interleaved, ratio, summary, torch_threads, warm_up
-from deploy.runtimes.runtime import DTYPES, Runtime, torch_runtime
+from deploy.runtimes.runtime import Runtime, torch_runtime
+from deploy.runtimes.torchscript import DTYPES
 from models.channels import channels, sizes
 from models.count import layer_macs, macs, parameters
 from models.graph import expand, grids

@@ -6,10 +6,9 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.profile.latency import layer_rows
 from bench.profile.timing import summary
@@ -18,18 +17,23 @@ from deploy.runtimes.openvino import OpenvinoRunner
 from models.graph import INPUT
 from models.layer import Net
 from models.records import from_json
+from utils.boxes import on_host
+from utils.runs import Device
+
+if TYPE_CHECKING:
+    from utils.boxes import Values
 
 WARM, ROUNDS = 5, 30
 Nodes = list[tuple[str, str, float]]               # name, kind and ms of every node of one call, in order
 
 
-def node_table(path: str | Path, precision: str, threads: int, image: Tensor,
+def node_table(path: str | Path, precision: str, threads: int, image: Values,
                peak: dict) -> list[dict[str, object]]:
     """Return rows as of latency.layer_table, "reorders" and "other"; raise ValueError for other formats."""
     run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
     if run is None:
         raise ValueError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone")
-    metadata, batch = read_metadata(path), np.ascontiguousarray(image.numpy()[None])
+    metadata, batch = read_metadata(path), np.ascontiguousarray(on_host(image)[None])
     net = from_json(metadata["net"])
     calls = run(main_file(path), precision, threads, batch)
     return rows_of(net, metadata["imgsz"], precision, [by_layer(net, nodes) for nodes in calls], peak)
@@ -71,7 +75,7 @@ def _onnx(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[N
 
 def _openvino(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[Nodes]:
     """Return the nodes of every call in OpenVINO."""
-    runner = OpenvinoRunner(path, precision, threads, torch.device("cpu"))
+    runner = OpenvinoRunner(path, precision, threads, Device("cpu"))
     model = runner.model.clone()
     model.reshape(list(batch.shape))
     compiled = runner.core.compile_model(model, "CPU", {

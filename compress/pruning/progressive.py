@@ -18,7 +18,7 @@ from compress.prune import prune
 from compress.pruning.config import REFERENCES, PruneConfig
 from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths
 from data.loader import collate
-from deploy.runtimes.runtime import DTYPES
+from deploy.runtimes.torchscript import DTYPES
 from evaluation.curves import Matches, drop_interval
 from models.channels import widths
 from models.count import loose_macs, macs, parameters

@@ -5,19 +5,23 @@ import struct
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from compress.fold import fold
 from deploy.artifact import metadata_beside, unreadable
 from models.graph import INPUT, Step, heads_of, steps
 from models.layer import Net
 from models.records import from_json
+from utils.boxes import on_host
 from utils.errors import ModelError
 from utils.optional import needs
-from utils.runs import pick_precision
+from utils.runs import Device, pick_precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from utils.boxes import Values
 
 MAGIC = 7767517                                            # a .param file's first line
 FP16 = 0x01306B47                                          # before numbers that are stored in fp16
@@ -34,6 +38,7 @@ def to_ncnn(net: Net, state: dict[str, Tensor], half: bool = False) -> tuple[str
 
     `images` float [3, S, S] 0..1 in, S free, [C, G, G] per head out. half: weights in fp16, biases in fp32.
     """
+    from compress.fold import fold
     if blank := [layer.name for layer in net if len(layer.name.split()) != 1]:
         raise ModelError(f"layer {blank[0]!r}: ncnn's files hold no names with blanks; rename it in net.json")
     folded, small = fold(net, state)
@@ -119,10 +124,10 @@ class NcnnRunner:
 
     kind = "ncnn"
 
-    def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, device: Device) -> None:
         self.ncnn = needs("ncnn", "to run ncnn models")
         self.metadata = metadata_beside(path)              # with checksums: ncnn runs past a short file's end
-        self.net, self.note, self.device = self.ncnn.Net(), "", torch.device("cpu")
+        self.net, self.note, self.device = self.ncnn.Net(), "", Device("cpu")
         # Unasked only where torch would take half precision too: there it is known to be worth it.
         wanted = pick_precision(device)[0] if precision == "auto" else precision
         half = wanted != "fp32" and self.ncnn.cpu_support_arm_asimdhp()
@@ -139,10 +144,10 @@ class NcnnRunner:
             raise unreadable(path, "an ncnn model", ValueError("the library refuses it"))
         self.shapes = {head.layer.name: head.shape for head in heads_of(from_json(self.metadata["net"]))}
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        scaled = np.ascontiguousarray(images.cpu().numpy()) * np.float32(1 / 255)
+    def __call__(self, images: Values) -> list[np.ndarray]:
+        scaled = np.ascontiguousarray(on_host(images)) * np.float32(1 / 255)
         found = [self._one(image) for image in scaled]
-        return [torch.from_numpy(np.stack(values)) for values in zip(*found)]
+        return [np.stack(values) for values in zip(*found)]
 
     def _one(self, image: np.ndarray) -> list[np.ndarray]:
         extractor = self.net.create_extractor()

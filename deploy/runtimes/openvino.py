@@ -7,16 +7,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from deploy.artifact import metadata_beside, unreadable
+from utils.boxes import on_host
 from utils.errors import ModelError
 from utils.optional import needs
-from utils.runs import pick_precision
+from utils.runs import Device, pick_precision
 
 if TYPE_CHECKING:
     import openvino as ov
+
+    from utils.boxes import Values
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # Batch sizes whose compiled model is kept, the one used longest ago dropped first. Live streams make batches
@@ -53,9 +54,9 @@ class OpenvinoRunner:
 
     kind = "openvino"
 
-    def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, device: Device) -> None:
         self.core, self.plans = core(), {}
-        self.threads, self.device = threads, torch.device("cpu")
+        self.threads, self.device = threads, Device("cpu")
         self.metadata, self.model = metadata_beside(path), read_model(path)
         outputs = {name for output in self.model.outputs for name in output.get_names()}
         if missing := sorted(set(self.metadata["outputs"]) - outputs):
@@ -96,6 +97,6 @@ class OpenvinoRunner:
             "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        found = self._plan(len(images))(np.ascontiguousarray(images.cpu().numpy()), share_inputs=True)
-        return [torch.from_numpy(found[name]) for name in self.metadata["outputs"]]
+    def __call__(self, images: Values) -> list[np.ndarray]:
+        found = self._plan(len(images))(np.ascontiguousarray(on_host(images)), share_inputs=True)
+        return [found[name] for name in self.metadata["outputs"]]

@@ -1,27 +1,28 @@
 """One `predict(batch)` over every way to run a network, chosen by the file's suffix."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from compress.fold import fold
-from deploy.artifact import CUDA, format_of, main_file, onnx_metadata, onnx_session, own_precision
-from deploy.runtimes.ncnn import NcnnRunner
-from deploy.runtimes.openvino import OpenvinoRunner
-from deploy.runtimes.torchscript import DTYPES, ScriptRunner
-from models.checkpoint import load
-from models.graph import INPUT, heads_of, strides
+from deploy.artifact import format_of, main_file, needs_torch
+from models.graph import heads_of, strides
 from models.layer import Net
-from models.network import from_state
 from models.records import from_json
 from utils import runs
-from utils.errors import EnvironmentFault, UsageError
+from utils.boxes import on_host
+from utils.errors import UsageError
+from utils.optional import needs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from utils.boxes import Values
 
 # How far outputs may be off fp32's on average, as a share of their spread: of a file in export's gate, and of
 # what runs here on its first batch. The shipped networks in bf16: 0.01 on noise, 0.07 on black.
@@ -34,12 +35,12 @@ class Runner(Protocol):
 
     kind: str                                  # torch, torch-compile, torchscript, onnxruntime, ...
     precision: str                             # fp32, bf16, fp16 or int8: what is really run
-    device: torch.device                       # where it runs and where its outputs are
+    device: torch.device | runs.Device         # where it runs and where its outputs are
     note: str
     exact: Callable[[], Runner] | None         # of the same file in fp32; None: nothing to compare with
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the head outputs of uint8 images [B, 3, H, W]."""
+    def __call__(self, images: Values) -> list[Values]:
+        """Return the head outputs of uint8 images [B, 3, H, W]: arrays or tensors, as the library has it."""
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Runtime:
     imgsz: int
     class_map: dict[str, int] = field(default_factory=dict)
     fixed: bool = False                        # whether only images of imgsz x imgsz fit
+    threads: int = 0                           # of the CPU
 
     def __post_init__(self) -> None:
         self.heads, self.stride = heads_of(self.net), max(strides(self.net).values())
@@ -62,13 +64,19 @@ class Runtime:
         self.runner, self.kind = runner, runner.kind
         self.precision, self.device = runner.precision, runner.device
 
-    @torch.inference_mode()
-    def predict(self, images: Tensor) -> list[Tensor]:
-        """Return head outputs, fp32 [B, *shape, G, G], of images uint8 [B, 3, H, W]. Raises UsageError."""
+    def predict(self, images: Values) -> list[Values]:
+        """Return head outputs, fp32 [B, *shape, G, G], of images uint8 [B, 3, H, W]. Raises UsageError.
+
+        Of a tensor they are tensors; of an array what the library gives: torch alone needs to be there then.
+        """
         self._check(images)
         if not self._proven:
             self._prove(images)
-        return [output.float() for output in self.runner(images)]
+        outputs = [_fp32(output) for output in self.runner(images)]
+        if isinstance(images, np.ndarray) or not isinstance(outputs[0], np.ndarray):
+            return outputs
+        import torch
+        return [torch.from_numpy(output) for output in outputs]
 
     def check_side(self, side: int, name: str) -> None:
         """Raise UsageError where images of side x side px do not fit the network, which is `name`."""
@@ -78,18 +86,19 @@ class Runtime:
         if side % self.stride:
             raise UsageError(f"--imgsz {side}: {name} needs a multiple of {self.stride}")
 
-    def _check(self, images: Tensor) -> None:
+    def _check(self, images: Values) -> None:
+        kind = str(images.dtype).removeprefix("torch.")
         side, needed = self.imgsz, f"H, W], sides multiples of {self.stride}"
-        fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
+        fits = kind == "uint8" and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
         fits = fits and not any(given % self.stride for given in images.shape[2:])
         if self.fixed:
             needed = f"{side}, {side}], what it was exported for: --imgsz {side}, or export it again"
             fits = fits and tuple(images.shape[2:]) == (side, side)
         if not fits:
-            raise UsageError(f"{self.kind} got images {str(images.dtype).removeprefix('torch.')} "
-                             f"{list(images.shape)}; this network needs uint8 [B, 3, {needed}")
+            raise UsageError(f"{self.kind} got images {kind} {list(images.shape)}; this network needs uint8 "
+                             f"[B, 3, {needed}")
 
-    def _prove(self, images: Tensor) -> None:
+    def _prove(self, images: Values) -> None:
         """Compare half precision with fp32 on the first batch, once."""
         half, exact = self.runner, self.runner.exact()
         half.exact, self._proven = None, True
@@ -99,83 +108,50 @@ class Runtime:
             self._run_by(exact)
 
 
-def half_fault(half: list[Tensor], exact: list[Tensor], share: float = ABSURD) -> str:
+def half_fault(half: Sequence[Values], exact: Sequence[Values], share: float = ABSURD) -> str:
     """Return the fault of outputs of half precision; "" for mean errors within `share` of fp32's spread."""
-    if not all(output.isfinite().all() for output in half):
+    half, exact = ([on_host(_fp32(output)) for output in outputs] for outputs in (half, exact))
+    if not all(np.isfinite(output).all() for output in half):
         return "non-finite"
-    off = any((a.float() - b).abs().mean() > share * b.std() for a, b in zip(half, exact))
+    off = any(np.abs(a - b).mean() > share * b.std() for a, b in zip(half, exact))
     return "far off fp32" if off else ""
 
 
-class TorchRunner:
-    """A network in torch: batch-norm folded, channels_last; torch.compile compiles it at the first batch."""
-
-    note = ""
-
-    def __init__(self, net: Net, state: dict[str, Tensor], precision: str, device: torch.device,
-                 compiled: bool = False) -> None:
-        folded, small = fold(net, state)
-        model = from_state(folded, small).to(device, DTYPES[precision])
-        self.model = model.to(memory_format=torch.channels_last)
-        self.kind = "torch-compile" if compiled else "torch"
-        self.precision, self.device = precision, device
-        # Eager: a check that may be thrown away is not worth another compilation.
-        self.exact = None if precision == "fp32" else partial(TorchRunner, folded, small, "fp32", device)
-        self._run = torch.compile(self.model) if compiled else self.model
-
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        x = images.to(self.device, non_blocking=True).to(DTYPES[self.precision]) / 255
-        x = x.contiguous(memory_format=torch.channels_last)
-        if self._run is self.model:
-            return self.model(x)
-        try:
-            return self._run(x)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise EnvironmentFault("torch.compile cannot compile this network here: "
-                                   f"{str(error).strip().splitlines()[0]}; it needs a C++ compiler (Debian: "
-                                   "apt install g++), or --runtimes torch, which compiles nothing") from error
+def _fp32(output: Values) -> Values:
+    return output.astype(np.float32, copy=False) if isinstance(output, np.ndarray) else output.float()
 
 
-class OnnxRunner:
-    """An ONNX Runtime session that computes in the file's own precision."""
-
-    kind = "onnxruntime"
-    exact = None                                           # a file has one precision
-
-    def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
-        self.session = onnx_session(path, threads, device.type == "cuda")
-        self.metadata, self.device = onnx_metadata(self.session, path), torch.device("cpu")
-        self.precision = self.metadata["precision"]
-        self.note = own_precision(self.precision, precision)
-        if device.type == "cuda" and CUDA not in self.session.get_providers():
-            self.note = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu): continuing on the CPU"
-
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        given = {INPUT: images.cpu().contiguous().numpy()}
-        return [torch.from_numpy(value) for value in self.session.run(self.metadata["outputs"], given)]
+# Each in the module of its format, imported when it is asked for.
+RUNNERS = {"onnx": "OnnxRunner", "openvino": "OpenvinoRunner", "ncnn": "NcnnRunner",
+           "torchscript": "ScriptRunner"}
 
 
-RUNNERS = {"onnx": OnnxRunner, "openvino": OpenvinoRunner, "ncnn": NcnnRunner, "torchscript": ScriptRunner}
-
-
-def load_runtime(weights: str | Path, device: torch.device | str = "cpu", precision: str = "fp32",
-                 threads: int = 0, compiled: bool = False) -> Runtime:
+def load_runtime(weights: str | Path, device: torch.device | runs.Device | str = "cpu",
+                 precision: str = "fp32", threads: int = 0, compiled: bool = False) -> Runtime:
     """Return the runtime of a checkpoint, of darknet weights or of what export.py wrote.
 
     precision: fp32, bf16, fp16 or int8 as they stand; "half" and "auto": what is native here, with a note
-    where that is not half. threads: of the CPU, 0 for as many as torch has. Raises ModelError for a file that
+    where that is not half. threads: of the CPU, 0 for all cores. Raises ModelError for a file that
     cannot be used, EnvironmentFault with the pip line where its library is missing.
     """
-    form, device = format_of(weights), torch.device(device)
+    form = format_of(weights)
+    if needs_torch(weights):
+        torch = needs("torch", f"to run {weights}, where a file of export.py's (ONNX, OpenVINO, ncnn) is not")
+        device = torch.device(str(device))
+    else:
+        device = runs.Device.of(str(device))
     if form != "torch":
         if compiled:
             raise UsageError(f"{weights} is no checkpoint (.pt, .weights), which torch.compile needs")
-        runner = RUNNERS[form](main_file(weights), precision, threads or torch.get_num_threads(), device)
+        make = getattr(import_module(f"deploy.runtimes.{form}"), RUNNERS[form])
+        threads = threads or runs.own_threads()
+        runner = make(main_file(weights), precision, threads, device)
         told = runner.metadata
         return Runtime(runner, from_json(told["net"]), tuple(told["names"]), told["imgsz"], told["class_map"],
-                       fixed=form in ("onnx", "openvino"))
+                       form in ("onnx", "openvino"), threads)
     if threads:
         torch.set_num_threads(threads)
+    from models.checkpoint import load
     checkpoint, note = load(weights), ""
     if precision in ("half", "auto"):
         precision, note = runs.pick_precision(device, precision)
@@ -189,5 +165,8 @@ def torch_runtime(net: Net, state: dict[str, Tensor], names: tuple[str, ...], im
                   device: torch.device | str = "cpu", precision: str = "fp32",
                   class_map: dict[str, int] | None = None, compiled: bool = False) -> Runtime:
     """Return the torch runtime of a network and its state."""
+    import torch
+
+    from deploy.runtimes.torch import TorchRunner
     runner = TorchRunner(net, state, precision, torch.device(device), compiled)
-    return Runtime(runner, net, tuple(names), imgsz, dict(class_map or {}))
+    return Runtime(runner, net, tuple(names), imgsz, dict(class_map or {}), threads=torch.get_num_threads())

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from compress.fold import fold
 from deploy.artifact import own_precision, read_metadata, unreadable
 from models.layer import Net
 from models.network import from_state
+
+if TYPE_CHECKING:
+    from utils.boxes import Values
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,8 +58,9 @@ class ScriptRunner:
                 self.module = torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(path, "a TorchScript file", error) from error
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads or torch.get_num_threads())
         self.note = own_precision(self.precision, precision)
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        return self.module(images.to(self.device, non_blocking=True))
+    @torch.inference_mode()
+    def __call__(self, images: Values) -> list[Tensor]:
+        return self.module(torch.as_tensor(images).to(self.device, non_blocking=True))

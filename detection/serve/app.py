@@ -32,9 +32,9 @@ def serve(config: NetworkConfig, host: str, port: int, origins: Sequence[str]) -
             raise UsageError(f"--origin {origin}: needs the form https://name or https://name:port, and "
                              "no path")
     server = listen(host, port, origins)
-    from detection.serve.networks import ROOT, Networks, found_weights  # loads torch
+    from detection.serve.networks import ROOT, Networks, found_weights
     try:
-        tune_cpu(config.threads)
+        tune_cpu()
         networks = Networks(config, lambda: found_weights(ROOT, Path.cwd()))
         networks.open(networks.first)
         interrupt = Interrupt()

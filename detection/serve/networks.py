@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.images import decode_bytes
 from detection.detector import Detector, NetworkConfig, make_detector
@@ -67,7 +66,7 @@ class Networks:
             raise UsageError("this network is not in the list any more: load the page again")
         if key not in self._open:
             detector = make_detector(self._config, str(self._paths[key]))
-            detector.warm_up(torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8))
+            detector.warm_up(np.zeros((1, 3, detector.size, detector.size), np.uint8))
             self._open[key] = detector
         taken = self._open[key] = self._open.pop(key)          # used last, dropped last
         if len(self._open) > KEPT:
@@ -88,7 +87,7 @@ class Networks:
         fitted, place = detector.fit(image)
         detector.limits.update(conf=conf, iou=iou)
         before = detector.seconds
-        found = detector(torch.from_numpy(fitted).permute(2, 0, 1)[None])[0]
+        found = detector(fitted.transpose(2, 0, 1)[None])[0]
         self.images += 1
         boxes = scale_back(found.astype("float64"), place, height, width).round(5).tolist()
         ms = {"network": 1000 * (detector.seconds - before), "total": 1000 * (time.perf_counter() - start)}

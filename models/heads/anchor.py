@@ -7,15 +7,19 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from models.heads.base import Candidates, Head
+import numpy as np
+
+from models.heads.base import Head, logit, sigmoid
 from models.layer import Layer
-from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_rows
+from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_rows, library
 from utils.optional import Lazy
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.nn import functional as F
+
+    from utils.boxes import Values
 else:
     torch, F = Lazy("torch"), Lazy("torch.nn.functional")
 
@@ -85,11 +89,11 @@ class AnchorHead(Head):
         """Return the anchors [A, 2] in px of the input, kept on each device."""
         return _anchors(self.layer.anchors, device)
 
-    def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
-        """Return boxes [n, 4] (cxcywh px) of predictions [n, >=4], their cells and anchors [n, 2]."""
-        shift = (self.layer.xy_scale - 1) / 2              # YOLOv3, 2.1, with YOLOv4's scale_x_y
-        centre = (raw[:, :2].sigmoid() * self.layer.xy_scale - shift + cells) * self.stride
-        return torch.cat((centre, raw[:, 2:4].clamp(max=EXP_LIMIT).exp() * anchors), 1)
+    def boxes(self, raw: Values, cells: Values, anchors: Values) -> Values:
+        """Return boxes [n, 4] (cxcywh px) of predictions [n, >=4], their cells (x, y) and anchors [n, 2]."""
+        shift, xp = (self.layer.xy_scale - 1) / 2, library(raw)        # YOLOv3, 2.1, with YOLOv4's scale_x_y
+        centre = (sigmoid(raw[:, :2]) * self.layer.xy_scale - shift + cells) * self.stride
+        return xp.concatenate((centre, xp.exp(raw[:, 2:4].clip(max=EXP_LIMIT)) * anchors), 1)
 
     @classmethod
     def losses(cls, heads: Sequence[AnchorHead], outputs: Sequence[Tensor],
@@ -142,31 +146,14 @@ class AnchorHead(Head):
             best.scatter_reduce_(0, image[:, None].expand_as(overlap), overlap.to(best.dtype), "amax")
         return best.view(batch, count, height, width)
 
-    def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
-                   multi_label: bool) -> Candidates:
-        floor = -math.inf if conf_thres <= 0 else math.inf
-        if 0 < conf_thres < 1:
-            floor = math.log(conf_thres / (1 - conf_thres))
-        mask, dropped = output[:, :, OBJECTNESS] > floor, 0             # score <= objectness: none is lost
-        if not output.sum().isfinite():
-            finite = output.isfinite().all(2)
-            mask, dropped = mask & finite, int((~finite).sum())
-        image, anchor, y, x = mask.nonzero(as_tuple=True)
-        vectors = output[image, anchor, :, y, x]
-        boxes = self.boxes(vectors, torch.stack((x, y), 1), self.anchors(output.device)[anchor])
-        scores = vectors[:, CLASSES].sigmoid() * vectors[:, OBJECTNESS:OBJECTNESS + 1].sigmoid()
-        if classes is not None:
-            asked = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            asked[list(classes)] = True
-            scores = scores * asked
-        wanted = scores > conf_thres
-        if not multi_label:
-            wanted = wanted & F.one_hot(scores.argmax(1), scores.shape[1]).bool()
-        row, label = wanted.nonzero(as_tuple=True)
-        found = torch.cat((cxcywh_to_xyxy(boxes[row]), scores[row, label][:, None], label[:, None]), 1)
-        # What is eight images wide is no object.
-        sane = (boxes[row, 2:] < 8 * max(output.shape[-2:]) * self.stride).all(1)
-        return Candidates(image[row][sane], found[sane], dropped + int((~sane).sum()))
+    def promising(self, output: Values, conf_thres: float) -> Values:
+        return output[:, :, OBJECTNESS] > logit(conf_thres)            # score <= objectness: none is lost
+
+    def decoded(self, vectors: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        anchors = np.array(self.layer.anchors, np.float32)[cells[:, 0]]
+        boxes = self.boxes(vectors, cells[:, :0:-1].astype(np.float32), anchors)
+        scores = sigmoid(vectors[:, CLASSES]) * sigmoid(vectors[:, OBJECTNESS:OBJECTNESS + 1])
+        return cxcywh_to_xyxy(boxes), scores
 
     def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, 3.2)."""

@@ -1,24 +1,32 @@
 """What every kind of detection head brings: the one place to look when a new one is written."""
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from models.layer import Layer
 from models.nodes import Builder
+from utils.boxes import on_host
 from utils.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from utils.boxes import Values
+
+ABSURD = 8                                                 # images wide: what is larger is no object
+
 
 class Candidates(NamedTuple):
-    """Boxes of one head above a score threshold, n in a whole batch."""
+    """Boxes of one head above a score threshold, n in a whole batch; arrays."""
 
-    image: Tensor                                          # [n] image in the batch
-    boxes: Tensor                                          # [n, 6] xyxy px of the input, score, class
+    image: np.ndarray                                      # [n] image in the batch, ascending
+    boxes: np.ndarray                                      # [n, 6] xyxy px of the input, score, class; fp32
     dropped: int                                           # predictions not finite or absurdly large
 
 
@@ -91,13 +99,46 @@ class Head(ABC):
         """
 
     @abstractmethod
-    def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
+    def promising(self, output: Values, conf_thres: float) -> Values:
+        """Return where [B, *cells, G, G] a score may be above the threshold: all such, and better few others.
+
+        output: predictions [B, *shape, G, G], an array or, on a GPU, a tensor: operators that both have.
+        `cells` is `shape` without its last number, the channels.
+        """
+
+    @abstractmethod
+    def decoded(self, vectors: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes [n, 4] (xyxy px of the input) and scores [n, K] of predictions, fp32.
+
+        vectors: their channels [n, C]; cells: where they stand, whole numbers [n, ...] (*cells, y, x).
+        """
+
+    def candidates(self, output: Values, conf_thres: float, classes: Sequence[int] | None,
                    multi_label: bool) -> Candidates:
-        """Return the decoded boxes above a score threshold, of predictions [B, *shape, G, G] in fp32.
+        """Return the boxes above a score threshold, of predictions [B, *shape, G, G] in fp32.
 
         classes: the wanted, None for all. multi_label: a box for every class above the threshold, as COCO
-        counts; else for the best of a prediction.
+        counts; else for the best of a prediction. Of a GPU's tensor only what is promising leaves it.
         """
+        with np.errstate(all="ignore"):                    # what is not finite is counted instead
+            mask, dropped, total = self.promising(output, conf_thres), 0, output.sum()
+            if not total - total == 0:
+                finite = (output - output == 0).all(-3)
+                mask, dropped = mask & finite, int((~finite).sum())
+            vectors = on_host(output.swapaxes(-3, -2).swapaxes(-2, -1)[mask])
+            image, *cells = np.nonzero(on_host(mask))
+            boxes, scores = self.decoded(vectors, np.stack(cells, 1))
+        if classes is not None:
+            asked = np.zeros(scores.shape[1], np.float32)
+            asked[list(classes)] = 1
+            scores = scores * asked
+        wanted = scores > conf_thres
+        if not multi_label:
+            wanted &= np.arange(scores.shape[1]) == scores.argmax(1)[:, None]
+        row, label = np.nonzero(wanted)
+        found = np.column_stack((boxes[row], scores[row, label], label)).astype(np.float32)
+        sane = (found[:, 2:4] - found[:, :2] < ABSURD * max(output.shape[-2:]) * self.stride).all(1)
+        return Candidates(image[row][sane], found[sane], dropped + int((~sane).sum()))
 
     @abstractmethod
     def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,3 +155,21 @@ class Head(ABC):
     @abstractmethod
     def metadata(self) -> dict[str, object]:
         """Return what an exported file must tell a decoder that has no records: JSON-able, by name."""
+
+
+def logit(share: float) -> float:
+    """Return the number whose sigmoid is `share`; infinite outside 0..1."""
+    return math.log(share / (1 - share)) if 0 < share < 1 else -math.inf if share <= 0 else math.inf
+
+
+def softmax(values: Values) -> Values:
+    """Return the softmax of an array or a tensor over its last axis."""
+    if not isinstance(values, np.ndarray):
+        return values.softmax(-1)
+    shares = np.exp(values - values.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+def sigmoid(values: Values) -> Values:
+    """Return the sigmoid of an array or a tensor."""
+    return 1 / (1 + np.exp(-values)) if isinstance(values, np.ndarray) else values.sigmoid()

@@ -7,16 +7,20 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from models.heads.assign import RULES, Predictions, Truth
-from models.heads.base import Candidates, Head
+from models.heads.base import Head, logit, sigmoid, softmax
 from models.layer import Layer
-from utils.boxes import ciou_pairs, cxcywh_to_xyxy, xyxy_to_cxcywh
+from utils.boxes import ciou_pairs, cxcywh_to_xyxy, library, xyxy_to_cxcywh
 from utils.optional import Lazy
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.nn import functional as F
+
+    from utils.boxes import Values
 else:
     torch, F = Lazy("torch"), Lazy("torch.nn.functional")
 
@@ -70,11 +74,13 @@ class FreeHead(Head):
         bias.zero_()
         bias[:self.classes] = -math.log((1 - prior) / prior)
 
-    def boxes(self, sides: Tensor, points: Tensor) -> Tensor:
+    def boxes(self, sides: Values, points: Values) -> Values:
         """Return boxes [..., 4] (xyxy px) of raw sides [..., 4 bins] and cells' middles [..., 2], px."""
-        away = sides.unflatten(-1, (4, self.layer.bins)).softmax(-1)
-        away = away @ torch.arange(self.layer.bins, device=sides.device, dtype=sides.dtype) * self.stride
-        return torch.cat((points - away[..., :2], points + away[..., 2:]), -1)
+        bins, xp = self.layer.bins, library(sides)
+        where = {} if xp is np else {"device": sides.device}
+        away = softmax(sides.reshape(*sides.shape[:-1], 4, bins))
+        away = away @ xp.arange(bins, dtype=sides.dtype, **where) * self.stride
+        return xp.concatenate((points - away[..., :2], points + away[..., 2:]), -1)
 
     def points(self, height: int, width: int, device: torch.device) -> Tensor:
         """Return the middles [height * width, 2] of the cells, px, row by row."""
@@ -128,29 +134,12 @@ class FreeHead(Head):
         below, above = (chances.gather(2, (low + step)[..., None])[..., 0] for step in (0, 1))
         return {"box": 1 - ciou, "dfl": -(below * (low + 1 - away) + above * (away - low)).mean(1)}
 
-    def candidates(self, output: Tensor, conf_thres: float, classes: Sequence[int] | None,
-                   multi_label: bool) -> Candidates:
-        floor = -math.inf if conf_thres <= 0 else math.inf
-        if 0 < conf_thres < 1:
-            floor = math.log(conf_thres / (1 - conf_thres))
-        mask, dropped = output[:, :self.classes].amax(1) > floor, 0
-        if not output.sum().isfinite():
-            finite = output.isfinite().all(1)
-            mask, dropped = mask & finite, int((~finite).sum())
-        image, y, x = mask.nonzero(as_tuple=True)
-        vectors = output[image, :, y, x]
-        points = (torch.stack((x, y), 1) + self.layer.centre) * self.stride
-        boxes, scores = self.boxes(vectors[:, self.classes:], points), vectors[:, :self.classes].sigmoid()
-        if classes is not None:
-            asked = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            asked[list(classes)] = True
-            scores = scores * asked
-        wanted = scores > conf_thres
-        if not multi_label:
-            wanted = wanted & F.one_hot(scores.argmax(1), scores.shape[1]).bool()
-        row, label = wanted.nonzero(as_tuple=True)
-        found = torch.cat((boxes[row], scores[row, label][:, None], label[:, None]), 1)
-        return Candidates(image[row], found, dropped)
+    def promising(self, output: Values, conf_thres: float) -> Values:
+        return (output[:, :self.classes] > logit(conf_thres)).any(1)
+
+    def decoded(self, vectors: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        points = (cells[:, ::-1].astype(np.float32) + np.float32(self.layer.centre)) * self.stride
+        return self.boxes(vectors[:, self.classes:], points), sigmoid(vectors[:, :self.classes])
 
     def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the divergence of the scores, and of the sides by the teacher's best score."""

@@ -1,38 +1,81 @@
-"""Head outputs -> detections: score threshold and class-wise NMS, for heads of any kind."""
+"""Head outputs -> detections: score threshold and class-wise NMS, for heads of any kind. No torch."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from models.heads.base import Head
 
+if TYPE_CHECKING:
+    from utils.boxes import Values
+
 MAX_CANDIDATES = 8192                          # per image; NMS is quadratic and a broken net finds millions
+BLOCK = 128                                    # boxes compared at once: enough for most images
 
 
 class Found(NamedTuple):
     """Detections of a batch."""
 
-    boxes: list[Tensor]                        # [N, 6] each (xyxy px of the input, score, class), by score
+    boxes: list[np.ndarray]                    # [N, 6] each (xyxy px of the input, score, class), by score
     dropped: int                               # predictions not finite or absurdly large
 
 
-def detections(outputs: Sequence[Tensor], heads: Sequence[Head], conf_thres: float, iou_thres: float,
+def detections(outputs: Sequence[Values], heads: Sequence[Head], conf_thres: float, iou_thres: float,
                max_det: int, classes: Sequence[int] | None = None, multi_label: bool = False) -> Found:
-    """Return the detections of a batch from its head outputs [B, *shape, G, G]: see `Head.candidates`."""
-    from torchvision.ops import nms
-    parts = [head.candidates(output.float(), conf_thres, classes, multi_label)
+    """Return the detections of a batch from its head outputs [B, *shape, G, G]: see `Head.candidates`.
+
+    The outputs are arrays or tensors, on whatever device; the detections are arrays.
+    """
+    parts = [head.candidates(_plain(output), conf_thres, classes, multi_label)
              for output, head in zip(outputs, heads)]
-    image, boxes = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    image, boxes = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    order = np.lexsort((-boxes[:, 4], image))
+    boxes, bounds = boxes[order], np.searchsorted(image[order], np.arange(len(outputs[0]) + 1))
     side = max(output.shape[-1] * head.stride for output, head in zip(outputs, heads))
     out = []
-    for at in range(outputs[0].shape[0]):
-        found = boxes[image == at]
-        if len(found) > MAX_CANDIDATES:
-            found = found[found[:, 4].topk(MAX_CANDIDATES).indices]
-        # Classes are moved apart so that one NMS call never compares boxes of different classes.
-        apart = found[:, :4].clamp(-2 * side, 3 * side) + found[:, 5:6] * 6 * side
-        out.append(found[nms(apart, found[:, 4], iou_thres)[:max_det]])
+    for first, end in zip(bounds, bounds[1:]):
+        found = boxes[first:min(end, first + MAX_CANDIDATES)]
+        # Classes are moved apart so that boxes of different classes never overlap.
+        apart = found[:, :4].clip(-2 * side, 3 * side) + found[:, 5:6] * np.float32(6 * side)
+        out.append(found[suppress(apart, iou_thres, max_det)])
     return Found(out, sum(part.dropped for part in parts))
+
+
+def suppress(boxes: np.ndarray, iou_thres: float, most: int) -> list[int]:
+    """Return the first `most` rows of boxes [N, 4] (xyxy, best first) that overlap no better one kept.
+
+    Greedy, as torchvision's nms: a box goes when its IoU with a kept one is above the threshold.
+    """
+    kept: list[int] = []
+    for start in range(0, len(boxes), BLOCK):
+        rest = np.arange(start, min(start + BLOCK, len(boxes)))
+        if kept:
+            rest = rest[~_overlap(boxes[kept], boxes[rest], iou_thres).any(0)]
+        hidden = _overlap(boxes[rest], boxes[rest], iou_thres)
+        gone = np.zeros(len(rest), bool)
+        for at, row in enumerate(rest.tolist()):
+            if not gone[at]:
+                kept.append(row)
+                if len(kept) == most:
+                    return kept
+                gone |= hidden[at]
+    return kept
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: float) -> np.ndarray:
+    """Return whether [A, B] the IoU of boxes a [A, 4] and b [B, 4] is above the threshold."""
+    (ax, ay, ar, ab), (bx, by, br, bb) = a.T[:, :, None], b.T[:, None]
+    width, height = np.minimum(ar, br) - np.maximum(ax, bx), np.minimum(ab, bb) - np.maximum(ay, by)
+    inner = width.clip(0) * height.clip(0)
+    with np.errstate(all="ignore"):                        # 0 / 0 of boxes without an area: no overlap
+        return inner / ((ar - ax) * (ab - ay) + (br - bx) * (bb - by) - inner) > iou_thres
+
+
+def _plain(output: Values) -> Values:
+    """Return outputs in fp32: an array, but on a GPU the tensor, of which few cells will leave it."""
+    if isinstance(output, np.ndarray):
+        return output.astype(np.float32, copy=False)
+    output = output.detach().float()
+    return output.numpy() if output.device.type == "cpu" else output

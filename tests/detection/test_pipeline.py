@@ -13,6 +13,7 @@ from detection.screen import FrameLog, bar_text, shorten, why_no_window
 from detection.threads import behind, prefetch
 from detection.video import Frame
 from utils.errors import DataError, UsageError
+from utils.runs import Device
 
 
 def test_prefetch_keeps_order_and_is_bounded():
@@ -79,8 +80,7 @@ class FakeRuntime:
     """A runtime whose "map" is the image itself, with the time of a network."""
 
     def __init__(self, precision: str = "fp32", seconds: float = 0.0) -> None:
-        import torch
-        self.device, self.precision, self.note, self.seconds = torch.device("cpu"), precision, "", seconds
+        self.device, self.precision, self.note, self.seconds = Device("cpu"), precision, "", seconds
 
     def predict(self, images):
         """The images."""
@@ -99,27 +99,24 @@ def fit(image: np.ndarray) -> tuple[np.ndarray, object]:
 
 
 def test_absurd_boxes_in_half_precision_repeat_the_batch_in_fp32():
-    import torch
-
     def find(runtime, maps):
-        return [torch.ones(1, 6)] * len(maps[0]), 0 if runtime.precision == "fp32" else 3
+        return [np.ones((1, 6))] * len(maps[0]), 0 if runtime.precision == "fp32" else 3
     detector = Detector(FakeRuntime("bf16"), find, FakeRuntime)
-    boxes = detector(torch.zeros(2, 3, 8, 8))
+    boxes = detector(np.zeros((2, 3, 8, 8)))
     assert len(boxes) == 2 and detector.dropped == 0 and detector.runtime.precision == "fp32"
     assert "bf16 gave 3 non-finite or absurd boxes" in detector.notes[0]
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_the_trial_pass_is_taken_once_whoever_gives_its_images(given, monkeypatch):
-    import torch
     passes: list[int] = []
     monkeypatch.setattr(FakeRuntime, "predict", lambda _, images: passes.append(len(images)) or [images])
-    detector = Detector(FakeRuntime(), lambda *_: ([torch.zeros(0, 6)], 0), FakeRuntime)
+    detector = Detector(FakeRuntime(), lambda *_: ([np.zeros((0, 6))], 0), FakeRuntime)
     if given:
-        detector.warm_up(torch.zeros(3, 3, 8, 8))
+        detector.warm_up(np.zeros((3, 3, 8, 8)))
         assert detector.since_start() == 0
-    detector(torch.zeros(1, 3, 8, 8))
-    detector(torch.zeros(1, 3, 8, 8))
+    detector(np.zeros((1, 3, 8, 8)))
+    detector(np.zeros((1, 3, 8, 8)))
     assert passes == ([3, 1, 1] if given else [1, 1, 1])
 
 
@@ -128,18 +125,16 @@ def test_batches_keep_every_frame_in_order_and_lie_in_memory_as_the_network_want
     assert [len(batch.frames) for batch in made] == [2, 2, 1]
     assert [frame.name for batch in made for frame in batch.frames] == [f"{k}.png" for k in range(5)]
     assert isinstance(made[0], Batch) and tuple(made[0].images.shape) == (2, 3, 8, 8)
-    assert made[1].images[1, 0, 0, 0] == 3 and made[0].images.permute(0, 2, 3, 1).is_contiguous()
+    assert made[1].images[1, 0, 0, 0] == 3 and made[0].images.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def test_reading_network_and_writing_overlap():
     """Three stages of 20 ms a frame take little more than one of them, not three."""
-    import torch
-
     def slow(frames):
         for frame in frames:
             time.sleep(0.02)
             yield frame
-    nothing = [torch.zeros(0, 6)]
+    nothing = [np.zeros((0, 6))]
     detector = Detector(FakeRuntime(seconds=0.02), lambda runtime, maps: (nothing, 0), FakeRuntime)
     written: list[str] = []
     start = time.perf_counter()

@@ -99,12 +99,12 @@ def test_the_finder_asks_for_the_wanted_classes_and_renames_them(monkeypatch):
             return [images]
 
     class Found(NamedTuple):
-        boxes: list[torch.Tensor]
+        boxes: list[np.ndarray]
         dropped: int
 
     def decode(maps: list, heads: tuple, *thresholds: float, classes: list, multi_label: bool) -> Found:
         assert (heads, thresholds, classes, multi_label) == (("a head",), (0.1, 0.6, 7), [4, 0, 3], True)
-        return Found([torch.tensor([[0.0, 0, 9, 9, 0.8, 3], [0, 0, 9, 9, 0.7, 4]]), torch.zeros(0, 6)], 2)
+        return Found([np.array([[0.0, 0, 9, 9, 0.8, 3], [0, 0, 9, 9, 0.7, 4]]), np.zeros((0, 6))], 2)
     monkeypatch.setattr(evaluate, "detections", decode)
     finder = Finder(Runtime(), [4, 0, 3], 0.1, 0.6, 7)
     boxes = finder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import val
 from data.coco.locate import locate
@@ -56,7 +55,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_val(monkeypatch, tmp_path, capsys):
     """Runs val.py as a script would, here: flags in, (exit code, what was printed, stderr) out."""
-    monkeypatch.setattr(runs, "tune_cpu", lambda threads: None)
+    monkeypatch.setattr(runs, "tune_cpu", lambda: None)
 
     def run(*flags: object) -> tuple[int, str, str]:
         code = call(monkeypatch, val.main, ["val.py", *flags, "--project", tmp_path / "runs"])
@@ -76,7 +75,7 @@ def perfect(monkeypatch, data):
             place.append(record)
             rows = [[*in_input(box[1:], (record.height, record.width), side), 0.9, classes[int(box[0])]]
                     for box in record.boxes.tolist()]
-            out.append(torch.tensor(rows).reshape(-1, 6))
+            out.append(np.array(rows).reshape(-1, 6))
         return Found(out, 1)
     monkeypatch.setattr(evaluate, "detections", find)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from deploy.onnx_file import to_onnx
 from models.checkpoint import Checkpoint
 from models.graph import heads_of
-from models.heads.base import Candidates, Head
+from models.heads.base import Head, logit, sigmoid
 from models.heads.loss import DetectionLoss, distillation
 from models.heads.nms import detections
 from models.layer import Layer
@@ -58,13 +58,13 @@ class CellHead(Head):
         return {"hit": F.binary_cross_entropy_with_logits(output[:, :-2], wanted, reduction="sum"),
                 "side": (found - sides).abs().sum()}, output.new_tensor(float(len(targets)))
 
-    def candidates(self, output, conf_thres, classes, multi_label):
-        scores, label = output[:, :-2].sigmoid().max(1)
-        image, y, x = (scores > conf_thres).nonzero(as_tuple=True)
-        middle = (torch.stack((x, y), 1) + 0.5) * self.stride
-        half = output[image, -2:, y, x].exp() * self.stride / 2
-        return Candidates(image, torch.cat((middle - half, middle + half, scores[image, y, x][:, None],
-                                            label[image, y, x][:, None]), 1), 0)
+    def promising(self, output, conf_thres):
+        return (output[:, :-2] > logit(conf_thres)).any(1)
+
+    def decoded(self, vectors, cells):
+        middle = (cells[:, ::-1].astype(np.float32) + 0.5) * self.stride
+        half = np.exp(vectors[:, -2:]) * self.stride / 2
+        return np.concatenate((middle - half, middle + half), 1), sigmoid(vectors[:, :-2])
 
     def distance(self, mine, theirs):
         return (mine - theirs).square().sum(), theirs.new_tensor(1.0)
@@ -109,7 +109,7 @@ def test_it_learns_to_find_what_it_is_shown(net):
         found = detections(model.eval()(images), heads_of(net), 0.5, 0.5, 10)
     for boxes, row in zip(found.boxes, targets):
         assert len(boxes) == 1 and int(boxes[0, 5]) == int(row[1])
-        assert float(((boxes[0, 2:4] - boxes[0, :2]) / SIDE - row[4:]).abs().max()) < 0.15
+        assert float(np.abs((boxes[0, 2:4] - boxes[0, :2]) / SIDE - row[4:].numpy()).max()) < 0.15
 
 
 def test_records_other_classes_weights_files_and_teachers_take_it(net):

@@ -106,7 +106,7 @@ def test_boxes_of_random_maps_are_python_s_in_the_same_order(both):
         wanted = detections(random_maps(k, 4), HEADS, *limits)
         rows = np.array(found["boxes"], float).reshape(-1, 6)
         assert rows.shape == wanted.boxes[0].shape and found["dropped"] == wanted.dropped
-        np.testing.assert_allclose(rows, wanted.boxes[0].numpy(), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(rows, wanted.boxes[0], rtol=1e-4, atol=1e-3)
         counts.append((len(rows), found["dropped"]))
     assert max(n for n, _ in counts) > 90 and max(d for _, d in counts) >= 3 and counts[-1][0] == 0
 
