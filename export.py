@@ -8,7 +8,7 @@ from pathlib import Path
 from utils import cli
 
 FORMATS = ("onnx", "openvino", "ncnn", "torchscript", "web")
-SHARED = ("weights", "data", "imgsz", "threads", "project", "name", "exist-ok")
+SHARED = ("weights", "data", "val-split", "seed", "imgsz", "threads", "project", "name", "exist-ok")
 
 
 def parse() -> argparse.Namespace:
@@ -41,6 +41,7 @@ def main() -> None:
     args = parse()
     from functools import partial
 
+    from data.coco.locate import locate
     from deploy import export, parity
     from deploy.artifact import digest
     from utils import runs
@@ -50,11 +51,11 @@ def main() -> None:
     export.check_libraries(args.format, args.int8)
     runs.tune_cpu(args.threads)
     checkpoint, imgsz = export.read(args.weights, args.imgsz)
-    images = (parity.split_images(args.data, "val", imgsz, args.gate_pictures) if args.data else
-              parity.embedded_images(imgsz))
-    calibration = parity.split_images(args.data, "train", imgsz, args.calibration) if args.int8 else ()
+    where = locate(args.data, args.val_split, args.seed) if args.data else None
+    images = parity.gate_images(where, imgsz, args.gate_pictures)
+    calibration = parity.split_images(where, "train", imgsz, args.calibration) if args.int8 else ()
     job = export.Export(args.weights, checkpoint, imgsz, args.half, args.int8, images, calibration,
-                        data=args.data or "", tolerance=args.tolerance, poll=poll)
+                        data=where, tolerance=args.tolerance, poll=poll)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
     runs.write_json(folder / "args.json", masked_values({**vars(args), "imgsz": imgsz}))
     rows: list[dict] = []

@@ -7,7 +7,8 @@ from pathlib import Path
 from utils import cli
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "max-det", "device", "half",
-          "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "project", "name", "exist-ok")
+          "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "val-split", "seed",
+          "project", "name", "exist-ok")
 DEFAULTS = {"batch-size": 16, "conf-thres": 0.001, "iou-thres": 0.6, "max-det": 100, "cache": "off",
             "project": "runs/val"}
 
@@ -18,14 +19,11 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--split", choices=("train", "val", "test", "all"), default="val",
         help="which part of the data set; all: of one that is not divided")
-    add("--val-split", type=float, help="of an undivided set: the share that training took for val (0.2)")
-    add("--seed", type=int, default=0, help="of an undivided set: the seed that training divided it with")
     add("--ci", action="store_true", help="95 %% interval of AP50 over resampled images")
     add("--plots", action="store_true", help="curves, confusion matrix, sample images and report.html")
     add("--save-json", action="store_true", help="write the figures to results/NAME.json")
     add("--out", type=Path, help="write the figures to this JSON file")
-    rules = {**cli.RULES, "val_split": cli.BELOW_ONE}
-    return cli.check(parser, parser.parse_args(), "weights", "data", rules=rules)
+    return cli.check(parser, parser.parse_args(), "weights", "data")
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ class Config:
     device: str = "auto"
     source: str | None = None
     data: str | None = None
+    val_split: float | None = None
+    seed: int = 0
     scope: str = option("both", "the network alone, image files to drawn images, or both",
                         choices=(*SCOPES, "both"))
     pictures: int = option(32, "how many different ones of --source are taken in turn", ONE_OR_MORE)

@@ -40,7 +40,7 @@ def benchmark(config: Config) -> None:
     if missing := [str(path) for path, _ in files if not path.exists()]:
         raise ModelError(f"--weights {', '.join(missing)}: no such file")
     if config.data:
-        _ = locate(config.data).val                        # read at the end alone: minutes too late to fail
+        _ = locate(config.data, config.val_split, config.seed).val     # read at the end, minutes too late
     poll = partial(runs.Interrupt().stop, "stopped by a signal; what was measured is saved")
     plan = plan_of(config)                                 # before the folder: an error here leaves none
     folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
@@ -158,8 +158,9 @@ def _export(job: Callable[..., Export], folder: Path, case: Case, half: bool,
 def _job(bench: Bench, weights: str, imgsz: int, half: bool, int8: bool) -> Export:
     """What export.py would export by the same flags: with --data, AP50 is part of the gate."""
     from deploy import export, parity
-    data = bench.config.data or ""
+    config = bench.config
+    where = locate(config.data, config.val_split, config.seed) if config.data else None
     checkpoint, imgsz = export.read(weights, imgsz)
-    images = parity.split_images(data, "val", imgsz, GATE) if data else parity.embedded_images(imgsz)
-    calibration = parity.split_images(data, "train", imgsz, CALIBRATION) if int8 else ()
-    return export.Export(weights, checkpoint, imgsz, half, int8, images, calibration, data, poll=bench.poll)
+    images = parity.gate_images(where, imgsz, GATE)
+    calibration = parity.split_images(where, "train", imgsz, CALIBRATION) if int8 else ()
+    return export.Export(weights, checkpoint, imgsz, half, int8, images, calibration, where, poll=bench.poll)

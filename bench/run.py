@@ -252,8 +252,8 @@ class Bench:
                 with ExitStack() as stack:
                     try:
                         worker, _ = self.start(taken.case, "load", stack)
-                        known[artifact] = worker.ask({"do": "accuracy", "data": self.config.data}, math.inf,
-                                                     self.poll)
+                        known[artifact] = worker.ask({"do": "accuracy", "data": [
+                            self.config.data, self.config.val_split, self.config.seed]}, math.inf, self.poll)
                     except WorkerFailed as error:
                         known[artifact] = {"fault": str(error), "exit_code": error.exit_code}
             taken.accuracy = known[artifact]

@@ -1,7 +1,7 @@
 """A benchmark's process: one case loaded and warmed up, then timed for a slice whenever it is told to.
 
 It answers a JSON line with one: {"do": "load" or "layers", ...a case, images, thresholds}; {"do": "slice",
-"scope", "seconds", "calls"}; {"do": "accuracy", "data"}.
+"scope", "seconds", "calls"}; {"do": "accuracy", "data": what locate takes}.
 """
 from __future__ import annotations
 
@@ -133,8 +133,9 @@ class Ready:
 
     def accuracy(self, message: dict) -> dict:
         """Return the AP of what is timed here, by val.py's thresholds."""
+        from data.coco.locate import locate
         from evaluation.evaluate import measure
-        return measure(self.runtime, message["data"], self.spec["imgsz"])
+        return measure(self.runtime, locate(*message["data"]), self.spec["imgsz"])
 
     def _predict(self, images: np.ndarray) -> list[Values]:
         predictions = self.runtime.predict(images)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.coco.locate import Located
 from deploy import parity, web
 from deploy.artifact import digest, format_of, make_metadata, size, write_metadata
 from deploy.onnx_file import OPSET, to_onnx
@@ -60,7 +61,7 @@ class Export:
     int8: bool
     images: Sequence[np.ndarray]                           # uint8 [3, S, S], the gate's
     calibration: Sequence[np.ndarray] = ()                 # those that INT8 measures its ranges on
-    data: str = ""                                         # a set for AP50
+    data: Located | None = None                            # a set for AP50
     tolerance: float = 1e-3
     poll: Callable[[], object] = lambda: None              # called between images, ends the export by raising
 

@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import box_iou
 
 from data.augment import letterbox
-from data.coco.locate import locate
+from data.coco.locate import Located
 from data.coco.read import read_coco
 from data.dataset import DetectionSet
 from deploy.runtimes.runtime import HALF_SHARE, INT8_SHARE, Runtime
@@ -47,9 +47,13 @@ def embedded_images(imgsz: int) -> list[np.ndarray]:
     return [letterbox(np.ascontiguousarray(part), imgsz)[0].transpose(2, 0, 1).copy() for part in found]
 
 
-def split_images(data: str, split: str, imgsz: int, count: int) -> list[np.ndarray]:
-    """Return up to `count` letterboxed images uint8 [3, S, S] of a split of --data, evenly spread over it."""
-    where = locate(data)
+def gate_images(where: Located | None, imgsz: int, count: int) -> list[np.ndarray]:
+    """Return the gate's images uint8 [3, S, S]: of a set's val split, or embedded ones."""
+    return split_images(where, "val", imgsz, count) if where else embedded_images(imgsz)
+
+
+def split_images(where: Located, split: str, imgsz: int, count: int) -> list[np.ndarray]:
+    """Return up to `count` letterboxed images uint8 [3, S, S] of a split of a set, evenly spread over it."""
     images = DetectionSet(read_coco(*where[split], names=where.names), imgsz, cache="off")
     chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
     return [images.plain(int(at)).transpose(2, 0, 1).copy() for at in chosen]

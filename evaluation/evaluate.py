@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.coco.locate import locate
+from data.coco.locate import Located
 from data.coco.read import read_coco
 from data.dataset import DetectionSet
 from detection.threads import prefetch
@@ -140,14 +140,13 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     return evaluate_detections(coco.as_written(), found, coco.names, max_det=finder.thresholds[2]), found
 
 
-def measure(runtime: Runtime, data: str, imgsz: int,
-            poll: Callable[[], object] | None = None) -> dict[str, float | int | None]:
-    """Return map50, map50_95 and images of a runtime on --data's val split. Raises ModelError, DataError."""
-    where = locate(data)
+def measure(runtime: Runtime, where: Located, imgsz: int,
+            poll: Callable[[], object] | None = None) -> dict[str, float | int]:
+    """Return map50, map50_95 and images of a runtime on a set's val split. Raises ModelError, DataError."""
     coco = read_coco(*where.val, names=where.names)
     finder = Finder(runtime, matching_classes(runtime.names, coco.names), *VAL)
     dataset = DetectionSet(coco, imgsz, cache="off")
     metrics, _ = evaluate(finder, dataset, image_batches(dataset, 1, workers=0), progress=False, poll=poll)
     if metrics.map50 is None:
-        raise DataError(f"--data {data}: its val split has no box, so there is no AP to compare")
+        raise DataError(f"--data {where.source}: its val split has no box, so there is no AP to compare")
     return {"map50": metrics.map50, "map50_95": metrics.map50_95, "pictures": metrics.images}

@@ -4,7 +4,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -37,15 +38,29 @@ TIMED_IMAGES = 16                                  # images that a latency takes
 
 
 def prepare(config: TrainConfig) -> Run:
-    """Return a run ready to train: data read, network built or loaded, state resumed."""
+    """Return a run ready to train: data read, network built or loaded, state resumed.
+
+    A new folder of a start that fails is taken away, so that the next run has its name.
+    """
     session = enter(config)
-    world, say = session.world, session.say
-    config = config if config.resume is not None else settle(config, say)
-    folder = config.resume
-    if world.main and folder is None:
+    config = config if config.resume is not None else settle(config, session.say)
+    folder, new = config.resume, False
+    if session.world.main and folder is None:
         check_outside(config)
+        new = not (config.exist_ok and (Path(config.project) / config.name).exists())
         folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
     folder = Path(ddp.from_main(str(folder)))
+    try:
+        return _ready(config, session, folder)
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
+    """Return the run of that folder."""
+    world, say = session.world, session.say
     lock = runs.lock(folder) if world.main else None
     train_set, val_set = read_sets(config, session, folder)
     found = saved_run(folder, train_set.coco.names, say) if config.resume is not None else None
@@ -110,9 +125,13 @@ def clear(folder: Path) -> None:
 def check_outside(config: Recipe) -> None:
     """Raise UsageError where the run folder would lie among the images of the data set."""
     where = locate(config.data, config.val_split, config.seed)
-    # A folder that one works in holds more than images: there, runs are where they always are.
-    folders = {split.images for split in where.splits.values() if not Path.cwd().is_relative_to(split.images)}
-    refuse_inside(Path(config.project) / config.name, folders)
+    _refuse_among(Path(config.project) / config.name, where.folders)
+
+
+def _refuse_among(target: Path, folders: Iterable[Path]) -> None:
+    """Raise UsageError where `target` lies in one of the folders, but for one that the user works in."""
+    # That one holds more than images: there, runs are where they always are.
+    refuse_inside(target, [folder for folder in folders if not Path.cwd().is_relative_to(folder.resolve())])
 
 
 def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[DetectionSet, DetectionSet]:
@@ -129,6 +148,7 @@ def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[Detection
               "memo": folder / "pictures.json" if session.world.main else None}
     train = read_coco(*where.train, names=where.names, **common)
     val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
+    _refuse_among(folder, {record.path.parent for coco in (train, val) for record in coco.images})
     further = start_faults(train, val)
     for split, coco in (("train", train), ("val", val)):
         for line in report_faults([*coco.faults, *further[split]]):

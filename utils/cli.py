@@ -43,6 +43,8 @@ FLAGS: dict[str, dict] = {
     "name": {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"},
     "exist-ok": {"action": "store_true", "help": "write into an existing run folder"},
     "seed": {"type": int, "default": 0, "help": "seed of weights, order and augmentation"},
+    "val-split": {"type": float, "help": "of an undivided set: the share that training took for val (0.2); "
+                                         "--seed as there, too"},
     "threads": {"type": int, "default": 0, "help": "CPU threads of the network (0: all cores)"},
     "cache": {"choices": ("auto", "ram", "off"), "default": "auto",
               "help": "letterboxed images as uint8 in RAM: auto keeps them when they fit"},
@@ -63,6 +65,7 @@ RULES: dict[str, Rule] = {
     "imgsz": (lambda v: 32 <= v <= 4096 and v % 32 == 0, "a multiple of 32 between 32 and 4096"),
     **dict.fromkeys(("batch_size", "batch_sizes", "epochs", "max_det", "max_pixels"), ONE_OR_MORE),
     **dict.fromkeys(("conf_thres", "iou_thres"), SHARE),
+    "val_split": BELOW_ONE,
     "workers": NOT_NEGATIVE,
     "seed": (lambda v: 0 <= v < 2 ** 31, "between 0 and 2147483647"),
     "threads": (lambda v: v >= 0, "0 (all cores) or more"),

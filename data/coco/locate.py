@@ -43,6 +43,7 @@ class Located:
     tried: dict[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
     note: str = ""                 # what was recognised, as a sentence
+    elsewhere: tuple[Path, ...] = ()       # image folders that a description names, wherever they are
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
@@ -54,6 +55,11 @@ class Located:
 
     def __contains__(self, split: str) -> bool:
         return split in self.splits
+
+    @property
+    def folders(self) -> set[Path]:
+        """Return the folders of images as far as they are known unread: nothing is ever written there."""
+        return {*(split.images for split in self.splits.values()), *self.elsewhere}
 
     @property
     def train(self) -> Split:
@@ -220,7 +226,7 @@ def _converted(layout: Layout, root: Path, source: str) -> Located:
         return made[split], labels.faults(split)
 
     splits = {split: Split(layout.source, root, partial(content, split)) for split in layout.splits}
-    return Located(source, splits, {}, note=f"{layout.what}, converted in memory")
+    return Located(source, splits, {}, note=f"{layout.what}, converted in memory", elsewhere=layout.folders)
 
 
 def _from_yaml(file: Path) -> Located:

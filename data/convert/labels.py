@@ -21,6 +21,7 @@ class Layout(NamedTuple):
     splits: tuple[str, ...]
     source: Path                   # the file that describes the set, or its folder
     read: Callable[["Labels"], Sequence[str] | None]       # fills the Labels, returns the class names
+    folders: tuple[Path, ...] = ()                         # of images, where they may be outside the source
 
 
 def by_folder(files: Iterable[Path], source: Path) -> dict[str, list[Path]]:

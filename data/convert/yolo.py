@@ -32,7 +32,19 @@ def yolo_layout(given: Path) -> Layout | None:
     if found is None:
         return None
     what = f"YOLO labels described by {found.file.name}" if found.file.is_file() else "YOLO folders"
-    return Layout(what, tuple(found.splits), found.file, partial(_read, found))
+    folders = {folder for places in found.splits.values() for place in places
+               for folder in _image_folders(place, found.file.parent)}
+    return Layout(what, tuple(found.splits), found.file, partial(_read, found), tuple(sorted(folders)))
+
+
+def _image_folders(place: Path, root: Path) -> set[Path]:
+    """Return the folders of images that an entry of a split names; of a list, as its lines have them."""
+    if place.is_dir():
+        return {place}
+    if place.suffix.lower() in SUFFIXES:
+        return {place.parent}
+    named = {line.strip().replace("\\", "/").rpartition("/")[0] for line in read_text(place).splitlines()}
+    return {root / folder for folder in named if folder}
 
 
 def _description(root: Path) -> _Description | None:

@@ -61,7 +61,7 @@ class Diagnosis:
     def folders(self) -> set[Path]:
         """Return the folders of the set, where nothing may be written."""
         splits, source = self.located.splits.values(), Path(self.located.source)
-        return {split.images for split in splits} | {split.json.parent for split in splits} | (
+        return self.located.folders | {split.json.parent for split in splits} | (
             {source} if source.is_dir() else set()) | {
             record.path.parent for coco in self.sets.values() for record in coco.images}
 

@@ -206,6 +206,7 @@ def test_nothing_is_written_into_the_set_or_over_anything(small: Path, flag: str
     (small.parent / "full").mkdir()
     (small.parent / "full/mine.txt").write_text("keep")
     before = digest(small.parent)
+    assert doctor(small, "--rate", "nan").returncode == 2
     ended = doctor(small, flag, small.parent / where)
     assert (ended.returncode, message in ended.stderr) == (2, True), ended.stderr
     assert digest(small.parent) == before

@@ -13,6 +13,7 @@ import detect
 import export
 import val
 from compress.prune import prune
+from data.coco.locate import locate
 from deploy import export as exporting
 from deploy import parity
 from deploy.artifact import digest, read_metadata
@@ -147,9 +148,9 @@ def test_the_gate_counts_outputs_boxes_and_ap50():
 
 
 def test_images_come_from_the_set_or_from_the_machine(digits):
-    data = str(digits)
-    for found, count in ((parity.embedded_images(96), 8), (parity.split_images(data, "val", 96, 2), 2),
-                         (parity.split_images(data, "train", 96, 99), 9)):
+    where = locate(digits)
+    for found, count in ((parity.gate_images(None, 96, 99), 8), (parity.gate_images(where, 96, 2), 2),
+                         (parity.split_images(where, "train", 96, 99), 9)):
         assert len(found) == count == len({image.tobytes() for image in found})
         assert all(image.shape == (3, 96, 96) and image.dtype == np.uint8 for image in found)
 

@@ -13,6 +13,7 @@ import train as script
 from models import checkpoint as checkpoints
 from models.records import to_json
 from tests.helpers.coco_files import content
+from tests.helpers.label_writers import make_yolo
 from tests.helpers.nets import small_net
 from tests.helpers.scripts import call
 from training import engine
@@ -118,3 +119,27 @@ def test_of_equal_epochs_the_later_is_best_also_where_nothing_can_be_measured(fi
         patch.setattr(engine.ddp, "any_rank", lambda value, _: value)
         engine.fit(state, task)
     assert max(epoch for epoch, is_best in saved if is_best) == best
+
+
+def test_a_start_that_fails_leaves_no_folder_and_none_lies_among_images(tmp_path, monkeypatch, capsys):
+    make_yolo(tmp_path / "set")
+    images = [f"{path}\n" for path in (tmp_path / "set/images").rglob("*.png")]
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml/list.txt").write_text("".join(images))
+    (tmp_path / "yaml/d.yaml").write_text("train: list.txt\nnames: [a, b, c]\n", encoding="utf-8")
+    (tmp_path / "net.json").write_text(to_json(small_net(3)))
+
+    def start(project: Path, *more: object) -> tuple[int, str]:
+        code = call(monkeypatch, script.main, ["train.py", "--cfg", tmp_path / "net.json", "--data", tmp_path
+                                               / "yaml/d.yaml", "--project", project, "--workers", 0, *more])
+        return code, capsys.readouterr().err
+    for place in ("set/images/train", "set/images/val/runs"):
+        code, said = start(tmp_path / place)
+        assert code == 2 and "inside the data set" in said
+    (tmp_path / "runs/kept").mkdir(parents=True)
+    (tmp_path / "runs/kept/mine.txt").write_text("")
+    for more in (("--weights", tmp_path / "no.pt"), ("--max-pixels", 9)):
+        code, said = start(tmp_path / "runs", *more)
+        assert code in (3, 4) and [path.name for path in (tmp_path / "runs").iterdir()] == ["kept"], said
+    assert start(tmp_path / "runs", "--max-pixels", 9, "--name", "kept", "--exist-ok")[0] == 3
+    assert (tmp_path / "runs/kept/mine.txt").is_file()
