@@ -176,13 +176,42 @@ def sppf(b: Builder, x: str) -> str:
     return b.conv(b.concat(*levels), "project")
 
 
+def _atrous(b: Builder, x: str, level: Callable[[int], str]) -> str:
+    """Append an atrous pyramid: 1x1, a `level` per rate, the mean of the map; side by side, projected."""
+    levels = [b.conv(x, "rate1", "hidden"), *map(level, b.layer.rates or (6, 12, 18))]
+    mean = b.conv(b.mean(x, "image"), "image", "hidden", bn=False)
+    return b.conv(b.concat(*levels, b.spread(mean, levels[0], "spread")), "project")
+
+
 @block("out", "hidden")
 def aspp(b: Builder, x: str) -> str:
     """Atrous pyramid (arXiv 1706.05587): 1x1, a dilated 3x3 per rate, the mean; side by side, projected."""
-    levels = [b.conv(x, "rate1", "hidden")]
-    levels += [b.conv(x, f"rate{rate}", "hidden", 3, dilation=rate) for rate in b.layer.rates or (6, 12, 18)]
-    mean = b.conv(b.mean(x, "image"), "image", "hidden", bn=False)
-    return b.conv(b.concat(*levels, b.spread(mean, levels[0], "spread")), "project")
+    return _atrous(b, x, lambda rate: b.conv(x, f"rate{rate}", "hidden", 3, dilation=rate))
+
+
+@block("out", "hidden")
+def dwaspp(b: Builder, x: str) -> str:
+    """Atrous pyramid whose dilated 3x3 are depthwise, each with a 1x1 behind it (arXiv 1802.02611)."""
+    def level(rate: int) -> str:
+        return b.conv(b.depthwise(x, f"rate{rate}.depthwise", 3, dilation=rate), f"rate{rate}", "hidden")
+    return _atrous(b, x, level)
+
+
+@block("out", inputs=(2, 2))
+def context(b: Builder, x: str, coarse: str) -> str:
+    """ThunderNet's context (arXiv 1903.11752): x, a map half as fine and the latter's mean, as one sum."""
+    here = b.conv(x, "local", act="linear")
+    near = b.upsample(b.conv(coarse, "coarse", act="linear"), 2, "enlarged")
+    mean = b.conv(b.mean(coarse, "whole"), "whole", bn=False, act="linear")
+    return b.add(here, near, b.spread(mean, here, "spread"))
+
+
+@block(inputs=(2, 2))
+def attend(b: Builder, x: str, guide: str) -> str:
+    """ThunderNet's spatial attention (arXiv 1903.11752): x times a gate per cell and channel, of `guide`."""
+    gate = b.raw_conv(guide, b.name("gate.conv"), b.width[x], "~", bias=not b.layer.bn)
+    gate = b.norm(gate, "gate") if b.layer.bn else gate
+    return b.node("mul", b.name(""), x, b.act(gate, "gate", b.layer.gate))
 
 
 # Blocks that are one primitive or a head, which says itself what it is.

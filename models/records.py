@@ -119,7 +119,8 @@ def _problem(layer: Layer, seen: set[str]) -> str:
     numbers = [key for key in block.needs if key in NUMBERS]
     bad = [f"{key} is {getattr(layer, key)}" for key in numbers if not 1 <= getattr(layer, key) <= MAX_WIDTH]
     low, high = block.inputs
-    wanted = "one input" if high == 1 else "one input, or two" if high == 2 else "two or more inputs"
+    wanted = {(1, 1): "one input", (1, 2): "one input, or two", (2, 2): "two inputs"}.get(
+        block.inputs, "two or more inputs")
     rules = (
         (not layer.name or "." in layer.name, "a name must be non-empty and without dots"),
         (layer.name in seen, "the name is used twice"),

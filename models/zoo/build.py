@@ -1,25 +1,27 @@
-"""Networks by name, the zoo's and net.json files; for other classes and anchors, and cut off as backbones."""
+"""Networks by name, the zoo's and net.json files; for other classes and anchors."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from models.graph import heads_of, outputs, require_heads, strides
+from models.graph import heads_of, outputs, require_heads
 from models.heads import HEADS
-from models.layer import Layer, Net, heads
+from models.layer import Net, heads
 from models.records import from_json, validate
 from models.zoo.classifiers import CLASSIFIERS
 from models.zoo.light import yolo_lite, yolo_nano
+from models.zoo.nano import PREFIX, nano, parse
 from models.zoo.official import OFFICIAL
+from models.zoo.survey import SURVEYED
 from models.zoo.tiny import Anchors, micro_yolo, micro_yolo_fast, micro_yolo_pruned, yolov3_tiny
 from utils.errors import ModelError
 
 DETECTORS: dict[str, Callable[..., Net]] = {
     "yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
     "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
-ZOO = {**DETECTORS, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
+ZOO = {**DETECTORS, **SURVEYED, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
 ANCHOR_SIDE = 416                                  # px of the input that the zoo's anchors are made for
 DEFAULT = "micro-yolo"
 # Trained weights that come with the project, by network: one's own training starts from the first there is.
@@ -66,11 +68,14 @@ def at_side(net: Net, side: int) -> Net:
 
 
 def build(name: str, classes: int | None = None, side: int = ANCHOR_SIDE) -> Net:
-    """Return the network of a zoo name, its anchors for `side` px, or of a net.json path, as it stands there.
+    """Return the network of a name, its anchors for `side` px, or of a net.json path, as it stands there.
 
-    A detector's name may end in a kind of head, "micro-yolo+free": its heads are then of that kind. classes:
-    None for those it has. Raises ModelError.
+    A name is one of ZOO, or "nano:BACKBONE+PART+..." as models/zoo/nano.py reads it. A detector's name may
+    end in a kind of head, "micro-yolo+free": its heads are then of that kind. classes: None for those it has.
+    Raises ModelError.
     """
+    if name.startswith(PREFIX):
+        return at_side(nano(classes or 80, **parse(name)), side)
     base, plus, kind = name.rpartition("+")
     if plus and not Path(name).is_file():
         return with_head_kind(build(base, classes, side), kind)
@@ -80,7 +85,7 @@ def build(name: str, classes: int | None = None, side: int = ANCHOR_SIDE) -> Net
     if path.suffix != ".json" or not path.is_file():
         hint = difflib.get_close_matches(name, ZOO, 1)
         raise ModelError(f"unknown network {name!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
-                         + f" Known: {', '.join(ZOO)}, or the path of a net.json")
+                         + f" Known: {', '.join(ZOO)}, {PREFIX}BACKBONE+PART+..., or the path of a net.json")
     try:
         net = from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -90,30 +95,3 @@ def build(name: str, classes: int | None = None, side: int = ANCHOR_SIDE) -> Net
     if heads(net):
         return with_heads(net, classes)
     return validate(tuple(replace(row, out=classes) if row.name in outputs(net) else row for row in net))
-
-
-def features(net: Net, reductions: Sequence[int] = (8, 16, 32)) -> tuple[Net, tuple[str, ...]]:
-    """Return a classifier cut off as a backbone, and the record that each level ends in.
-
-    reductions: px of the image that a cell of each level spans; every grid is the image's / reduction, by
-    padding and, at the end, max-poolings. A level ends in the last record there through which all that
-    follows goes. Raises ModelError for a detector, or a reduction that it skips.
-    """
-    if heads(net):
-        raise ModelError("the network is a detector; features are those of a classifier")
-    rows = [replace(row, pad=-1, ceil=False) for row in net if row.name not in ("last", *outputs(net))]
-    while (end := strides(tuple(rows))[rows[-1].name]) < max(reductions):
-        rows.append(Layer(f"down{2 * end}", "maxpool", (rows[-1].name,), stride=2))
-    stride, at = strides(tuple(rows)), {row.name: number for number, row in enumerate(rows)}
-    levels, earliest = {}, len(rows)
-    for number, row in reversed(list(enumerate(rows))):
-        if number <= earliest:                             # no later record reads past this one
-            levels.setdefault(stride[row.name], row.name)
-        earliest = min(earliest, *(at.get(name, -1) for name in row.inputs))
-    if missing := [wanted for wanted in reductions if wanted not in levels]:
-        raise ModelError(f"no level at reduction {missing[0]}; the network has {sorted(levels)}")
-    names = tuple(levels[wanted] for wanted in reductions)
-    needed = set(names)
-    for row in reversed(rows):
-        needed |= set(row.inputs) if row.name in needed else set()
-    return tuple(row for row in rows if row.name in needed), names

@@ -76,6 +76,17 @@ def micro_yolo_fast(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors =
     return substitute(micro_yolo(classes, coarse, fine, act, xy_scale, se=False), {"conv22": "dsconv"})
 
 
+def micro_yolo_plus(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors = FINE, act: str = "leaky",
+                    xy_scale: float = 2.0) -> Net:
+    """Micro-YOLO+ (SN Computer Science 3:391): Ghost modules in three layers, 3.19 and 2.43 times less.
+
+    Which layers have them is not known. Of the readings that change one run of layers this one comes nearest
+    to the 3.18 times fewer parameters and 2.44 times fewer MACs than YOLOv3-tiny that are.
+    """
+    return substitute(yolov3_tiny(classes, coarse, fine, act, xy_scale),
+                      MICRO_OPS | dict.fromkeys(("conv7", "conv9", "conv11"), "ghostconv"))
+
+
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
                expansion: int = 2, se: bool = True) -> Net:
     """Return the network with some layers' op or kernel replaced: layer -> op, layer -> kernel.

@@ -49,6 +49,9 @@ SAMPLES: dict[str, list[tuple[tuple[str, ...], dict]]] = {
                 (X, {"out": 8, "groups": 2})],
     "sppf": [(X, {"out": 12, "hidden": 4, "kernel": 5})],
     "aspp": [(X, {"out": 6, "hidden": 4}), (X, {"out": 6, "hidden": 4, "rates": (2, 3)})],
+    "dwaspp": [(X, {"out": 6, "hidden": 4, "rates": (2, 3)}), (X, {"out": 6, "hidden": 4, "bn": False})],
+    "context": [(("stem", "low"), {"out": 6}), (("stem", "low"), {"out": 6, "bn": False})],
+    "attend": [(("stem", "side"), {}), (("stem", "side"), {"bn": False, "gate": "hardsigmoid"})],
     "se": [(X, {"squeeze": 3, "gate": "hardsigmoid"})],
     "maxpool": [(X, {"kernel": 2}), (X, {"stride": 2}), (X, {"stride": 2, "pad": 0, "ceil": True})],
     "avgpool": [(X, {"stride": 2}), (X, {"kernel": 4, "stride": 4})],
@@ -72,6 +75,7 @@ def sample(op: str, at: int) -> Net:
     inputs, fields = SAMPLES[op][at]
     rows = [Layer("stem", "conv", ("image",), 8, stride=2, act="relu"),
             Layer("side", "conv", ("image",), 8, 1, stride=2, act="relu"),
+            *([Layer("low", "conv", ("stem",), 7, stride=2, act="relu")] if "low" in inputs else []),
             Layer("x", op, inputs, **{"act": "relu"} | fields)]
     if op not in ("classify", "head"):
         rows += [Layer("after", "conv", ("x",), 6, 1), Layer("end", "classify", ("after",), 3)]

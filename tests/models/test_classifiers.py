@@ -16,8 +16,8 @@ from models.layer import Net
 from models.network import Network, from_state
 from models.records import to_json
 from models.zoo import classifiers, mobile
-from models.zoo.build import build, features
-from models.zoo.classifiers import CLASSIFIERS
+from models.zoo.build import build
+from models.zoo.classifiers import CLASSIFIERS, features
 from tests.helpers.cuts import (
     check_folded_is_same,
     check_graph,
