@@ -12,6 +12,7 @@ from models.channels import channels
 from models.checkpoint import Checkpoint, load, save
 from models.count import macs, parameters
 from models.graph import heads_of, strides
+from models.heads import HEADS
 from models.heads.loss import DetectionLoss
 from models.heads.nms import detections
 from models.layer import Net
@@ -24,7 +25,9 @@ from tests.helpers.cuts import check_folded_is_same, check_pruned_is_masked, hoo
 from tests.helpers.export_cases import by_ncnn
 from utils.errors import ModelError
 
-PARTS = [f"nano:csp+{word}" for words in nano.parts().values() for word in words]
+OURS = [kind for kind, head in HEADS.items() if head.__module__.startswith("models.")]   # not other tests'
+PARTS = [f"nano:csp+{word}" for field, words in nano.parts().items()
+         for word in (OURS if field == "kind" else words)]
 NAMES = [name for name in ZOO if name not in CLASSIFIERS]
 ALL = [*NAMES, *PARTS, *(f"nano:{backbone}+aspp-dw+ghost-neck" for backbone in CLASSIFIERS)]
 SAMPLE = ["yolov5n-class", "thundernet", "efficientdet-lite", "nano:shufflenet-v2+aspp-dw+gsconv-neck"]
