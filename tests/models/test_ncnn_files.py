@@ -145,8 +145,8 @@ def test_official_outputs_are_those_of_ncnn(shared):
 
         def forward(self, bottom, top, opt):
             given = np.array(bottom)
-            parts = [given[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-            top.clone_from(ncnn.Mat(np.ascontiguousarray(np.concatenate(parts))), opt.blob_allocator)
+            joined = np.concatenate([given[:, y::2, x::2] for x in (0, 1) for y in (0, 1)])
+            top.clone_from(ncnn.Mat(joined), opt.blob_allocator)
             return 0
     net, kept = ncnn.Net(), []
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_bf16_storage = False
