@@ -89,6 +89,7 @@ class _Writer:
             "avgpool": ("AveragePool", {}, {**pooling, "count_include_pad": 1}),
             "average": ("AveragePool", {}, dict.fromkeys(("kernel_shape", "strides"), [step.stride] * 2)),
             "upsample": ("Resize", {"roi": None, "by": np.float32([1, 1, step.stride, step.stride])}, {
+                "mode": "linear", "coordinate_transformation_mode": "half_pixel"} if node.smooth else {
                 "mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
             "slice": ("Slice", {"from": np.int64([first]), "to": np.int64([first + node.channels]),
                                 "axis": np.int64([1])}, {}),

@@ -219,7 +219,7 @@ BLOCKS |= {
     "se": Block(lambda b, x: b.se(x), ("squeeze",)),
     "maxpool": Block(lambda b, x: b.pool("maxpool", x, b.layer.kernel, b.layer.stride), strided=True),
     "avgpool": Block(lambda b, x: b.pool("avgpool", x, b.layer.kernel, b.layer.stride), strided=True),
-    "upsample": Block(lambda b, x: b.upsample(x, b.layer.stride), strided=True),
+    "upsample": Block(lambda b, x: b.upsample(x, b.layer.stride, smooth=b.layer.full), strided=True),
     "concat": Block(lambda b, *xs: b.concat(*xs, part=""), inputs=MANY),
     "add": Block(lambda b, *xs: b.add(*xs, part=""), inputs=MANY),
     "act": Block(lambda b, x: b.act(x)),

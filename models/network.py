@@ -113,7 +113,8 @@ def _function(node: Node, alone: bool) -> Callable[..., Tensor]:
         "maxpool": partial(_maxpool, node=node),
         "avgpool": partial(F.avg_pool2d, kernel_size=node.kernel, stride=node.stride, padding=node.pad,
                            ceil_mode=node.ceil),
-        "upsample": partial(F.interpolate, scale_factor=float(node.stride), mode="nearest"),
+        "upsample": partial(F.interpolate, scale_factor=float(node.stride),
+                            mode="bilinear" if node.smooth else "nearest"),
         "spread": lambda x, like: x.expand(-1, -1, *like.shape[2:])}[node.type]
 
 

@@ -14,8 +14,8 @@ class Node(NamedTuple):
     """One primitive. Its value carries its name, and so do its tensors (`name.weight`, `name.bias`, ...).
 
     Types: conv, norm, act, add, mul (by a gate [B, C, 1, 1]), concat, slice (the `part`-th of `parts` equal
-    pieces), shuffle (`groups` interleaved), mean ([B, C, 1, 1]), maxpool, avgpool, upsample (nearest, by
-    `stride`), spread ([B, C, 1, 1] on the grid of its second input).
+    pieces), shuffle (`groups` interleaved), mean ([B, C, 1, 1]), maxpool, avgpool, upsample (nearest, or
+    bilinear where `smooth`, by `stride`), spread ([B, C, 1, 1] on the grid of its second input).
     """
 
     name: str
@@ -38,6 +38,7 @@ class Node(NamedTuple):
     after: int = 0                     # more padding on the right and below
     ceil: bool = False                 # a pooling whose last window may hang over the edge
     fixed: str = ""                    # why the channels it makes cannot be cut
+    smooth: bool = False               # an upsampling that is bilinear
     constant: bool = False             # a conv whose numbers are given, not learned
 
 
@@ -154,11 +155,12 @@ class Builder:
                          stride=stride, pad=0 if after else self._pad(kernel, stride), after=after,
                          ceil=self.layer.ceil)
 
-    def upsample(self, x: str, factor: int, part: str = "") -> str:
-        """Append nearest-neighbour upsampling."""
+    def upsample(self, x: str, factor: int, part: str = "", smooth: bool = False) -> str:
+        """Append upsampling by the nearest neighbour or, smooth, bilinear between the cells' middles."""
         if self.reduction[x] % factor:
             raise self.fail(f"cannot enlarge past the image (stride {self.reduction[x]}, by {factor})")
-        return self.node("upsample", self.name(part), x, reduction=self.reduction[x] // factor, stride=factor)
+        return self.node("upsample", self.name(part), x, reduction=self.reduction[x] // factor, stride=factor,
+                         smooth=smooth)
 
     def spread(self, x: str, like: str, part: str) -> str:
         """Append a [B, C, 1, 1] copied to every cell of another value's grid."""

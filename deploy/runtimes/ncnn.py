@@ -100,7 +100,7 @@ class _Writer:
             "act": ALONE.get(step.act), "maxpool": ("Pooling", f"0=0 {window}"),
             "avgpool": ("Pooling", f"0=1 {window} 6=1"), "mean": ("Pooling", "0=1 4=1"),
             "average": ("Pooling", f"0=1 1={step.stride} 2={step.stride} 5=1"),
-            "upsample": ("Interp", f"0=1 1={step.stride:.1f} 2={step.stride:.1f}"),
+            "upsample": ("Interp", f"0={1 + node.smooth} 1={step.stride:.1f} 2={step.stride:.1f}"),
             "spread": ("Interp", "0=1 5=1"), "concat": ("Concat", "0=0"), "mul": ("BinaryOp", "0=2"),
             "slice": ("Slice", f"-23300={node.parts}," + ",".join([str(node.channels)] * node.parts)),
             "shuffle": ("ShuffleChannel", f"0={node.groups}"),

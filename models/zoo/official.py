@@ -10,6 +10,7 @@ import numpy as np
 from models.layer import Layer, Net
 from models.nodes import IMAGE
 from models.records import validate
+from models.zoo.classifiers import shufflenet_v2
 from models.zoo.mobile import Rows
 
 INPUT = "input"                                            # the record that brings an image to the rule
@@ -91,6 +92,30 @@ def yolox_nano(classes: int = 80) -> Net:
     return validate(tuple(net.rows))
 
 
+def nanodet_m(classes: int = 80) -> Net:
+    """Return NanoDet-m (github.com/RangiLyu/nanodet, Apache-2.0): 0.95 M parameters, 0.72 GFLOPs at 320 px.
+
+    ShuffleNet V2, a pyramid of sums without convolutions, and per level one tower for classes and sides. Its
+    authors matched by ATSS; here it trains by task alignment.
+    """
+    net = Rows(act="leaky")
+    net.rows = [replace(row, act="leaky") for row in shufflenet_v2(1) if row.name not in ("last", "end")]
+    fine, middle, coarse = (
+        net.add(f"lat{stride}", "conv", f"stage{end}", out=96, kernel=1, bn=False, act="linear")
+        for stride, end in ((8, "2_3"), (16, "3_7"), (32, "4_3")))
+    middle = net.add("td16", "add", middle, net.add("td16_up", "upsample", coarse, stride=2, full=True))
+    fine = net.add("td8", "add", fine, net.add("td8_up", "upsample", middle, stride=2, full=True))
+    middle = net.add("bu16", "add", middle, net.add("bu16_down", "avgpool", fine, kernel=2, stride=2))
+    coarse = net.add("bu32", "add", coarse, net.add("bu32_down", "avgpool", middle, kernel=2, stride=2))
+    for stride, x in zip((8, 16, 32), (fine, middle, coarse)):
+        for at in (1, 2):
+            x = net.add(f"tower{stride}_{at}", "dsconv", x, out=96)
+        net.add(f"head{stride}", "head", x, out=classes + 4 * 8, kernel=1, act="linear", kind="free", bins=8,
+                assign="tal")
+    return validate(tuple(net.rows))
+
+
 # torchvision's statistics of ImageNet, times 255.
 IMAGENET = {"mean": (123.675, 116.28, 103.53), "deviation": (58.395, 57.12, 57.375)}
-OFFICIAL = (Official("yolox-nano", yolox_nano, **IMAGENET, bgr=False, imgsz=416),)
+OFFICIAL = (Official("yolox-nano", yolox_nano, **IMAGENET, bgr=False, imgsz=416),
+            Official("nanodet-m", nanodet_m, **IMAGENET, bgr=True, imgsz=320))

@@ -55,7 +55,7 @@ SAMPLES: dict[str, list[tuple[tuple[str, ...], dict]]] = {
     "se": [(X, {"squeeze": 3, "gate": "hardsigmoid"})],
     "maxpool": [(X, {"kernel": 2}), (X, {"stride": 2}), (X, {"stride": 2, "pad": 0, "ceil": True})],
     "avgpool": [(X, {"stride": 2}), (X, {"kernel": 4, "stride": 4})],
-    "upsample": [(X, {"stride": 2})],
+    "upsample": [(X, {"stride": 2}), (X, {"stride": 2, "full": True})],
     "concat": [(("stem", "side"), {}), (("side", "stem", "side"), {})],
     "add": [(("stem", "side"), {}), (("stem", "side", "stem"), {})],
     "act": [(X, {"act": act}) for act in ("hardswish", "swish", "relu6", "leaky")],
