@@ -1,5 +1,5 @@
 // From pixels to boxes, without a page: letterbox, decoding, NMS. The numbers are those of data/augment.py and
-// models/heads/decode.py; tests/web/test_web_detect.py holds both sides against each other.
+// models/heads/; tests/web/test_web_detect.py holds both sides against each other.
 
 const GREY = 114;                 // border of the letterbox
 const MAX_CANDIDATES = 8192;      // NMS is quadratic, and a broken network finds millions
@@ -127,7 +127,7 @@ function put(line, row, place, out, size) {
 
 /**
  * Boxes [[x1, y1, x2, y2, score, class], ...] (px of the input), best first, of one image's head outputs.
- * maps: {data: Float32Array of [A, 5 + K, G, G], cells: G} a head; heads: {stride, anchors, xy_scale} each.
+ * maps: {data: Float32Array of [*shape, G, G], cells: G} a head; heads: {kind, stride} and what a kind tells, each.
  */
 export function detections(maps, heads, limits) {
   const found = [];
@@ -141,15 +141,54 @@ export function detections(maps, heads, limits) {
   return { boxes: suppress(best, side, limits.iou).slice(0, limits.maxDet ?? 300), dropped };
 }
 
+/** What each kind of head says: predictions a cell, the channel of class 0, how many classes, objectness, box. */
+const KINDS = {
+  anchor: {
+    predictions: ({ anchors }) => anchors.length,
+    first: 5,
+    classes: (head, channels) => channels - 5,
+    objectness: (value) => value(4),
+    box({ stride, anchors, xy_scale: reach }, value, prediction, x, y) {
+      const shift = (reach - 1) / 2;
+      const cx = (sigmoid(value(0)) * reach - shift + x) * stride;
+      const cy = (sigmoid(value(1)) * reach - shift + y) * stride;
+      const w = exp(min(value(2), EXP_LIMIT)) * anchors[prediction][0];
+      const h = exp(min(value(3), EXP_LIMIT)) * anchors[prediction][1];
+      return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2];
+    },
+  },
+  free: {
+    predictions: () => 1,
+    first: 0,
+    classes: ({ bins }, channels) => channels - 4 * bins,
+    objectness: () => Infinity,
+    box({ stride, bins, centre, classes }, value, prediction, x, y) {
+      const [left, up, right, down] = [0, 1, 2, 3].map((side) => {
+        const raw = Array.from({ length: bins }, (_, k) => value(classes + side * bins + k));
+        const most = max(...raw);
+        const parts = raw.map((v) => exp(v - most));
+        const sum = parts.reduce((a, b) => a + b);
+        return stride * parts.reduce((mean, part, k) => mean + k * part / sum, 0);
+      });
+      const [cx, cy] = [(x + centre) * stride, (y + centre) * stride];
+      return [cx - left, cy - up, cx + right, cy + down];
+    },
+  },
+};
+
 /** Adds the boxes of one head above the threshold to `found`; how many cells had absurd numbers. */
-function candidates({ data, cells }, { stride, anchors, xy_scale: reach }, { conf }, found) {
+function candidates({ data, cells }, head, { conf }, found) {
+  const kind = KINDS[head.kind];
+  if (!kind) throw new Error(`this page knows no heads of kind ${head.kind}; it knows ${Object.keys(KINDS)}`);
   const plane = cells * cells;
-  const channels = data.length / (anchors.length * plane);
+  const predictions = kind.predictions(head);
+  const channels = data.length / (predictions * plane);
+  const classes = kind.classes(head, channels);
   const floorOf = conf <= 0 ? -Infinity : conf < 1 ? log(conf / (1 - conf)) : Infinity;
-  const limit = 8 * cells * stride;              // eight images wide is no object
+  const limit = 8 * cells * head.stride;         // eight images wide is no object
   const whole = allFinite(data, 0, data.length, 1);
   let dropped = 0;
-  for (let a = 0; a < anchors.length; a++) {
+  for (let a = 0; a < predictions; a++) {
     for (let cell = 0; cell < plane; cell++) {
       const at = a * channels * plane + cell;
       const value = (channel) => data[at + channel * plane];
@@ -157,17 +196,13 @@ function candidates({ data, cells }, { stride, anchors, xy_scale: reach }, { con
         dropped += 1;
         continue;
       }
-      if (!(value(4) > floorOf)) continue;
+      if (!(kind.objectness(value) > floorOf)) continue;
       let label = 0;
-      for (let k = 1; k < channels - 5; k++) if (value(5 + k) > value(5 + label)) label = k;
-      const score = fround(sigmoid(value(5 + label)) * sigmoid(value(4)));
+      for (let k = 1; k < classes; k++) if (value(kind.first + k) > value(kind.first + label)) label = k;
+      const score = fround(sigmoid(value(kind.first + label)) * sigmoid(kind.objectness(value)));
       if (!(score > conf)) continue;
-      const shift = (reach - 1) / 2;
-      const x = (sigmoid(value(0)) * reach - shift + cell % cells) * stride;
-      const y = (sigmoid(value(1)) * reach - shift + floor(cell / cells)) * stride;
-      const w = exp(min(value(2), EXP_LIMIT)) * anchors[a][0];
-      const h = exp(min(value(3), EXP_LIMIT)) * anchors[a][1];
-      if (w < limit && h < limit) found.push([x - w / 2, y - h / 2, x + w / 2, y + h / 2, score, label]);
+      const box = kind.box({ ...head, classes }, value, a, cell % cells, floor(cell / cells));
+      if (box[2] - box[0] < limit && box[3] - box[1] < limit) found.push([...box, score, label]);
       else dropped += 1;
     }
   }
@@ -208,8 +243,9 @@ export function scaleBack(boxes, place, width, height) {
     : k % 2 ? fit(value, place.top, sy, height) : fit(value, place.left, sx, width))));
 }
 
-/** The heads of a card (deploy/artifact.py), in the order of its outputs. */
+/** The heads of a card (deploy/artifact.py), in the order of its outputs: what it tells of each, by name. */
 export function headsOf(card) {
-  return card.outputs.map((name) => ({ stride: card.strides[name], anchors: card.anchors[name],
-    xy_scale: card.xy_scale[name] }));
+  const told = Object.entries(card).filter(([, of]) => of && card.outputs.every((name) => Object.hasOwn(of, name)));
+  return card.outputs.map((name) => ({ kind: 'anchor', ...Object.fromEntries(told.map(([key, of]) => [key, of[name]])),
+    stride: card.strides[name] }));
 }
