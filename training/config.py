@@ -111,8 +111,8 @@ class TrainConfig(NetRecipe):
     cfg: str | None = option(None, "network: a zoo name such as micro-yolo (the README lists them) or a "
                                    "net.json (default: that of --weights)")
     exist_ok: bool = False
-    teacher: str | None = option(None, "checkpoint with the same heads and classes whose predictions are "
-                                       "learned as well")
+    teacher: str | None = option(None, "checkpoint whose predictions are learned as well, for the classes "
+                                       "that both know by name")
     metric: str = option("map50", "what the best network is best at", choices=("map50", "map50_95"))
     val_interval: int = option(1, "epochs between validations; the last one always validates", ONE_OR_MORE)
     no_report: bool = option(False, "no plots and no report.html at the end")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from compress.distill import DistilledLoss, check_teacher, teacher
+from compress.distill import taught
 from data.augment import preset
 from data.coco.clean import report_faults
 from data.coco.locate import locate
@@ -189,8 +189,10 @@ def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Sessi
     if not path:
         return loss
     found = checkpoints.load(path)
-    check_teacher(net, names, found.net, found.names)
-    return DistilledLoss(loss, teacher(found.net, found.state, session.device, DTYPES[session.precision]))
+    loss, told = taught(loss, names, found, session.device, DTYPES[session.precision])
+    if told:
+        session.say(told)
+    return loss
 
 
 def saved_run(folder: Path, names: tuple[str, ...], say: Callable) -> checkpoints.Checkpoint:

@@ -65,11 +65,10 @@ def cxcywh_to_xyxy(boxes: Values) -> Values:
     return library(boxes).concatenate((centre - half, centre + half), -1)
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+def xyxy_to_cxcywh(boxes: Values) -> Values:
     """Return centre boxes [..., 4] (cxcywh) of corner boxes [..., 4] (xyxy), same unit."""
-    import torch
     low, high = boxes[..., :2], boxes[..., 2:4]
-    return torch.cat(((low + high) / 2, high - low), -1)
+    return library(boxes).concatenate(((low + high) / 2, high - low), -1)
 
 
 def iou_rows(boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:

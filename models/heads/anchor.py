@@ -4,12 +4,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from models.heads.base import Head, logit, sigmoid
+from models.heads.base import Head, logit, numbers, sigmoid
 from models.layer import Layer
 from utils.boxes import ciou_pairs, cxcywh_to_xyxy, iou_rows, library
 from utils.optional import Lazy
@@ -85,9 +82,9 @@ class AnchorHead(Head):
         bias.zero_()
         bias.view(self.shape)[:, OBJECTNESS:].fill_(-math.log((1 - prior) / prior))
 
-    def anchors(self, device: torch.device) -> Tensor:
-        """Return the anchors [A, 2] in px of the input, kept on each device."""
-        return _anchors(self.layer.anchors, device)
+    def anchors(self, like: Values) -> Values:
+        """Return the anchors [A, 2] in px of the input, as what `like` is."""
+        return numbers(self.layer.anchors, like)
 
     def boxes(self, raw: Values, cells: Values, anchors: Values) -> Values:
         """Return boxes [n, 4] (cxcywh px) of predictions [n, >=4], their cells (x, y) and anchors [n, 2]."""
@@ -111,7 +108,7 @@ class AnchorHead(Head):
         box = classes = raw.sum() * 0
         if len(found.image):
             vectors = raw[found.image, found.anchor, :, found.y, found.x]
-            anchors = self.anchors(raw.device)[found.anchor]
+            anchors = self.anchors(raw)[found.anchor]
             predicted = self.boxes(vectors, torch.stack((found.x, found.y), 1), anchors)
             ciou, iou = ciou_pairs(predicted, found.boxes)
             box = (1 - ciou).sum()
@@ -133,15 +130,11 @@ class AnchorHead(Head):
         batch, count, _, height, width = raw.shape
         best = raw.new_zeros(batch, count * height * width)
         with torch.no_grad():
-            a, y, x = torch.meshgrid(*(torch.arange(n, device=raw.device) for n in (count, height, width)),
-                                     indexing="ij")
-            cells = torch.stack((x.reshape(-1), y.reshape(-1)), 1).repeat(batch, 1)
-            shapes = self.anchors(raw.device)[a.reshape(-1)].repeat(batch, 1)
-            boxes = self.boxes(raw.permute(0, 1, 3, 4, 2).reshape(-1, raw.shape[2]), cells, shapes)
+            boxes, _ = self.everything(raw)
             size = torch.tensor((width, height), device=raw.device) * self.stride
             image = targets[:, 0].long()
             # A row a target against all boxes of its image: no padding, whatever the numbers per image.
-            overlap = iou_rows(cxcywh_to_xyxy(boxes.view(batch, -1, 4))[image],
+            overlap = iou_rows(boxes[image],
                                cxcywh_to_xyxy(targets[:, 2:6] * torch.cat((size, size))))
             best.scatter_reduce_(0, image[:, None].expand_as(overlap), overlap.to(best.dtype), "amax")
         return best.view(batch, count, height, width)
@@ -149,9 +142,9 @@ class AnchorHead(Head):
     def promising(self, output: Values, conf_thres: float) -> Values:
         return output[:, :, OBJECTNESS] > logit(conf_thres)            # score <= objectness: none is lost
 
-    def decoded(self, vectors: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        anchors = np.array(self.layer.anchors, np.float32)[cells[:, 0]]
-        boxes = self.boxes(vectors, cells[:, :0:-1].astype(np.float32), anchors)
+    def decoded(self, vectors: Values, cells: Values) -> tuple[Values, Values]:
+        places = library(cells).stack((cells[:, 2], cells[:, 1]), 1)
+        boxes = self.boxes(vectors, places, self.anchors(vectors)[cells[:, 0]])
         scores = sigmoid(vectors[:, CLASSES]) * sigmoid(vectors[:, OBJECTNESS:OBJECTNESS + 1])
         return cxcywh_to_xyxy(boxes), scores
 
@@ -180,12 +173,6 @@ class AnchorHead(Head):
         return {"anchors": [list(anchor) for anchor in self.layer.anchors], "xy_scale": self.layer.xy_scale}
 
 
-@lru_cache(maxsize=64)
-def _anchors(anchors: tuple[tuple[float, float], ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):                      # kept for training too
-        return torch.tensor(anchors, device=device)
-
-
 def _divergence(mine: Tensor, theirs: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence of the Bernoulli variables behind each pair of logits."""
     soft = theirs.sigmoid()
@@ -203,7 +190,7 @@ def match(heads: Sequence[AnchorHead], shapes: Sequence[tuple[int, ...]], target
     sizes = [torch.tensor((shape[4], shape[3]), device=targets.device) * head.stride
              for shape, head in zip(shapes, heads)]
     wh = targets[:, 4:6] * sizes[0]
-    anchors = [head.anchors(targets.device) for head in heads]
+    anchors = [head.anchors(targets) for head in heads]
     fits = [_shape_iou(wh, of_head) for of_head in anchors]            # each [N, A]
     best = torch.cat(fits, 1).amax(1, keepdim=True)
     found = []

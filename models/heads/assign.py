@@ -56,7 +56,7 @@ def task_aligned(found: Predictions, truth: Truth) -> Matched:
     score = found.scores[truth.image, :, truth.label].clamp(min=1e-6)
     alignment = score.pow(ALPHA) * overlap.clamp(min=LEAST).pow(BETA)
     picked = _best(alignment.where(inside, -1.0), PICKS) & inside
-    image, at, row = _one_each(picked, overlap, truth.image, len(found.boxes))
+    image, at, row = one_each(picked, overlap, truth.image, len(found.boxes))
     mine = alignment[row, at]
     most, largest = (value.new_zeros(len(truth.image)).scatter_reduce(0, row, value, "amax")[row]
                      for value in (mine, overlap[row, at]))
@@ -79,7 +79,7 @@ def simota(found: Predictions, truth: Truth) -> Matched:
     cost = (cost + FAR * ~(inside & central)).where(near, float("inf"))
     count = overlap.where(near, 0.0).topk(min(TOP, overlap.shape[1]), 1).values.sum(1).int().clamp(min=1)
     picked = _best(-cost, TOP, count) & near
-    image, at, row = _one_each(picked, -cost, truth.image, len(found.boxes))
+    image, at, row = one_each(picked, -cost, truth.image, len(found.boxes))
     return Matched(image, at, row, overlap[row, at].clamp(0, 1))
 
 
@@ -113,7 +113,7 @@ def _best(worth: Tensor, most: int, count: Tensor | None = None) -> Tensor:
     return torch.zeros_like(worth, dtype=torch.bool).scatter_(1, order, taken)
 
 
-def _one_each(picked: Tensor, worth: Tensor, image: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def one_each(picked: Tensor, worth: Tensor, image: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return image, prediction and row of the picks [N, P], of those of one prediction the worthiest."""
     row, at = picked.nonzero(as_tuple=True)
     place, value = image[row] * picked.shape[1] + at, worth[row, at]

@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,11 +14,15 @@ from models.layer import Layer
 from models.nodes import Builder
 from utils.boxes import on_host
 from utils.errors import ModelError
+from utils.optional import Lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from utils.boxes import Values
+else:
+    torch = Lazy("torch")
 
 ABSURD = 8                                                 # images wide: what is larger is no object
 
@@ -107,11 +112,18 @@ class Head(ABC):
         """
 
     @abstractmethod
-    def decoded(self, vectors: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes [n, 4] (xyxy px of the input) and scores [n, K] of predictions, fp32.
+    def decoded(self, vectors: Values, cells: Values) -> tuple[Values, Values]:
+        """Return boxes [n, 4] (xyxy px of the input) and scores [n, K] of predictions, of tensors as tensors.
 
         vectors: their channels [n, C]; cells: where they stand, whole numbers [n, ...] (*cells, y, x).
         """
+
+    def everything(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all boxes [B, P, 4] (xyxy px of the input) and scores [B, P, K] of predictions, decoded."""
+        cells = cells_of((*self.shape[:-1], *output.shape[-2:]), output.device)
+        vectors = output.movedim(-3, -1).reshape(-1, output.shape[-3])
+        boxes, scores = self.decoded(vectors, cells.repeat(len(output), 1))
+        return boxes.view(len(output), -1, 4), scores.view(len(output), -1, scores.shape[1])
 
     def candidates(self, output: Values, conf_thres: float, classes: Sequence[int] | None,
                    multi_label: bool) -> Candidates:
@@ -173,3 +185,21 @@ def softmax(values: Values) -> Values:
 def sigmoid(values: Values) -> Values:
     """Return the sigmoid of an array or a tensor."""
     return 1 / (1 + np.exp(-values)) if isinstance(values, np.ndarray) else values.sigmoid()
+
+
+def numbers(values: tuple, like: Values) -> Values:
+    """Return numbers in fp32 as what `like` is: an array, or a tensor kept on each device."""
+    return np.array(values, np.float32) if isinstance(like, np.ndarray) else _kept(values, like.device)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):                      # for training too
+        return torch.tensor(values, device=device)
+
+
+@lru_cache(maxsize=64)
+def cells_of(sides: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the places [P, n] of a block of these sides, the last counting fastest; kept on each device."""
+    with torch.inference_mode(False):
+        return torch.cartesian_prod(*(torch.arange(side, device=device) for side in sides))

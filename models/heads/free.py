@@ -4,13 +4,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from models.heads.assign import RULES, Predictions, Truth
-from models.heads.base import Head, logit, sigmoid, softmax
+from models.heads.base import Head, cells_of, logit, numbers, sigmoid, softmax
 from models.layer import Layer
 from utils.boxes import ciou_pairs, cxcywh_to_xyxy, library, xyxy_to_cxcywh
 from utils.optional import Lazy
@@ -75,16 +72,14 @@ class FreeHead(Head):
         bias[:self.classes] = -math.log((1 - prior) / prior)
 
     def boxes(self, sides: Values, points: Values) -> Values:
-        """Return boxes [..., 4] (xyxy px) of raw sides [..., 4 bins] and cells' middles [..., 2], px."""
-        bins, xp = self.layer.bins, library(sides)
-        where = {} if xp is np else {"device": sides.device}
-        away = softmax(sides.reshape(*sides.shape[:-1], 4, bins))
-        away = away @ xp.arange(bins, dtype=sides.dtype, **where) * self.stride
-        return xp.concatenate((points - away[..., :2], points + away[..., 2:]), -1)
+        """Return boxes [n, 4] (xyxy px) of raw sides [n, 4 bins] and their cells' middles [n, 2], px."""
+        chances = softmax(sides.reshape(-1, 4, self.layer.bins))
+        away = (chances * numbers(tuple(map(float, range(self.layer.bins))), sides)).sum(-1) * self.stride
+        return library(sides).concatenate((points - away[:, :2], points + away[:, 2:]), 1)
 
-    def points(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Return the middles [height * width, 2] of the cells, px, row by row."""
-        return _points(height, width, self.stride, self.layer.centre, device)
+    def points(self, cells: Values) -> Values:
+        """Return the middles [n, 2] (x, y), px, of cells [n, 2] (y, x)."""
+        return (library(cells).stack((cells[:, 1], cells[:, 0]), 1) + self.layer.centre) * self.stride
 
     @classmethod
     def losses(cls, heads: Sequence[FreeHead], outputs: Sequence[Tensor],
@@ -105,7 +100,7 @@ class FreeHead(Head):
             own = (found.at >= first) & (found.at < first + of_head.shape[1])
             at, first = found.at[own] - first, first + of_head.shape[1]
             parts = head.terms_of(of_head[found.image[own], at, head.classes:],
-                                  head.points(*output.shape[2:], output.device)[at],
+                                  head.points(cells_of(tuple(output.shape[2:]), output.device)[at]),
                                   truth.boxes[found.row[own]])
             terms |= {name: terms[name] + (part * found.quality[own]).sum() for name, part in parts.items()}
         return {name: terms[name] for name in cls.terms}, found.quality.sum()
@@ -115,11 +110,10 @@ class FreeHead(Head):
         """Return all that the heads' outputs [B, C, G, G] predict, decoded."""
         parts = []
         for head, output in zip(heads, outputs):
-            raw = output.flatten(2).transpose(1, 2)
-            points = head.points(*output.shape[2:], output.device)
+            boxes, scores = head.everything(output)
+            points = head.points(cells_of(tuple(output.shape[2:]), output.device))
             stride = points.new_full(points.shape[:1], head.stride)
-            parts.append((raw[..., :head.classes].sigmoid(), head.boxes(raw[..., head.classes:], points),
-                          points, stride, stride * (head.layer.bins - 1)))
+            parts.append((scores, boxes, points, stride, stride * (head.layer.bins - 1)))
         return Predictions(*(torch.cat(part, int(at < 2)) for at, part in enumerate(zip(*parts))))
 
     def terms_of(self, sides: Tensor, points: Tensor, boxes: Tensor) -> dict[str, Tensor]:
@@ -137,9 +131,9 @@ class FreeHead(Head):
     def promising(self, output: Values, conf_thres: float) -> Values:
         return (output[:, :self.classes] > logit(conf_thres)).any(1)
 
-    def decoded(self, vectors: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points = (cells[:, ::-1].astype(np.float32) + np.float32(self.layer.centre)) * self.stride
-        return self.boxes(vectors[:, self.classes:], points), sigmoid(vectors[:, :self.classes])
+    def decoded(self, vectors: Values, cells: Values) -> tuple[Values, Values]:
+        return (self.boxes(vectors[:, self.classes:], self.points(cells)),
+                sigmoid(vectors[:, :self.classes]))
 
     def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the divergence of the scores, and of the sides by the teacher's best score."""
@@ -164,11 +158,3 @@ class FreeHead(Head):
 
     def metadata(self) -> dict[str, object]:
         return {"bins": self.layer.bins, "centre": self.layer.centre}
-
-
-@lru_cache(maxsize=64)
-def _points(height: int, width: int, stride: int, centre: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):                      # kept for training too
-        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device),
-                              indexing="ij")
-        return (torch.stack((x.reshape(-1), y.reshape(-1)), 1) + centre) * stride

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 from models.heads.anchor import CLASSES, EXP_LIMIT, OBJECTNESS, AnchorHead
 from models.heads.assign import Predictions, Truth, simota
+from models.heads.base import cells_of, numbers
 from models.layer import Layer
 from models.nodes import Builder
-from utils.boxes import ciou_pairs, cxcywh_to_xyxy
+from utils.boxes import ciou_pairs, cxcywh_to_xyxy, library, xyxy_to_cxcywh
 from utils.optional import Lazy
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.nn import functional as F
+
+    from utils.boxes import Values
 else:
     torch, F = Lazy("torch"), Lazy("torch.nn.functional")
 
@@ -56,27 +59,32 @@ class YoloxHead(AnchorHead):
     def with_anchors(self, anchors: Sequence[tuple[float, float]]) -> Layer:
         return replace(self.layer)
 
-    def anchors(self, device: torch.device) -> Tensor:
-        return torch.full((1, 2), float(self.stride), device=device)
+    def anchors(self, like: Values) -> Values:
+        return numbers(((float(self.stride),) * 2,), like)
 
-    def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
-        return torch.cat(((raw[..., :2] + cells) * self.stride,
-                          raw[..., 2:4].clamp(max=EXP_LIMIT).exp() * anchors), -1)
+    def boxes(self, raw: Values, cells: Values, anchors: Values) -> Values:
+        xp = library(raw)
+        return xp.concatenate(((raw[:, :2] + cells) * self.stride,
+                               xp.exp(raw[:, 2:4].clip(max=EXP_LIMIT)) * anchors), 1)
 
     @classmethod
     def losses(cls, heads: Sequence[YoloxHead], outputs: Sequence[Tensor],
                targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        parts = [head.decoded(output) for head, output in zip(heads, outputs)]
-        raw, boxes, points, strides = (torch.cat(part, int(at < 2)) for at, part in enumerate(zip(*parts)))
+        parts = []
+        for head, output in zip(heads, outputs):
+            middles = (cells_of(tuple(output.shape[3:]), output.device).flip(1) + 0.5) * head.stride
+            parts.append((output[:, 0].flatten(2).transpose(1, 2), *head.everything(output), middles,
+                          middles.new_full(middles.shape[:1], head.stride)))
+        raw, boxes, scores, points, strides = (torch.cat(part, int(at < 3))
+                                               for at, part in enumerate(zip(*parts)))
         side = targets.new_tensor(outputs[0].shape[:2:-1]) * heads[0].stride
         wanted = targets[:, 2:6] * torch.cat((side, side))
         truth = Truth(targets[:, 0].long(), targets[:, 1].long(), cxcywh_to_xyxy(wanted))
         with torch.no_grad():
-            scores = (raw[..., CLASSES].sigmoid() * raw[..., OBJECTNESS, None].sigmoid()).sqrt()
-            found = simota(Predictions(scores, cxcywh_to_xyxy(boxes), points, strides,
+            found = simota(Predictions(scores.sqrt(), boxes, points, strides,
                                        torch.full_like(strides, float("inf"))), truth)
         mine = raw[found.image, found.at]
-        iou = ciou_pairs(boxes[found.image, found.at], wanted[found.row])[1]
+        iou = ciou_pairs(xyxy_to_cxcywh(boxes[found.image, found.at]), wanted[found.row])[1]
         label = F.one_hot(truth.label[found.row], heads[0].classes) * found.quality[:, None]
         seen = torch.zeros_like(raw[..., OBJECTNESS])
         seen[found.image, found.at] = 1
@@ -84,14 +92,6 @@ class YoloxHead(AnchorHead):
         return {"box": (1 - iou.square()).sum(),
                 "obj": entropy(raw[..., OBJECTNESS], seen, reduction="sum"),
                 "cls": entropy(mine[:, CLASSES], label, reduction="sum")}, seen.sum()
-
-    def decoded(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return predictions [B, P, 5 + K], boxes [B, P, 4] (cxcywh px), middles [P, 2] px, strides [P]."""
-        raw = output[:, 0].flatten(2).transpose(1, 2)
-        y, x = torch.meshgrid(*(torch.arange(n, device=raw.device) for n in output.shape[3:]), indexing="ij")
-        cells = torch.stack((x.reshape(-1), y.reshape(-1)), 1)
-        return (raw, self.boxes(raw, cells, self.anchors(raw.device)), (cells + 0.5) * self.stride,
-                raw.new_full(cells.shape[:1], self.stride))
 
     def distance(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objectness-scaled distance (Mehta and Ozturk 2018, arXiv 1805.06361, 3.2)."""

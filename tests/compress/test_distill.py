@@ -1,4 +1,6 @@
 """Learning from a teacher, and batch-norm statistics measured again."""
+import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -6,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from compress.distill import DistilledLoss, check_teacher, teacher
+from compress.distill import MOST, SEEN, DistilledLoss, common_classes, everything, imitation, taught, teacher
 from compress.prune import prune
 from evaluation.curves import Matches, drop_interval, map50_of
+from models.checkpoint import Checkpoint
 from models.graph import heads_of
 from models.heads.loss import DetectionLoss, distillation
 from models.network import from_state
-from models.zoo.build import with_heads
-from models.zoo.tiny import micro_yolo
+from models.zoo.build import with_head_kind, with_heads
 from tests.helpers.nets import randomised, residual_net, small_net
 from training.finetune import Tuner, moved, statistics
 from utils.errors import ModelError
@@ -65,14 +67,73 @@ def test_the_teacher_joins_the_loss_by_name_and_gets_no_gradient():
     assert all(p.grad is not None for p in other.parameters())
 
 
-def test_a_teacher_with_other_classes_or_anchors_is_refused():
-    net, names = micro_yolo(2), ("a", "b")
-    check_teacher(net, names, net, names)
-    with pytest.raises(ModelError, match="the student learns a, b"):
-        check_teacher(net, names, net, ("a", "c"))
-    other = with_heads(net, 2, (((1, 2), (3, 4), (5, 6)), ((7, 8), (9, 10), (11, 12))))
-    with pytest.raises(ModelError, match="other anchors"):
-        check_teacher(net, names, other, names)
+NAMES = ("a", "b", "c")
+OTHERS = {"reach": tuple(replace(row, xy_scale=1.0, assign="best") if row.kind else row
+                         for row in small_net(5)),
+          "free": with_head_kind(small_net(5), "free")}
+
+
+@pytest.mark.parametrize("student", [small_net(), OTHERS["free"]], ids=["anchor", "free"])
+@pytest.mark.parametrize("master", OTHERS)
+def test_heads_of_any_kind_learn_the_classes_they_share_with_a_teacher_of_any_other(student, master):
+    teach_net = OTHERS[master]
+    found = Checkpoint(teach_net, randomised(teach_net, 3).state_dict(), ("x", "b", "A", "y", "z"))
+    found.state["head6.conv.weight"].mul_(20)
+    bias = found.state["head6.conv.bias"]
+    (bias.view(2, -1)[:, 4:] if master == "reach" else bias[:5]).add_(4)
+    model = randomised(with_heads(student, 3), 1).train()
+    loss, told = taught(DetectionLoss(model.net), NAMES, found, torch.device("cpu"))
+    assert "knows no c" in told and loss.pairs == [(0, 1), (2, 1)]
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    optimizer, seen = torch.optim.Adam(model.parameters(), lr=0.01), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        terms = loss(model(images), torch.zeros(0, 6), images)
+        terms["distill"].backward()
+        optimizer.step()
+        seen.append(float(terms["distill"].detach()))
+    assert seen[-1] < 0.5 * seen[0] and min(seen) >= 0, seen[::8]
+
+
+def test_a_teacher_like_the_student_asks_for_nothing_by_boxes_and_scores_either():
+    for net in (residual_net(), with_head_kind(residual_net(), "free")):
+        heads = heads_of(net)
+        outputs = [0.7 * torch.randn(1, *head.shape, 8 * n, 8 * n, generator=torch.Generator().manual_seed(n))
+                   for n, head in zip((2, 1), heads)]
+        for output, head in zip(outputs, heads):           # few sure ones, as of a trained network
+            output[:, :, 4] -= 4 * (head.kind == "anchor")
+            output[:, :3] -= 4.5 * (head.kind == "free")
+        outputs = [output.requires_grad_() for output in outputs]
+        boxes, scores = everything(outputs, heads)
+        assert 3 < int((scores.amax(2) > SEEN).sum()) <= MOST
+        total, weight = imitation(boxes, scores, boxes.detach(), scores.detach())
+        (total / weight).backward()
+        assert float(total.detach()) == pytest.approx(0, abs=1e-5)
+        assert all(float(output.grad.abs().max()) < 1e-5 for output in outputs)
+
+
+def test_imitation_is_the_nearest_box_s_distance_and_what_no_one_sees_is_pushed_down():
+    mine = torch.tensor([[[10., 10, 30, 30], [60, 60, 80, 90], [11, 9, 31, 30], [100, 0, 120, 20]]])
+    scores = torch.tensor([[[.3, .1], [.2, .6], [.4, .4], [.01, .02]]], requires_grad=True)
+    theirs = torch.tensor([[[10., 12, 30, 30], [0, 0, 5, 5]]])
+    total, weight = imitation(mine, scores, theirs, torch.tensor([[[.8, .2], [.04, .01]]]))
+
+    def bernoulli(p, q):
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    off = 2 / 18                                           # of one side, by the height
+    want = bernoulli(.8, .3) + bernoulli(.2, .1) + bernoulli(SEEN, .2) + bernoulli(SEEN, .6)
+    want += .8 * (off - .05)
+    assert float(total.detach()) == pytest.approx(want, rel=1e-4) and float(weight) == pytest.approx(.8)
+    total.backward()
+    assert not scores.grad[0, 2].any() and not scores.grad[0, 3].any() and (scores.grad[0, 1] > 0).all()
+
+
+def test_a_teacher_that_sees_nothing_and_one_of_other_things_alone():
+    quiet = torch.full((1, 3, 2), .01)
+    total, weight = imitation(torch.rand(1, 4, 4), torch.full((1, 4, 2), .02), torch.rand(1, 3, 4), quiet)
+    assert float(total) == pytest.approx(0, abs=1e-6) and float(weight) == 0
+    with pytest.raises(ModelError, match="knows none of the classes a, b"):
+        common_classes(("a", "b"), ("c",))
 
 
 def test_measured_statistics_are_those_of_the_images_and_the_weights_alone():

@@ -55,7 +55,7 @@ def test_a_distribution_says_its_expectation(sides):
 def test_candidates_are_those_of_a_loop_over_cells(multi, centre):
     head = FreeHead(replace(HEADS[0].layer, centre=centre), HEADS[0].stride)
     output = outputs_of()[0]
-    found = head.candidates(output, 0.6, None, multi)
+    found = head.candidates(output.numpy(), 0.6, None, multi)
     wanted = []
     for image, y, x in torch.cartesian_prod(*(torch.arange(n) for n in (2, *output.shape[2:]))).tolist():
         scores = output[image, :3, y, x].sigmoid()
@@ -67,7 +67,12 @@ def test_candidates_are_those_of_a_loop_over_cells(multi, centre):
                 wanted.append([image, px - away[0], py - away[1], px + away[2], py + away[3],
                                float(scores[label]), label])
     np.testing.assert_allclose(np.column_stack((found.image, found.boxes)), wanted, rtol=1e-4, atol=1e-3)
-    only = head.candidates(output, 0.6, [2], multi)
+    boxes, scores = head.everything(output)                # what tensors decode to, with gradients
+    assert (boxes.shape, scores.shape) == ((2, 1024, 4), (2, 1024, 3))
+    sure = scores.amax(2) > 0.6
+    np.testing.assert_allclose(np.unique(found.boxes[:, :4], axis=0), np.unique(boxes[sure].numpy(), axis=0),
+                               rtol=1e-4, atol=1e-3)
+    only = head.candidates(output.numpy(), 0.6, [2], multi)
     assert set(only.boxes[:, 5].tolist()) == {2.0} and only.dropped == 0
 
 
@@ -82,7 +87,7 @@ def test_the_loss_is_the_one_written_out_over_its_matches():
     raw, boxes = outputs_of(1), torch.tensor([[12.0, 12, 30, 40], [40, 8, 44, 12]])
     head = HEADS[1]
     sides = raw[1].flatten(2).transpose(1, 2)[0, [35, 130], head.classes:]
-    points = head.points(16, 16, raw[1].device)[[35, 130]]
+    points = head.points(torch.tensor([[2, 3], [8, 2]]))
     terms = head.terms_of(sides, points, boxes)
     for at in range(2):
         away = torch.cat((points[at] - boxes[at, :2], boxes[at, 2:] - points[at])) / head.stride
@@ -151,7 +156,7 @@ def test_it_overfits_four_images(rule):
         found = detections(model(images), heads_of(net), 0.4, 0.5, 10)
     for boxes, row in zip(found.boxes, targets):
         assert len(boxes) == 1 and int(boxes[0, 5]) == int(row[1])
-        assert float(np.abs((boxes[0, 2:4] - boxes[0, :2]) / SIDE - row[4:].numpy()).max()) < 0.1
+        assert np.abs((boxes[0, 2:4] - boxes[0, :2]) / SIDE - row[4:].numpy()).max() < 0.1
 
 
 def test_a_name_s_ending_puts_heads_of_a_kind_in_place_of_the_others():
