@@ -6,9 +6,9 @@ from pathlib import Path
 
 from utils import cli
 
-SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "max-det", "device", "half",
-          "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "val-split", "seed",
-          "project", "name", "exist-ok")
+SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "nms", "max-det", "device",
+          "half", "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "val-split",
+          "seed", "project", "name", "exist-ok")
 DEFAULTS = {"batch-size": 16, "conf-thres": 0.001, "iou-thres": 0.6, "max-det": 100, "cache": "off",
             "project": "runs/val"}
 
@@ -51,7 +51,7 @@ def main() -> None:
     coco = read_coco(*where[args.split], names=where.names, max_pixels=args.max_pixels, trust=args.trust,
                      drop_unknown=args.drop_unknown)
     finder = Finder(runtime, matching_classes(runtime.names, coco.names), args.conf_thres, args.iou_thres,
-                    args.max_det)
+                    args.max_det, args.nms)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
     runs.write_json(folder / "args.json", masked_values(vars(args)))
     for line in report_faults(coco.faults):
@@ -63,7 +63,7 @@ def main() -> None:
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
     what = {"weights": args.weights, "data": args.data, "split": args.split, "bytes": size(args.weights)}
     result = report.summarise(metrics, what, finder, args.ci, imgsz=args.imgsz, cache=args.cache,
-                              batch_size=args.batch_size, workers=args.workers)
+                              nms=args.nms, batch_size=args.batch_size, workers=args.workers)
     print("\n".join(report.lines(result, metrics)))
     runs.write_json(folder / "metrics.json", result)
     written = [folder, *([runs.save_record(args.name, result)] if args.save_json else [])]

@@ -16,6 +16,7 @@ from utils.errors import UsageError
 
 if TYPE_CHECKING:
     from deploy.runtimes.runtime import Runtime as Runs
+    from models.heads.nms import Found
     from utils.boxes import Values
 
 Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]      # as Detector.fit
@@ -36,6 +37,7 @@ class NetworkConfig:
     max_det: int
     classes: Sequence[str] | None
     max_pixels: int
+    nms: str
 
 
 class Batch(NamedTuple):
@@ -47,18 +49,18 @@ class Batch(NamedTuple):
 
 
 class Detector:
-    """Images in, boxes out. `find(runtime, outputs)` decodes head outputs to (boxes, cells left out).
+    """Images in, boxes out. `find(runtime, outputs)` decodes head outputs.
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
     that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. `size` is the
     input's side in px; the thresholds "conf" and "iou" in `limits` may change between calls.
     """
 
-    def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Values]], tuple[list[np.ndarray], int]]",
+    def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Values]], Found]",
                  exact: "Callable[[], Runs]", size: int = 0, limits: dict[str, float] | None = None) -> None:
         self.runtime, self._find, self.size, self.limits = runtime, find, size, limits
         self._exact: Callable[[], Runs] | None = exact     # None: it was tried
-        self.seconds, self.dropped, self._start = 0.0, 0, 0.0
+        self.seconds, self.dropped, self.cut, self._start = 0.0, 0, 0, 0.0
         self._note, self._warm = "", False
 
     def fit(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
@@ -78,7 +80,7 @@ class Detector:
             self._start = time.perf_counter()
         outputs, seconds = self._timed(images)
         self.seconds += seconds
-        boxes, dropped = self._find(self.runtime, outputs)
+        boxes, dropped, cut = self._find(self.runtime, outputs)
         if dropped and self.runtime.precision != "fp32" and self._exact is not None:
             exact, self._exact = self._exact(), None
             if exact.precision == "fp32":                  # a file in int8 stays what it is
@@ -86,7 +88,7 @@ class Detector:
                               "that batch was repeated, and the rest done, in fp32")
                 self.runtime = exact
                 return self(images)
-        self.dropped += dropped
+        self.dropped, self.cut = self.dropped + dropped, self.cut + cut
         return boxes
 
     def _timed(self, images: np.ndarray) -> "tuple[list[Values], float]":
@@ -104,8 +106,9 @@ class Detector:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the precision, in sentences."""
-        return [note for note in (self._note, self.runtime.note) if note]
+        """What the user should know of precision and NMS, in sentences."""
+        cut = f"{self.cut} boxes were too many for NMS and left out: raise --conf-thres" if self.cut else ""
+        return [note for note in (self._note, self.runtime.note, cut) if note]
 
     def alone(self, images: np.ndarray, seconds: float = 1.0, most: int = 50) -> float:
         """Return the images per second of the bare network, from the median of up to `most` passes."""
@@ -129,7 +132,7 @@ def make_detector(config: NetworkConfig, weights: str) -> Detector:
     classes = class_indices(config.classes, runtime.names)
     limits = {"conf": config.conf_thres, "iou": config.iou_thres}
     return Detector(runtime, lambda runtime, maps: detections(
-        maps, runtime.heads, limits["conf"], limits["iou"], config.max_det, classes),
+        maps, runtime.heads, limits["conf"], limits["iou"], config.max_det, classes, nms=config.nms),
         lambda: load_runtime(weights, device, "fp32", config.threads), size, limits)
 
 

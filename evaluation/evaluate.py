@@ -88,9 +88,9 @@ class Finder:
     """The network, then NMS, in the data set's classes (`wanted` of the model's); drops non-finite boxes."""
 
     def __init__(self, runtime: Runs, wanted: Sequence[int], conf_thres: float, iou_thres: float,
-                 max_det: int) -> None:
+                 max_det: int, nms: str = "standard") -> None:
         self.runtime, self.wanted, self.thresholds = runtime, list(wanted), (conf_thres, iou_thres, max_det)
-        self.watch, self.dropped = Stopwatch(), 0
+        self.watch, self.nms, self.dropped, self.cut = Stopwatch(), nms, 0, 0
 
     def __call__(self, images: Values) -> list[np.ndarray]:
         """Return boxes [N, 6] (xyxy px of the input, score, class) per image of uint8 [B, 3, H, W]."""
@@ -101,8 +101,8 @@ class Finder:
                 torch.cuda.synchronize()
         with self.watch.stage("boxes and NMS"):
             found = detections(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
-                               multi_label=True)
-            self.dropped += found.dropped
+                               multi_label=True, nms=self.nms)
+            self.dropped, self.cut = self.dropped + found.dropped, self.cut + found.cut
             own = np.full(max(self.wanted) + 1, -1)
             own[self.wanted] = np.arange(len(self.wanted))
             return [np.column_stack((b[:, :5], own[b[:, 5].astype(int)])) for b in found.boxes]

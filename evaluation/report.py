@@ -39,8 +39,8 @@ def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **se
            "precision": runtime.precision, "device": str(runtime.device), "threads": runtime.threads,
            "runtime_note": runtime.note}
     speed = {stage: 1000 * value / max(metrics.images, 1) for stage, value in finder.watch.seconds.items()}
-    out = {**what, **cost, "dropped_by_decoder": finder.dropped, **metrics.as_dict(), "ms_per_image": speed,
-           "settings": how, "environment": environment()}
+    out = {**what, **cost, "dropped_by_decoder": finder.dropped, "cut_before_nms": finder.cut,
+           **metrics.as_dict(), "ms_per_image": speed, "settings": how, "environment": environment()}
     if interval:
         found = bootstrap_map50(metrics.matches)
         out["map50_interval"] = found and dict(zip(("low", "high", "median"), found))
@@ -65,6 +65,8 @@ def lines(result: dict, metrics: Metrics) -> list[str]:
     out += [f"{name:17}{text}" for name, text in _sentences(result).items()]
     if dropped := result.get("dropped_by_decoder"):
         out.append(f"warning          {dropped} non-finite or absurd boxes of the network dropped")
+    if cut := result.get("cut_before_nms"):
+        out.append(f"warning          {cut} boxes were too many for NMS and left out: raise --conf-thres")
     notes = [*result["notes"], *filter(None, [result["settings"]["runtime_note"]])]
     return out + [f"note             {note}" for note in notes]
 

@@ -33,6 +33,8 @@ FLAGS: dict[str, dict] = {
     "device": {"default": "auto", "help": "auto, cpu, cuda, or a CUDA index such as 0"},
     "workers": {"type": int, "default": 1, "help": "loader processes (0: load in the main process)"},
     "conf-thres": {"type": float, "help": "lowest score kept, 0..1"},
+    "nms": {"choices": ("standard", "diou", "cluster"), "default": "standard",
+            "help": "diou: objects side by side both stay; cluster: the standard boxes by one matrix"},
     "iou-thres": {"type": float, "help": "NMS IoU threshold, 0..1"},
     "max-det": {"type": int, "help": "most boxes per image"},
     "classes": {"nargs": "+", "help": "keep only these classes (names or numbers)"},

@@ -12,6 +12,7 @@ from detection.detector import Batch, Detector, batches, class_indices, follow
 from detection.screen import FrameLog, bar_text, shorten, why_no_window
 from detection.threads import behind, prefetch
 from detection.video import Frame
+from models.heads.nms import Found
 from utils.errors import DataError, UsageError
 from utils.runs import Device
 
@@ -100,18 +101,19 @@ def fit(image: np.ndarray) -> tuple[np.ndarray, object]:
 
 def test_absurd_boxes_in_half_precision_repeat_the_batch_in_fp32():
     def find(runtime, maps):
-        return [np.ones((1, 6))] * len(maps[0]), 0 if runtime.precision == "fp32" else 3
+        return Found([np.ones((1, 6))] * len(maps[0]), 0 if runtime.precision == "fp32" else 3, 2)
     detector = Detector(FakeRuntime("bf16"), find, FakeRuntime)
     boxes = detector(np.zeros((2, 3, 8, 8)))
     assert len(boxes) == 2 and detector.dropped == 0 and detector.runtime.precision == "fp32"
     assert "bf16 gave 3 non-finite or absurd boxes" in detector.notes[0]
+    assert detector.cut == 2 and "2 boxes were too many for NMS" in detector.notes[-1]
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_the_trial_pass_is_taken_once_whoever_gives_its_images(given, monkeypatch):
     passes: list[int] = []
     monkeypatch.setattr(FakeRuntime, "predict", lambda _, images: passes.append(len(images)) or [images])
-    detector = Detector(FakeRuntime(), lambda *_: ([np.zeros((0, 6))], 0), FakeRuntime)
+    detector = Detector(FakeRuntime(), lambda *_: Found([np.zeros((0, 6))], 0), FakeRuntime)
     if given:
         detector.warm_up(np.zeros((3, 3, 8, 8)))
         assert detector.since_start() == 0
@@ -135,7 +137,7 @@ def test_reading_network_and_writing_overlap():
             time.sleep(0.02)
             yield frame
     nothing = [np.zeros((0, 6))]
-    detector = Detector(FakeRuntime(seconds=0.02), lambda runtime, maps: (nothing, 0), FakeRuntime)
+    detector = Detector(FakeRuntime(seconds=0.02), lambda runtime, maps: Found(nothing, 0), FakeRuntime)
     written: list[str] = []
     start = time.perf_counter()
     with behind(lambda item: (time.sleep(0.02), written.append(item[0].name)), 4) as put, \

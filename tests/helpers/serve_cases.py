@@ -9,7 +9,8 @@ from detection.detector import NetworkConfig
 def config(weights: Path) -> NetworkConfig:
     """A network in torch and fp32 on one thread."""
     return NetworkConfig(str(weights), imgsz=None, device="cpu", half=False, fp32=True, threads=1,
-                         conf_thres=0.25, iou_thres=0.45, max_det=300, classes=None, max_pixels=10 ** 8)
+                         nms="standard", conf_thres=0.25, iou_thres=0.45, max_det=300, classes=None,
+                         max_pixels=10 ** 8)
 
 
 class Client:
