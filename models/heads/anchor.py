@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from models.heads.base import Head, logit, numbers, sigmoid
 from models.layer import Layer
@@ -168,6 +170,23 @@ class AnchorHead(Head):
         count, here, width = self.shape[0], 5 + len(names), 5 + len(other_names)
         return ([a * here + p for a in range(count) for p, _ in pairs],
                 [a * width + q for a in range(count) for _, q in pairs])
+
+    def in_graph(self, add: Callable[..., str], output: str, grid: int) -> tuple[str, str]:
+        count, channels = self.shape
+        cells = np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(1, 1, -1, 2)
+        shift = (cells - (self.layer.xy_scale - 1) / 2).astype(np.float32)
+        flat = add("Reshape", output, np.int64([count, channels, 1, grid * grid]))
+        flat = add("Transpose", flat, perm=[2, 0, 3, 1])                # [1, A, P, C]
+        xy, wh, seen, classes = (add("Slice", flat, *np.int64([[first], [last], [3]])) for first, last in (
+            (0, 2), (2, 4), (OBJECTNESS, OBJECTNESS + 1), (CLASSES.start, channels)))
+        reach = add("Mul", add("Sigmoid", xy), np.float32(self.layer.xy_scale))
+        centre = add("Mul", add("Add", reach, shift), np.float32(self.stride))
+        wide = add("Exp", add("Min", wh, np.float32(EXP_LIMIT)))
+        half = add("Mul", wide, np.float32(self.layer.anchors)[None, :, None] / 2)
+        boxes = add("Concat", add("Sub", centre, half), add("Add", centre, half), axis=3)
+        scores = add("Mul", add("Sigmoid", classes), add("Sigmoid", seen))
+        return (add("Reshape", boxes, np.int64([1, -1, 4])),
+                add("Reshape", scores, np.int64([1, -1, self.classes])))
 
     def metadata(self) -> dict[str, object]:
         return {"anchors": [list(anchor) for anchor in self.layer.anchors], "xy_scale": self.layer.xy_scale}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -163,6 +163,15 @@ class Head(ABC):
     @abstractmethod
     def rows(self, names: Sequence[str], other_names: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the channels here and there that mean the same, in heads with these classes."""
+
+    def in_graph(self, add: Callable[..., str], output: str, grid: int) -> tuple[str, str]:
+        """Append `decoded` as ONNX nodes; return the values of all boxes [1, P, 4] and scores [1, P, K].
+
+        add(op, *inputs, **attributes) appends a node, its inputs values by name or arrays, and returns its
+        value. output: that of the predictions of one image; grid: cells a side. Raises ModelError where a
+        kind has no such nodes.
+        """
+        raise ModelError(f"heads of kind {self.kind} have no decoding as ONNX nodes: export without --nms")
 
     @abstractmethod
     def metadata(self) -> dict[str, object]:

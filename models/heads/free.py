@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from models.heads.assign import RULES, Predictions, Truth
 from models.heads.base import Head, cells_of, logit, numbers, sigmoid, softmax
@@ -155,6 +157,19 @@ class FreeHead(Head):
         pairs = [(at, there[name.lower()]) for at, name in enumerate(names) if name.lower() in there]
         pairs += [(len(names) + at, len(other_names) + at) for at in range(4 * self.layer.bins)]
         return [here for here, _ in pairs], [back for _, back in pairs]
+
+    def in_graph(self, add: Callable[..., str], output: str, grid: int) -> tuple[str, str]:
+        places = np.stack(np.divmod(np.arange(grid * grid), grid), 1)
+        points, bins = self.points(places).astype(np.float32)[None], self.layer.bins
+        flat = add("Reshape", output, np.int64([1, self.layer.out, grid * grid]))
+        flat = add("Transpose", flat, perm=[0, 2, 1])                   # [1, P, C]
+        classes, sides = (add("Slice", flat, *np.int64([[first], [last], [2]])) for first, last in (
+            (0, self.classes), (self.classes, self.layer.out)))
+        chances = add("Softmax", add("Reshape", sides, np.int64([1, -1, 4, bins])), axis=3)
+        away = add("MatMul", chances, np.arange(bins, dtype=np.float32) * self.stride)
+        low, high = (add("Slice", away, *np.int64([[first], [first + 2], [2]])) for first in (0, 2))
+        return (add("Concat", add("Sub", points, low), add("Add", points, high), axis=2),
+                add("Sigmoid", classes))
 
     def metadata(self) -> dict[str, object]:
         return {"bins": self.layer.bins, "centre": self.layer.centre}
