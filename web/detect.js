@@ -157,6 +157,17 @@ const KINDS = {
       return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2];
     },
   },
+  yolox: {
+    predictions: () => 1,
+    first: 5,
+    classes: (head, channels) => channels - 5,
+    objectness: (value) => value(4),
+    box({ stride }, value, prediction, x, y) {
+      const [cx, cy] = [(value(0) + x) * stride, (value(1) + y) * stride];
+      const [w, h] = [2, 3].map((side) => exp(min(value(side), EXP_LIMIT)) * stride);
+      return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2];
+    },
+  },
   free: {
     predictions: () => 1,
     first: 0,

@@ -174,19 +174,22 @@ class AnchorHead(Head):
     def in_graph(self, add: Callable[..., str], output: str, grid: int) -> tuple[str, str]:
         count, channels = self.shape
         cells = np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(1, 1, -1, 2)
-        shift = (cells - (self.layer.xy_scale - 1) / 2).astype(np.float32)
         flat = add("Reshape", output, np.int64([count, channels, 1, grid * grid]))
         flat = add("Transpose", flat, perm=[2, 0, 3, 1])                # [1, A, P, C]
         xy, wh, seen, classes = (add("Slice", flat, *np.int64([[first], [last], [3]])) for first, last in (
             (0, 2), (2, 4), (OBJECTNESS, OBJECTNESS + 1), (CLASSES.start, channels)))
-        reach = add("Mul", add("Sigmoid", xy), np.float32(self.layer.xy_scale))
-        centre = add("Mul", add("Add", reach, shift), np.float32(self.stride))
+        centre = add("Mul", self.places_in_graph(add, xy, cells.astype(np.float32)), np.float32(self.stride))
         wide = add("Exp", add("Min", wh, np.float32(EXP_LIMIT)))
-        half = add("Mul", wide, np.float32(self.layer.anchors)[None, :, None] / 2)
+        half = add("Mul", wide, self.anchors(cells)[None, :, None] / 2)
         boxes = add("Concat", add("Sub", centre, half), add("Add", centre, half), axis=3)
         scores = add("Mul", add("Sigmoid", classes), add("Sigmoid", seen))
         return (add("Reshape", boxes, np.int64([1, -1, 4])),
                 add("Reshape", scores, np.int64([1, -1, self.classes])))
+
+    def places_in_graph(self, add: Callable[..., str], xy: str, cells: np.ndarray) -> str:
+        """Append the middles [1, A, P, 2] of boxes, in cells, of raw x and y in `cells` [1, 1, P, 2]."""
+        reach = add("Mul", add("Sigmoid", xy), np.float32(self.layer.xy_scale))
+        return add("Add", reach, cells - np.float32((self.layer.xy_scale - 1) / 2))
 
     def metadata(self) -> dict[str, object]:
         return {"anchors": [list(anchor) for anchor in self.layer.anchors], "xy_scale": self.layer.xy_scale}

@@ -1,9 +1,11 @@
 """YOLOX's head: one box a cell, as an offset and a size in cells, with objectness (arXiv 2107.08430)."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from models.heads.anchor import CLASSES, EXP_LIMIT, OBJECTNESS, AnchorHead
 from models.heads.assign import Predictions, Truth, simota
@@ -104,6 +106,9 @@ class YoloxHead(AnchorHead):
 
     def differs(self, other: YoloxHead) -> str:
         return ""
+
+    def places_in_graph(self, add: Callable[..., str], xy: str, cells: np.ndarray) -> str:
+        return add("Add", xy, cells)
 
     def metadata(self) -> dict[str, object]:
         return {}

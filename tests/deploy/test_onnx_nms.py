@@ -24,15 +24,21 @@ def eager(kind: str) -> Network:
     net = residual_net() if kind == "anchor" else with_head_kind(residual_net(), kind)
     model = randomised(net)
     for head in heads_of(net):
-        conv = model.get_submodule(f"{head.layer.name}.conv")
-        conv.weight.data.mul_(15)
-        scores = conv.bias.data.view(2, -1)[:, 4:] if kind == "anchor" else conv.bias.data[:3]
-        scores.add_(5.5)
+        own = model.get_submodule(head.layer.name)
+        for conv in own.modules():
+            if hasattr(conv, "weight"):
+                conv.weight.data.mul_(15)
+        if kind == "yolox":
+            parts = own.obj.conv.bias.data, own.cls.conv.bias.data
+        else:
+            parts = own.conv.bias.data.view(2, -1)[:, 4:] if kind == "anchor" else own.conv.bias.data[:3],
+        for scores in parts:
+            scores.add_(5.5)
     return model
 
 
 @pytest.mark.parametrize("limits", [Limits(0.25, 0.45, 300), Limits(0.5, 0.7, 7), Limits(0.999999, 0.5, 300)])
-@pytest.mark.parametrize("kind", ["anchor", "free"])
+@pytest.mark.parametrize("kind", ["anchor", "free", "yolox"])
 def test_the_file_s_boxes_are_python_s(kind, limits, tmp_path):
     model = eager(kind)
     heads = heads_of(model.net)
