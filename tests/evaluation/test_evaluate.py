@@ -102,14 +102,15 @@ def test_the_finder_asks_for_the_wanted_classes_and_renames_them(monkeypatch):
         boxes: list[np.ndarray]
         dropped: int
 
-    def decode(maps: list, heads: tuple, *thresholds: float, classes: list, multi_label: bool) -> Found:
-        assert (heads, thresholds, classes, multi_label) == (("a head",), (0.1, 0.6, 7), [4, 0, 3], True)
-        return Found([np.array([[0.0, 0, 9, 9, 0.8, 3], [0, 0, 9, 9, 0.7, 4]]), np.zeros((0, 6))], 2)
+    def decode(maps: list, heads: tuple, *thresholds: float, **how: object) -> Found:
+        assert (heads, thresholds) == (("a head",), (0.1, 0.6, 7))
+        assert how == {"classes": [4, 0, 3], "multi_label": True, "nms": "diou"}
+        return Found([np.array([[0.0, 0, 9, 9, 0.8, 3], [0, 0, 9, 9, 0.7, 4]]), np.zeros((0, 6))], 2, 5)
     monkeypatch.setattr(evaluate, "detections", decode)
-    finder = Finder(Runtime(), [4, 0, 3], 0.1, 0.6, 7)
+    finder = Finder(Runtime(), [4, 0, 3], 0.1, 0.6, 7, "diou")
     boxes = finder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert boxes[0][:, 5].tolist() == [2, 0] and boxes[0][:, 4].tolist() == pytest.approx([0.8, 0.7])
-    assert boxes[1].shape == (0, 6) and finder.dropped == 2
+    assert boxes[1].shape == (0, 6) and (finder.dropped, finder.cut) == (2, 5)
     finder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert finder.dropped == 4 and set(finder.watch.seconds) == {"network", "boxes and NMS"}
 
