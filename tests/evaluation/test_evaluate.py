@@ -7,6 +7,7 @@ import torch
 
 from evaluation import evaluate
 from evaluation.evaluate import Finder, Stopwatch, collect_detections, matching_classes
+from models.heads.nms import Found
 from utils.boxes import letterbox_geometry
 from utils.errors import Interrupted, ModelError
 
@@ -97,10 +98,6 @@ def test_the_finder_asks_for_the_wanted_classes_and_renames_them(monkeypatch):
 
         def predict(self, images: torch.Tensor) -> list[torch.Tensor]:
             return [images]
-
-    class Found(NamedTuple):
-        boxes: list[np.ndarray]
-        dropped: int
 
     def decode(maps: list, heads: tuple, *thresholds: float, **how: object) -> Found:
         assert (heads, thresholds) == (("a head",), (0.1, 0.6, 7))
