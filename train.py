@@ -25,6 +25,8 @@ def parse() -> TrainConfig:
         args = resumed(parser, args)
     if args.separate and args.weights in (None, "none"):
         parser.error("--separate needs --weights, whose convolutions it factorises")
+    if args.time and cli.typed(parser, ["--epochs", "--epoch-images"]):
+        parser.error("--time plans the epochs; leave out --epochs and --epoch-images")
     return cli.to_config(parser, args, TrainConfig, "data")
 
 

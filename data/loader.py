@@ -27,15 +27,17 @@ class Batch(NamedTuple):
 class EpochSampler(Sampler):
     """Batches of one rank as lists of (epoch, index), a function of (seed, epoch) and the global batch alone.
 
-    Rank r takes the r-th block; a last batch that does not divide evenly is filled from the beginning.
+    Rank r takes the r-th block; a last batch that does not divide evenly is filled from the beginning. part:
+    images of an epoch, the next ones of passes over the whole set (None: all).
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0,
-                 world: int = 1, drop_last: bool = False) -> None:
+                 world: int = 1, drop_last: bool = False, part: int | None = None) -> None:
         if length < 1 or batch_size < 1 or not 0 <= rank < world:
             raise ValueError(f"{length} images in batches of {batch_size}, rank {rank} of {world}: "
                              "needs 1 or more of each, and a rank below the number of processes")
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.images, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.length = min(length, part or length)
         self.rank, self.world, self.drop_last = rank, world, drop_last
         self.epoch = self.start_batch = 0
 
@@ -50,8 +52,11 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = self.epoch, np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        if self.shuffle:                           # epochs go on through passes over the whole set
+            passed, at = divmod(epoch * self.length, self.images)
+            passes = range(passed, passed + -(-(at + self.length) // self.images))
+            order = np.concatenate([np.random.default_rng((self.seed, number)).permutation(self.images)
+                                    for number in passes])[at:at + self.length]
         whole = self.batch_size * self.world
         for b in range(self.start_batch, len(self)):
             rows = order[b * whole:(b + 1) * whole]
@@ -120,10 +125,11 @@ def worker_fault(error: Exception, workers: int, codes: Sequence[int] = ()) -> E
 
 
 def make_loader(dataset: Dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, workers: int = 0,
-                rank: int = 0, world: int = 1, drop_last: bool = False, pin_memory: bool = False) -> Loader:
+                rank: int = 0, world: int = 1, drop_last: bool = False, pin_memory: bool = False,
+                part: int | None = None) -> Loader:
     """Return a loader of Batches with an EpochSampler; `batch_size` counts the images of this rank."""
     sampler = EpochSampler(len(dataset), batch_size, seed=seed, shuffle=shuffle, rank=rank, world=world,
-                           drop_last=drop_last)
+                           drop_last=drop_last, part=part)
     extra: dict[str, Any] = {}
     if workers > 0:                # fork: workers share the cached images with this process
         extra = {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork",

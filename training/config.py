@@ -1,12 +1,22 @@
 """How networks are trained: frozen records that the flags of train.py, prune.py and search.py become."""
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from utils.cli import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, option
 
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def duration(text: str) -> float:
+    """Return the seconds of 90s, 15m or 1.5h; raise argparse's error."""
+    try:
+        return float(text[:-1]) * SECONDS[text[-1:]]
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r}: needs a number and s, m or h, e.g. 15m") from None
 
 
 def known_preset(name: str) -> bool:
@@ -115,6 +125,14 @@ class TrainConfig(NetRecipe):
                                        "that both know by name")
     metric: str = option("map50", "what the best network is best at", choices=("map50", "map50_95"))
     val_interval: int = option(1, "epochs between validations; the last one always validates", ONE_OR_MORE)
+    patience: int = option(0, "end after so many epochs without a better --metric (0: never)", NOT_NEGATIVE)
+    time: float | None = option(None, "end within this time (90s, 15m, 1.5h), start and report included: "
+                                      "epochs and validations are planned by what first steps take", POSITIVE,
+                                type=duration)
+    epoch_images: int | None = option(None, "images of an epoch, others each time (default: all; --time sets "
+                                            "it for a large set)", ONE_OR_MORE, type=int)
+    freeze: tuple[str, ...] = option((), "layers that do not learn, batch-norm's statistics included: a "
+                                         "number of the first ones, or names", nargs="+")
     no_report: bool = option(False, "no plots and no report.html at the end")
     resume: str | None = option(None, "continue a run folder (default: the newest)", nargs="?", const="",
                                 metavar="RUN")

@@ -43,6 +43,8 @@ class Task:
     sides: tuple[int, ...] = ()                        # input sides of multi-scale training, px
     main: bool = True                                  # whether this process shows, validates and logs
     again: str = "with --resume"                       # how the same command continues after a signal
+    pause: Callable[["State"], bool] = lambda _: False   # whether to leave the loop after an epoch
+    frozen: tuple[nn.Module, ...] = ()                 # these keep their batch-norm statistics
     read_steps: int = 1                                # optimizer steps between two looks at losses and flags
 
 
@@ -101,7 +103,7 @@ class Window(NamedTuple):
 
 
 def fit(state: State, task: Task) -> None:
-    """Train, validate, log and save to the last epoch; a signal saves and raises Interrupted."""
+    """Train, validate, log and save to the last epoch or `pause`; a signal saves and raises Interrupted."""
     config = task.config
     while state.epoch < config.epochs:
         train_one_epoch(state, task)
@@ -124,11 +126,15 @@ def fit(state: State, task: Task) -> None:
         ddp.wait()
         if state.epoch < config.epochs and ddp.any_rank(task.signals.poll(), state.device):
             _stop(state, task)
+        if task.pause(state):
+            return
 
 
 def train_one_epoch(state: State, task: Task) -> None:
     """Train from state.batch to the epoch's end; a step ends every window of `accumulate` batches."""
     state.model.train()
+    for module in task.frozen:
+        module.eval()
     task.loader.set_epoch(state.epoch, state.batch)
     total, window = len(task.loader), task.config.accumulate
     saved, unread, batches, terms = time.monotonic(), [], [], []

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from training.config import Recipe
+from utils.errors import UsageError
 
 
 def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
@@ -24,6 +26,26 @@ def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
     sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()
                       if config.momentum > 0})
     return sgd
+
+
+def freeze(model: nn.Module, words: Sequence[str]) -> tuple[nn.Module, ...]:
+    """Keep the named layers, or a number of the first ones, from learning; return their modules.
+
+    Whoever trains must also keep these modules in eval mode, for their batch-norm. Raises UsageError.
+    """
+    layers = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    names = list(words)
+    if len(names) == 1 and names[0].isdecimal():
+        names = layers[:int(names[0])]
+    if unknown := [name for name in names if name not in layers]:
+        raise UsageError(f"--freeze {' '.join(unknown)}: layers that learn are {', '.join(layers)}; or give "
+                         "the number of the first ones")
+    if len(names) == len(layers):
+        raise UsageError(f"--freeze {' '.join(words)}: nothing is left that learns, of {len(layers)} layers")
+    frozen = tuple(model.get_submodule(name) for name in names)
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
 
 
 class MovingAverage(nn.Module):

@@ -1,6 +1,7 @@
 """A training run: its parts put together, and what the engine calls around its steps."""
 from __future__ import annotations
 
+import copy
 import io
 import shutil
 import time
@@ -33,12 +34,14 @@ from models.sync_bn import synchronise
 from training import engine
 from training.config import Recipe, TrainConfig
 from training.log import RunLog
-from training.optim import MovingAverage, first_bad_layer, make_optimizer
+from training.optim import MovingAverage, first_bad_layer, freeze, make_optimizer
+from training.plan import Clock, Costs, first_plan, later_plan, seconds_per_image
 from utils import ddp, runs
 from utils.errors import DiskError, EnvironmentFault
 
 SHOWN = ("map50", "map50_95", "precision", "recall", "f1")
 NOTES = "notes.txt"
+TRIED_IMAGES = 32                                  # that the time of a validation is told from
 SAVE_TRIES = 3                                     # saves that may fail in a row before the run gives up
 
 
@@ -61,7 +64,7 @@ class Validator:
 
     def __init__(self, config: Recipe, dataset: DetectionSet, session: Session,
                  interrupt: runs.Interrupt) -> None:
-        self.dataset, self.session = dataset, session
+        self.config, self.dataset, self.session, self.interrupt = config, dataset, session, interrupt
         self.loader = make_loader(dataset, config.batch_size, shuffle=False,
                                   pin_memory=session.device.type == "cuda")
         # A rank that stopped alone would leave the others waiting.
@@ -73,6 +76,14 @@ class Validator:
         finder = Finder(runtime, range(len(names)), *VAL)
         metrics, found = evaluate(finder, self.dataset, self.loader, progress=False, poll=self.poll)
         return metrics, finder, found
+
+    def part(self, count: int) -> Validator:
+        """Return a validator of `count` images of the set, evenly chosen."""
+        coco, count = self.dataset.coco, min(count, len(self.dataset))
+        chosen = [coco.images[i * len(coco.images) // count] for i in range(count)]
+        few = DetectionSet(replace(coco, images=chosen), self.dataset.imgsz, cache="off",
+                           max_pixels=self.dataset.max_pixels)
+        return Validator(self.config, few, self.session, self.interrupt)
 
 
 class Run:
@@ -92,14 +103,14 @@ class Run:
         model = model.to(device).to(memory_format=torch.channels_last)
         if world.size > 1:
             model = synchronise(model)
-        ema = MovingAverage(model, config.ema_age)
-        optimizer = make_optimizer(model, config)
-        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.frozen = freeze(model, config.freeze)
+        self.state = make_state(model, config, session)
         if world.size > 1:
-            model = torch.nn.parallel.DistributedDataParallel(
+            self.state.model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
-        self.state = engine.State(model, ema, optimizer, scaler, device)
-        self.loader, self.log = self._loader(), RunLog(folder)
+        self.loader, self.log, self.clock = self._loader(), RunLog(folder), Clock()
+        if config.time:
+            self.log.began = runs.STARTED
         val = validator.dataset.coco
         self.data = {"data": data_hash(train_set.coco), "images": files_hash(train_set.coco),
                      "val": checkpoints.checksum([data_hash(val), files_hash(val)]),
@@ -126,19 +137,78 @@ class Run:
 
     def train(self) -> None:
         """Fit to the end, from wherever the state is; show the best weights in report.html."""
+        began = time.monotonic()
         if not self.last.exists():
             self.save(self.state, False)           # from the first second there is a state to come back to
+        saving = time.monotonic() - began
         poll = partial(self.interrupt.stop, f"interrupted: run the same command {self.again} to continue")
         for dataset in (self.train_set, self.validator.dataset):
             dataset.fill_cache(progress=self.session.world.main, poll=poll)
-        while True:
+        if self.config.time and not self.state.step:
+            self.plan(saving)
+        while not self.ended():
             try:
                 engine.fit(self.state, self.task())
-                break
             except torch.OutOfMemoryError as error:
                 self.halve(str(error))
         if self.session.world.main and not self.config.no_report:
             print(self.report())
+
+    def ended(self) -> bool:
+        """Return whether the last epoch is done, or patience has run out, which is said."""
+        config, epoch = self.config, self.state.epoch
+        if epoch >= config.epochs:
+            return True
+        found = [(row[config.metric], row["epoch"]) for row in self.log.rows
+                 if row.get(config.metric) is not None]
+        best, at = max(found, default=(0.0, -1))               # of equals the later, as best.pt is
+        stale = epoch - 1 - at if found and config.patience else -1
+        if out := ddp.from_main(stale >= config.patience):
+            rate = self.state.optimizer.param_groups[0]["lr"] / config.peak_lr
+            self.note(f"ended after epoch {epoch} of {config.epochs}: no {config.metric} above {best:.4f} "
+                      f"since epoch {at + 1} (--patience {config.patience}); the learning rate was "
+                      f"{rate:.0%} of its peak")
+        return out
+
+    def plan(self, saving: float) -> None:
+        """Set what ends within --time, by steps and validations that are tried; saving: seconds of one."""
+        config, model = self.config, copy.deepcopy(engine.unwrap(self.state.model))
+        image = seconds_per_image(make_state(model, config, self.session), self.task())
+        share = self.validator.part(TRIED_IMAGES)
+        began = time.monotonic()
+        share(self.net, model.state_dict())
+        validation = (time.monotonic() - began) * len(self.validator.dataset) / len(share.dataset)
+        self.clock.costs = costs = ddp.from_main(Costs(image, validation, saving))
+        spent = ddp.from_main(time.monotonic() - self.log.began)
+        self.follow(first_plan(config, len(self.train_set), costs, spent))
+        new = self.config
+        images = new.epoch_images or len(self.train_set)
+        self.note(f"--time {new.time:.0f} s: {new.epochs} epochs of {images} images "
+                  f"({1000 * image:.0f} ms each) after {spent:.0f} s of start, validated every "
+                  f"{new.val_interval} ({validation:.0f} s each), the last {new.close_mosaic} without mosaic")
+        self.clock.begin()
+
+    def pause(self, state: engine.State) -> bool:
+        """Return whether the step loop is to be left after an epoch: for another plan, or for good."""
+        new, config = None, self.config
+        if config.time and self.session.world.main:
+            images = min(len(self.train_set), config.epoch_images or len(self.train_set))
+            if costs := self.clock.epoch(images):
+                spent = time.monotonic() - self.log.began
+                new = later_plan(config, state.epoch, costs, images, spent)
+        if new := ddp.from_main(new):
+            self.note(f"--time {new.time:.0f} s: {new.epochs} epochs, not {config.epochs}, at this rate")
+            self.follow(new)
+        return new is not None or bool(config.patience)
+
+    def follow(self, config: TrainConfig) -> None:
+        """Continue by another plan: its epochs, their images, and those without mosaic."""
+        self.loader.close()
+        self.config = config
+        self.train_set = self.train_set.for_run(config.seed, max(0, config.epochs - config.close_mosaic))
+        self.loader = self._loader()
+        if self.session.world.main:
+            self.write_config()
 
     def task(self) -> engine.Task:
         """Return the engine's view of the run."""
@@ -146,7 +216,8 @@ class Run:
         return engine.Task(
             self.config, self.loader, self.loss, validate=self.validate, save=self.save,
             restore=self.saved_state, log=self.log.add, replay=self.replay, signals=self.interrupt,
-            precision=precision, sides=self.config.sides(max(strides(self.net).values())), main=world.main,
+            precision=precision, pause=self.pause, frozen=self.frozen,
+            sides=self.config.sides(max(strides(self.net).values())), main=world.main,
             again=self.again, read_steps=1 if device.type == "cpu" else engine.READ_STEPS)
 
     def saved_state(self) -> dict:
@@ -194,7 +265,8 @@ class Run:
         told = "undefined, for want of a box" if values["map50"] is None else (
             f"AP50 {values['map50']:.4f}  AP {values['map50_95']:.4f}  P {values['precision']:.3f}  "
             f"R {values['recall']:.3f}  F1 {values['f1']:.3f}")
-        print(f"  val  {told}  ({time.monotonic() - started:.0f} s)", flush=True)
+        self.clock.validated = time.monotonic() - started
+        print(f"  val  {told}  ({self.clock.validated:.0f} s)", flush=True)
         return values
 
     def report(self) -> Path:
@@ -262,7 +334,14 @@ class Run:
         config, world = self.config, self.session.world
         return make_loader(self.train_set, config.batch_size // world.size, seed=config.seed,
                            workers=config.workers, rank=world.rank, world=world.size,
-                           pin_memory=self.session.device.type == "cuda")
+                           pin_memory=self.session.device.type == "cuda", part=config.epoch_images)
+
+
+def make_state(model: Network, config: Recipe, session: Session) -> engine.State:
+    """Return the state in which a model begins to learn."""
+    scaler = torch.amp.GradScaler(session.device.type, enabled=session.precision == "fp16")
+    return engine.State(model, MovingAverage(model, config.ema_age), make_optimizer(model, config), scaler,
+                        session.device)
 
 
 def check_disk(folder: Path, numbers: int, optimizer: str) -> None:

@@ -17,7 +17,7 @@ from models.graph import strides
 from models.layer import Net, heads
 from models.network import Network
 from models.transfer import report_lines, transfer
-from models.zoo.build import ANCHOR_SIDE, DEFAULT, build, shipped, with_heads
+from models.zoo.build import DEFAULT, SIDE, build, shipped, with_heads
 from training.config import NetRecipe, Recipe, TrainConfig
 from utils.errors import UsageError
 
@@ -38,7 +38,7 @@ def settle(config: Config, say: Callable = print) -> Config:
         say(f"--cfg is not given: {DEFAULT}")
         config = dataclasses.replace(config, cfg=DEFAULT)
     if config.imgsz is None:
-        side = checkpoints.load(config.start).imgsz if config.start else ANCHOR_SIDE
+        side = checkpoints.load(config.start).imgsz if config.start else SIDE
         say(f"--imgsz is not given: {side} px" + (f", as {config.start} has it" if config.start else ""))
         config = dataclasses.replace(config, imgsz=side)
     return config
@@ -48,12 +48,12 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
                say: Callable) -> tuple[Net, checkpoints.Checkpoint | None]:
     """Return the records to train and the checkpoint whose layers they may take.
 
-    Anchors of a zoo's network are in proportion to the side. A checkpoint's layers know objects by their px,
-    so heads of the same name have its anchors at any side (voc5 at 128, an epoch: AP50 .351, scaled .322).
+    Heads of the same name have the checkpoint's anchors. Anchors are px at any side: in proportion to
+    it (128 of 416) they cost 1 to 7 points of AP50 (docs/results.md).
     """
     weights = checkpoints.load(config.start) if config.start else None
     classes = len(train_set.coco.names)
-    net = build(config.cfg, classes, config.imgsz) if config.cfg else with_heads(weights.net, classes)
+    net = build(config.cfg, classes) if config.cfg else with_heads(weights.net, classes)
     if weights is not None:
         mine = {(head.name, head.kind, len(head.anchors)) for head in heads(net)}
         kept = {head.name: head.anchors for head in heads(weights.net)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -24,6 +25,9 @@ from utils.redact import masked
 
 if TYPE_CHECKING:
     import torch
+
+
+STARTED = time.monotonic()                         # scripts import this file before anything heavy
 
 
 def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:

@@ -77,7 +77,7 @@ def examine(data: str, splits: Sequence[str], imgsz: int, *, anchors: int = 6, e
     if sets:
         images = next(iter(sets.values())).images
         sizes = input_sizes(images, imgsz)
-        numbers = {"sizes": size_summary(sizes), "anchors": anchor_fits(sizes, imgsz, anchors, seed),
+        numbers = {"sizes": size_summary(sizes), "anchors": anchor_fits(sizes, anchors, seed),
                    "time": duration(images, imgsz, epochs, rate, max_pixels), "epochs": epochs}
     return Diagnosis(located, sets, faults, left_out, imgsz, numbers)
 

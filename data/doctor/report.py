@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.coco.clean import printable, report_faults
 from data.doctor.diagnosis import NOTES, Diagnosis, fate
-from data.doctor.survey import PERCENTILES, UNSEEN, class_counts
+from data.doctor.survey import ALIKE, PERCENTILES, UNSEEN, class_counts
 from utils.text import aligned
 
 SPLIT_HEAD = ("split", "images", "without boxes", "boxes", "crowd", "annotation file")
@@ -99,8 +99,20 @@ def _anchors(fits: dict[str, dict]) -> str:
         iou, share = fit["mean_iou"], fit["within_four"]
         rows.append((kind, " ".join(f"{w:.3g},{h:.3g}" for w, h in fit["anchors"]),
                      "-" if iou is None else f"{iou:.3f}", "-" if share is None else f"{share:.1%}"))
-    return "anchors (width,height px at the input)\n" + aligned(
-        ("", "anchors", "mean best IoU", "within a factor of 4"), rows)
+    table = aligned(("", "anchors", "mean best IoU", "within a factor of 4"), rows)
+    return f"anchors (width,height px at the input)\n{table}\n{_advice(fits)}"
+
+
+def _advice(fits: dict[str, dict]) -> str:
+    """Return when fitted anchors help, by what they did on other sets (docs/results.md)."""
+    iou = fits.get("fitted", {}).get("mean_iou")
+    if iou is None:
+        return "too few different boxes to fit anchors to: train without --fit-anchors"
+    if iou >= ALIKE:
+        return (f"boxes of like shapes (fitted {iou:.2f}, {ALIKE} or more): train.py --fit-anchors helps, "
+                "from some 15 epochs on; the heads then start anew")
+    return (f"boxes of many shapes (fitted {iou:.2f}, under {ALIKE}): train without --fit-anchors, which "
+            "would make the heads start anew")
 
 
 def _time(t: dict, epochs: int) -> str:

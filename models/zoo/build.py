@@ -22,7 +22,7 @@ DETECTORS: dict[str, Callable[..., Net]] = {
     "yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
     "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
 ZOO = {**DETECTORS, **SURVEYED, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
-ANCHOR_SIDE = 416                                  # px of the input that the zoo's anchors are made for
+SIDE = 416                                         # px of the input where nothing says another
 DEFAULT = "micro-yolo"
 # Trained weights that come with the project, by network: one's own training starts from the first there is.
 SHIPPED = {"micro-yolo": ("weights/micro-yolo-coco80.pt", "weights/micro-yolo-voc5.pt"),
@@ -60,27 +60,19 @@ def with_head_kind(net: Net, kind: str) -> Net:
         if layer.name in found and layer.kind != kind else layer for layer in net))
 
 
-def at_side(net: Net, side: int) -> Net:
-    """Return a network of the zoo with its anchors in proportion to an input of `side` px."""
-    def scaled(anchors: Anchors) -> Anchors:
-        return tuple((round(w * side / ANCHOR_SIDE, 2), round(h * side / ANCHOR_SIDE, 2)) for w, h in anchors)
-    return tuple(replace(row, anchors=scaled(row.anchors)) for row in net)
-
-
-def build(name: str, classes: int | None = None, side: int = ANCHOR_SIDE) -> Net:
-    """Return the network of a name, its anchors for `side` px, or of a net.json path, as it stands there.
+def build(name: str, classes: int | None = None) -> Net:
+    """Return the network of a zoo name or a net.json path, for `classes` classes, or raise ModelError.
 
     A name is one of ZOO, or "nano:BACKBONE+PART+..." as models/zoo/nano.py reads it. A detector's name may
-    end in a kind of head, "micro-yolo+free": its heads are then of that kind. classes: None for those it has.
-    Raises ModelError.
+    end in a kind of head, "micro-yolo+free": its heads are then of that kind.
     """
     if name.startswith(PREFIX):
-        return at_side(nano(classes or 80, **parse(name)), side)
+        return nano(classes or 80, **parse(name))
     base, plus, kind = name.rpartition("+")
     if plus and not Path(name).is_file():
-        return with_head_kind(build(base, classes, side), kind)
+        return with_head_kind(build(base, classes), kind)
     if name in ZOO:
-        return at_side(ZOO[name](classes) if classes else ZOO[name](), side)
+        return ZOO[name](classes) if classes else ZOO[name]()
     path = Path(name)
     if path.suffix != ".json" or not path.is_file():
         hint = difflib.get_close_matches(name, ZOO, 1)

@@ -84,3 +84,18 @@ def test_boxes_too_small_for_any_anchor_are_said():
     sizes = np.exp(np.random.default_rng(0).normal(-3.5, 0.2, (50, 2)))
     with pytest.raises(DataError, match="anchors that fit have sides of .* raise --imgsz"):
         fit_anchors(sizes, 3)
+
+
+def test_the_doctor_advises_fitted_anchors_where_boxes_are_alike():
+    from data.doctor.report import _anchors
+    from data.doctor.survey import ALIKE, anchor_fits
+    rng = np.random.default_rng(0)
+    alike = rng.normal((60, 60), 3, (300, 2))
+    many = np.exp(rng.uniform(np.log(8), np.log(400), (300, 2)))
+    for sizes, said in ((alike, "--fit-anchors helps"), (many, "train without --fit-anchors"),
+                        (alike[:1], "too few different boxes")):
+        fits = anchor_fits(sizes, 6, 0)
+        assert said in _anchors(fits)
+        assert ("fitted" in fits) == (len(sizes) > 1)
+    tight, loose = (anchor_fits(sizes, 6, 0)["fitted"]["mean_iou"] for sizes in (alike, many))
+    assert tight > ALIKE > loose

@@ -41,6 +41,7 @@ def test_a_faultless_set_is_clean_and_fully_described(small: Path):
     assert report["anchors"]["fitted"]["anchors"] == [[40.0, 60.0], [80.0, 60.0]]
     default, fitted = (report["anchors"][kind]["mean_iou"] for kind in ("default", "fitted"))
     assert default < fitted == pytest.approx(1)
+    assert "train.py --fit-anchors helps" in ended.stdout
     assert report["time"]["epoch"] == pytest.approx(1) and 10 <= report["time"]["total"] < 12
     assert digest(small) == before
 

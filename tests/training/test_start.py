@@ -10,7 +10,6 @@ from models.checkpoint import Checkpoint, save
 from models.layer import heads
 from models.zoo import build as zoo
 from models.zoo.build import build, shipped, with_heads
-from models.zoo.tiny import COARSE, FINE
 from tests.helpers.nets import randomised, small_net
 from training.config import TrainConfig
 from training.start import choose_net, settle
@@ -67,21 +66,16 @@ def test_pruning_takes_the_side_of_its_parent(own):
     assert settle(PruneConfig(weights=own, data="x", imgsz=64)).imgsz == 64
 
 
-def test_anchors_of_a_new_network_are_in_proportion_to_the_side():
-    assert anchors(build("micro-yolo", 5)) == [COARSE, FINE]
-    for whole, half in zip(anchors(build("micro-yolo", 5)), anchors(build("micro-yolo", 5, 208))):
-        np.testing.assert_allclose(np.array(whole) / 2, half, atol=0.01)
-    net, _ = choose_net(TrainConfig(cfg="micro-yolo", weights="none", imgsz=128), a_set("a"), print)
-    assert anchors(net) == anchors(build("micro-yolo", 1, 128))
-
-
-def test_what_starts_from_a_checkpoint_keeps_its_anchors_at_any_side(own):
+def test_what_starts_from_a_checkpoint_keeps_its_anchors_at_any_side(own, tmp_path):
     net, _ = choose_net(TrainConfig(weights=own, imgsz=192), a_set("other"), print)
     assert anchors(net) == anchors(small_net(3))
-    started = TrainConfig(cfg="micro-yolo", weights=shipped("micro-yolo"), imgsz=128)
-    assert anchors(choose_net(started, a_set("car"), print)[0]) == anchors(build("micro-yolo"))
-    other, _ = choose_net(replace(started, cfg="yolo-lite"), a_set("car"), print)
-    assert anchors(other) == anchors(build("yolo-lite", 1, 128)), "no head of that name in the checkpoint"
+    wider = with_heads(build("micro-yolo"), 80, (((90., 90.),) * 3, ((20., 20.),) * 3))
+    other = str(tmp_path / "wider.pt")
+    save(other, Checkpoint(wider, randomised(wider).state_dict(), tuple(map(str, range(80)))))
+    started = TrainConfig(cfg="micro-yolo", weights=other, imgsz=128)
+    assert anchors(choose_net(started, a_set("car"), print)[0]) == anchors(wider)
+    lite, _ = choose_net(replace(started, cfg="yolo-lite"), a_set("car"), print)
+    assert anchors(lite) == anchors(build("yolo-lite")), "no head of that name in the checkpoint"
 
 
 def test_fitted_anchors_replace_all(own):
