@@ -84,7 +84,8 @@ def read_coco(json_path: str | Path, image_dir: str | Path,
     real, opened = _inspect(paths, stated, images, max_pixels, verify, memo)
     faults += sought + opened + _sizes_differ(images, stated, real, trust) + fault(
         "same-file-twice", repeated(os.path.relpath(path, image_dir) for path in paths if path),
-        "one image under several image ids: its boxes are split, it counts twice")
+        "one image under several image ids: its boxes are split, each half teaches the other as background; "
+        "python -m data.doctor SET --fix OUT joins them")
     boxes, read = read_boxes(annotations, images, classes, drop_unknown)
     boxes = boxes.where(np.array([r.problem == "" for r in real], bool)[boxes.image])
     boxes, counted, fitted = fit_boxes(boxes, annotations, stated, real, trust)

@@ -106,8 +106,9 @@ class Labels:
             first_id += len(images)
         for split in {"train", "all"} & self.splits.keys() or ["train"]:
             if not made.get(split, {}).get("annotations"):
+                told = self.faults(split if split in self.splits else None)
                 why = "".join(f"; {f.count:,} {f.advice} (first: {f.examples[0]})" for f in sorted(
-                    self.faults(split), key=lambda f: -f.count)[:2])
+                    told, key=lambda f: -f.count)[:2])
                 raise DataError(f"{split}: {len(self.splits.get(split, ()))} images and not one box that can "
                                 f"be used{why}")
         return made

@@ -15,7 +15,8 @@ from data.yamlfile import read_text
 from utils.errors import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-LISTS = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test",)}
+LISTS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "test"),
+         "test": ("test",)}
 PLACES = ("JPEGImages", "images", "Images", "imgs")    # where images lie beside a folder of XML files
 
 
@@ -29,7 +30,7 @@ def voc_layout(source: Path, difficult: str = "crowd", zero_based: bool = False,
     lists = lists or {}
     roots = [root for root in (source, *sorted(source.glob("*/"))) if (root / "Annotations").is_dir()]
     roots = [source] if source in roots else roots
-    if any((root / "ImageSets/Main").is_dir() for root in roots) or any(lists.values()):
+    if any(_list(root, split, lists) for root in roots for split in LISTS) or any(lists.values()):
         files = {split: [file for root in roots for file in _listed(root, split, lists)] for split in LISTS}
         files = {split: paths for split, paths in files.items() if paths}
     else:
@@ -39,14 +40,21 @@ def voc_layout(source: Path, difficult: str = "crowd", zero_based: bool = False,
     return Layout("Pascal VOC labels", tuple(files), source, partial(_read, files, difficult, zero_based))
 
 
+def _list(root: Path, split: str, lists: Mapping[str, str | None]) -> Path | None:
+    """Return the list file of a split, in any letter case; None without one: CVAT's is default.txt."""
+    known = {file.stem.lower(): file for file in sorted((root / "ImageSets/Main").glob("*.txt"))}
+    wanted = lists.get(split)
+    names = (wanted.lower(),) if wanted else LISTS[split]
+    return next((known[name] for name in names if name in known), None)
+
+
 def _listed(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator[Path]:
     """Yield the XML files of a split by its list: names, with suffix, path or a column of 1 and -1."""
-    wanted, folder = lists.get(split), root / "ImageSets" / "Main"
-    names = (wanted,) if wanted else LISTS[split]
-    file = next((file for name in names if (file := folder / f"{name}.txt").is_file()), None)
-    if split == "test" and (file is None or not (folder / "val.txt").is_file()):
+    file, folder = _list(root, split, lists), root / "ImageSets" / "Main"
+    if split == "test" and file in (None, _list(root, "val", lists)):
         return                                         # there may be none, or it is taken as val
     if file is None:
+        names = (lists.get(split) or LISTS[split][0], *LISTS[split][-1:])
         raise DataError(f"{folder}: no list {' or '.join(f'{name}.txt' for name in names)} for the {split} "
                         f"split; write one, an image's name per line, or name another by --{split}-list")
     labels = root / "Annotations"
@@ -134,7 +142,8 @@ def _box(item: ElementTree.Element, zero_based: bool) -> tuple[float, float, flo
 
 
 def _places(path: Path) -> list[Path]:
-    """Return the folders that may hold the image of an XML file: beside Annotations/, or its own."""
+    """Return the folders that may hold the image of an XML file: beside Annotations/, its own, beside it."""
     parts = path.parent.parts
     at = [i for i, part in enumerate(parts) if part.lower() in ("annotations", "labels", "xml", "xmls")]
-    return [Path(*parts[:at[-1]], name, *parts[at[-1] + 1:]) for name in PLACES if at] + [path.parent]
+    beside = [Path(*parts[:at[-1]], name, *parts[at[-1] + 1:]) for name in PLACES if at]
+    return [*beside, path.parent, *(path.parent.parent / name for name in PLACES)]

@@ -5,6 +5,7 @@ Each writer makes a small set as its tool does, and returns what a user would gi
 import base64
 import io
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -304,3 +305,35 @@ def test_an_export_trains_with_no_other_preparation(tmp_path: Path, monkeypatch,
             "--precision", "fp32"]) == 0
         assert (tmp_path / f"runs/r{at}/weights/best.pt").is_file()
         assert sorted((tmp_path / "my set").rglob("*")) == before
+
+
+def test_a_list_of_no_split_and_images_in_a_folder_beside_are_an_undivided_set(tmp_path: Path):
+    """CVAT's VOC lists all in default.txt; MakeSense's XML files come in a folder of their own."""
+    voc(tmp_path / "set")
+    for place in ("cvat/Annotations", "cvat/JPEGImages", "cvat/ImageSets/Main", "sense/labels_pets",
+                  "sense/images"):
+        (tmp_path / place).mkdir(parents=True)
+    for stem in stems("train"):
+        for kind, places in ((".xml", ("cvat/Annotations", "sense/labels_pets")),
+                             (".jpg", ("cvat/JPEGImages", "sense/images"))):
+            for place in places:
+                shutil.copy(tmp_path / "set/train" / f"{stem}{kind}", tmp_path / place)
+    (tmp_path / "cvat/ImageSets/Main/default.txt").write_text("\n".join(stems("train")))
+    for name in ("cvat", "sense"):
+        where = locate(tmp_path / name)
+        counts = [len(read_coco(*where[split]).images) for split in ("train", "val")]
+        assert counts == [8, 2]
+    for split, word in (("train", "Train"), ("val", "Validation")):
+        (tmp_path / f"cvat/ImageSets/Main/{word}.txt").write_text("\n".join(stems("train")[split == "val"::2]))
+    where = locate(tmp_path / "cvat")
+    assert [len(read_coco(*where[split]).images) for split in ("train", "val")] == [5, 5]
+
+
+def test_labels_of_any_case_are_read_and_absent_ones_are_named(tmp_path: Path):
+    root, file = yolo(tmp_path)
+    for text in list(root.rglob("*.txt")):
+        text.rename(text.with_suffix(".TXT"))
+    assert [len(r.boxes) for r in read_coco(*locate(file).train).images] == [2] * 10
+    shutil.rmtree(root / "train/labels")
+    with pytest.raises(DataError, match="10 images without a label file, .*first: .*train_00"):
+        read_coco(*locate(file).train)
