@@ -56,7 +56,7 @@ def main() -> None:
     calibration = parity.split_images(where, "train", imgsz, args.calibration) if args.int8 else ()
     job = export.Export(args.weights, checkpoint, imgsz, args.half, args.int8, images, calibration,
                         data=where, tolerance=args.tolerance, poll=poll)
-    folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
+    folder = runs.make_run_folder(args.project, args.name, args.exist_ok, "gate_pictures")
     runs.write_json(folder / "args.json", masked_values({**vars(args), "imgsz": imgsz}))
     rows: list[dict] = []
     record = {"kind": "export", "weights": args.weights, "source_sha256": digest(args.weights),

@@ -52,7 +52,7 @@ def main() -> None:
                      drop_unknown=args.drop_unknown)
     finder = Finder(runtime, matching_classes(runtime.names, coco.names), args.conf_thres, args.iou_thres,
                     args.max_det, args.nms)
-    folder = runs.make_run_folder(args.project, args.name, args.exist_ok)
+    folder = runs.make_run_folder(args.project, args.name, args.exist_ok, "ci", ("metrics.json",))
     runs.write_json(folder / "args.json", masked_values(vars(args)))
     for line in report_faults(coco.faults):
         print(line)

@@ -43,7 +43,7 @@ def benchmark(config: Config) -> None:
         _ = locate(config.data, config.val_split, config.seed).val     # read at the end, minutes too late
     poll = partial(runs.Interrupt().stop, "stopped by a signal; what was measured is saved")
     plan = plan_of(config)                                 # before the folder: an error here leaves none
-    folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
+    folder = runs.make_run_folder(config.project, config.name, config.exist_ok, "rounds")
     runs.write_json(folder / "args.json", masked_values(vars(config)))
     environment = {**runs.environment(), **facts(), "before": counters()}
     environment.pop("threads")                             # this process computes nothing

@@ -56,7 +56,7 @@ def claim(config: Recipe, free: Sequence[str]) -> Path:
     for folder in reversed(runs.run_folders(config.project, config.name)):
         if (folder / "result.json").exists() or not (folder / "args.json").is_file():
             continue
-        with contextlib.suppress(DataError):               # a torn one is another run's matter
+        with contextlib.suppress(DataError, OSError):               # a torn one is another run's matter
             if runs.read_object(folder / "args.json") == same:
                 return folder
     folder = runs.make_run_folder(config.project, config.name)

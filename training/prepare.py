@@ -33,6 +33,9 @@ from training.start import choose_net, plain_images, settle, start_from
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
+# What a new run takes away of an earlier one in the same folder
+WRITTEN = (*(f"weights/{name}{end}" for name in ("last", "best") for end in (".pt", ".prev.pt")), "log.jsonl",
+           NOTES)
 CHECKED = 4                                        # images that half precision is tried on
 TIMED_IMAGES = 16                                  # images that a latency takes in turn
 
@@ -48,7 +51,7 @@ def prepare(config: TrainConfig) -> Run:
     if session.world.main and folder is None:
         check_outside(config)
         new = not (config.exist_ok and (Path(config.project) / config.name).exists())
-        folder = runs.make_run_folder(config.project, config.name, config.exist_ok)
+        folder = runs.make_run_folder(config.project, config.name, config.exist_ok, "val_interval", WRITTEN)
     folder = Path(ddp.from_main(str(folder)))
     try:
         return _ready(config, session, folder)
@@ -117,8 +120,7 @@ def enter(config: Recipe) -> Session:
 def clear(folder: Path) -> None:
     """Remove an earlier run's state from the folder (--exist-ok): only --resume continues it."""
     (folder / "weights").mkdir(exist_ok=True)
-    written = [f"weights/{name}{end}" for name in ("last", "best") for end in (".pt", ".prev.pt")]
-    for stale in (*written, "log.jsonl", NOTES):           # and nothing that no run wrote
+    for stale in WRITTEN:                                  # and nothing that no run wrote
         (folder / stale).unlink(missing_ok=True)
 
 

@@ -68,6 +68,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_size", "batch_sizes", "epochs", "max_det", "max_pixels"), ONE_OR_MORE),
     **dict.fromkeys(("conf_thres", "iou_thres"), SHARE),
     "val_split": BELOW_ONE,
+    "name": (lambda v: v.strip(" ./\\") != "", "a name for the run's folder"),
     "workers": NOT_NEGATIVE,
     "seed": (lambda v: 0 <= v < 2 ** 31, "between 0 and 2147483647"),
     "threads": (lambda v: v >= 0, "0 (all cores) or more"),

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,12 +30,19 @@ if TYPE_CHECKING:
 STARTED = time.monotonic()                         # scripts import this file before anything heavy
 
 
-def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:
-    """Make and return folder project/name, name2, name3, ... (or project/name itself with exist_ok)."""
+def make_run_folder(project: str | Path, name: str, exist_ok: bool = False, own: str = "",
+                    writes: Sequence[str] = ()) -> Path:
+    """Make and return folder project/name, name2, name3, ... (or project/name itself with exist_ok).
+
+    One that is there must be this script's: its args.json has `own`, a flag that no other script has, or it
+    has no args.json and none of the files `writes`. Raises UsageError, EnvironmentFault.
+    """
     base = Path(project)
     for at in range(1, 100_000):
         folder = base / (name if at == 1 else f"{name}{at}")
         try:
+            if exist_ok and own and folder.is_dir():
+                _check_own(folder, own, writes)
             folder.mkdir(parents=True, exist_ok=exist_ok)
             return folder
         except FileExistsError:
@@ -47,6 +54,17 @@ def make_run_folder(project: str | Path, name: str, exist_ok: bool = False) -> P
             raise EnvironmentFault(f"cannot create {folder}: {error.strerror}; "
                                    "choose another --project") from None
     raise UsageError(f"{base} holds too many runs named {name}; choose another --name")
+
+
+def _check_own(folder: Path, own: str, writes: Sequence[str]) -> None:
+    """Raise UsageError where a folder is another script's, or holds a file in `writes` that no run wrote."""
+    foreign = [name for name in writes if (folder / name).exists()]
+    if (folder / "args.json").is_file():
+        with suppress(DataError):
+            foreign = [] if own in read_object(folder / "args.json") else ["args.json"]
+    if foreign:
+        raise UsageError(f"--exist-ok: {folder} holds {foreign[0]}, which no such run wrote; choose another "
+                         "--name, or move what is there")
 
 
 def run_folders(project: str | Path, name: str) -> list[Path]:

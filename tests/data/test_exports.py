@@ -324,7 +324,8 @@ def test_a_list_of_no_split_and_images_in_a_folder_beside_are_an_undivided_set(t
         counts = [len(read_coco(*where[split]).images) for split in ("train", "val")]
         assert counts == [8, 2]
     for split, word in (("train", "Train"), ("val", "Validation")):
-        (tmp_path / f"cvat/ImageSets/Main/{word}.txt").write_text("\n".join(stems("train")[split == "val"::2]))
+        listed = "\n".join(stems("train")[split == "val"::2])
+        (tmp_path / f"cvat/ImageSets/Main/{word}.txt").write_text(listed)
     where = locate(tmp_path / "cvat")
     assert [len(read_coco(*where[split]).images) for split in ("train", "val")] == [5, 5]
 

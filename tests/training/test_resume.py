@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import train as script
+import val as measure
 from models import checkpoint as checkpoints
 from models.records import to_json
 from tests.helpers.coco_files import content
@@ -51,8 +52,14 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_other_labels_pixels_or_another_teacher_are_told_and_best_begins_anew(started, monkeypatch):
     folder, resume = started
+    run = folder / "runs/exp"
     [os.utime(path) for path in (folder / "set/images").iterdir()]     # a copy has other times
     assert resume()[0] == 0
+    before = (run / "args.json").read_text()
+    assert call(monkeypatch, measure.main, [
+        "val.py", "--weights", run / "weights/last.pt", "--data", folder / "set", "--workers", 0,
+        "--project", folder / "runs", "--name", "exp", "--exist-ok"]) == 2
+    assert (run / "args.json").read_text() == before
     val, teacher = folder / "set/annotations/instances_val.json", folder / "teacher.pt"
     images = [next((folder / "set/images").glob(f"{split}*")) for split in ("train", "val")]
     for file, word in ((val, "val"), (images[0], "images"), (images[1], "val"), (teacher, "teacher")):
@@ -143,3 +150,11 @@ def test_a_start_that_fails_leaves_no_folder_and_none_lies_among_images(tmp_path
         assert code in (3, 4) and [path.name for path in (tmp_path / "runs").iterdir()] == ["kept"], said
     assert start(tmp_path / "runs", "--max-pixels", 9, "--name", "kept", "--exist-ok")[0] == 3
     assert (tmp_path / "runs/kept/mine.txt").is_file()
+    mine = tmp_path / "runs/kept/weights/best.pt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    code, said = start(tmp_path / "runs", "--name", "kept", "--exist-ok")
+    assert code == 2 and "kept holds weights/best.pt, which no such run wrote" in said
+    monkeypatch.chdir(mine.parent.parent)
+    code, said = start(Path("."), "--name", "", "--exist-ok")
+    assert code == 2 and "--name : needs a name" in said and mine.read_text() == "mine"
