@@ -111,7 +111,8 @@ def load(path: str | Path) -> Checkpoint:
         return Checkpoint(net, state, _names(net), extra={"darknet_header": list(header)})
     if path.suffix == ".bin":
         net, state, known = read_ncnn(path)
-        return Checkpoint(net, state, _names(net), known.imgsz, extra={"official": known.name})
+        extra = {"official": known.name, "folded": True}
+        return Checkpoint(net, state, _names(net), known.imgsz, extra=extra)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                         # bytes that are no checkpoint fail in any way at all

@@ -116,7 +116,7 @@ class NetRecipe(Recipe):
 class TrainConfig(NetRecipe):
     """One training, as the flags of train.py name it."""
 
-    weights: str | None = option(None, "checkpoint to start from, .pt or official darknet .weights; none: at "
+    weights: str | None = option(None, "checkpoint to start from: .pt, darknet .weights, ncnn .bin; none: at "
                                        "random (default: the one that comes with the project for --cfg)")
     cfg: str | None = option(None, "network: a zoo name such as micro-yolo (the README lists them) or a "
                                    "net.json (default: that of --weights)")

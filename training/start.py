@@ -10,10 +10,11 @@ import torch
 
 from compress.drop_se import layers_to_open, mean_gates, without_se
 from compress.factorize import calibrate, separate
+from compress.unfold import unfold
 from data.anchors import anchor_recall, fit_anchors
 from data.dataset import DetectionSet
 from models import checkpoint as checkpoints
-from models.graph import strides
+from models.graph import expand, strides
 from models.layer import Net, heads
 from models.network import Network
 from models.transfer import report_lines, transfer
@@ -52,14 +53,29 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
     it (128 of 416) they cost 1 to 7 points of AP50 (docs/results.md).
     """
     weights = checkpoints.load(config.start) if config.start else None
+    if weights is not None and weights.extra.get("folded"):
+        weights = trainable(weights, train_set, say)
     classes = len(train_set.coco.names)
     net = build(config.cfg, classes) if config.cfg else with_heads(weights.net, classes)
     if weights is not None:
+        given = {node.layer for node in expand(weights.net).nodes if node.constant}
+        if lost := sorted(given - {row.name for row in net}):
+            raise UsageError(f"--cfg {config.cfg}: the record {lost[0]!r} of {config.start} brings images to a "
+                             "mean and deviation, and this network lacks it; leave out --cfg")
         mine = {(head.name, head.kind, len(head.anchors)) for head in heads(net)}
         kept = {head.name: head.anchors for head in heads(weights.net)
                 if (head.name, head.kind, len(head.anchors)) in mine}
         net = tuple(dataclasses.replace(row, anchors=kept.get(row.name, row.anchors)) for row in net)
     return (fitted(net, config, train_set, say) if config.fit_anchors else net), weights
+
+
+def trainable(weights: checkpoints.Checkpoint, train_set: DetectionSet,
+              say: Callable) -> checkpoints.Checkpoint:
+    """Return a folded checkpoint with batch-norm put back, its statistics those of training images."""
+    images = plain_images(train_set, CALIBRATION)
+    net, state = unfold(weights.net, weights.state, images)
+    say(f"batch-norm put back behind the folded convolutions, measured on {len(images)} training images")
+    return dataclasses.replace(weights, net=net, state=state)
 
 
 def fitted(net: Net, config: NetRecipe, train_set: DetectionSet, say: Callable) -> Net:
