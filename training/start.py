@@ -60,8 +60,8 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
     if weights is not None:
         given = {node.layer for node in expand(weights.net).nodes if node.constant}
         if lost := sorted(given - {row.name for row in net}):
-            raise UsageError(f"--cfg {config.cfg}: the record {lost[0]!r} of {config.start} brings images to a "
-                             "mean and deviation, and this network lacks it; leave out --cfg")
+            raise UsageError(f"--cfg {config.cfg}: the record {lost[0]!r} of {config.start} brings images to "
+                             "a mean and deviation, and this network lacks it; leave out --cfg")
         mine = {(head.name, head.kind, len(head.anchors)) for head in heads(net)}
         kept = {head.name: head.anchors for head in heads(weights.net)
                 if (head.name, head.kind, len(head.anchors)) in mine}
