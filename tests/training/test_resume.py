@@ -118,7 +118,7 @@ def test_of_equal_epochs_the_later_is_best_also_where_nothing_can_be_measured(fi
     task = SimpleNamespace(
         config=SimpleNamespace(epochs=3, val_interval=1, metric="map50"), main=True, log=lambda row: None,
         validate=lambda _: {"map50": figures[state.epoch]}, signals=SimpleNamespace(poll=lambda: False),
-        save=lambda s, is_best: saved.append((s.epoch - 1, is_best)) or True)
+        pause=lambda state: False, save=lambda s, is_best: saved.append((s.epoch - 1, is_best)) or True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "train_one_epoch", lambda *_: None)
         patch.setattr(engine.ddp, "mean_over_ranks", lambda *_: {})
