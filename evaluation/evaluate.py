@@ -137,7 +137,9 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     coco = dataset.coco
     sizes = [(record.height, record.width) for record in coco.images]
     found = collect_detections(batches, finder, sizes, progress, poll)
-    return evaluate_detections(coco.as_written(), found, coco.names, max_det=finder.thresholds[2]), found
+    truth, places = coco.as_written()
+    rows = np.column_stack((places[found[:, 0].astype(int)], found[:, 1:]))
+    return evaluate_detections(truth, rows, coco.names, max_det=finder.thresholds[2]), found
 
 
 def measure(runtime: Runtime, where: Located, imgsz: int,

@@ -54,11 +54,20 @@ class CocoSet:
         return coco_content(((r.path.name, r.width, r.height, r.rows(ids)) for r in self.images),
                             dict(enumerate(self.names, 1)))
 
-    def as_written(self) -> dict:
-        """Return that dict with every box as the file has it, repeated ones too: what AP is measured on."""
-        return coco_content(((r.path.name, r.width, r.height, [
+    def as_written(self) -> tuple[dict, np.ndarray]:
+        """Return that dict with every box as the file has it, repeated ones too: what AP is measured on.
+
+        Images come in the order of the file's ids, by which equal scores are ranked; with their int64 [I]
+        places in it, by position.
+        """
+        def of_id(position: int) -> tuple:
+            found = self.images[position].id
+            return (0, found, "") if isinstance(found, int | float) else (1, 0, str(found))
+        order = sorted(range(len(self.images)), key=of_id)
+        rows = ((r.path.name, r.width, r.height, [
             (int(k) + 1, *box, area, crowd) for k, *box, area, crowd in r.written.tolist()])
-            for r in self.images), dict(enumerate(self.names, 1)))
+            for r in (self.images[i] for i in order))
+        return coco_content(rows, dict(enumerate(self.names, 1))), np.argsort(order)
 
 
 def read_coco(json_path: str | Path, image_dir: str | Path,
