@@ -5,13 +5,16 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
 from utils.boxes import PAD_VALUE, Geometry, letterbox_geometry
+from utils.errors import DataError
 
+FILES = (".yaml", ".yml", ".json")             # how the name of a serialised pipeline ends
 MIN_SIDE = 2                       # px; a smaller box teaches nothing
 MIN_VISIBLE = 0.2                  # of a box's area; a sliver at the edge teaches the wrong thing
 
@@ -29,7 +32,9 @@ class Augment:
     translate: float = 0.0         # largest shift, as a share of the side
     scale: float = 0.0             # at most 1 + scale times larger, or smaller
     shear: float = 0.0             # largest shear in degrees
+    mixup: float = 0.0             # share of images mixed with another
     also: tuple[str, ...] = ()     # names of TRANSFORMS that follow
+    own: str = ""                  # a pipeline as albumentations serialises it: all but mosaic and mixup
 
 
 DEFAULT = Augment(mosaic=1.0, flip=0.5, hue=0.015, saturation=0.6, value=0.4, translate=0.1, scale=0.5)
@@ -41,7 +46,12 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {}
 
 
 def preset(name: str) -> Augment:
-    """Return the named strength (no-flip is for digits and text) or raise ValueError."""
+    """Return the named strength (no-flip is for digits and text), or that of a pipeline's file.
+
+    Raises ValueError for an unknown name, DataError for a file that holds no pipeline or one of no use.
+    """
+    if name.endswith(FILES):
+        return _from_file(Path(name))
     if name not in PRESETS:
         raise ValueError(f"augmentation {name!r}: needs one of {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -103,6 +113,11 @@ def clip_boxes(boxes: np.ndarray, left: float, top: float, right: float, bottom:
     return np.concatenate((boxes[:, :1], corners), 1)[keep]
 
 
+def mix(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """Return two images uint8 [S, S, 3] in one, `share` of the first (mixup, 2018, arXiv 1710.09412)."""
+    return cv2.addWeighted(image, share, other, 1 - share, 0)
+
+
 class Pipeline:
     """Affine, mirror and colour; calls are independent, each with its own generator."""
 
@@ -120,6 +135,11 @@ class Pipeline:
         self._compose.set_random_state(rng, python_random)
         out = self._compose(image=image, bboxes=np.roll(boxes, -1, axis=1))
         rows = np.asarray(out["bboxes"], np.float32).reshape(-1, 5)
+        same = (out["image"].shape, out["image"].dtype) == (image.shape, image.dtype)
+        if not same or not np.isfinite(rows).all():
+            raise DataError(f"--augment: the pipeline made {out['image'].dtype} {out['image'].shape} of "
+                            f"{image.dtype} {image.shape}, or boxes without a place: leave out what changes "
+                            "size or type (ToFloat, Normalize, ToTensorV2, a Resize or crop to another side)")
         return out["image"], np.roll(rows, 1, axis=1)
 
 
@@ -128,6 +148,10 @@ def _compose(settings: Augment) -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")     # else it asks PyPI for its newest version
     import albumentations as A
     s, steps = settings, []
+    rules = A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE, min_height=MIN_SIDE,
+                         min_visibility=MIN_VISIBLE, clip=True)
+    if s.own:
+        return A.Compose(_read(s.own), bbox_params=rules)
     if any((s.degrees, s.translate, s.scale, s.shear)):
         steps.append(A.Affine(scale=(1 / (1 + s.scale), 1 + s.scale), keep_ratio=True,
                               translate_percent=(-s.translate, s.translate), rotate=(-s.degrees, s.degrees),
@@ -136,9 +160,31 @@ def _compose(settings: Augment) -> Any:
     if any((s.hue, s.saturation, s.value)):
         steps.append(_colour_step(s))
     steps += [TRANSFORMS[name](A) for name in s.also]
-    rules = A.BboxParams(format="pascal_voc", label_fields=[], min_width=MIN_SIDE, min_height=MIN_SIDE,
-                         min_visibility=MIN_VISIBLE, clip=True)
     return A.Compose(steps, bbox_params=rules)
+
+
+def _read(text: str) -> list[Any]:
+    """Return the transforms of a serialised pipeline, whose own rules for boxes give way to ours."""
+    import albumentations as A
+    import yaml
+    found = A.from_dict(yaml.safe_load(text))      # only transforms of its own register, by name
+    return list(found.transforms) if type(found) is A.Compose else [found]
+
+
+def _from_file(path: Path) -> Augment:
+    """Return mosaic and the pipeline in a file, tried on an image. Raises DataError."""
+    try:
+        settings = Augment(mosaic=DEFAULT.mosaic, own=path.read_text(encoding="utf-8"))
+        image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+        boxes = np.array([[0, 20, 20, 70, 60]], np.float32)
+        for seed in range(4):
+            Pipeline(settings)(image, boxes, np.random.default_rng(seed))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:                     # transforms raise what they like
+        raise DataError(f"--augment {path} is no albumentations pipeline that can be used: "
+                        f"{type(error).__name__}: {error}; write it with albumentations' A.save") from None
+    return settings
 
 
 def _colour_step(settings: Augment) -> Any:

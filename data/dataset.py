@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.augment import Augment, Pipeline, letterbox, letterbox_boxes, mosaic
+from data.augment import Augment, Pipeline, letterbox, letterbox_boxes, mix, mosaic
 from data.coco.read import CocoSet
 from data.images import MAX_PIXELS, decode
 from utils.boxes import Geometry, letterbox_geometry
@@ -107,6 +107,10 @@ class DetectionSet:
             image, boxes = mosaic([self._content(int(i)) for i in (index, *others)], self.imgsz, rng)
         else:
             image, boxes = self.plain(index), self.boxes[index]
+        if self.augment.mixup and not whole and rng.random() < self.augment.mixup:
+            other = int(rng.integers(len(self)))
+            image = mix(image, self.plain(other), rng.beta(8, 8))
+            boxes = np.concatenate((boxes, self.boxes[other]))
         return self._pipeline(image, boxes, rng)
 
     def plain(self, index: int) -> np.ndarray:

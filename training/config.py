@@ -19,10 +19,19 @@ def duration(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r}: needs a number and s, m or h, e.g. 15m") from None
 
 
+def batch(text: str) -> int:
+    """Return the images of a batch, 0 for auto; raise argparse's error."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: needs 1 or more, or auto")
+    return int(text)
+
+
 def known_preset(name: str) -> bool:
-    """Return whether data/augment.py has this preset. OpenCV is loaded only where flags are read."""
-    from data.augment import PRESETS
-    return name in PRESETS
+    """Return whether data/augment.py has this preset, or it is a file. OpenCV is loaded only for flags."""
+    from data.augment import FILES, PRESETS
+    return name in PRESETS or name.endswith(FILES)
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,11 @@ class Recipe:
                                   "(0: no averaging)", BELOW_ONE)
     val_split: float | None = option(None, "share of an undivided set for val, by whole videos or folders "
                                            "(default: 0.2)", BELOW_ONE, type=float)
-    augment: str = option("default", "variety of the training images: none, light, no-flip, default, or "
-                                     "another preset of data/augment.py",
-                         (known_preset, "none, light, no-flip, default or a preset of your own"))
+    augment: str = option("default", "variety of the training images: none, light, no-flip, default, another "
+                                     "preset of data/augment.py, or an albumentations pipeline after mosaic, "
+                                     "as its own A.save writes it (.yaml, .json)",
+                         (known_preset, "none, light, no-flip, default, a preset of your own or a .yaml"))
+    mixup: float = option(0.0, "share of the training images that are mixed with another's", SHARE)
     close_mosaic: int = option(10, "last epochs without mosaic", NOT_NEGATIVE)
     multi_scale: bool = option(False, "vary the input side by half to one and a half, a new one each step")
     precision: str = option("auto", "of the forward pass in training",
@@ -120,6 +131,8 @@ class TrainConfig(NetRecipe):
                                        "random (default: the one that comes with the project for --cfg)")
     cfg: str | None = option(None, "network: a zoo name such as micro-yolo (the README lists them) or a "
                                    "net.json (default: that of --weights)")
+    batch_size: int = option(16, "images per step, over all processes; auto: what fits a CUDA device",
+                             NOT_NEGATIVE, type=batch)
     exist_ok: bool = False
     teacher: str | None = option(None, "checkpoint whose predictions are learned as well, for the classes "
                                        "that both know by name")
@@ -131,6 +144,10 @@ class TrainConfig(NetRecipe):
                                 type=duration)
     epoch_images: int | None = option(None, "images of an epoch, others each time (default: all; --time sets "
                                             "it for a large set)", ONE_OR_MORE, type=int)
+    class_weights: tuple[str, ...] = option(
+        (), "weights of classes in the class loss: auto (by the root of their rarity), a JSON of name: "
+        "weight, or NAME=WEIGHT ...; the rest 1", nargs="+")
+    cycles: int = option(1, "cosines one after another, each from the peak rate (warm restarts)", ONE_OR_MORE)
     freeze: tuple[str, ...] = option((), "layers that do not learn, batch-norm's statistics included: a "
                                          "number of the first ones, or names", nargs="+")
     no_report: bool = option(False, "no plots and no report.html at the end")

@@ -169,7 +169,7 @@ def train_one_epoch(state: State, task: Task) -> None:
 def set_learning_rate(state: State, config: TrainConfig, steps: int) -> None:
     """Set the optimizer's learning rate for the next step; steps: of an epoch."""
     rate = learning_rate(state.step, config.epochs * steps, config.warmup * steps, config.peak_lr,
-                         config.final_lr)
+                         config.final_lr, config.cycles)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * state.lr_scale
 

@@ -83,11 +83,15 @@ def newest_share(step: Tensor, age: float) -> Tensor:
     return -torch.expm1((1 / age - 1 if age else math.inf) * torch.log1p(-1 / step))
 
 
-def learning_rate(step: float, total: int, warm: float, lr: float, final: float) -> float:
-    """Return an optimizer step's learning rate: linear over `warm` steps, then a cosine to final * lr."""
+def learning_rate(step: float, total: int, warm: float, lr: float, final: float, cycles: int = 1) -> float:
+    """Return an optimizer step's learning rate: linear over `warm` steps, then a cosine to final * lr.
+
+    cycles: cosines one after another (warm restarts, Loshchilov and Hutter 2017, arXiv 1608.03983).
+    """
     if step < warm:
         return lr * (step + 1) / (warm + 1)
-    along = min(1.0, (step - warm) / max(1.0, total - warm))
+    along = min(1.0, (step - warm) / max(1.0, total - warm)) * cycles
+    along = along % 1 if along < cycles else 1.0
     return lr * (final + (1 - final) * (1 + math.cos(math.pi * along)) / 2)
 
 

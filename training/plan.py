@@ -14,6 +14,7 @@ FEWEST = 8                                         # epochs; of a set too large 
 REPORT = 8.0                                       # s that plots and the page take beside the validation
 SLACK = 0.03                                       # of the budget, for what was measured too short
 OFF = 0.05                                         # of the budget: an end this far away is planned anew
+FULL, MOST = 0.7, 64                               # of the free memory; images of a batch at most
 TRIED = 12.0                                       # s of trial steps at most, and of the budget at most OFF
 
 
@@ -95,3 +96,14 @@ class Clock:
             self.costs = Costs((before.image + image) / 2, self.validated or before.validation, 0.0)
         self.begin()
         return self.costs
+
+
+def largest_batch(peaks: dict[int, int], free: int, images: int) -> int:
+    """Return the largest power of two of images that fits FULL of the free memory (bytes), at most MOST.
+
+    peaks: bytes of a step at two batch sizes, from which the others' follow on a line.
+    """
+    (few, low), (more, high) = sorted(peaks.items())
+    each = max(1.0, (high - low) / (more - few))
+    fits = min((FULL * free - low) / each + few, MOST, max(1, images))
+    return 2 ** int(math.log2(max(1.0, fits)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from compress.distill import taught
-from data.augment import preset
+from data.augment import FILES, preset
 from data.coco.clean import report_faults
 from data.coco.locate import locate
 from data.coco.read import read_coco
@@ -28,8 +28,9 @@ from models.layer import Net
 from models.network import Network, initialise
 from training import engine
 from training.config import Recipe, TrainConfig
-from training.run import NOTES, Run, Session, Validator
-from training.start import choose_net, plain_images, settle, start_from
+from training.plan import largest_batch
+from training.run import NOTES, Run, Session, Validator, make_state
+from training.start import choose_net, class_weights, plain_images, settle, start_from
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
@@ -65,11 +66,15 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     """Return the run of that folder."""
     world, say = session.world, session.say
     lock = runs.lock(folder) if world.main else None
-    train_set, val_set = read_sets(config, session, folder)
+    own = dataclasses.replace(config, augment=own_pipeline(config, folder, world.main))
+    train_set, val_set = read_sets(own, session, folder)
     found = saved_run(folder, train_set.coco.names, say) if config.resume is not None else None
     net, weights = (found.net, None) if found else choose_net(config, train_set, say)
-    check_side(net, config, len(train_set))
+    weighted = class_weights(config.class_weights, train_set, say)
     model = initialise(Network(net), config.seed)
+    if not config.batch_size:
+        config = with_batch(config, model, train_set, session)
+    check_side(net, config, min(len(train_set), config.epoch_images or len(train_set)))
     if weights is not None:
         start_from(model, weights, train_set, config.separate, say)
     if world.main and not found:
@@ -82,7 +87,7 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     run = Run(config, folder, session, model,
               train_set.for_run(config.seed, max(0, config.epochs - config.close_mosaic)),
               Validator(config, val_set, session, interrupt),
-              make_loss(config.teacher, net, train_set.coco.names, session), interrupt,
+              make_loss(config.teacher, net, train_set.coco.names, session, weighted), interrupt,
               lock=lock, may_halve=True)
     if fault:
         run.note(f"half precision is {fault} on this network's first batch; training in fp32")
@@ -158,8 +163,44 @@ def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[Detection
     if not any(len(record.boxes) for record in train.images):
         raise DataError(f"{where.train.json}: not one box to learn from; is it the right annotation file?")
     shared = (config.seed, config.cache, config.max_pixels)
-    return (DetectionSet(train, config.imgsz, preset(config.augment), *shared),
+    augment = dataclasses.replace(preset(config.augment), mixup=config.mixup)
+    return (DetectionSet(train, config.imgsz, augment, *shared),
             DetectionSet(val, config.imgsz, None, *shared))
+
+
+def own_pipeline(config: TrainConfig, folder: Path, main: bool) -> str:
+    """Return --augment, of a file the copy in the run folder: made here, and what resuming reads."""
+    if not config.augment.endswith(FILES):
+        return config.augment
+    copy_of, given = folder / f"augment{Path(config.augment).suffix}", Path(config.augment)
+    if main and not (config.resume is not None and copy_of.is_file()):
+        if not given.is_file():
+            raise UsageError(f"--augment {given}: no such file; give a pipeline as albumentations saves it")
+        shutil.copyfile(given, copy_of)
+    ddp.wait()
+    return str(copy_of)
+
+
+def with_batch(config: TrainConfig, model: Network, train_set: DetectionSet, session: Session) -> TrainConfig:
+    """Return the config with the batch of --batch-size auto: the largest that fits CUDA, or 16."""
+    if session.device.type != "cuda":
+        session.say("--batch-size auto: 16, for on a CPU memory says nothing of speed")
+        return dataclasses.replace(config, batch_size=16)
+    peaks, world = {}, session.world.size
+    largest = max(config.sides(max(strides(model.net).values())), default=config.imgsz)
+    for size in (4, 8):
+        state = make_state(copy.deepcopy(model).to(session.device), config, session)
+        images = torch.rand(size, 3, largest, largest, device=session.device)
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", engine.HALF.get(session.precision), enabled=session.precision != "fp32"):
+            outputs = state.model(images)
+        terms = DetectionLoss(model.net)(outputs, images.new_tensor([[0, 0, .5, .5, .2, .2]]))
+        sum(terms.values()).backward()
+        state.optimizer.step()
+        peaks[size] = torch.cuda.max_memory_allocated()
+    batch = ddp.from_main(largest_batch(peaks, torch.cuda.mem_get_info()[0], len(train_set) // world))
+    session.say(f"--batch-size auto: {batch * world} ({peaks[8] / 8e6:.0f} MB an image)")
+    return dataclasses.replace(config, batch_size=batch * world)
 
 
 def check_side(net: Net, config: Recipe, images: int) -> None:
@@ -185,9 +226,10 @@ def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
     return half_fault(half, exact)
 
 
-def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session) -> Callable:
+def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session,
+              weighted: torch.Tensor | None = None) -> Callable:
     """Return a network's loss, with the part of the teacher whose checkpoint is at `path`."""
-    loss = DetectionLoss(net)
+    loss = DetectionLoss(net, None if weighted is None else weighted.to(session.device))
     if not path:
         return loss
     found = checkpoints.load(path)

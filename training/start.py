@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from models.network import Network
 from models.transfer import report_lines, transfer
 from models.zoo.build import DEFAULT, SIDE, build, shipped, with_heads
 from training.config import NetRecipe, Recipe, TrainConfig
+from utils import runs
 from utils.errors import UsageError
 
 Config = TypeVar("Config", bound=Recipe)
@@ -92,6 +95,32 @@ def fitted(net: Net, config: NetRecipe, train_set: DetectionSet, say: Callable) 
         found, [anchor for head in heads(net) for anchor in head.anchors]))
     say(f"anchors fitted: {' '.join(map(str, parts))}; mean best IoU {new:.3f} (before {old:.3f})")
     return with_heads(net, len(train_set.coco.names), parts)
+
+
+def class_weights(words: Sequence[str], train_set: DetectionSet, say: Callable) -> torch.Tensor | None:
+    """Return the weights [K] that --class-weights names, None where it names none. Raises UsageError."""
+    if not words:
+        return None
+    names, out = train_set.coco.names, torch.ones(len(train_set.coco.names))
+    if list(words) == ["auto"]:
+        labels = torch.cat([torch.from_numpy(boxes[:, 0]) for boxes in train_set.boxes]).long()
+        count = torch.bincount(labels, minlength=len(names)).float()
+        out = torch.where(count > 0, count.clamp(min=1).rsqrt(), count.new_ones(()))
+        out = torch.where(count > 0, out * count.sum() / (out * count).sum(), 1.0)     # 1 on average of boxes
+    elif len(words) == 1 and words[0].endswith(".json"):
+        given = runs.read_object(Path(words[0]))
+    else:
+        given = dict(word.rpartition("=")[::2] for word in words)
+    for name, weight in given.items() if list(words) != ["auto"] else ():
+        try:
+            out[names.index(name)] = value = float(weight)
+        except (TypeError, ValueError):
+            value = -1.0
+        if not 0 <= value < math.inf:
+            raise UsageError(f"--class-weights {name}={weight}: needs a class of {', '.join(names)} and a "
+                             "weight of 0 or more; or auto, or a JSON of name: weight")
+    say("class weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, out.tolist())))
+    return out
 
 
 def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: DetectionSet, factorise: bool,

@@ -115,7 +115,8 @@ class AnchorHead(Head):
             ciou, iou = ciou_pairs(predicted, found.boxes)
             box = (1 - ciou).sum()
             wanted = F.one_hot(found.classes, self.classes).to(vectors.dtype)
-            classes = F.binary_cross_entropy_with_logits(vectors[:, CLASSES], wanted, reduction="sum")
+            classes = F.binary_cross_entropy_with_logits(vectors[:, CLASSES], wanted, self.class_weights,
+                                                         reduction="sum")
             # Two boxes may claim one prediction; the better overlap is its objectness, whatever the order.
             _, count, _, height, width = raw.shape
             flat = ((found.image * count + found.anchor) * height + found.y) * width + found.x

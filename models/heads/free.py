@@ -96,7 +96,8 @@ class FreeHead(Head):
         wanted = torch.zeros_like(logits)
         wanted[found.image, found.at, truth.label[found.row]] = found.quality.to(wanted.dtype)
         terms = {"box": logits.sum() * 0, "dfl": logits.sum() * 0,
-                 "cls": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")}
+                 "cls": F.binary_cross_entropy_with_logits(logits, wanted, heads[0].class_weights,
+                                                         reduction="sum")}
         first = 0
         for head, of_head, output in zip(heads, raw, outputs):
             own = (found.at >= first) & (found.at < first + of_head.shape[1])

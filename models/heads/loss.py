@@ -15,11 +15,14 @@ class DetectionLoss:
     """Callable: (outputs, targets, images) -> {term: scalar}; the images are not looked at.
 
     outputs: list of [B, *shape, G, G]; targets [N, 6] (image, class, cxcywh normalised), N may be 0. A term
-    is a sum divided by the matches of the global batch. Raises ModelError for a classifier.
+    is a sum divided by the matches of the global batch. class_weights: one a class, of what the class term
+    says of it. Raises ModelError for a classifier.
     """
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, class_weights: Tensor | None = None) -> None:
         self.heads = heads_of(require_heads(net, "a detection loss"))
+        for head in self.heads:
+            head.class_weights = class_weights
         self.terms = self.heads[0].terms
 
     def __call__(self, outputs: list[Tensor], targets: Tensor,
