@@ -1,4 +1,4 @@
-"""`python -m data.convert voc|yolo|labelme SRC --out DIR`: a copy of other tools' labels in COCO layout."""
+"""`python -m data.convert voc|yolo|labelme|via SRC --out DIR`: other tools' labels copied in COCO layout."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,14 +15,16 @@ def recognised(kind: str, source: Path, difficult: str = "crowd", zero_based: bo
                lists: dict[str, str | None] | None = None) -> "Layout":
     """Return the layout of a set of that kind; raise DataError when it has none."""
     from data.convert.labelme import labelme_layout
+    from data.convert.via import via_layout
     from data.convert.voc import voc_layout
     from data.convert.yolo import yolo_layout
-    if not source.is_dir() and not (kind == "yolo" and source.is_file()):
+    if not source.is_dir() and not (kind in ("yolo", "via") and source.is_file()):
         raise DataError(f"{source}: is not a folder; give the set's folder (unpack an archive first)")
     found = voc_layout(source, difficult, zero_based, lists) if kind == "voc" else \
-        {"yolo": yolo_layout, "labelme": labelme_layout}[kind](source)
+        {"yolo": yolo_layout, "labelme": labelme_layout, "via": via_layout}[kind](source)
     if found is None:
-        needed = {"voc": "XML file", "labelme": "JSON file with `shapes`", "yolo": "class names"}[kind]
+        needed = {"voc": "XML file", "labelme": "JSON file with `shapes`", "via": "VIA file",
+                  "yolo": "class names"}[kind]
         raise DataError(f"{source}: no {needed} here; VOC needs Annotations and JPEGImages, YOLO a YAML with "
                         "`names` (0: cat) or classes.txt and images, labelme a JSON file per image")
     return found
@@ -46,11 +48,12 @@ def write_converted(labels: "Labels", layout: "Layout", out: Path) -> dict[str, 
 
 def main() -> None:
     """Convert the set named on the command line; print what was written and what was left out."""
-    parser = cli.parser("Make a data set in COCO layout from Pascal VOC, YOLO or labelme labels.",
-                        "max-pixels")
+    parser = cli.parser("Make a data set in COCO layout from Pascal VOC, YOLO, labelme, Supervisely or VIA "
+                        "labels.", "max-pixels")
     parser.prog = "python -m data.convert"
-    parser.add_argument("kind", choices=("voc", "yolo", "labelme"), help="format of SRC")
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the set, or its YAML; only read")
+    parser.add_argument("kind", choices=("voc", "yolo", "labelme", "via"), help="format of SRC")
+    parser.add_argument("source", type=Path, metavar="SRC",
+                        help="folder of the set, or its YAML or JSON; only read")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the result")
     parser.add_argument("--difficult", choices=("crowd", "keep", "drop"), default="crowd",
                         help="VOC objects marked difficult: ignored like crowds, kept, or left out")

@@ -165,19 +165,17 @@ def _read(found: _Description, labels: Labels) -> Sequence[str]:
         labels.note(next(iter(found.splits)), "names-differ", "`names` of the YAML were followed", note)
     for split, places in found.splits.items():
         files = [file for place in places for file in _images(place, found.file.parent, labels, split)]
-        bare: list[Path] = []
         labels.look(files)
         used = set()
         for file in files:
             text = _label_file(file)
             used.add(text)
             if size := labels.add_image(split, file, file):
-                bare += [file] if text is None else []
+                if text is None:
+                    labels.note(split, "no-labels", "images without a label file, beside it or in labels/: "
+                                "taken as empty", file)
                 for place, name, xywh in _boxes(text, found, labels, split, poses) if text else ():
                     labels.add_box(split, file, name, [v * side for v, side in zip(xywh, size * 2)], place)
-        if len(bare) == len(files):
-            for file in bare:
-                labels.note(split, "no-labels", "images without a label file, beside it or in labels/", file)
         for folder in sorted({text.parent for text in used if text and "labels" in text.parts}):
             for text in sorted(set(folder.glob("*.txt")) - used):
                 if text.name != "classes.txt":

@@ -19,7 +19,7 @@ from utils.errors import DataError
 
 # Worth knowing, nothing to mend; and what a copy keeps, for only a person can tell
 NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "names-differ",
-         "keypoints", "polygon", "score", "stale-filename")
+         "keypoints", "no-labels", "polygon", "score", "stale-filename")
 LEFT = ("leak-near-duplicate", "corners-instead-of-size", "split-without-boxes", "repeated-image-other-boxes",
         "leak-whole-split")
 

@@ -17,6 +17,8 @@ from PIL import Image
 import train as script
 from data.coco.locate import locate
 from data.coco.read import read_coco
+from data.convert.__main__ import recognised, write_converted
+from data.convert.labels import Labels
 from models.records import to_json
 from tests.helpers.label_writers import voc_object
 from tests.helpers.nets import small_net
@@ -338,3 +340,11 @@ def test_labels_of_any_case_are_read_and_absent_ones_are_named(tmp_path: Path):
     shutil.rmtree(root / "train/labels")
     with pytest.raises(DataError, match="10 images without a label file, .*first: .*train_00"):
         read_coco(*locate(file).train)
+
+
+def test_a_converted_copy_of_via_and_supervisely_holds_the_same_boxes(tmp_path: Path):
+    for export, kind in ((via_project, "via"), (supervisely, "labelme")):
+        given = export(tmp_path / kind)[-1]
+        write_converted(Labels(), recognised(kind, given), tmp_path / f"{kind} copy")
+        for record in read_coco(*locate(tmp_path / f"{kind} copy", val_split=0.2).train).images:
+            assert record.boxes.tolist() == [[k, x, y, x + w, y + h] for x, y, w, h, k in BOXES]
