@@ -179,11 +179,12 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
     if not path.is_file():
         raise DataError(f"{masked(str(path))}: no such file")
     if path.suffix.lower() in VIDEOS:
-        info, count, bad = probe(path, max_pixels), 0, []
+        info, count, seconds, bad = probe(path, max_pixels), 0, 0.0, []
         for count, (image, seconds) in enumerate(read(path, max_pixels, bad.append), 1):
             yield Frame(name, path, image, count - 1, info, seconds=seconds)
-        damaged = f"{len(bad)} damaged frames, the first at {bad[0]:.2f} s; " if bad else ""
-        if damaged or count < 0.98 * info.frames - 1:      # containers err by a frame or two
+        damaged = f"{len(bad)} damaged frames, the first at {min(bad):.2f} s; " if bad else ""
+        got = count if info.counted else info.fps * seconds + 1        # its rate may vary
+        if damaged or got < 0.98 * info.frames - 1:        # containers err by a frame or two
             return f"{path}: {damaged}only {count} of {info.frames or 'more'} frames could be read"
         return ""
     if path.suffix.lower() not in IMAGES:

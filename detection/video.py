@@ -33,13 +33,17 @@ LIVE = ".mkv", "matroska", {"cluster_time_limit": "1000", "flush_packets": "1"}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says of itself: `frames` (0: unknown), size in px turned upright, a pixel's aspect."""
+    """What a video says of itself: `frames` (0: unknown), size in px turned upright, a pixel's aspect.
+
+    Where the file has not `counted` its frames, their number is its duration at the mean rate.
+    """
 
     fps: float
     frames: int
     width: int
     height: int
     aspect: Fraction = Fraction(1)
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def probe(path: Path, max_pixels: float = math.inf) -> VideoInfo:
         size, aspect = (frame.width, frame.height), stream.sample_aspect_ratio or Fraction(1)
         if frame.rotation % 180:
             size, aspect = size[::-1], 1 / aspect
-        return VideoInfo(rate_of(stream), length_of(container, stream), *size, aspect)
+        return VideoInfo(rate_of(stream), length_of(container, stream), *size, aspect, stream.frames > 0)
 
 
 def rate_of(stream: "VideoStream") -> float:
@@ -112,11 +116,16 @@ def read(path: Path, max_pixels: float = math.inf,
          damaged: Callable[[float], object] = lambda _: None) -> Iterator[tuple[np.ndarray, float]]:
     """Yield a video's frames, uint8 [H, W, 3] RGB upright, with times in s; `damaged` gets a bad one's."""
     with _opened(path, max_pixels) as (container, stream):
-        start, due = None, [0.0]                           # when the next frame is expected
-        for frame in decoded(container, stream, lambda: damaged(due[0])):
-            start = frame.time if start is None else start
-            now = due[0] if frame.time is None else frame.time - start
-            due[0] = now + 1 / rate_of(stream)
+        start, due = None, 0.0                             # when the next frame is expected
+        if stream.start_time is not None:                  # the first frames may be damaged
+            start = float(stream.start_time * stream.time_base)
+
+        def amiss(at: float | None) -> None:
+            damaged(due if at is None else at - (start or 0.0))
+        for frame in decoded(container, stream, amiss):
+            start = frame.time if start is None or start > (frame.time or start) else start
+            now = due if frame.time is None else frame.time - start
+            due = now + 1 / rate_of(stream)
             yield upright(frame, "rgb24"), now
 
 
@@ -125,31 +134,43 @@ def upright(frame: "VideoFrame", form: str) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format=form), frame.rotation // 90))
 
 
-def decoded(container: "InputContainer", stream: "VideoStream", damaged: Callable[[], object] = lambda: None,
-            whole: bool = False) -> "Iterator[VideoFrame]":
-    """Yield the frames of an opened video, and call `damaged()` for what cannot be decoded.
+def decoded(container: "InputContainer", stream: "VideoStream",
+            damaged: Callable[[float | None], object] | None = None, whole: bool = False,
+            ) -> "Iterator[VideoFrame]":
+    """Yield the frames of an opened video; `damaged` gets the time in s (None: not known) of each bad one.
 
     BAD damaged packets in a row end it; where packets must be `whole`, so does one that was cut on its way.
     """
     import av
-    bad = 0
+    bad, told, count, silent = 0, 0, 0, set[int]()         # silent: times of packets that gave no frame
     while bad < BAD:
         try:
             for packet in container.demux(stream):
+                if damaged and packet.pts is not None and not packet.is_discard:
+                    silent.add(packet.pts)
                 try:
                     frames = packet.decode() if not packet.is_corrupt else None
                 except av.FFmpegError:
                     frames = None
-                if frames is None:
-                    damaged()
+                if frames is None and damaged:
+                    damaged(None)
+                    told += 1
                 bad = 0 if frames else bad + (frames is None)
                 if bad == BAD or whole and packet.is_corrupt:
                     return
-                yield from frames or ()
-            return
+                for frame in frames or ():
+                    silent.discard(frame.pts)
+                    yield frame
+                    count += 1
+            break
         except av.InvalidDataError:                        # between packets: behind it may be others
-            damaged()
+            if damaged:
+                damaged(None)
             bad += BAD if whole else 1
+    # Some decoders leave a bad frame out and say nothing; packets of half an image, or none (VP8), are sound
+    if damaged and len(silent) < count / 2 and "vp" not in stream.codec_context.name:
+        for pts in sorted(silent)[:max(0, len(silent) - told)]:
+            damaged(float(pts * stream.time_base))
 
 
 class Recorder:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from detection.outputs import Outputs
 from detection.sources import open_source, printable, unique_names
 from detection.video import Frame, Recorder, VideoInfo, probe, read
+from tests.helpers.browser_cases import chromium, need_browser, served
 from tests.helpers.detect_cases import film, save, scene
 from utils.errors import DataError
 
@@ -78,6 +80,31 @@ def test_what_a_video_lacks_is_counted_and_told(tmp_path, nets, run):
     assert "1 files could not be read or not to their end" in out
     wanted = [k / 10 for k in range(40) if k not in (10, 20, 21)]
     assert times_of(folder / "a.mp4") == pytest.approx(wanted, abs=0.05)
+
+
+def test_frames_that_a_decoder_leaves_out_in_silence_are_counted(tmp_path):
+    if "libx265" not in av.codecs_available:
+        pytest.skip("needs a PyAV whose FFmpeg writes HEVC")
+    options = {"preset": "ultrafast", "x265-params": "keyint=10:bframes=0:log-level=none"}
+    path = coded(tmp_path / "a.mp4", "libx265", [k / 10 for k in range(40)], **options)
+    assert len(list(source := open_source(str(path)))) == 40 and not source.faults
+    damage(path, 25)
+    frames = list(source)
+    assert len(frames) < 40 and frames[-1].seconds == pytest.approx(3.9, abs=0.01)
+    assert re.search(rf"{40 - len(frames)} damaged frames, the first at 2\.50 s", source.faults[0][1])
+
+
+def test_a_damaged_start_moves_no_times_and_a_varying_rate_is_no_loss(tmp_path):
+    path = coded(tmp_path / "a.mkv", "mjpeg", [k / 10 for k in range(20)])
+    for number in (0, 1):
+        damage(path, number)
+    source = open_source(str(path))
+    times = [frame.seconds for frame in source]
+    assert times == pytest.approx([k / 10 for k in range(2, 20)], abs=0.002)
+    assert "2 damaged frames, the first at 0.00 s" in source.faults[0][1]
+    times = [0.5 * k for k in range(10)] + [5 + 0.02 * k for k in range(30)]
+    path = coded(tmp_path / "b.webm", "libvpx", times)
+    assert len(list(source := open_source(str(path)))) == 40 and not source.faults, source.faults
 
 
 def test_a_video_of_nothing_but_damage_ends_soon(tmp_path):
@@ -239,16 +266,47 @@ def test_frames_of_equal_or_falling_times_are_written_one_after_the_other(tmp_pa
     assert len(times) == 5 and times == sorted(set(times)) and times[-1] == pytest.approx(0.3, abs=0.001)
 
 
-def test_ffmpeg_agrees_on_the_times(tmp_path):
-    try:
-        subprocess.run(["ffprobe", "-version"], capture_output=True, check=True)
-    except OSError:
-        pytest.skip("needs ffprobe")
-    film(tmp_path / "a.mp4", 5, fps=25.0)
+VARYING = [0.2 * k for k in range(8)] + [1.6 + 0.04 * k for k in range(12)]
+
+
+@pytest.fixture(scope="module")
+def written(nets, tmp_path_factory):
+    """What detect.py's Recorder makes of a video whose rate varies."""
+    folder = tmp_path_factory.mktemp("written")
+    video = Recorder(folder / "a", live=False)
+    for frame in open_source(str(coded(folder / "source.mkv", "mjpeg", VARYING))):
+        video.write(frame.image, frame.seconds, frame.video)
+    video.close()
+    return folder / "a.mp4"
+
+
+def test_ffprobe_and_opencv_agree_on_the_times(written):
+    capture, seen = cv2.VideoCapture(str(written)), []
+    while capture.read()[0]:
+        seen.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    assert seen == pytest.approx(VARYING, abs=0.002)
+    if shutil.which("ffprobe") is None:
+        pytest.skip("needs ffprobe for the rest")
     done = subprocess.run(["ffprobe", "-v", "error", "-show_entries", "packet=pts_time", "-of", "csv=p=0",
-                           tmp_path / "a.mp4"], capture_output=True, text=True, check=True)
-    times = [float(line.strip(",")) for line in done.stdout.split()]
-    assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+                           written], capture_output=True, text=True, check=True)
+    assert [float(line.strip(",")) for line in done.stdout.split()] == pytest.approx(VARYING, abs=0.002)
+
+
+def test_chromium_shows_each_frame_at_its_time(written):
+    need_browser()
+    ask = """times => new Promise((done, fail) => {
+        const video = document.createElement('video'), seen = [];
+        const next = () => { if (seen.length === times.length) return done(seen);
+            video.requestVideoFrameCallback((_, { mediaTime }) => { seen.push(mediaTime); next(); });
+            video.currentTime = times[seen.length] + 0.01; };
+        video.onerror = () => fail(video.error.message);
+        video.onloadeddata = next;
+        video.muted = true; video.src = 'a.mp4'; setTimeout(() => done(seen), 20000); })"""
+    with chromium() as browser, served(written.parent) as address:
+        page = browser.new_page()
+        page.goto(address + "a.mp4")
+        seen = page.evaluate(ask, VARYING[::3])
+    assert seen == pytest.approx(VARYING[::3], abs=0.041), seen
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "b.avi", "c.mkv", "d.ts", "e.gif", "f.webp", "g.avif", "h.png"])

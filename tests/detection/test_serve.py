@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -206,17 +207,9 @@ def test_no_more_bodies_are_in_memory_than_the_limit_says(client, monkeypatch):
     assert len(read) == 16
 
 
-def test_32_clients_at_once_get_their_own_boxes(client):
-    images = [scene(240, 320, [(2, k % 5, k % 3)]) for k in range(32)]
-    results: list = [None] * 32
-
-    def ask(k: int) -> None:
-        results[k] = client.detect(encoded(images[k][0]))[1]
-
-    threads = [threading.Thread(target=ask, args=(k,)) for k in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_of_96_requests_by_32_clients_at_once_each_gets_its_own_boxes(client):
+    images = [scene(240, 320, [(2, k % 5, k % 3)]) for k in range(96)]
+    with ThreadPoolExecutor(32) as pool:
+        results = list(pool.map(lambda image: client.detect(encoded(image[0]))[1], images))
     for (_, wanted), found in zip(images, results, strict=True):
         match(np.array(found["boxes"])[:, [0, 1, 2, 3, 5]], wanted, 1.0)
