@@ -113,9 +113,10 @@ def main() -> None:
     given += [bare(folder, args.max_pixels) for folder in args.unlabelled]
     for line in (line for coco in given for line in report_faults(coco.faults)):
         print(line)
-    detector = make_detector(NetworkConfig(args.weights, args.imgsz, args.device, False, False, args.threads,
-                                           args.conf_thres, args.iou_thres, 300, None, args.max_pixels),
-                             args.weights)
+    config = NetworkConfig(weights=args.weights, imgsz=args.imgsz, device=args.device, half=False, fp32=False,
+                           threads=args.threads, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
+                           nms="standard", max_det=300, classes=None, max_pixels=args.max_pixels)
+    detector = make_detector(config, args.weights)
     splits = {"train": joined([labelled(coco, detector, args.max_pixels) for coco in given])}
     if places and "val" in places[0]:
         val = read_coco(*places[0].val, max_pixels=args.max_pixels)
