@@ -8,12 +8,14 @@ from pathlib import Path
 from utils import cli
 
 FORMATS = ("onnx", "openvino", "ncnn", "torchscript", "web")
-SHARED = ("weights", "data", "val-split", "seed", "imgsz", "threads", "project", "name", "exist-ok")
+SHARED = ("weights", "data", "val-split", "seed", "imgsz", "conf-thres", "iou-thres", "max-det", "threads",
+          "project", "name", "exist-ok")
+DEFAULTS = {"project": "runs/export", "conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300}
 
 
 def parse() -> argparse.Namespace:
     """Return the checked command line."""
-    parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults={"project": "runs/export"})
+    parser = cli.parser(__doc__.splitlines()[0], *SHARED, defaults=DEFAULTS)
     add = parser.add_argument
     add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="what to write; several at once")
     add("--half", action="store_true", help="fp16 weights (torchscript: bf16), half the size")
@@ -22,6 +24,8 @@ def parse() -> argparse.Namespace:
     add("--gate-pictures", type=int, default=16, help="images of --data's val split in the parity gate")
     add("--tolerance", type=float, default=1e-3, help="fp32: largest difference of a head output allowed")
     add("--save-json", metavar="NAME", help="also write the record to results/NAME.json")
+    add("--nms", action="store_true", help="onnx: decoding and NMS inside the file, which takes one image "
+                                           "and ends in boxes (px of the input), scores and classes")
     args = cli.check(parser, parser.parse_args(), "weights")
     args.format = list(dict.fromkeys(args.format))
     if args.half and args.int8:
@@ -30,6 +34,10 @@ def parse() -> argparse.Namespace:
         parser.error("--int8 measures ranges on your own images: give --data")
     if args.int8 and (unfit := [form for form in args.format if form in ("ncnn", "torchscript")]):
         parser.error(f"--int8 is for onnx, openvino and web, not for {', '.join(unfit)}")
+    if args.nms and args.format != ["onnx"]:
+        parser.error(f"--nms is for --format onnx alone, not for {' '.join(args.format)}")
+    if not args.nms and (idle := cli.typed(parser, ("--conf-thres", "--iou-thres", "--max-det"))):
+        parser.error(f"{', '.join(idle)} without --nms, which alone puts them into a file: add --nms")
     for name in ("calibration", "gate_pictures", "tolerance"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: needs more than 0")
@@ -54,8 +62,9 @@ def main() -> None:
     where = locate(args.data, args.val_split, args.seed) if args.data else None
     images = parity.gate_images(where, imgsz, args.gate_pictures)
     calibration = parity.split_images(where, "train", imgsz, args.calibration) if args.int8 else ()
+    nms = export.Thresholds(args.conf_thres, args.iou_thres, args.max_det) if args.nms else None
     job = export.Export(args.weights, checkpoint, imgsz, args.half, args.int8, images, calibration,
-                        data=where, tolerance=args.tolerance, poll=poll)
+                        data=where, tolerance=args.tolerance, poll=poll, nms=nms)
     folder = runs.make_run_folder(args.project, args.name, args.exist_ok, "gate_pictures")
     runs.write_json(folder / "args.json", masked_values({**vars(args), "imgsz": imgsz}))
     rows: list[dict] = []

@@ -18,6 +18,7 @@ from data.coco.locate import Located
 from deploy import parity, web
 from deploy.artifact import digest, format_of, make_metadata, size, write_metadata
 from deploy.onnx_file import OPSET, to_onnx
+from deploy.onnx_nms import OUTPUTS, BoxFile, Thresholds, add_nms
 from deploy.quant.equalise import equalise
 from deploy.quant.ptq import quantise_onnx, quantise_openvino, usable
 from deploy.runtimes.ncnn import to_ncnn
@@ -34,6 +35,7 @@ from utils.text import aligned
 
 LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "ncnn": ("ncnn",),
              "torchscript": (), "web": ("onnx", "onnxruntime")}
+SAME = 0.98                            # share of boxes alike with NMS inside the file and outside
 EQUALISED = 0.5                        # square roots: the range is shared by activations and weights
 
 
@@ -63,6 +65,7 @@ class Export:
     calibration: Sequence[np.ndarray] = ()                 # those that INT8 measures its ranges on
     data: Located | None = None                            # a set for AP50
     tolerance: float = 1e-3
+    nms: Thresholds | None = None                          # of an ONNX file that ends in boxes
     poll: Callable[[], object] = lambda: None              # called between images, ends the export by raising
 
     def __post_init__(self) -> None:
@@ -128,7 +131,8 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
     job.poll()
     start, precision = time.perf_counter(), job.precision(form)
     ending = f".{form}" if form in ("onnx", "torchscript") else f"_{form}"         # a file, or a folder
-    final = folder / f"{name}{'' if precision == 'fp32' else '-' + precision}{ending}"
+    end = f"{'' if precision == 'fp32' else '-' + precision}{'-nms' if job.nms else ''}{ending}"
+    final = folder / f"{name}{end}"
     if final.is_dir():                                     # gone first: none is left where the gate raises
         shutil.rmtree(final)
     final.unlink(missing_ok=True)
@@ -146,11 +150,12 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         if (exact := job.map50_torch) is not None:
             map50 = job.map50(other)
             found |= {"map50": map50, "map50_torch": exact, "map50_diff": map50 - exact}
-        faults = parity.faults(found, limits, precision == "fp32")
+        faults, metadata["parity"] = parity.faults(found, limits, precision == "fp32"), found
+        if job.nms and not faults:
+            made, faults = _with_nms(job, other, made, metadata)
         row = {"format": form, "file": final.name, "precision": precision, "bytes": size(made), **found,
                "limits": limits._asdict(), "faults": faults, **extra}
         if not faults:
-            metadata["parity"] = found
             write_metadata(made, metadata)
             row |= {"bytes": size(made), "sha256": digest(made)}
             if form == "web":
@@ -159,6 +164,18 @@ def export(job: Export, form: str, folder: Path, name: str) -> dict:
         return row | {"seconds": round(time.perf_counter() - start, 2)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _with_nms(job: Export, plain: Runtime, made: Path, metadata: dict) -> tuple[Path, list[str]]:
+    """Return the file with NMS inside that is made of an ONNX file, and its faults; metadata is completed."""
+    target = made.with_name("model-nms.onnx")
+    add_nms(made, target, plain.heads, job.nms)
+    share = parity.same_boxes(plain, BoxFile(target), job.images, *job.nms, poll=job.poll)
+    metadata["parity"]["same_boxes"] = share
+    metadata["nms"] = {**job.nms._asdict(), "outputs": list(OUTPUTS)}
+    alike = share is None or share >= SAME
+    return target, [] if alike else [f"NMS inside finds {100 * share:.1f} % of the boxes alike, "
+                                     f"{100 * SAME:g} % are needed"]
 
 
 def _onnx(job: Export, work: Path) -> tuple[Path, dict]:

@@ -16,7 +16,7 @@ from utils.optional import needs
 OUTPUTS = ("boxes", "scores", "classes")       # [n, 4] xyxy px of the input, [n], [n]; best first
 
 
-class Limits(NamedTuple):
+class Thresholds(NamedTuple):
     """What a box must pass, as detect.py's flags."""
 
     conf_thres: float
@@ -45,7 +45,7 @@ class _Nodes:
         return found[-1]
 
 
-def add_nms(source: Path, target: Path, heads: Sequence[Head], limits: Limits) -> None:
+def add_nms(source: Path, target: Path, heads: Sequence[Head], given: Thresholds) -> None:
     """Write an ONNX file with the OUTPUTS in the place of its heads' outputs, for one image at a time."""
     onnx = needs("onnx", "to write ONNX files")
     model = onnx.load(source)
@@ -60,10 +60,10 @@ def add_nms(source: Path, target: Path, heads: Sequence[Head], limits: Limits) -
     # As detect.py does it, a prediction is a box of its best class alone.
     best = add("Equal", scores, add("ReduceMax", scores, axes=[1]))
     scores = add("Where", best, scores, np.float32(0))
-    chosen = add("NonMaxSuppression", boxes, scores, np.int64([limits.max_det]),
-                 np.float32([limits.iou_thres]), np.float32([limits.conf_thres]))
+    chosen = add("NonMaxSuppression", boxes, scores, np.int64([given.max_det]),
+                 np.float32([given.iou_thres]), np.float32([given.conf_thres]))
     score = add("GatherND", scores, chosen)
-    most = add("Min", add("Shape", score), np.int64([limits.max_det]))
+    most = add("Min", add("Shape", score), np.int64([given.max_det]))
     order = add("TopK", score, most, outs=2)
     kept = add("Gather", chosen, order)                    # [n, 3]: image, class, prediction
     add("GatherND", scores, kept, out="scores")
@@ -76,7 +76,7 @@ def add_nms(source: Path, target: Path, heads: Sequence[Head], limits: Limits) -
     onnx.save(model, target)
 
 
-class Final:
+class BoxFile:
     """A file that `add_nms` wrote, as a program runs it: images in, boxes out."""
 
     def __init__(self, path: Path, threads: int = 1) -> None:

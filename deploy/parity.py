@@ -81,6 +81,22 @@ def compare(exact: Runtime, other: Runtime, images: Sequence[np.ndarray],
             "boxes": boxes}
 
 
+def same_boxes(other: Runtime, final: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray],
+               *thresholds: float, poll: Callable[[], object] = lambda: None) -> float | None:
+    """Return the share of boxes that a file with NMS inside and the one it is made of both find; or None.
+
+    final: image uint8 [3, S, S] -> boxes [n, 6]; thresholds: score, NMS IoU, boxes an image.
+    """
+    hits, boxes = 0, 0
+    for image in images:
+        poll()
+        found, wanted = final(image), detections(other.predict(torch.from_numpy(image[None])), other.heads,
+                                                 *thresholds).boxes[0]
+        hits += _matched(found, wanted) + _matched(wanted, found)
+        boxes += len(found) + len(wanted)
+    return hits / boxes if boxes else None
+
+
 def _matched(mine: np.ndarray, theirs: np.ndarray) -> int:
     """Return how many boxes [N, 6] are among the others; NMS left no two that could claim the same one."""
     same = mine[:, None, 5] == theirs[None, :, 5]

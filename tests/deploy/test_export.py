@@ -213,6 +213,8 @@ def test_the_web_folder_gets_the_onnx_file_that_passed(run_script, tmp_path, mon
     (("--weights", "a.pt", "--format", "tflite"), 2, "onnx"),
     (("--weights", "a.pt", "--int8", "--data", "x", "--format", "ncnn", "onnx"), 2, "not for ncnn"),
     (("--weights", "a.pt", "--tolerance", "0"), 2, "more than 0"),
+    (("--weights", "a.pt", "--nms", "--format", "onnx", "ncnn"), 2, "for --format onnx alone"),
+    (("--weights", "a.pt", "--conf-thres", "0.4"), 2, "without --nms"),
     (("--weights", "none.pt"), 4, "none.pt"), (("--weights", "net.onnx"), 2, "is an export already"),
     (("--weights", "{net}", "--imgsz", "32", "--data", "nowhere"), 3, "nowhere"),
     (("--weights", "{net}", "--int8", "--data", "{data}", "--calibration", "7"), 3, "needs 8 images")])
