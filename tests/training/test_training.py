@@ -15,6 +15,7 @@ from models.heads.loss import DetectionLoss
 from models.network import Network, initialise
 from models.records import to_json
 from models.sync_bn import synchronise
+from models.zoo.build import with_head_kind
 from tests.helpers.kills import moments
 from tests.helpers.nets import small_net
 from training.config import TrainConfig
@@ -148,10 +149,10 @@ BATCHES = [torch.tensor([[0, 1, .4, .5, .3, .3], [1, 0, .6, .6, .2, .4]]),      
            torch.tensor([[0, 1, .4, .5, .3, .3], [3, 2, .5, .5, .5, .5], [3, 1, .2, .2, .3, .1]])]
 
 
-def few_steps(rank: int, world: int) -> dict[str, torch.Tensor]:
+def few_steps(rank: int, world: int, kind: str) -> dict[str, torch.Tensor]:
     """Parameters after a step on each of BATCHES, this rank's half of four pictures."""
     torch.set_num_threads(1)
-    net = small_net(3)
+    net = with_head_kind(small_net(3), kind)
     model = initialise(Network(net), 0)
     loss = DetectionLoss(net)
     if world > 1:
@@ -170,15 +171,16 @@ def few_steps(rank: int, world: int) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in getattr(model, "module", model).state_dict().items()}
 
 
-def _worker(rank: int, folder: str) -> None:
+def _worker(rank: int, folder: str, kind: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(few_steps(rank, 2), f"{folder}/{rank}.pt")
+    torch.save(few_steps(rank, 2, kind), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_batches_without_targets_do_not_part_the_processes(tmp_path):
-    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
-    one = few_steps(0, 1)
+@pytest.mark.parametrize("kind", ["anchor", "free"])
+def test_batches_without_targets_do_not_part_the_processes(kind, tmp_path):
+    torch.multiprocessing.spawn(_worker, (str(tmp_path), kind), nprocs=2)
+    one = few_steps(0, 1, kind)
     for rank in (0, 1):
         other = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for key in one:
