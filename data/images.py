@@ -160,10 +160,15 @@ def turn_boxes(boxes: np.ndarray, orientation: int, width: int | np.ndarray,
 def _open(file: io.BufferedIOBase) -> Any:
     """Open an image with Pillow; its pixels are counted by our own limit, so that one flag raises it."""
     from PIL import Image
-    file.seek(0)
-    Image.init()
     Image.MAX_IMAGE_PIXELS = None
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    for load in (Image.preinit, Image.init):               # most files need five of its forty plug-ins
+        file.seek(0)
+        load()
+        try:
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except Image.UnidentifiedImageError as error:
+            unknown = error
+    raise unknown
 
 
 def _header(file: io.BufferedIOBase, max_pixels: int) -> tuple[int, int, int, str]:

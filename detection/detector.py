@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from models.heads.nms import Found
     from utils.boxes import Values
 
+LANED = ("onnx",)                  # formats whose runtime takes calls side by side
 Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]      # as Detector.fit
 
 
@@ -53,12 +57,15 @@ class Detector:
 
     Where half precision gives non-finite or absurd numbers, `exact()` makes an fp32 runtime, which repeats
     that batch and stays. `seconds` adds up the network's time, `dropped` the cells left out. `size` is the
-    input's side in px; the thresholds "conf" and "iou" in `limits` may change between calls.
+    input's side in px; the thresholds "conf" and "iou" in `limits` may change between calls. `lanes`: calls
+    that `through` makes at a time, each on its share of the threads; `whole()`: a runtime on all of them.
     """
 
     def __init__(self, runtime: "Runs", find: "Callable[[Runs, list[Values]], Found]",
-                 exact: "Callable[[], Runs]", size: int = 0, limits: dict[str, float] | None = None) -> None:
+                 exact: "Callable[[], Runs]", size: int = 0, limits: dict[str, float] | None = None,
+                 lanes: int = 1, whole: "Callable[[], Runs] | None" = None) -> None:
         self.runtime, self._find, self.size, self.limits = runtime, find, size, limits
+        self.lanes, self._whole, self._lock = lanes, whole, RLock()
         self._exact: Callable[[], Runs] | None = exact     # None: it was tried
         self.seconds, self.dropped, self.cut, self._start = 0.0, 0, 0, 0.0
         self._note, self._warm = "", False
@@ -74,30 +81,53 @@ class Detector:
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Return boxes [N, 6] (xyxy px of the input, score, class; best first) of each of [B, 3, H, W]."""
+        return self._call(images)[0]
+
+    def through(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray], float]]:
+        """Yield each batch with its boxes and the network's seconds, in order; lanes work side by side."""
+        if self.lanes == 1:                                # a live frame waits for nothing
+            yield from ((batch, *self._call(batch.images)) for batch in batches)
+            return
+        waiting: deque[tuple[Batch, Future]] = deque()
+        pool = ThreadPoolExecutor(self.lanes, "lane")
+        try:
+            for batch in batches:
+                waiting.append((batch, pool.submit(self._call, batch.images)))
+                while len(waiting) > (self.lanes if self._start else 0):   # the first is the trial
+                    first, done = waiting.popleft()
+                    yield first, *done.result()
+            for batch, done in waiting:
+                yield batch, *done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _call(self, images: np.ndarray) -> tuple[list[np.ndarray], float]:
+        """Return the boxes of a call and the network's seconds, a lane's share."""
         if not self._start:
             if not self._warm:                             # a live frame would be a pass old by then
                 self.warm_up(images)
             self._start = time.perf_counter()
         outputs, seconds = self._timed(images)
-        self.seconds += seconds
         boxes, dropped, cut = self._find(self.runtime, outputs)
-        if dropped and self.runtime.precision != "fp32" and self._exact is not None:
-            exact, self._exact = self._exact(), None
-            if exact.precision == "fp32":                  # a file in int8 stays what it is
-                self._note = (f"{self.runtime.precision} gave {dropped} non-finite or absurd boxes: "
-                              "that batch was repeated, and the rest done, in fp32")
-                self.runtime = exact
-                return self(images)
-        self.dropped, self.cut = self.dropped + dropped, self.cut + cut
-        return boxes
+        with self._lock:
+            self.seconds += seconds / self.lanes
+            if dropped and self.runtime.precision != "fp32" and self._exact is not None:
+                exact, self._exact = self._exact(), None
+                if exact.precision == "fp32":              # a file in int8 stays what it is
+                    self._note = (f"{self.runtime.precision} gave {dropped} non-finite or absurd boxes: "
+                                  "that batch was repeated, and the rest done, in fp32")
+                    self.runtime = exact
+                    return self._call(images)
+            self.dropped, self.cut = self.dropped + dropped, self.cut + cut
+        return boxes, seconds / self.lanes
 
-    def _timed(self, images: np.ndarray) -> "tuple[list[Values], float]":
+    def _timed(self, images: np.ndarray, runtime: "Runs | None" = None) -> "tuple[list[Values], float]":
         """Return the head outputs and the seconds the network alone took for them; a GPU is waited for."""
-        start = time.perf_counter()
-        outputs = self.runtime.predict(images)
-        if self.runtime.device.type == "cuda":
+        start, runtime = time.perf_counter(), runtime or self.runtime
+        outputs = runtime.predict(images)
+        if runtime.device.type == "cuda":
             import torch
-            torch.cuda.synchronize(self.runtime.device)
+            torch.cuda.synchronize(runtime.device)
         return outputs, time.perf_counter() - start
 
     def since_start(self) -> float:
@@ -110,30 +140,40 @@ class Detector:
         cut = f"{self.cut} boxes were too many for NMS and left out: raise --conf-thres" if self.cut else ""
         return [note for note in (self._note, self.runtime.note, cut) if note]
 
-    def alone(self, images: np.ndarray, seconds: float = 1.0, most: int = 50) -> float:
-        """Return the images per second of the bare network, from the median of up to `most` passes."""
-        times: list[float] = []
+    def alone(self, images: np.ndarray, seconds: float = 0.3, most: int = 50) -> float:
+        """Return the images per second of the bare network on all threads, one pass after another.
+
+        Of up to `most` passes the median counts.
+        """
+        runtime, times = self._whole() if self._whole else self.runtime, []
         while len(times) < 3 or len(times) < most and sum(times) < seconds:
-            times.append(self._timed(images)[1])
+            times.append(self._timed(images, runtime)[1])
         return len(images) / float(np.median(times))
 
 
-def make_detector(config: NetworkConfig, weights: str) -> Detector:
-    """Return the network of `weights` on the device and in the precision that `config` asks for."""
-    from deploy.artifact import needs_torch
+def make_detector(config: NetworkConfig, weights: str, many: bool = False) -> Detector:
+    """Return the network of `weights` on the device and in the precision that `config` asks for.
+
+    many: images are not waited for one by one, so each thread may take its own where the runtime allows it.
+    """
+    from deploy.artifact import format_of, needs_torch
     from deploy.runtimes.runtime import load_runtime
     from models.heads.nms import detections
     from utils.runs import pick_device
     device = pick_device(config.device, needs_torch(weights))
     precision = "half" if config.half else "fp32" if config.fp32 else "auto"
-    runtime = load_runtime(weights, device, precision, config.threads)
+    lanes = config.threads if many and format_of(weights) in LANED and device.type == "cpu" else 1
+
+    def load(precision: str = precision, threads: int = config.threads) -> "Runs":
+        return load_runtime(weights, device, precision, threads)
+    runtime = load(threads=config.threads // lanes)
     size = config.imgsz or runtime.imgsz
     runtime.check_side(size, weights)
     classes = class_indices(config.classes, runtime.names)
     limits = {"conf": config.conf_thres, "iou": config.iou_thres}
     return Detector(runtime, lambda runtime, maps: detections(
         maps, runtime.heads, limits["conf"], limits["iou"], config.max_det, classes, nms=config.nms),
-        lambda: load_runtime(weights, device, "fp32", config.threads), size, limits)
+        lambda: load("fp32"), size, limits, lanes, load if lanes > 1 else None)
 
 
 def batches(frames: Iterable[Frame], fit: Fit, count: int) -> Iterator[Batch]:
@@ -157,11 +197,9 @@ def follow(reader: Iterable[Batch], detector: Detector,
     Returns the first batch's images (None: there was none). Ends early when `go_on()` is false.
     """
     first = None
-    for batch in reader:
+    for batch, found, seconds in detector.through(reader):
         first = batch.images if first is None else first
-        before = detector.seconds
-        found = detector(batch.images)
-        ms = 1000 * (detector.seconds - before) / len(found)
+        ms = 1000 * seconds / len(found)
         for frame, place, boxes in zip(batch.frames, batch.places, found):
             put((frame, scale_back(boxes, place, *frame.image.shape[:2]), ms))
         if not go_on():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.artifact import needs_torch
 from detection.detector import Batch, Detector, NetworkConfig, batch_of, batches, follow, make_detector
 from detection.live.capture import Limits
 from detection.live.feed import Feed
@@ -61,8 +62,10 @@ def detect(config: DetectConfig) -> None:
         needs("av", VIDEOS_BY)                             # now, not at the first frame
     source = None if streams else open_source(config.source, config.max_pixels)
     check_folder(config, source.paths if source else ())
-    tune_cpu()
-    detector, interrupt = make_detector(config, config.weights), Interrupt()
+    if needs_torch(config.weights):
+        tune_cpu()
+    many = source is not None and source.total != 1
+    detector, interrupt = make_detector(config, config.weights, many), Interrupt()
     window = open_window() if config.view_img else None
     with run_folder(config.project, config.name, config.exist_ok,
                     lambda: detector.since_start() > 0) as folder:
@@ -221,7 +224,7 @@ class Run:
                 "imgsz": list(images.shape[-2:]) if images is not None else None,
                 "batch_size": len(images) if images is not None else None,
                 "precision": detector.runtime.precision, "device": str(detector.runtime.device),
-                "threads": detector.runtime.threads}
+                "threads": detector.runtime.threads * detector.lanes, "lanes": detector.lanes}
 
     def conclude(self, found: dict, progress: FrameLog) -> int:
         """Write summary.json, say the same in sentences, and return the number of frames."""

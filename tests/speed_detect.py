@@ -6,7 +6,8 @@ OTHER_PYTHON is an interpreter that has ultralytics, which this project neither 
 network is its own yolov3-tiny with random weights: it finds no boxes to draw, which is in its favour. Both
 read the same JPEGs, run at the same side in the same runtime on as many threads as they choose themselves
 (taskset pins both), and write drawn pictures. rate: pictures a second from the first picture to the last
-written file, the model loaded and warm; whole: with the start of the process.
+written file, the model loaded and warm; whole: with the start of the process. With --commands the other side
+is its own command, `yolo predict`, and has no rate; --count 1 is then the start.
 """
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=416)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--commands", action="store_true", help="time `yolo predict` on the other side")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--mode", choices=("make", "predict"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -63,7 +65,8 @@ def compare(args: argparse.Namespace) -> None:
     found: dict[str, list[dict]] = {side: [] for side in SIDES}
     for at in range(args.rounds):
         for side in SIDES[at % 2:] + SIDES[:at % 2]:
-            taken = detect(args, ours) if side == "ours" else other(args, "predict", theirs["model"])
+            there = command if args.commands else predicted
+            taken = detect(args, ours, len(pictures)) if side == "ours" else there(args, theirs["model"])
             found[side].append(taken)
             written = sum(p.suffix.lower() in PICTURES for p in (args.folder / WRITTEN[side]).iterdir())
             if written != len(pictures):
@@ -83,9 +86,29 @@ def exported(args: argparse.Namespace) -> str:
     return str(args.folder / "ours" / rows[0]["file"])
 
 
-def detect(args: argparse.Namespace, weights: str) -> dict[str, float]:
+def predicted(args: argparse.Namespace, model: str) -> dict[str, float]:
+    """One run of the other package from Python: its rates."""
+    return other(args, "predict", model)
+
+
+def command(args: argparse.Namespace, model: str) -> dict[str, float]:
+    """One run of the other package's command: pictures a second, with its start."""
+    words = [str(Path(args.other).parent / "yolo"), "predict", f"model={model}", f"imgsz={args.imgsz}",
+             f"source={args.folder / 'list.txt'}", f"project={args.folder}", f"name={WRITTEN['theirs']}",
+             "exist_ok=True", "save=True", "verbose=False"]
+    start = time.perf_counter()
+    subprocess.run(words, cwd=args.folder, capture_output=True, check=True,
+                   env={**os.environ, **QUIET, "YOLO_CONFIG_DIR": str(args.folder)})
+    count = len((args.folder / "list.txt").read_text().splitlines())
+    return {"whole": count / (time.perf_counter() - start)}
+
+
+def detect(args: argparse.Namespace, weights: str, count: int) -> dict[str, float]:
     """One run of detect.py: its rates, and its share of the bare network's speed."""
-    words = ["--weights", weights, "--source", str(args.folder / "list.txt"), "--imgsz", str(args.imgsz),
+    source = args.folder / "list.txt"
+    if count == 1:                                         # a user names the picture itself
+        source = source.read_text().strip()
+    words = ["--weights", weights, "--source", str(source), "--imgsz", str(args.imgsz),
              "--project", str(args.folder), "--name", WRITTEN["ours"], "--exist-ok"]
     start = time.perf_counter()
     subprocess.run([sys.executable, "detect.py", *words, "--half" if args.half else "--fp32"], cwd=ROOT,
@@ -140,10 +163,11 @@ def predict(args: argparse.Namespace) -> dict[str, float]:
 def report(args: argparse.Namespace, found: dict[str, list[dict]], count: int, version: str) -> None:
     """Prints and writes medians with their spread, and the ratios round by round."""
     from utils.runs import environment, write_json
-    values = {f"{side}_{key}": [row[key] for row in found[side]] for side in SIDES
-              for key in ("rate", "whole")}
+    keys = [key for key in ("rate", "whole") if key in found["theirs"][0]]
+    values = {f"{side}_{key}": [row[key] for row in found[side]] for side in SIDES for key in keys}
     values |= {f"{key}_ratio": [a[key] / b[key] for a, b in zip(found["ours"], found["theirs"])]
-               for key in ("rate", "whole")}
+               for key in keys}
+    values |= {"ours_rate": [row["rate"] for row in found["ours"]]}
     values["share_of_network"] = [row["share"] for row in found["ours"] if row["share"]]
     result: dict = {key: {"median": statistics.median(v), "min": min(v), "max": max(v)}
                     for key, v in values.items() if v}
@@ -151,8 +175,9 @@ def report(args: argparse.Namespace, found: dict[str, list[dict]], count: int, v
         print(f"{key:18} {value['median']:8.2f}   ({value['min']:.2f} .. {value['max']:.2f})")
     print(f"pictures a second, batch 1, {args.imgsz} px, {args.runtime}, {'half' if args.half else 'fp32'}")
     result |= {"unit": "pictures a second", "pictures": count, "imgsz": args.imgsz, "batch_size": 1,
-               "runtime": args.runtime, "half": args.half, "weights": args.weights, "rounds": args.rounds,
-               "other": f"ultralytics {version} {args.network}, random weights", "environment": environment()}
+               "runtime": args.runtime, "half": args.half, "commands": args.commands,
+               "weights": args.weights, "rounds": args.rounds, "environment": environment(),
+               "other": f"ultralytics {version} {args.network}, random weights"}
     if args.out:
         write_json(args.out, result)
 

@@ -122,6 +122,40 @@ def test_the_trial_pass_is_taken_once_whoever_gives_its_images(given, monkeypatc
     assert passes == ([3, 1, 1] if given else [1, 1, 1])
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_lanes_work_side_by_side_and_give_every_batch_in_order(lanes):
+    busy, at_once, seen = [], [], []
+
+    class Slow(FakeRuntime):
+        def predict(self, images):
+            busy.append(1)
+            at_once.append(len(busy))
+            time.sleep(0.02 + 0.04 * (images[0, 0, 0, 0] % 2 == 0))        # later ones end sooner
+            busy.pop()
+            return [images]
+    detector = Detector(Slow(), lambda *_: Found([np.ones((1, 6))], 1), Slow, lanes=lanes)
+    follow(batches(frames_of(12), fit, 1), detector, lambda item: seen.append(item[0].name), lambda: True)
+    assert seen == [f"{k}.png" for k in range(12)] and detector.dropped == 12
+    assert max(at_once) == lanes and at_once[:2] == [1, 1], "the trial is alone"
+
+
+def test_an_error_in_a_lane_or_an_early_end_leaves_no_thread_waiting():
+    class Broken(FakeRuntime):
+        def predict(self, images):
+            if images[0, 0, 0, 0] == 5:
+                raise DataError("the network broke")
+            return [images]
+    detector = Detector(Broken(), lambda *_: Found([np.zeros((0, 6))], 0), Broken, lanes=2)
+    seen: list[str] = []
+    with pytest.raises(DataError, match="broke"):
+        follow(batches(frames_of(9), fit, 1), detector, lambda item: seen.append(item[0].name), lambda: True)
+    assert seen == [f"{k}.png" for k in range(5)]
+    seen.clear()
+    follow(batches(frames_of(5), fit, 1), detector, lambda item: seen.append(item[0].name),
+           lambda: len(seen) < 2)
+    assert seen == ["0.png", "1.png"] and not [t for t in threading.enumerate() if t.name.startswith("lane")]
+
+
 def test_batches_keep_every_frame_in_order_and_lie_in_memory_as_the_network_wants_them():
     made = list(batches(iter(frames_of(5)), fit, 2))
     assert [len(batch.frames) for batch in made] == [2, 2, 1]
