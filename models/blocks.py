@@ -46,6 +46,12 @@ def conv(b: Builder, x: str) -> str:
                   dilation=b.layer.dilation)
 
 
+@block(strided=True)
+def depthwise(b: Builder, x: str) -> str:
+    """Depthwise kxk convolution, batch-norm, activation."""
+    return b.depthwise(x, "", b.layer.kernel, b.layer.stride, dilation=b.layer.dilation)
+
+
 @block("out", strided=True)
 def dsconv(b: Builder, x: str) -> str:
     """Depthwise kxk, pointwise 1x1, each with batch-norm and activation (MobileNet, arXiv 1704.04861)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.channels import shapes
-from models.files.darknet import COCO_NAMES, read_darknet
+from models.files.darknet import COCO_NAMES, beside, read_darknet
 from models.files.ncnn import read_ncnn
 from models.graph import classes_of
 from models.layer import Net
@@ -107,8 +107,9 @@ def load(path: str | Path) -> Checkpoint:
                          + "; train one (train.py) or see weights/README.md for the official weights")
     head = _head(path)
     if path.suffix == ".weights":
-        net, state, header = read_darknet(path)
-        return Checkpoint(net, state, _names(net), extra={"darknet_header": list(header)})
+        wanted, imgsz = beside(path)
+        net, state, header = read_darknet(path, wanted)
+        return Checkpoint(net, state, _names(net), imgsz, extra={"darknet_header": list(header)})
     if path.suffix == ".bin":
         net, state, known = read_ncnn(path)
         extra = {"official": known.name, "folded": True}

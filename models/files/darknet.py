@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from models.channels import Param, channels
 from models.count import parameters
-from models.layer import Net
+from models.graph import classes_of
+from models.layer import Layer, Net
+from models.zoo.cfg import from_cfg
 from models.zoo.tiny import yolov3_tiny
 from utils.errors import ModelError
 
@@ -25,6 +28,29 @@ COCO_NAMES = tuple((
     "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,"
     "keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
     "hair drier,toothbrush").split(","))
+
+
+def beside(path: str | Path) -> tuple[Net | None, int]:
+    """Return the network of the .cfg file beside a .weights file and its side in px; None, 416 without one.
+
+    Raises ModelError for a cfg that is not of records. The stock yolov3-tiny.cfg gives the second head anchors
+    that its published weights were not trained with: what is that network is read as the zoo has it.
+    """
+    cfg = Path(path).with_suffix(".cfg")
+    if not cfg.is_file():
+        return None, 416
+    try:
+        net, imgsz = from_cfg(cfg.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{cfg} cannot be read: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{cfg}: {error}") from error
+    known = yolov3_tiny(classes_of(net))
+    return known if _bare(net) == _bare(known) else net, imgsz
+
+
+def _bare(net: Net) -> list[Layer]:
+    return [replace(layer, anchors=()) for layer in net]
 
 
 def read_darknet(path: str | Path, net: Net | None = None) -> tuple[Net, dict[str, Tensor], tuple[int, ...]]:

@@ -30,6 +30,7 @@ X = ("stem",)
 SAMPLES: dict[str, list[tuple[tuple[str, ...], dict]]] = {
     "conv": [(X, {"out": 6}), (X, {"out": 12, "groups": 4, "dilation": 2, "stride": 2, "bn": False}),
              (X, {"out": 6, "kernel": 2, "stride": 2}), (X, {"out": 5, "kernel": 5, "pad": 0})],
+    "depthwise": [(X, {}), (X, {"kernel": 5, "stride": 2, "bn": False})],
     "dsconv": [(X, {"out": 12, "kernel": 5}), (X, {"out": 6, "stride": 2, "bn": False})],
     "sepconv": [(X, {"out": 12}), (X, {"out": 6, "stride": 2})],
     "mbconv": [(TWO, {"out": 8, "hidden": 20, "squeeze": 3, "gate": "hardsigmoid", "act": "hardswish"}),
