@@ -36,7 +36,7 @@ def _sections(text: str) -> list[Section]:
         elif line:
             key, equals, value = line.partition("=")
             if not equals or not found:
-                raise ModelError(f"line {number} of the cfg file is neither [section] nor key=value: {line[:60]!r}")
+                raise ModelError(f"line {number} is neither [section] nor key=value: {line[:50]!r}")
             found[-1][1][key.strip()] = value.strip()
     if not found:
         raise ModelError("the cfg file holds no [section]")
@@ -58,7 +58,7 @@ class _Reader:
                 raise self.fail("is not known in records")
             try:
                 self.values.append(make(after))
-            except (ValueError, IndexError) as error:
+            except (ValueError, IndexError, KeyError) as error:
                 raise self.fail(f"cannot be read: {error}") from error
 
     def fail(self, problem: str) -> ModelError:
@@ -88,7 +88,7 @@ class _Reader:
         return row.name
 
     def where(self, index: str) -> str:
-        """Return what a section ends in: one before this by a negative number, else the one of that number."""
+        """Return what a section ends in: by a negative number one before this, else that section."""
         at = int(index) + (self.at if int(index) < 0 else 0)
         if not 0 <= at < self.at:
             raise self.fail(f"reads section {int(index)}, which is not before it")
@@ -140,7 +140,8 @@ class _Reader:
         sources = tuple(self.where(index) for index in self.given["layers"].split(","))
         value, parts = sources[0], self.number("groups", 1)
         if len(sources) > 1:
-            value = self.add(Layer(f"cat{self.at + 1}", "concat", sources), sum(self.width[i] for i in sources))
+            value = self.add(Layer(f"cat{self.at + 1}", "concat", sources),
+                             sum(self.width[i] for i in sources))
         if parts > 1:
             value = self.add(Layer(f"part{self.at + 1}", "split", (value,), groups=parts,
                                    part=self.number("group_id", 0)), self.width[value] // parts)
