@@ -52,8 +52,10 @@ def test_the_stock_cfg_gives_the_zoos_network_and_the_anchors_that_its_weights_l
         text += f"[maxpool]\nsize=2\nstride={1 if at == 5 else 2}\n" if at < 6 else ""
     head = HEAD.replace("37,58", "37,58, 81,82, 135,169, 344,319")
     head = head.replace("filters=14", "filters=21")
-    text += CONV.format(256, 1, 1) + CONV.format(512, 3, 1) + head.format("3,4,5")
-    text += "[route]\nlayers = -4\n" + CONV.format(128, 1, 1) + "[upsample]\nstride=2\n[route]\nlayers = -1, 8\n"
+    text += CONV.format(256, 1, 1) + CONV.format(512, 3, 1)
+    text += head.format("3,4,5")
+    text += "[route]\nlayers = -4\n" + CONV.format(128, 1, 1)
+    text += "[upsample]\nstride=2\n[route]\nlayers = -1, 8\n"
     text += CONV.format(256, 3, 1) + head.format("0,1,2")
     (tmp_path / "a.cfg").write_text(text)
     net, state = yolov3_tiny(2), randomised(yolov3_tiny(2)).state_dict()
