@@ -33,7 +33,7 @@ COCO_NAMES = tuple((
 def beside(path: str | Path) -> tuple[Net | None, int]:
     """Return the network of the .cfg beside a .weights file, and its side in px; None, 416 without one.
 
-    Raises ModelError for a cfg that is not of records. The stock yolov3-tiny.cfg gives the second head anchors
+    Raises ModelError for a cfg that is not of records. The stock yolov3-tiny.cfg gives a head anchors
     that its published weights were not trained with: what is that network is read as the zoo has it.
     """
     cfg = Path(path).with_suffix(".cfg")
