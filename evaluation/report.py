@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 SIZES = ("small", "medium", "large")
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 CLASS_COLUMNS = ("class", "images", "boxes", "P", "R", "F1", "AP50", "AP50-95")
+IMAGES = {"en": "Images", "zh": "图"}                       # heading by language
 LONG = 44                          # characters from which a value gets the whole width
 
 
@@ -113,16 +114,16 @@ def write_page(folder: Path, result: dict, metrics: Metrics, coco: CocoSet, foun
 
 def write_report(folder: Path | str, title: str, summary: Mapping[str, object],
                  tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = (),
-                 images: Sequence[tuple[str, Path | str]] = ()) -> Path:
+                 images: Sequence[tuple[str, Path | str]] = (), lang: str = "en") -> Path:
     """Write report.html of tables and images; raise ValueError for images but PNG and JPEG."""
     cells = (f"<div{_kind(text)}><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
              for label, text in zip(summary, map(shown, summary.values())))
     parts = ["<dl>", *cells, "</dl>", *(_table(*table) for table in tables)]
     if images:
-        parts += ["<h2>Images</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
+        parts += [f"<h2>{IMAGES[lang]}</h2>", *(_figure(caption, Path(path)) for caption, path in images)]
     page = Template(TEMPLATE.read_text(encoding="utf-8"))
     path = Path(folder) / "report.html"
-    write_text(path, page.substitute(title=escape(title), body="\n".join(parts)))
+    write_text(path, page.substitute(lang=lang, title=escape(title), body="\n".join(parts)))
     return path
 
 
