@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.compare.judge import DRAWS
 from bench.compare.plots import MEASURES, front_png, measure_png
 from bench.compare.words import WORDS
+from bench.profile.latency import NOISY
 from evaluation.report import write_report
 from utils import runs as files
 from utils.text import aligned
@@ -38,6 +39,9 @@ def write(record: Mapping, runs: Sequence[Mapping], folder: Path, lang: str = "e
         images += _figures([run for run in runs if run["budget"] == budget], found, budget, folder, words)
         for caption, head, rows in tables[-len(found["limits"]) - 1:-1]:
             out += ["", caption, *(line.rstrip() for line in aligned(head, rows).split("\n"))]
+    if (worst := max((row["ms_spread"] or 0 for row in found["rows"]), default=0)) > NOISY:
+        summary[words["warning"]] = noisy = words["noisy"].format(worst=worst)
+        out += ["", f"{words['warning']}: {noisy}"]
     files.write_text(folder / "table.txt", "\n".join(out).lstrip() + "\n")
     machine = [[key, value] for key, value in record["environment"].items() if key != "command" and value]
     tables.append((words["machine"], (words["what"], words["value"]), machine))

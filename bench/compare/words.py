@@ -21,6 +21,9 @@ WORDS = {
         "yes": "tie", "no": "ahead", "front": "mAP@0.5:0.95 against ms", "front-is": "front",
         "table": "{title}: all networks", "machine": "Machine", "what": "what", "value": "value",
         "against": "{measure} against epochs, {title}",
+        "warning": "warning",
+        "noisy": "times of a network differ by up to {worst:.0%} (quartiles over median): something else "
+                 "kept the cores busy; the same command measures ms again and trains nothing",
         "note": "figures",
         "notes": "each run's best epoch on the validation set, judged alike; +- is the deviation over seeds; "
                  "ms in fp32, batch 1, {threads} thread(s), networks taking turns; budgets and front go by "
@@ -43,6 +46,9 @@ WORDS = {
         "versus": "对比", "difference": "差", "error": "标准误", "tie": "判定", "yes": "持平", "no": "领先",
         "front": "mAP@0.5:0.95 与毫秒数", "front-is": "前沿", "table": "{title}：全部网络",
         "machine": "机器", "what": "项目", "value": "值", "against": "{measure} 随轮数变化，{title}",
+        "warning": "警告",
+        "noisy": "同一网络的计时相差达 {worst:.0%}（四分位距除以中位数）：有其他程序占用处理器；"
+                 "再次运行同一命令只重测毫秒数，不再训练",
         "note": "数据说明",
         "notes": "每次训练取验证集上最好的一轮，统一评测；+- 为种子间标准差；"
                  "毫秒数为 fp32、批量 1、{threads} 线程、各网络轮流测得；"
