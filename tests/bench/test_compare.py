@@ -16,7 +16,7 @@ from data.coco.locate import locate
 from data.coco.read import read_coco
 from data.scenes import make_scenes
 from evaluation.curves import Matches, map50_of
-from tests.helpers.compared import run_of, runs_of
+from tests.bench.compare_fake import run_of, runs_of
 from utils.errors import EnvironmentFault, UsageError
 
 SKILLS = {"winner": .75, "tied-a": .5, "tied-bb": .5, "loser": .3}
