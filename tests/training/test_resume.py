@@ -18,6 +18,7 @@ from tests.helpers.label_writers import make_yolo
 from tests.helpers.nets import small_net
 from tests.helpers.scripts import call
 from training import engine
+from training.run import Run
 
 
 @pytest.fixture
@@ -80,8 +81,8 @@ def test_other_labels_pixels_or_another_teacher_are_told_and_best_begins_anew(st
     assert resume()[0] == 0
     val.write_text(json.dumps({**json.loads(val.read_text()), "annotations": []}))
     begun: list[float] = []
-    real = engine.fit
-    monkeypatch.setattr(engine, "fit", lambda state, task: begun.append(state.best) or real(state, task))
+    real = Run.ended
+    monkeypatch.setattr(Run, "ended", lambda run: begun.append(run.state.best) or real(run))
     code, said = resume("--accept")
     assert code == 0 and "no longer bit-exact: val was" in said and begun == [-1.0]
 
