@@ -18,7 +18,7 @@ from detection.detector import NetworkConfig
 from detection.serve.http import Handler
 from utils.errors import EnvironmentFault, UsageError
 
-BODIES = 8                                     # images in memory at a time, of 32 MiB at most, still coded
+BODIES = 8                                     # images above 1 MiB in memory at a time, still coded
 
 
 def serve(config: NetworkConfig, host: str, port: int, origins: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import mmap
+from contextlib import ExitStack
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -22,6 +24,8 @@ PAGES = {"/": "index.html", "/style.css": "style.css", "/icon.svg": "icon.svg", 
          **{f"/{name}": name for name in SCRIPTS}}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MAX_BODY = 32 * 2 ** 20                        # bytes of one image
+FREE = 2 ** 20                                 # ... that are read at once; larger ones wait for a place
+STALLED = 10.0                                 # seconds without a byte after which a place is taken back
 SECURITY = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
             "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 
@@ -40,6 +44,14 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version, timeout = "HTTP/1.1", 60
     server_version, sys_version = "micro-yolo", ""
     server: Any                                # a detection.serve.app.PageServer
+
+    def parse_request(self) -> bool:
+        """Read the request's head; one without a version, whose answer would have no status, is refused."""
+        good = super().parse_request()
+        if good and self.request_version == "HTTP/0.9":
+            self.request_version, good = self.protocol_version, False
+            self.send_error(HTTPStatus.BAD_REQUEST)
+        return good
 
     def do_GET(self) -> None:
         """Answer with a page of the table, or the list of networks."""
@@ -104,13 +116,14 @@ class Handler(BaseHTTPRequestHandler):
         return {"models": networks.listing(), "chosen": networks.first, **self.server.defaults}
 
     def _open(self) -> dict[str, Any]:
-        self._body()
+        with ExitStack() as held:
+            self._body(held)
         return self.server.networks.open(self._query.get("model", ""))
 
     def _detect(self) -> dict[str, Any]:
         conf, iou = self._number("conf"), self._number("iou")
-        with self.server.bodies:
-            data = np.frombuffer(self._body(), np.uint8)
+        with ExitStack() as held:
+            data = np.frombuffer(self._body(held), np.uint8)
             return self.server.networks.detect(self._query.get("model", ""), data, conf, iou)
 
     def _number(self, name: str) -> float:
@@ -122,8 +135,11 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.BAD_REQUEST, f"{name}={self._query[name]}: needs a number, 0 to 1")
         return value
 
-    def _body(self) -> bytes:
-        """Return what was sent. Raises Refusal for what a form could send, and for more than MAX_BODY."""
+    def _body(self, held: ExitStack) -> bytes | mmap.mmap:
+        """Return what was sent; a large body takes one of the server's places, which `held` gives back.
+
+        Raises Refusal for what a form could send, and for more than MAX_BODY.
+        """
         kind = self.headers.get("Content-Type", "")
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {kind!r}: needs an image/ type")
@@ -136,7 +152,17 @@ class Handler(BaseHTTPRequestHandler):
                 left -= len(part)
             size = f"{int(length) / 2 ** 20:.0f} MiB, above the limit of {MAX_BODY // 2 ** 20}"
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the image has {size}: save it smaller")
-        data = self.rfile.read(int(length))
+        data = self.rfile.read(min(int(length), FREE))
+        if int(length) > FREE == len(data):
+            held.enter_context(self.server.bodies)
+            self.connection.settimeout(STALLED)
+            # no heap, of which each thread has its own and keeps what was freed
+            whole, done = mmap.mmap(-1, int(length)), FREE
+            whole[:FREE] = data
+            while done < int(length) and (part := self.rfile.readinto(memoryview(whole)[done:])):
+                done += part
+            data = whole if done == int(length) else b""
+            self.connection.settimeout(self.timeout)
         if len(data) < int(length):
             raise ConnectionResetError("the client went away")
         return data

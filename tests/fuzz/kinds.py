@@ -221,8 +221,7 @@ class Service:
         gone = ("ConnectionResetError", "BrokenPipeError")     # of the client that has ended
         wrong = [fault for fault in self.faults if not any(word in fault for word in gone)]
         self.faults.clear()
-        old = b"HTTP/" not in request.partition(b"\n")[0]  # HTTP/0.9, whose answers are bodies alone
-        proper = not answer or old or answer.startswith((b"HTTP/1.", b"<!DOCTYPE"))
+        proper = not answer or answer.startswith((b"HTTP/1.", b"<!DOCTYPE"))
         if wrong or not proper or b" 500 " in answer[:20]:
             raise RuntimeError(f"{wrong}\n{answer[:200]!r}")
 
