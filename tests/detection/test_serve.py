@@ -160,7 +160,8 @@ def test_a_client_that_goes_away_leaves_no_traceback_and_the_server_alive(client
     "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "POST {} HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     f"POST {{}} HTTP/1.1\r\nContent-Length: {'9' * 5000}\r\n\r\n", "GET //[ HTTP/1.1\r\n\r\n",
-    "GET \\x HTTP/9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n", "\r\n\r\n", f"GET / HTTP/1.1\r\n{'A: b' * 20_000}\r\n\r\n"])
+    "GET \\x HTTP/9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n", "\r\n\r\n",
+    f"GET / HTTP/1.1\r\n{'A: b' * 20_000}\r\n\r\n"])
 def test_a_request_that_could_be_read_two_ways_is_refused_once_and_its_connection_closed(client, head, capfd):
     """A proxy before this server could take the rest for a second request, or the other way round."""
     head = head.format("/api/detect").replace(" HTTP/1.1\r\n", " HTTP/1.1\r\nHost: localhost\r\n"
@@ -215,7 +216,7 @@ def test_clients_that_stop_in_the_middle_hold_up_no_other(client, monkeypatch, c
     head = (f"POST /api/detect?model={client.first} HTTP/1.1\r\nHost: localhost\r\n"
             "Content-Type: image/png\r\n")
     stalled = []
-    for sent in (b"x", b"x" * (len(image) + 10)):          # twelve hold nothing, others a place or wait for it
+    for sent in (b"x", b"x" * (len(image) + 10)):          # twelve hold nothing, twelve a place
         for _ in range(12):
             stalled.append(socket.create_connection(("127.0.0.1", client.port)))
             stalled[-1].sendall(f"{head}Content-Length: {2 * len(image)}\r\n\r\n".encode() + sent)
