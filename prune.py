@@ -15,11 +15,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.decide != "mean" and args.metric != "map50":
         parser.error(f"--decide {args.decide} needs an interval, which --metric map50 alone has")
+    if args.per != "none" and args.scope != "network":
+        parser.error(f"--per {args.per} chooses among layers: it needs --scope network")
     if args.lr is None:
         args.lr = DEFAULT_LR[args.optimizer]
     config = cli.to_config(parser, args, PruneConfig, "weights", "data")
     from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words, timed_cost
-    from compress.pruning.report import chosen_units, heading, measure_parent, scan, write_answer
+    from compress.pruning.report import chosen_units, compared, heading, measure_parent, scan, write_answer
     from compress.pruning.schedule import prunable
     from models import checkpoint as checkpoints
     from training.finetune import Tuner, claim
@@ -43,9 +45,10 @@ def main() -> None:
             units = units[::-1] if config.order == "back" else units
             log = Log(config, tuner.say)
             net, state, after = progressive(parent.net, parent.state, before, units, bench, log)
+            against = compared(bench, before, after, log)
             if tuner.world.main:
                 child = checkpoints.Checkpoint(net, state, tuner.names, config.imgsz, parent.class_map)
-                write_answer(bench, log, (parent, before), (child, after), units)
+                write_answer(bench, log, (parent, before), (child, after), units, against)
     finally:
         tuner.close()
 

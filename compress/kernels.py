@@ -22,7 +22,7 @@ from utils.errors import ModelError
 def with_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
     """Return the network with other kernels (layer -> side): centres, or the old ones within zeros."""
-    new = substitute(net, kernels=dict(kernels))
+    new = _substituted(net, tuple(kernels.items()))
     out = dict(state)
     for old, param in zip(channels(net).params, channels(new).params, strict=True):
         if old.tail != param.tail:
@@ -34,9 +34,9 @@ def with_kernels(net: Net, state: Mapping[str, Tensor],
 def crop_kernels(net: Net, state: Mapping[str, Tensor],
                  kernels: Mapping[str, int]) -> tuple[Net, dict[str, Tensor]]:
     """Return what `with_kernels` does; raise ModelError where a kernel would have to grow."""
-    substitute(net, kernels=dict(kernels))                 # that the layers are there
-    larger = [f"{layer.name} has {layer.kernel}x{layer.kernel}, {kernels[layer.name]} is wanted"
-              for layer in net if kernels.get(layer.name, 0) > layer.kernel]
+    new = _substituted(net, tuple(kernels.items()))
+    larger = [f"{old.name} has {old.kernel}x{old.kernel}, {layer.kernel} is wanted"
+              for old, layer in zip(net, new) if layer.kernel > old.kernel]
     if larger:
         raise ModelError(f"kernels can be cut out of larger ones only: {'; '.join(larger)}")
     return with_kernels(net, state, kernels)
@@ -49,6 +49,11 @@ def forward(net: Net, state: Mapping[str, Tensor], images: Tensor, training: boo
     """
     skeleton = _skeleton(net, torch.distributed.is_available() and torch.distributed.is_initialized())
     return torch.func.functional_call(skeleton.train(training), dict(state), (images,))
+
+
+@lru_cache(maxsize=128)
+def _substituted(net: Net, kernels: tuple[tuple[str, int], ...]) -> Net:
+    return substitute(net, kernels=dict(kernels))
 
 
 @lru_cache(maxsize=128)

@@ -1,7 +1,8 @@
 """One network trained so that every choice of kernels inside it works: the sandwich rule.
 
 Yu and Huang 2019 (US-Net, arXiv 1903.05134), sections 3.3 and 3.4 and algorithm 1, for kernels in place of
-widths: a step trains the largest on the ground truth, the smallest and random ones on what that predicts.
+widths: a step trains the largest, the smallest and random ones; what the largest predicts teaches the others.
+They learn the ground truth as well: by imitation alone their gradient is a small part of the largest's.
 """
 from __future__ import annotations
 
@@ -30,6 +31,8 @@ class Supernet(Network):
                  seed: int = 0) -> None:
         super().__init__(net)
         self.layers, self.kernels, self.count, self.seed = tuple(layers), tuple(sorted(kernels)), count, seed
+        self.seen: int | None = None                       # batches, read from the device once a state
+        self.register_load_state_dict_post_hook(lambda model, _: setattr(model, "seen", None))
         side = self.kernels[-1]
         other = [layer.name for layer in net if layer.name in self.layers and layer.kernel != side]
         if other or not any(name.endswith(COUNTER) for name, _ in self.named_buffers()):
@@ -39,7 +42,9 @@ class Supernet(Network):
     def forward(self, image: Tensor) -> list[Tensor] | list[list[Tensor]]:
         if not self.training:
             return super().forward(image)
-        seen = int(next(buffer for name, buffer in self.named_buffers() if name.endswith(COUNTER)))
+        if self.seen is None:
+            self.seen = int(next(buffer for name, buffer in self.named_buffers() if name.endswith(COUNTER)))
+        seen, self.seen = self.seen, self.seen + 1
         outputs = [super().forward(image)]
         for kernels in sandwich(self.layers, self.kernels, self.count, self.seed, seen):
             state = {**dict(self.named_parameters()), **{k: b.clone() for k, b in self.named_buffers()}}
@@ -56,12 +61,16 @@ def sandwich(layers: Sequence[str], kernels: Sequence[int], count: int, seed: in
 
 
 class SandwichLoss:
-    """Callable: (Supernet outputs, targets, images) -> the base loss of the first, "distill" of others."""
+    """Callable: (Supernet outputs, targets, images) -> the base loss and "distill", means over networks.
+
+    Each network learns the ground truth; "distill" is how far all but the largest are from the largest.
+    """
 
     def __init__(self, base: DetectionLoss) -> None:
         self.base, self.terms = base, {**base.terms, "distill": 1.0}
 
     def __call__(self, outputs: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
         first, *others = outputs
-        return {**self.base(first, targets, images),
-                "distill": sum(distillation(other, first, self.base.heads) for other in others)}
+        truths = [self.base(found, targets, images) for found in outputs]
+        return {**{name: sum(truth[name] for truth in truths) / len(truths) for name in truths[0]},
+                "distill": sum(distillation(other, first, self.base.heads) for other in others) / len(others)}

@@ -14,7 +14,7 @@ GROUND = {"utils": (), "models": ("utils",), "data": ("utils",), "compress": ("m
           "deploy.artifact": ("models",), "deploy.runtimes": ("deploy.artifact", "compress"),
           "detection": ("data", "deploy.runtimes"), "evaluation": ("detection",),
           "training": ("evaluation", "compress", "data.doctor"), "deploy": ("evaluation", "deploy.runtimes"),
-          "bench.profile": ("deploy.runtimes", "evaluation"),
+          "bench.profile": ("deploy",),
           "compress.search": ("training", "bench.profile"), "compress.pruning": ("training", "bench.profile"),
           "bench": ("bench.profile", "deploy", "compress.search"), "paper": ("evaluation",),
           "script": ("bench", "compress.pruning", "paper"), "tests": ("script",)}

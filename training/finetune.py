@@ -126,6 +126,19 @@ class Tuner:
         before = way(net, {**state, **self._measured[1]})[1]
         return small, moved(kept, before, self._statistics(small, kept))
 
+    @torch.no_grad()
+    def val_loss(self, net: Net, state: State) -> float:
+        """Return the loss on the validation set, weighted as in training; every process is asked alike."""
+        loss, model = DetectionLoss(net), from_state(net, state).to(self.device)
+        model, total, count = model.to(memory_format=torch.channels_last), 0.0, 0
+        weights = self.config.loss_weights(loss.terms)
+        for images, targets, _ in self.validator.loader:
+            outputs = model(images.to(self.device).contiguous(memory_format=torch.channels_last))
+            terms = loss(outputs, targets.to(self.device))
+            total += len(images) * sum(weights[name] * float(value) for name, value in terms.items())
+            count += len(images)
+        return total / count
+
     def _statistics(self, net: Net, state: State) -> State:
         images, size = self._plain, self.config.batch_size
         whole = len(images) // size * size or len(images)  # a short last batch would count as a whole one

@@ -123,6 +123,12 @@ def _layer_times(runtimes: Mapping[str, Runtime], single: list[Tensor],
             for name, calls in taken.items()}
 
 
+def clocked_layers(runtime: Runtime, batch: Tensor, rounds: int) -> list[dict[str, float]]:
+    """Return layer -> ms of each call on a batch uint8 [1, 3, S, S], after a warm-up."""
+    warm_up({"": lambda _: runtime.predict(batch)})
+    return [_clocked(runtime, batch) for _ in range(rounds)]
+
+
 def _clocked(runtime: Runtime, images: Tensor) -> dict[str, float]:
     """Return layer -> ms that its nodes take in one call."""
     model, last = runtime.runner.model, time.perf_counter()

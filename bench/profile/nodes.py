@@ -13,7 +13,7 @@ import numpy as np
 from bench.profile.latency import layer_rows
 from bench.profile.timing import summary
 from deploy.artifact import format_of, main_file, onnx_session, read_metadata
-from deploy.runtimes.openvino import OpenvinoRunner
+from deploy.runtimes.openvino import OpenvinoRunner, core
 from models.graph import INPUT
 from models.layer import Net
 from models.records import from_json
@@ -21,6 +21,8 @@ from utils.boxes import on_host
 from utils.runs import Device
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from utils.boxes import Values
 
 WARM, ROUNDS = 5, 30
@@ -30,12 +32,16 @@ Nodes = list[tuple[str, str, float]]               # name, kind and ms of every 
 def node_table(path: str | Path, precision: str, threads: int, image: Values,
                peak: dict) -> list[dict[str, object]]:
     """Return rows as of latency.layer_table, "reorders" and "other"; raise ValueError for other formats."""
-    run = {"onnx": _onnx, "openvino": _openvino}.get(format_of(path))
-    if run is None:
+    form, file = format_of(path), main_file(path)
+    if form not in ("onnx", "openvino"):
         raise ValueError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone")
     metadata, batch = read_metadata(path), np.ascontiguousarray(on_host(image)[None])
     net = from_json(metadata["net"])
-    calls = run(main_file(path), precision, threads, batch)
+    if form == "onnx":
+        calls = onnx_nodes(file, threads, batch)
+    else:
+        runner = OpenvinoRunner(file, precision, threads, Device("cpu"))
+        calls = openvino_nodes(runner.model, runner.hint, threads, batch)
     return rows_of(net, metadata["imgsz"], precision, [by_layer(net, nodes) for nodes in calls], peak)
 
 
@@ -60,10 +66,10 @@ def rows_of(net: Net, imgsz: int, precision: str, calls: list[dict[str, float]],
     return rows
 
 
-def _onnx(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[Nodes]:
+def onnx_nodes(model: Path | bytes, threads: int, batch: np.ndarray) -> list[Nodes]:
     """Return the nodes of every call in ONNX Runtime, which writes them into a file of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        session = onnx_session(path, threads, profile=str(Path(folder) / "nodes"))
+        session = onnx_session(model, threads, profile=str(Path(folder) / "nodes"))
         for _ in range(WARM + ROUNDS):
             session.run(None, {INPUT: batch})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -73,13 +79,12 @@ def _onnx(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[N
     return [nodes[at:at + each] for at in range(WARM * each, len(nodes), each)]
 
 
-def _openvino(path: Path, precision: str, threads: int, batch: np.ndarray) -> list[Nodes]:
-    """Return the nodes of every call in OpenVINO."""
-    runner = OpenvinoRunner(path, precision, threads, Device("cpu"))
-    model = runner.model.clone()
+def openvino_nodes(model: ov.Model, hint: str, threads: int, batch: np.ndarray) -> list[Nodes]:
+    """Return the nodes of every call in OpenVINO; hint: its name of the precision."""
+    model = model.clone()
     model.reshape(list(batch.shape))
-    compiled = runner.core.compile_model(model, "CPU", {
-        "INFERENCE_PRECISION_HINT": runner.hint, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True})
+    compiled = core().compile_model(model, "CPU", {
+        "INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True})
     request = compiled.create_infer_request()
     calls = []
     for _ in range(WARM + ROUNDS):

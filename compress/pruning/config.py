@@ -13,10 +13,10 @@ MEASURES = ("params", "stored", "macs", "loose-macs", "latency")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 DEFAULT_LR = {"sgd": 0.005, "adamw": 0.001}        # of the fine-tuning after a step
 # Where it runs and how often it saves, not what.
-FREE = ("device", "workers", "threads", "cache", "save_json", "save_minutes", "project", "name")
+FREE = ("costs", "device", "workers", "threads", "cache", "save_json", "save_minutes", "project", "name")
 POINTS = (lambda v: v >= 0, "0 or more points")
 REFERENCES = {"original": "the unpruned network", "layer": "the network before this layer's first step",
-              "previous": "the network before this step"}
+              "previous": "the network before this step", "control": "the unpruned network trained as long"}
 
 
 def target(text: str) -> tuple[str, str]:
@@ -47,7 +47,10 @@ class PruneConfig(Recipe):
     metric: str = option("map50", "what the tolerance is held against", choices=("map50", "map50_95"))
     reference: str = option(
         "layer", "what a step's loss is counted against: the unpruned network, that before this layer's "
-        "first step, or that before this step (the paper does not say)", choices=tuple(REFERENCES))
+        "first step, or that before this step (the paper does not say), or the control",
+        choices=tuple(REFERENCES))
+    control: bool = option(False, "also fine-tune the unpruned network as often as the child, nothing "
+                                  "cut, and count what the child lost against that")
     scope: str = option("layer", "a step cuts one layer after the other (paper), or all layers at once",
                         choices=("layer", "network"))
     order: str = option(
@@ -61,13 +64,22 @@ class PruneConfig(Recipe):
     importance: str = option(
         DEFAULT, "which channels go: those of the smallest value by this rule (the paper does not say)",
         choices=tuple(RULES))
+    per: str = option(
+        "none", "a step takes what matters least per ms, MAC or parameter saved, in any layer, until a "
+        "sixteenth of the network's is saved; none: a sixteenth of every layer",
+        choices=("none", "ms", "macs", "params"))
+    runtime: str = option("auto", "of --per ms and --until latency; auto: the first that is installed",
+                          choices=("auto", "onnx", "openvino", "torch"))
+    latency_threads: int = option(1, "CPU threads that latency is measured with", ONE_OR_MORE)
+    costs: str | None = option(None, "folder that keeps the measured table for other runs, by CPU, runtime, "
+                                     "precision and threads (default: the run folder)", metavar="FOLDER")
     round_to: int = option(1, "keep widths at multiples of this; 8 or 16 run faster",
                            (lambda v: v >= 1, "1 or more channels"))
     budget: float | None = option(None, "points the whole may lose against the unpruned network",
                                   POINTS, type=float)
     until: tuple[tuple[str, str], ...] = option(
         (), "stop once all are reached: params=1.92M, stored=1.92M, macs=0.83G, loose-macs=0.87G, "
-        "latency=8ms (1 thread), or as a share of the unpruned network, e.g. params=75%%", nargs="+",
+        "latency=8ms, or as a share of the unpruned network, e.g. params=75%%", nargs="+",
         metavar="MEASURE=VALUE", type=target)
     seeds: int = option(1, "fine-tunings a step, whose mean decides", ONE_OR_MORE)
     decide: str = option(

@@ -3,25 +3,35 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from bench.profile.latency import latency
+from bench.profile.costs import (
+    Clock,
+    Table,
+    device_of,
+    latency_ms,
+    layer_clock,
+    measure,
+    read_or_measure,
+    told,
+)
 from compress.distill import DistilledLoss, teacher
 from compress.importance import channel_scores, loss_gradients
 from compress.prune import prune
 from compress.pruning.config import REFERENCES, PruneConfig
-from compress.pruning.schedule import PARTS, Unit, narrowed, next_widths
+from compress.pruning.schedule import PARTS, Unit, cheapest, narrowed, next_widths, prunable
 from data.loader import collate
 from deploy.runtimes.torchscript import DTYPES
 from evaluation.curves import Matches, drop_interval
-from models.channels import widths
-from models.count import loose_macs, macs, parameters
+from models.channels import sizes, widths, with_widths
+from models.count import layer_macs, loose_macs, macs, parameters
 from models.heads.loss import DetectionLoss
 from models.layer import Net
 from training.finetune import Tuner
@@ -68,6 +78,11 @@ class Log:
     stopped: dict[str, str] = field(default_factory=dict)
     ended: str = ""
 
+    @property
+    def accepted(self) -> int:
+        """Return how many steps the child has had."""
+        return sum(row["accepted"] for row in self.rows)
+
     def step(self, units: list[Unit], net: Net, reached: Measured, lost: Drop, accepted: bool, why: str,
              seconds: float) -> None:
         """Write and print one step."""
@@ -96,7 +111,9 @@ class Bench:
         self.tuner, self.config, self.targets, self.origin = tuner, config, targets, origin
         self.taken: dict[str, int] = {}                    # steps that a round of units has had
         self.gradients: tuple[State, State] | None = None  # the weights last asked for, and theirs
-        self.loss = None
+        self.controls: list[Measured] = []                 # the unpruned network after 1, 2, ... fine-tunings
+        self.uncut = origin, parent                        # it, as the last of them left it
+        self.loss, self.device = None, device_of(config.runtime, config.latency_threads)
         if config.teacher == "parent":
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
             self.loss = DistilledLoss(DetectionLoss(origin), teach)
@@ -104,7 +121,10 @@ class Bench:
     def choose(self, net: Net, state: State, units: list[Unit]) -> dict[str, list[int]]:
         """Return the kept indices of one step of all units that can still take one, the same on all ranks."""
         first, round_to = units[0].name, self.config.round_to
-        new, self.taken[first] = next_widths(units, widths(net), self.taken.get(first, 0), round_to)
+        if self.config.per == "none":
+            new, self.taken[first] = next_widths(units, widths(net), self.taken.get(first, 0), round_to)
+        else:
+            new = self._cheapest(net, state, units)
         if not new:
             return {}
         keep = self.best_channels(net, state, narrowed(net, self.origin, new, round_to))
@@ -115,15 +135,53 @@ class Bench:
 
     def best_channels(self, net: Net, state: State, width: dict[str, int]) -> dict[str, list[int]]:
         """Return kept indices, the best by --importance, that leave the units as many channels as `width`."""
+        return {unit: sorted(found.argsort(descending=True, stable=True)[:width[unit]].tolist())
+                for unit, found in self._scores(net, state, width).items()}
+
+    def _scores(self, net: Net, state: State, units: Iterable[str]) -> dict[str, Tensor]:
         rule, gradients = self.config.importance, None
         if rule == "taylor":
             if self.gradients is None or self.gradients[0] is not state:
                 self.gradients = state, self._gradients(net, state)
             gradients = self.gradients[1]
-        scores = {unit: channel_scores(net, state, unit, rule, gradients=gradients, seed=self.config.seed)
-                  for unit in width}
-        return {unit: sorted(found.argsort(descending=True, stable=True)[:width[unit]].tolist())
-                for unit, found in scores.items()}
+        return {unit: channel_scores(net, state, unit, rule, gradients=gradients, seed=self.config.seed)
+                for unit in units}
+
+    def _cheapest(self, net: Net, state: State, units: list[Unit]) -> dict[str, int]:
+        """Return the widths that save a share of the unpruned network's cost where it matters least."""
+        config, names = self.config, [unit.name for unit in units]
+        # Taylor's scores are changes of one loss; others mean something within their layer alone.
+        scores = {unit: found if config.importance == "taylor" else found / found.sum()
+                  for unit, found in self._scores(net, state, names).items()}
+        whole, now = self.table.total({}), {unit: widths(net)[unit] for unit in names}
+        return cheapest(self.table, now, {unit: found.tolist() for unit, found in scores.items()},
+                        whole * config.sixteenths / PARTS, config.round_to)
+
+    @cached_property
+    def table(self) -> Table:
+        """What records cost by --per against the widths of the units, of the first process, measured once."""
+        config, tuner, origin = self.config, self.tuner, self.origin
+        units = [unit.name for unit in prunable(origin, config.cut, config.sixteenths)[0]]
+
+        def narrow(new: dict[str, int]) -> Net:
+            return with_widths(origin, narrowed(origin, origin, new, config.round_to))
+
+        def make() -> Table:
+            if config.per == "ms":
+                tuner.say(f"measuring what channels cost: {' '.join(map(str, self.device))} threads")
+            return measure(origin, units, narrow, self._clock(), tuner.interrupt.stop)
+        if not tuner.world.main:
+            return tuner.share(None)
+        what = self.device.told() if config.per == "ms" else {"per": config.per}
+        of = {**told(origin, config.imgsz, units, what), "round_to": config.round_to}
+        own = read_or_measure(tuner.folder, of, lambda: read_or_measure(Path(config.costs), of, make)
+                              if config.costs else make())
+        return tuner.share(own)
+
+    def _clock(self) -> Clock:
+        if self.config.per == "ms":
+            return layer_clock(self.device, self.config.imgsz)
+        return sizes if self.config.per == "params" else partial(layer_macs, imgsz=self.config.imgsz)
 
     def tune(self, net: Net, state: State, keep: dict[str, list[int]],
              name: str) -> tuple[Net, State, Measured, float]:
@@ -140,6 +198,16 @@ class Bench:
                           counts=timed_cost(tuner, first.net, first.state, name),
                           seeds=tuple(t.metrics[config.metric] for t in tries))
         return first.net, first.state, reached, sum(t.seconds for t in tries)
+
+    def control(self, steps: int, original: Measured) -> Measured:
+        """Return what the unpruned network reaches after as many fine-tunings as a child of so many steps."""
+        while len(self.controls) < steps:
+            name = f"control-{len(self.controls) + 1:03}"
+            *self.uncut, reached, seconds = self.tune(*self.uncut, {}, name)
+            self.controls.append(reached)
+            self.tuner.say(f"{name}: {self.config.metric} {reached.metrics[self.config.metric]:.4f}, nothing "
+                           f"cut  ({seconds:.0f} s)")
+        return self.controls[steps - 1] if steps else original
 
     def measure(self, net: Net, state: State, metrics: dict[str, float] | None = None) -> Measured:
         """Return a network's metrics, counts and matches on the validation set."""
@@ -181,6 +249,8 @@ def progressive(net: Net, state: State, original: Measured, units: list[Unit], b
                 break
             name = f"{len(log.rows) + 1:03}-{turn[0].name if len(turn) == 1 else 'network'}"
             child, child_state, reached, seconds = bench.tune(net, state, keep, name)
+            if config.reference == "control":
+                reference = bench.control(log.accepted + 1, original)
             lost = bench.drop(reference, reached)
             accepted, why = accepts(config, lost, bench.drop(original, reached).points)
             log.step(turn, child, reached, lost, accepted, why, seconds)
@@ -229,13 +299,14 @@ def cost(net: Net, imgsz: int) -> dict[str, float]:
 
 
 def timed_cost(tuner: Tuner, net: Net, state: State, name: str) -> dict[str, float]:
-    """Return every measure of --until; latency where asked for: median ms per image on one thread."""
+    """Return every measure of --until; latency where asked for: median ms of an image in --runtime."""
     found, path = cost(net, tuner.config.imgsz), tuner.folder / "latency" / f"{name}.json"
     if "latency" not in dict(tuner.config.until):
         return found
     if tuner.world.main and not path.is_file():            # measured once; a second run reads it
         path.parent.mkdir(exist_ok=True)
         images = plain_images(tuner.val_set, TIMED_IMAGES)
-        runs.write_json(path, {"ms": latency(net, state, tuner.config.imgsz, images)})
+        device = device_of(tuner.config.runtime, tuner.config.latency_threads)
+        runs.write_json(path, {"ms": latency_ms(device, net, state, tuner.config.imgsz, images)})
     ms = tuner.share(runs.read_object(path)["ms"] if tuner.world.main else 0.0)
     return {**found, "latency": float(ms)}

@@ -27,8 +27,9 @@ from utils.text import aligned
 
 SCANNED = tuple(range(1, 9))                               # sixteenths a scan takes away
 # What a record tells of the choices: where the paper leaves one open, and how steps were fine-tuned.
-CHOICES = ("tolerance", "reference", "scope", "sixteenths", "metric", "cut", "importance", "order", "decide",
-           "seeds", "round_to", "budget", "optimizer", "lr", "augment", "batch_size", "seed", "layers")
+CHOICES = ("tolerance", "reference", "control", "scope", "sixteenths", "metric", "cut", "importance",
+           "per", "runtime", "order", "decide", "seeds", "round_to", "budget", "optimizer", "lr", "augment",
+           "batch_size", "seed", "layers")
 
 
 def chosen_units(units: list[Unit], reasons: dict[str, str], names: Sequence[str] | None) -> list[Unit]:
@@ -107,8 +108,12 @@ def layer_rows(parent: Net, child: Net, units: list[Unit], log: Log) -> list[dic
 
 
 def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, Measured],
-                 child: tuple[checkpoints.Checkpoint, Measured], units: list[Unit]) -> None:
-    """Write and print the child, its record, tables and plots; parent, child: and what they reach."""
+                 child: tuple[checkpoints.Checkpoint, Measured], units: list[Unit],
+                 against: dict[str, dict]) -> None:
+    """Write and print the child, its record, tables and plots; parent, child: and what they reach.
+
+    against: what `compared` returns.
+    """
     config, tuner, folder = bench.config, bench.tuner, bench.tuner.folder
     (old, before), (new, after) = ((c, m.figures) for c, m in (parent, child))
     (folder / "weights").mkdir(exist_ok=True)
@@ -123,7 +128,7 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
               "child": {"weights": f"{folder.name}/weights/{best.name}", **after},
               "net": to_json(new.net), "choices": choices(bench), "layers": rows, "steps": log.rows,
               "ended": log.ended or "no layer is left", "epochs": sum(row["epochs"] for row in log.rows),
-              "speed": speed, "environment": runs.environment()}
+              "against": against, "speed": speed, "environment": runs.environment()}
     widths_png(rows, folder / "widths.png")
     if log.rows:
         steps_png(log.rows, config.tolerance, folder / "steps.png", metric)
@@ -131,7 +136,29 @@ def write_answer(bench: Bench, log: Log, parent: tuple[checkpoints.Checkpoint, M
         runs.save_record(config.save_json, record)
     runs.write_json(folder / "result.json", record)            # last: it says that the run is finished
     print("\n".join(("", *step_lines(log.rows, metric), "", *table3_lines(rows), "", *speed_lines(speed), "",
-                     *last_words(bench, before, after, record["epochs"], child[1]), str(best))))
+                     *last_words(bench, before, after, record["epochs"], child[1]),
+                     *against_lines(against, metric), str(best))))
+
+
+def compared(bench: Bench, parent: Measured, child: Measured, log: Log) -> dict[str, dict]:
+    """Return what the child lost against the unpruned network and, where asked for, the control.
+
+    Each: its metrics, the epochs it was fine-tuned, points lost and their 95 % interval over images (None for
+    a metric without one).
+    """
+    config, sides = bench.config, {"the unpruned network": (0, parent)}
+    if config.control or config.reference == "control":
+        sides["the control"] = log.accepted, bench.control(log.accepted, parent)
+    return {name: {**reached.metrics, "epochs": steps * config.epochs_per_step,
+                   **bench.drop(reached, child)._asdict()} for name, (steps, reached) in sides.items()}
+
+
+def against_lines(against: dict[str, dict], metric: str) -> list[str]:
+    """Return a line a reference of `compared`."""
+    return [f"against {name} ({side['epochs']} epochs of fine-tuning, {LABELS[metric]} {side[metric]:.4f}): "
+            f"{side['points']:+.2f} points lost"
+            + (" (95 %: {:+.1f} to {:+.1f})".format(*side["interval"]) if side["interval"] else "")
+            for name, side in against.items()]
 
 
 def choices(bench: Bench) -> dict:

@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from models.channels import channels, widths, with_widths
 from models.layer import Net
 from models.nodes import IMAGE
+
+if TYPE_CHECKING:
+    from bench.profile.costs import Table
 
 PARTS = 16                                                 # a step takes a sixteenth of the original width
 
@@ -48,6 +53,33 @@ def next_widths(units: Sequence[Unit], now: Mapping[str, int], steps: int,
         if smaller := {g: w for g, w in new.items() if w < now[g]}:
             return smaller, count
     return {}, steps
+
+
+def cheapest(table: Table, now: Mapping[str, int], scores: Mapping[str, Sequence[float]], save: float,
+             multiple: int = 1) -> dict[str, int]:
+    """Return the narrower widths that save so much of the table's cost and lose the least importance.
+
+    now: unit -> width; scores: unit -> importance of its channels, comparable between units. Move by move,
+    the unit and measured width of the least importance per cost saved: what saves nothing is never taken,
+    so widths come to lie below the cliffs of the table. {} where nothing saves anything.
+    """
+    width = dict(now)
+    kept = {unit: np.cumsum(sorted(values, reverse=True)) for unit, values in scores.items()}
+    start = left = table.total(width)
+    while left > start - save:
+        moves = []
+        for unit in scores:
+            for new in table.widths(unit, width[unit], multiple):
+                gain = left - table.total({**width, unit: new})
+                if gain > 0:
+                    lost = kept[unit][width[unit] - 1] - kept[unit][new - 1]
+                    moves.append((lost / gain, unit, -new))        # of equals the smallest move
+        if not moves:
+            break
+        _, unit, new = min(moves)
+        width[unit] = -new
+        left = table.total(width)
+    return {unit: new for unit, new in width.items() if new < now[unit]}
 
 
 def narrowed(net: Net, origin: Net, new: dict[str, int], round_to: int = 1) -> dict[str, int]:

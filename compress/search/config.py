@@ -54,6 +54,8 @@ class SearchConfig(NetRecipe):
         False, "train one network that holds all kernels (sandwich rule) and cut every choice out of it")
     random: int = option(2, "networks drawn a step of --one-shot, beside the largest and the smallest",
                          NOT_NEGATIVE)
+    rank: str = option("loss", "what ranks the networks of --one-shot: their loss on val, which every box "
+                               "moves, or the first accuracy", choices=("loss", "accuracy"))
     against: Path | None = option(None, "compare the ranks with another search's record", type=Path,
                                   metavar="JSON")
     known: tuple[Path, ...] = option(
@@ -63,7 +65,12 @@ class SearchConfig(NetRecipe):
 
     @property
     def score(self) -> str:
-        """Return what "best" means."""
+        """Return what "best" means: a figure of the rows."""
+        return "val_loss" if self.one_shot and self.rank == "loss" else self.accuracy
+
+    @property
+    def accuracy(self) -> str:
+        """Return the first accuracy among the objectives."""
         return next(name for name in self.objectives if name in ACCURACY)
 
     @property

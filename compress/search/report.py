@@ -56,7 +56,10 @@ def make_record(search: Search, rows: list[dict], failed: list[dict], against: d
         record |= {"networks_a_step": networks, "recalibration_pictures":
                    len(rows) * min(RECALIBRATION, len(search.tuner.train_set))}
     if against is not None:
-        record["rank"] = {**trials.rank_agreement(rows, against["trials"]), "against": str(config.against),
+        theirs, by = against["trials"], ("map50", score) if score != "map50" else ("map50",)
+        record["rank"] = {**trials.rank_agreement(rows, theirs), "against": str(config.against),
+                          "by": {name: trials.rank_agreement(rows, theirs, name, "map50") for name in by},
+                          "ceiling": trials.ceiling(theirs, "map50"),
                           "cost_epochs": cost, "against_cost_epochs": against["cost_epochs"]}
     return {**record, "environment": runs.environment()}
 
@@ -97,9 +100,11 @@ def lines(search: Search, record: dict) -> list[str]:
                f"{best['parameters']:,} parameters; cost: {cost}")
     if "rank" in record:
         rank = record["rank"]
-        out.append(f"ranks against {rank['against']}: Kendall tau {number(rank['kendall'])}, Spearman rho "
-                   f"{number(rank['spearman'])}, n {rank['n']}; {rank['cost_epochs']} epochs against "
-                   f"{rank['against_cost_epochs']}")
+        out += [f"ranks by {name} against {rank['against']} by map50: Kendall tau {number(by['kendall'])}, "
+                f"Spearman rho {number(by['spearman'])}, n {by['n']}; {rank['cost_epochs']} epochs against "
+                f"{rank['against_cost_epochs']}" for name, by in rank["by"].items()]
+        out.append("rho that a ranking free of chance can be expected to have with it: "
+                   + ("unknown, it has one seed" if rank["ceiling"] is None else number(rank["ceiling"])))
     if not (folder / "best" / "best.pt").is_file():
         out.append("the best trial's weights are not here: another machine trained it, or --known told it; "
                    f"there they are in the run folder, trials/k{best['label']}-s{best['seed']}")

@@ -16,8 +16,9 @@ Row = dict[str, object]
 OBJECTIVES = {"map50": ("map50", "maximize"), "map50_95": ("map50_95", "maximize"),
               "params": ("parameters", "minimize"), "macs": ("macs", "minimize"),
               "latency": ("latency_ms", "minimize")}
-COLUMNS = ("label", "seed", "map50", "map50_95", "parameters", "macs", "loose_macs", "latency_ms", "epochs",
-           "seconds")
+LOWER = ("val_loss",)                              # scores of which less is better
+COLUMNS = ("label", "seed", "map50", "map50_95", "val_loss", "parameters", "macs", "loose_macs",
+           "latency_ms", "epochs", "seconds")
 
 
 def values_of(row: Row, objectives: Sequence[str]) -> list[float]:
@@ -27,7 +28,13 @@ def values_of(row: Row, objectives: Sequence[str]) -> list[float]:
 
 def ranked(rows: Sequence[Row], score: str) -> list[int]:
     """Return positions of the rows, the best score first; of equal scores, the smaller network."""
-    return sorted(range(len(rows)), key=lambda i: (-rows[i][score], rows[i]["parameters"], rows[i]["label"]))
+    return sorted(range(len(rows)), key=lambda i: (-_good(rows[i], score), rows[i]["parameters"],
+                                                   rows[i]["label"]))
+
+
+def _good(row: Row, score: str) -> float:
+    """Return a row's score, more being better."""
+    return -row[score] if score in LOWER else row[score]
 
 
 def front(rows: Sequence[Row], objectives: Sequence[str]) -> list[int]:
@@ -55,13 +62,15 @@ def best_of(rows: Sequence[Row], score: str) -> int:
     return next(i for i in order if not repeated or rows[i]["label"] == repeated[0]["label"])
 
 
-def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map50") -> dict[str, object]:
+def rank_agreement(rows: Sequence[Row], others: Sequence[Row], score: str = "map50",
+                   other_score: str = "") -> dict[str, object]:
     """Return how alike two searches rank the choices both have: Kendall's tau-b, Spearman's rho, number n.
 
-    A choice's value is its mean over seeds. None where one ranks all alike; DataError for fewer than three.
+    A choice's value is its mean over seeds, of the others by `other_score` where given. None where one ranks
+    all alike; DataError for fewer than three.
     """
     from scipy.stats import kendalltau, spearmanr
-    mine, theirs = _means(rows, score), _means(others, score)
+    mine, theirs = _means(rows, score), _means(others, other_score or score)
     both = sorted(mine.keys() & theirs.keys())
     if len(both) < 3:
         raise DataError(f"the two searches have {len(both)} choices of kernels and block types in common; "
@@ -96,6 +105,18 @@ def between_seeds(rows: Sequence[Row], score: str) -> dict[str, float | int | No
             "explained": max(0.0, 1 - within / total) if total else 0.0}
 
 
+def ceiling(rows: Sequence[Row], score: str) -> float | None:
+    """Return the rho that a ranking free of chance can be expected to have with these rows; None if unknown.
+
+    The root of the reliability of a choice's mean over its seeds (Spearman and Brown 1910).
+    """
+    found = between_seeds(rows, score)
+    if found is None:
+        return None
+    seeds, share = min(map(len, _by_choice(rows).values())), found["explained"]
+    return (seeds * share / (1 + (seeds - 1) * share)) ** 0.5
+
+
 def _by_choice(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -106,7 +127,7 @@ def _by_choice(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _means(rows: Sequence[Row], score: str) -> dict[tuple, float]:
     """Return (kernels, block types) -> mean score over seeds; labels of another search may be others."""
     return {(*sorted(same[0]["kernels"].items()), *sorted((same[0].get("ops") or {}).items())):
-            statistics.fmean(row[score] for row in same) for same in _by_choice(rows).values()}
+            statistics.fmean(_good(row, score) for row in same) for same in _by_choice(rows).values()}
 
 
 def trials_csv(rows: Sequence[Row]) -> str:
@@ -124,9 +145,11 @@ def trials_csv(rows: Sequence[Row]) -> str:
 
 def table_lines(rows: Sequence[Row], score: str, best: int, marked: Sequence[int] = ()) -> list[str]:
     """Return aligned lines of the rows, the best score first, with "best" and, for `marked`, "front"."""
-    timed = any("latency_ms" in row for row in rows)
-    head = ["choice", "seed", "AP50", "AP", "parameters", "MMACs", *(["ms"] if timed else []), "seconds", ""]
-    body = [[row["label"], row["seed"], f"{row['map50']:.4f}", f"{row['map50_95']:.4f}", row["parameters"],
+    timed, lost = (any(name in row for row in rows) for name in ("latency_ms", "val_loss"))
+    head = ["choice", "seed", "AP50", "AP", *(["val loss"] if lost else []), "parameters", "MMACs",
+            *(["ms"] if timed else []), "seconds", ""]
+    body = [[row["label"], row["seed"], f"{row['map50']:.4f}", f"{row['map50_95']:.4f}",
+             *([f"{row['val_loss']:.4f}"] if lost else []), row["parameters"],
              f"{row['macs'] / 1e6:.1f}", *([f"{row['latency_ms']:.2f}"] if timed else []),
              f"{row['seconds']:.0f}", " ".join(["best"] * (i == best) + ["front"] * (i in marked))]
             for i, row in ((i, rows[i]) for i in ranked(rows, score))]

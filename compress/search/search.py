@@ -133,9 +133,10 @@ class Search:
         config, folder = self.config, self.tuner.folder
         settings = {key: value for key, value in sorted(asdict(config).items())
                     if key not in (*FREE, "data", "weights", "cfg", "seeds", "repeat_best")}
+        sets = self.tuner.train_set, self.tuner.val_set
         settings |= {"net": zlib.crc32(to_json(self.base).encode()), "space": space,
                      "start": self.weights and checkpoints.checksum(self.weights.state),
-                     "pictures": data_hash(self.tuner.train_set.coco)}
+                     "pictures": [data_hash(data.coco) for data in sets]}
         study = config.study or f"search-{zlib.crc32(json.dumps(settings, default=str).encode()):08x}"
         # The storage fills in its schema's version where a URL has braces.
         own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
@@ -250,10 +251,11 @@ def one_shot(search: Search) -> tuple[list[dict], list[dict]]:
             net, state = cut(search, supernet, choice)
             metrics = tuner.share(tuner.world.main and shown(tuner.validator(net, state)[0]))
             row = search.row(choice, net, state, metrics, config.seed, 0, time.monotonic() - began)
+            row["val_loss"] = tuner.val_loss(net, state)
             if tuner.world.main:
                 file.parent.mkdir(exist_ok=True)
                 runs.write_json(file, row)
-            tuner.say(f"{choice.label}  AP50 {row['map50']:.4f}")
+            tuner.say(f"{choice.label}  AP50 {row['map50']:.4f}  val loss {row['val_loss']:.4f}")
         rows.append(row)
         if ddp.any_rank(tuner.interrupt.poll(), tuner.device):
             raise Interrupted("stopped by a signal; the same command continues", tuner.interrupt.code)

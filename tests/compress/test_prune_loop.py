@@ -3,13 +3,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from compress.prune import prune
 from compress.pruning.config import PruneConfig
-from compress.pruning.progressive import Drop, Log, Measured, accepts, cost, progressive
+from compress.pruning.progressive import Bench, Drop, Log, Measured, accepts, cost, progressive
 from compress.pruning.schedule import Unit, prunable
 from models.channels import widths
 from models.checkpoint import Checkpoint, load, save
@@ -93,6 +95,39 @@ def test_the_whole_network_is_cut_in_one_step_and_stops_at_its_target():
     assert 8 - width["conv1"] == 16 - width["mb3"] == len(log.rows) and "target is reached" in log.ended
 
 
+def test_against_the_control_a_step_is_held_to_what_as_much_training_alone_gives():
+    """Training alone gains 0.3 points a step: the same widths lose 0.3 more against it each time."""
+    class Trained(Book):
+        def control(self, steps, original):
+            assert steps == 1 + sum(name.startswith("0") for name in self.kept)
+            metrics = {key: value + 0.003 * steps for key, value in original.metrics.items()}
+            return replace(original, metrics=metrics)
+
+        def tune(self, net, state, keep, name):
+            self.kept = [row["layer"] and f"{row['step']:03}" for row in log.rows if row["accepted"]]
+            return super().tune(net, state, keep, name)
+    net, config = small_net(), PruneConfig(reference="control")
+    log, weights = Log(config, lambda _: None), initialise(Network(net), 0).state_dict()
+    book = Trained(config, {}, net, slope(0.1, 0))
+    child, _, _ = progressive(net, weights, book.measure(net, weights), [Unit("conv1", 8, 1)], book, log)
+    assert widths(child)["conv1"] == 7 and [r["drop"] for r in log.rows] == [0.4, 0.8]
+    assert "against the unpruned network trained as long" in log.stopped["conv1"]
+
+
+def test_the_control_is_trained_as_often_as_the_child_and_only_once():
+    bench, net = object.__new__(Bench), small_net()
+    bench.config, bench.controls, bench.uncut, said = PruneConfig(), [], (net, {"w": 0}), []
+    bench.tuner = SimpleNamespace(say=said.append)
+
+    def tune(net, state, keep, name):
+        assert not keep
+        return net, {"w": state["w"] + 1}, SimpleNamespace(metrics={"map50": state["w"]}, name=name), 1.0
+    bench.tune = tune
+    assert bench.control(0, "unpruned") == "unpruned"
+    assert bench.control(2, None).name == "control-002" and bench.uncut[1] == {"w": 2}
+    assert bench.control(1, None).name == "control-001" and len(said) == 2
+
+
 @pytest.mark.parametrize("decide, accepted", [("mean", False), ("lower", True), ("upper", False)])
 def test_whether_a_drop_is_real_decides_where_that_was_asked_for(decide, accepted):
     good, why = accepts(PruneConfig(decide=decide), Drop(0.8, (-0.4, 2.0)), 0.8)
@@ -133,11 +168,11 @@ def answer(folder, name):
     record = json.loads((folder / "runs" / name / "result.json").read_text())
     for row in record["steps"]:
         row.pop("seconds")
-    return ({k: record[k] for k in ("layers", "steps", "ended", "epochs", "choices")},
+    return ({k: record[k] for k in ("layers", "steps", "ended", "epochs", "choices", "against")},
             load(folder / "runs" / name / "weights" / "best.pt"))
 
 
-CUTS = ("--layers", "conv1", "mb3", "--until", "params=80%")
+CUTS = ("--layers", "conv1", "mb3", "--until", "params=80%", "--control")
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +189,11 @@ def test_the_child_is_a_checkpoint_that_every_script_takes(parent, reference):
     assert [row["layer"] for row in record["layers"]] == ["conv1", "mb3"] and "lost" in printed
     assert record["steps"][-1]["parameters"] == parameters(child.net)
     assert all(row["interval"] and row["interval"][0] <= row["drop"] + 1e-6 for row in record["steps"])
+    steps, control = sum(row["accepted"] for row in record["steps"]), record["against"]["the control"]
+    assert control["epochs"] == steps and f"against the control ({steps} epochs" in printed
+    low, high = control["interval"]
+    assert low <= control["points"] + 1e-6 <= high + 2e-6
+    assert control["points"] == pytest.approx(100 * (control["map50"] - record["steps"][-1]["map50"]))
     best, runs = str(parent / "runs" / "whole" / "weights" / "best.pt"), str(parent / "runs")
     common = ("--data", str(parent / "set"), "--imgsz", "96", "--project", runs)
     measured = run("val.py", "--weights", best, *common, "--out", str(parent / "val.json"), "--name", "v")
@@ -210,6 +250,19 @@ def test_all_layers_in_rounded_steps_of_two_seeds_tell_what_the_mean_hides(paren
     assert from_json(whole["net"]) == child.net and record["choices"]["order"] == "back"
 
 
+def test_steps_by_measured_milliseconds_name_their_runtime_and_read_their_table_again(parent, tmp_path):
+    words = ("--scope", "network", "--per", "ms", "--runtime", "torch", "--sixteenths", "2", "--until",
+             "params=90%", "--costs", str(tmp_path))
+    done = run(*command(parent, "costs", *words))
+    assert done.returncode == 0, done.stderr
+    record, child = answer(parent, "costs")
+    assert record["choices"]["per"] == "ms" and "what channels cost: torch" in done.stdout
+    assert parameters(child.net) < parameters(small_net(10)) and len(list(tmp_path.glob("costs-*"))) == 1
+    again = run(*command(parent, "costs-again", *words))
+    assert again.returncode == 0 and "what channels cost" not in again.stdout
+    assert answer(parent, "costs-again")[1].net == child.net
+
+
 def test_a_scan_measures_every_layer_and_orders_them(parent):
     done = run(*command(parent, "scan", "--scan", "--importance", "taylor", "--layers", "conv1", "mb3"))
     assert done.returncode == 0, done.stderr
@@ -223,7 +276,8 @@ def test_a_scan_measures_every_layer_and_orders_them(parent):
     (("--until", "latency=ms"), 2, "needs MEASURE=VALUE"), (("--until", "params=1G"), 2, "nothing to do"),
     (("--until", "size=3"), 2, "needs MEASURE=VALUE"), (("--until", "params=-1"), 2, "needs MEASURE=VALUE"),
     (("--tolerance", "-1"), 2, "needs 0 or more"),
-    (("--decide", "lower", "--metric", "map50_95"), 2, "interval")])
+    (("--decide", "lower", "--metric", "map50_95"), 2, "interval"),
+    (("--per", "ms"), 2, "needs --scope network")])
 def test_bad_choices_are_refused_by_name(parent, words, code, says):
     done = run(*command(parent, "bad", *words))
     assert done.returncode == code and says in done.stderr, done.stderr

@@ -18,6 +18,7 @@ from compress.search.queue import Queue
 from compress.search.rows import (
     best_of,
     between_seeds,
+    ceiling,
     front,
     rank_agreement,
     ranked,
@@ -106,6 +107,15 @@ def row(label: str, map50: float, size: int = 10, seed: int = 0, **more) -> dict
             "loose_macs": size, "epochs": 2, "seconds": 1.0, **more}
 
 
+def test_the_ceiling_of_a_ranking_is_the_root_of_what_its_seeds_repeat():
+    one = [row("33", .1), row("35", .2), row("53", .3)]
+    assert ceiling(one, "map50") is None, "one seed tells nothing of chance"
+    assert ceiling([*one, *({**r, "seed": 1} for r in one)], "map50") == pytest.approx(1)
+    off = [*one, row("33", .16, seed=1), row("35", .26, seed=1), row("53", .24, seed=1)]
+    share = between_seeds(off, "map50")["explained"]
+    assert 0 < share < 1 and ceiling(off, "map50") == pytest.approx((2 * share / (1 + share)) ** .5)
+
+
 def test_ranks_agree_as_counted_by_hand():
     mine = [row("33", .1), row("35", .2), row("53", .3), row("55", .4)]
     other = [row("33", .1), row("35", .3), row("53", .2), row("55", .4)]
@@ -117,6 +127,8 @@ def test_ranks_agree_as_counted_by_hand():
     twice = [*other, row("35", .0, seed=1), row("53", .9, seed=1)]     # means .15 and .55: 53 is now the best
     assert rank_agreement(mine, twice)["kendall"] == pytest.approx(4 / 6)
     assert rank_agreement(mine, [row(r["label"], .5) for r in mine])["kendall"] is None
+    lost = [{**r, "val_loss": 1 - r["map50"]} for r in mine]           # less is better: the same ranks
+    assert rank_agreement(lost, other, "val_loss", "map50") == found and ranked(lost, "val_loss")[0] == 3
     with pytest.raises(DataError, match="2 choices"):
         rank_agreement(mine, other[:2])
 

@@ -146,17 +146,32 @@ def test_the_shared_gradient_is_that_of_the_small_network_alone():
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_sandwich_loss_is_ground_truth_for_the_largest_and_its_outputs_for_the_others():
+def test_the_sandwich_loss_is_ground_truth_for_all_and_the_largests_outputs_for_the_others():
     model = supernet().train()
     base = DetectionLoss(model.net)
     outputs = model(noise())
     terms = SandwichLoss(base)(outputs, TARGETS, noise())
-    expected = base(outputs[0], TARGETS)
-    assert all(torch.equal(terms[name], expected[name]) for name in expected)
+    truths = [base(found, TARGETS) for found in outputs]
+    for name in base.terms:
+        torch.testing.assert_close(terms[name], torch.stack([truth[name] for truth in truths]).mean())
     distance = sum(distillation(found, outputs[0], HEADS) for found in outputs[1:])
-    torch.testing.assert_close(terms["distill"], distance)
+    torch.testing.assert_close(terms["distill"], distance / 3)
     head = torch.autograd.grad(terms["distill"], outputs[0], retain_graph=True, allow_unused=True)
     assert head == (None,) * len(outputs[0]), "the teacher must not move towards its students"
+    for found, truth in zip(outputs, truths):              # each is moved by the truth on its own outputs
+        moves, alone = (torch.autograd.grad(value, found, retain_graph=True)[0]
+                        for value in (terms["obj"], truth["obj"]))
+        torch.testing.assert_close(moves, alone / 4)
+
+
+def test_the_steps_are_counted_on_the_host_and_read_again_after_a_state_is_taken_up(monkeypatch):
+    model, drawn = supernet().train(), []
+    monkeypatch.setattr("compress.supernet.sandwich", lambda *words: drawn.append(words[-1]) or [])
+    for _ in range(3):
+        model(noise())
+    model.load_state_dict(wide().state_dict())
+    model(noise())
+    assert drawn == [0, 1, 2, 0]
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_step():
