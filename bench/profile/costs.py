@@ -35,7 +35,7 @@ ROUNDS, SECONDS = 30, 60.0
 REST = ("reorders", "other")                               # what a runtime spends between records
 
 
-class Device(NamedTuple):
+class Setup(NamedTuple):
     """Where latency counts: a runtime of this CPU, its precision and threads; batch 1."""
 
     runtime: str
@@ -48,7 +48,7 @@ class Device(NamedTuple):
         return {**self._asdict(), "version": str(package.__version__), "cpu": runs.environment()["cpu"]}
 
 
-def device_of(runtime: str, threads: int) -> Device:
+def setup_of(runtime: str, threads: int) -> Setup:
     """Return the device of a runtime, "auto": the first that is installed; UsageError where it is not."""
     there = [name for name, package in RUNTIMES.items() if importlib.util.find_spec(package)]
     if runtime not in ("auto", *there):
@@ -56,7 +56,7 @@ def device_of(runtime: str, threads: int) -> Device:
                          f"{', '.join(there)}")
     found = there[0] if runtime == "auto" else runtime
     native = runs.pick_precision(torch.device("cpu"))[0]
-    return Device(found, "fp32" if found == "onnx" else native, threads)
+    return Setup(found, "fp32" if found == "onnx" else native, threads)
 
 
 class Table(NamedTuple):
@@ -139,46 +139,46 @@ def told(net: Net, imgsz: int, units: Sequence[str], what: Mapping[str, object])
     return {"net": zlib.crc32(to_json(net).encode()), "imgsz": imgsz, "units": list(units), **what}
 
 
-def layer_clock(device: Device, imgsz: int) -> Clock:
+def layer_clock(setup: Setup, imgsz: int) -> Clock:
     """Return the clock of a device: network -> record -> ms, medians, with what the runtime adds (REST)."""
     image = np.random.default_rng(0).integers(0, 256, (1, 3, imgsz, imgsz), dtype=np.uint8)
 
     def clock(net: Net) -> dict[str, float]:
         state = initialise(Network(net), 0).state_dict()
-        if device.runtime == "torch":
-            with torch_threads(device.threads):
-                calls = clocked_layers(torch_runtime(net, state, (), imgsz, "cpu", device.precision),
+        if setup.runtime == "torch":
+            with torch_threads(setup.threads):
+                calls = clocked_layers(torch_runtime(net, state, (), imgsz, "cpu", setup.precision),
                                        torch.from_numpy(image), ROUNDS)
         else:
             file = to_onnx(net, state, imgsz)
-            nodes = onnx_nodes(file, device.threads, image) if device.runtime == "onnx" else \
-                openvino_nodes(core().read_model(file, b""), HINTS[device.precision], device.threads, image)
+            nodes = onnx_nodes(file, setup.threads, image) if setup.runtime == "onnx" else \
+                openvino_nodes(core().read_model(file, b""), HINTS[setup.precision], setup.threads, image)
             calls = [by_layer(net, call) for call in nodes]
         return {record: float(np.median([call[record] for call in calls])) for record in calls[0]}
     return clock
 
 
-def latency_ms(device: Device, net: Net, state: State, imgsz: int, images: Tensor) -> float:
+def latency_ms(setup: Setup, net: Net, state: State, imgsz: int, images: Tensor) -> float:
     """Return the median ms of an image of uint8 [N, 3, imgsz, imgsz] in a device's runtime, not profiled."""
-    run, single = _caller(device, net, state, imgsz), [image[None] for image in images]
+    run, single = _caller(setup, net, state, imgsz), [image[None] for image in images]
 
     def call(at: int) -> None:
         run(single[at % len(single)])
-    with torch_threads(device.threads):
+    with torch_threads(setup.threads):
         warm_up({"": call})
         return summary(interleaved({"": call}, ROUNDS, SECONDS)[""])["ms"]
 
 
-def _caller(device: Device, net: Net, state: State, imgsz: int) -> Callable[[Tensor], object]:
-    if device.runtime == "torch":
-        return torch_runtime(net, state, (), imgsz, "cpu", device.precision).predict
+def _caller(setup: Setup, net: Net, state: State, imgsz: int) -> Callable[[Tensor], object]:
+    if setup.runtime == "torch":
+        return torch_runtime(net, state, (), imgsz, "cpu", setup.precision).predict
     file = to_onnx(net, state, imgsz)
-    if device.runtime == "onnx":
-        session = onnx_session(file, device.threads)
+    if setup.runtime == "onnx":
+        session = onnx_session(file, setup.threads)
         return lambda image: session.run(None, {INPUT: image.contiguous().numpy()})
     model = core().read_model(file, b"")
     model.reshape([1, 3, imgsz, imgsz])
     compiled = core().compile_model(model, "CPU", {
-        "INFERENCE_PRECISION_HINT": HINTS[device.precision], "INFERENCE_NUM_THREADS": device.threads,
+        "INFERENCE_PRECISION_HINT": HINTS[setup.precision], "INFERENCE_NUM_THREADS": setup.threads,
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
     return lambda image: compiled(image.contiguous().numpy())

@@ -15,11 +15,11 @@ from torch import Tensor
 from bench.profile.costs import (
     Clock,
     Table,
-    device_of,
     latency_ms,
     layer_clock,
     measure,
     read_or_measure,
+    setup_of,
     told,
 )
 from compress.distill import DistilledLoss, teacher
@@ -113,7 +113,7 @@ class Bench:
         self.gradients: tuple[State, State] | None = None  # the weights last asked for, and theirs
         self.controls: list[Measured] = []                 # the unpruned network after 1, 2, ... fine-tunings
         self.uncut = origin, parent                        # it, as the last of them left it
-        self.loss, self.device = None, device_of(config.runtime, config.latency_threads)
+        self.loss, self.setup = None, setup_of(config.runtime, config.latency_threads)
         if config.teacher == "parent":
             teach = teacher(origin, parent, tuner.device, DTYPES[tuner.precision])
             self.loss = DistilledLoss(DetectionLoss(origin), teach)
@@ -168,11 +168,11 @@ class Bench:
 
         def make() -> Table:
             if config.per == "ms":
-                tuner.say(f"measuring what channels cost: {' '.join(map(str, self.device))} threads")
+                tuner.say(f"measuring what channels cost: {' '.join(map(str, self.setup))} threads")
             return measure(origin, units, narrow, self._clock(), tuner.interrupt.stop)
         if not tuner.world.main:
             return tuner.share(None)
-        what = self.device.told() if config.per == "ms" else {"per": config.per}
+        what = self.setup.told() if config.per == "ms" else {"per": config.per}
         of = {**told(origin, config.imgsz, units, what), "round_to": config.round_to}
         own = read_or_measure(tuner.folder, of, lambda: read_or_measure(Path(config.costs), of, make)
                               if config.costs else make())
@@ -180,7 +180,7 @@ class Bench:
 
     def _clock(self) -> Clock:
         if self.config.per == "ms":
-            return layer_clock(self.device, self.config.imgsz)
+            return layer_clock(self.setup, self.config.imgsz)
         return sizes if self.config.per == "params" else partial(layer_macs, imgsz=self.config.imgsz)
 
     def tune(self, net: Net, state: State, keep: dict[str, list[int]],
@@ -306,7 +306,7 @@ def timed_cost(tuner: Tuner, net: Net, state: State, name: str) -> dict[str, flo
     if tuner.world.main and not path.is_file():            # measured once; a second run reads it
         path.parent.mkdir(exist_ok=True)
         images = plain_images(tuner.val_set, TIMED_IMAGES)
-        device = device_of(tuner.config.runtime, tuner.config.latency_threads)
-        runs.write_json(path, {"ms": latency_ms(device, net, state, tuner.config.imgsz, images)})
+        setup = setup_of(tuner.config.runtime, tuner.config.latency_threads)
+        runs.write_json(path, {"ms": latency_ms(setup, net, state, tuner.config.imgsz, images)})
     ms = tuner.share(runs.read_object(path)["ms"] if tuner.world.main else 0.0)
     return {**found, "latency": float(ms)}

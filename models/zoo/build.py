@@ -15,13 +15,13 @@ from models.zoo.light import yolo_lite, yolo_nano
 from models.zoo.nano import PREFIX, nano, parse
 from models.zoo.official import OFFICIAL
 from models.zoo.survey import SURVEYED
-from models.zoo.tiny import Anchors, micro_yolo, micro_yolo_fast, micro_yolo_pruned, yolov3_tiny
+from models.zoo.tiny import STEMS, Anchors, micro_yolo, micro_yolo_fast, micro_yolo_pruned, yolov3_tiny
 from utils.errors import ModelError
 
 DETECTORS: dict[str, Callable[..., Net]] = {
     "yolov3-tiny": yolov3_tiny, "micro-yolo": micro_yolo, "micro-yolo-pruned": micro_yolo_pruned,
     "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
-ZOO = {**DETECTORS, **SURVEYED, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
+ZOO = {**DETECTORS, **STEMS, **SURVEYED, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
 SIDE = 416                                         # px of the input where nothing says another
 DEFAULT = "micro-yolo"
 # Trained weights that come with the project, by network: one's own training starts from the first there is.

@@ -87,6 +87,35 @@ def micro_yolo_plus(classes: int = 80, coarse: Anchors = COARSE, fine: Anchors =
                       MICRO_OPS | dict.fromkeys(("conv7", "conv9", "conv11"), "ghostconv"))
 
 
+def micro_yolo_fast_s2(*given: object, **more: object) -> Net:
+    """micro_yolo_fast with a stem that strides at once: nothing is computed and pooled away at full size."""
+    return strided(micro_yolo_fast(*given, **more), ("conv1",))
+
+
+def micro_yolo_fast_k6(*given: object, **more: object) -> Net:
+    """The same with a 6x6 stem: as a 3x3 on the image's 2x2 cells put into channels (space to depth)."""
+    return substitute(micro_yolo_fast_s2(*given, **more), kernels={"conv1": 6})
+
+
+def micro_yolo_fast_s4(*given: object, **more: object) -> Net:
+    """The same, its conv3 dense and strided too: one layer each on the grids of 416 and 208 cells."""
+    return substitute(strided(micro_yolo_fast(*given, **more), ("conv1", "conv3")), {"conv3": "conv"})
+
+
+STEMS = {"micro-yolo-fast-s2": micro_yolo_fast_s2, "micro-yolo-fast-k6": micro_yolo_fast_k6,
+         "micro-yolo-fast-s4": micro_yolo_fast_s4}
+
+
+def strided(net: Net, names: tuple[str, ...]) -> Net:
+    """Return the network in which these layers stride by 2, without the max-pooling behind each."""
+    gone = {row.name: row.inputs[0] for row in net if row.op == "maxpool" and row.stride == 2
+            and row.inputs[0] in names}
+    return validate(tuple(
+        replace(row, inputs=tuple(gone.get(name, name) for name in row.inputs),
+                stride=2 if row.name in gone.values() else row.stride)
+        for row in net if row.name not in gone))
+
+
 def substitute(net: Net, ops: dict[str, str] | None = None, kernels: dict[str, int] | None = None,
                expansion: int = 2, se: bool = True) -> Net:
     """Return the network with some layers' op or kernel replaced: layer -> op, layer -> kernel.

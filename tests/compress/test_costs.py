@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from bench.profile.costs import (
-    Device,
+    Setup,
     Table,
-    device_of,
     grid,
     latency_ms,
     layer_clock,
     measure,
     read_or_measure,
+    setup_of,
     told,
 )
 from compress.pruning.config import PruneConfig
@@ -103,21 +103,21 @@ def test_a_table_is_measured_once_for_a_network_and_device(tmp_path):
 def test_every_record_has_its_time_in_a_runtime_and_the_whole_has_one(runtime):
     if runtime != "torch":
         pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
-    device, net = Device(runtime, "fp32", 1), small_net()
-    found = layer_clock(device, 96)(net)
+    setup, net = Setup(runtime, "fp32", 1), small_net()
+    found = layer_clock(setup, 96)(net)
     assert {layer.name for layer in net} <= set(found) and all(ms >= 0 for ms in found.values())
     assert sum(found[name] > 0 for name in ("conv1", "mb3", "ds5", "head6")) == 4
     state = initialise(Network(net), 0).state_dict()
     images = torch.randint(0, 255, (2, 3, 96, 96), dtype=torch.uint8)
-    assert latency_ms(device, net, state, 96, images) > 0
-    assert device_of(runtime, 2)[::2] == (runtime, 2) and device.told()["cpu"]
+    assert latency_ms(setup, net, state, 96, images) > 0
+    assert setup_of(runtime, 2)[::2] == (runtime, 2) and setup.told()["cpu"]
 
 
 def test_a_runtime_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torch")
-    assert device_of("auto", 1).runtime == "torch"
+    assert setup_of("auto", 1).runtime == "torch"
     with pytest.raises(UsageError, match="onnxruntime is not installed; there are torch"):
-        device_of("onnx", 1)
+        setup_of("onnx", 1)
 
 
 def test_a_step_by_cost_saves_its_share_and_keeps_the_strongest_channels(tmp_path):
