@@ -9,13 +9,14 @@ from models.blocks import BLOCKS, of_schema_1
 from models.graph import classes_of, expand, heads_of, outputs
 from models.heads import HEADS
 from models.layer import DEFAULTS, MAX_LAYERS, MAX_WIDTH, Layer, Net, heads
-from models.nodes import ACTIVATIONS, IMAGE
+from models.nodes import ACTIVATIONS, IMAGE, Builder
 from utils.errors import ModelError
 
 SCHEMA = 2                                                 # 1: heads without a kind, poolings always 2x2
 TYPES = {field.name: field.type for field in fields(Layer)}
 NUMBERS = [name for name, kind in TYPES.items() if kind == "int"]
 LARGEST = 4096                                             # px, the side of an image as networks take it
+SHAPES = ("hidden", "squeeze", "groups", "part", "dilation", "rates", "ceil", "full")
 PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 
@@ -146,3 +147,32 @@ def _problem(layer: Layer, seen: set[str]) -> str:
     if layer.kind not in HEADS:
         return f"unknown kind of head {layer.kind!r}; known are {', '.join(HEADS)}{_meant(layer.kind, HEADS)}"
     return HEADS[layer.kind].problem(layer)
+
+
+class _Read:
+    """A record that remembers which of its fields were asked for."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer, self.fields = layer, set()
+
+    def __getattr__(self, name: str) -> object:
+        self.fields.add(name)
+        return getattr(self._layer, name)
+
+
+def ignored(net: Net) -> list[str]:
+    """Return a sentence for each field of SHAPES that is given and that the record's block does not read.
+
+    A network's act, gate, eps and the like stand in all its records, and kernels where a block has a fixed
+    one: those say nothing wrong. groups count only where the record filters cells.
+    """
+    builder, value, found = Builder(), {IMAGE: IMAGE}, []
+    for layer in net:
+        builder.layer, first = (read := _Read(layer)), len(builder.nodes)
+        value[layer.name] = BLOCKS[layer.op].write(builder, *(value[i] for i in layer.inputs))
+        filters = any(node.type == "conv" and node.kernel > 1 for node in builder.nodes[first:])
+        found += [f"layer {layer.name!r} ({layer.op}): {name} is {getattr(layer, name)}, which this block "
+                  "does not read here; leave it out" for name in SHAPES
+                  if getattr(layer, name) != DEFAULTS[name] and name not in read.fields
+                  and (name != "groups" or filters)]
+    return found

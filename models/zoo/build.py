@@ -9,7 +9,7 @@ from pathlib import Path
 from models.graph import heads_of, outputs, require_heads
 from models.heads import HEADS
 from models.layer import Net, heads
-from models.records import from_json, validate
+from models.records import from_json, ignored, validate
 from models.zoo.classifiers import CLASSIFIERS
 from models.zoo.light import yolo_lite, yolo_nano
 from models.zoo.nano import PREFIX, nano, parse
@@ -82,6 +82,8 @@ def build(name: str, classes: int | None = None) -> Net:
         net = from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 text: {error}") from error
+    if faults := ignored(net):                             # of a checkpoint's records it is too late to ask
+        raise ModelError(f"{path}: {faults[0]}")
     if not classes:
         return net
     if heads(net):
