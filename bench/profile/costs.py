@@ -73,7 +73,8 @@ class Table(NamedTuple):
     def total(self, width: Mapping[str, int]) -> float:
         """Return the cost of a network with these widths; units that are not named are whole.
 
-        Between measured widths lies a line; a record of several units is what each leaves of it, multiplied.
+        Between measured widths lies a line; a record of several units is what each leaves of it, multiplied,
+        what lies between records what each adds.
         """
         out = dict(self.cost)
         for unit, now in width.items():
@@ -81,9 +82,12 @@ class Table(NamedTuple):
                 continue
             at = sorted(self.units[unit])
             for record in self.units[unit][at[-1]]:
-                if whole := self.cost[record]:
-                    values = [self.units[unit][w][record] for w in at]
-                    out[record] *= float(np.interp(now, at, values)) / whole
+                whole, values = self.cost[record], [self.units[unit][w][record] for w in at]
+                here = float(np.interp(now, at, values))
+                if record in REST:
+                    out[record] += here - whole
+                elif whole:
+                    out[record] *= here / whole
         return sum(out.values())
 
     def widths(self, unit: str, now: int, multiple: int = 1) -> list[int]:

@@ -150,12 +150,9 @@ class Bench:
     def _cheapest(self, net: Net, state: State, units: list[Unit]) -> dict[str, int]:
         """Return the widths that save a share of the unpruned network's cost where it matters least."""
         config, names = self.config, [unit.name for unit in units]
-        # Taylor's scores are changes of one loss; others mean something within their layer alone.
-        scores = {unit: found if config.importance == "taylor" else found / found.sum()
-                  for unit, found in self._scores(net, state, names).items()}
-        whole, now = self.table.total({}), {unit: widths(net)[unit] for unit in names}
-        return cheapest(self.table, now, {unit: found.tolist() for unit, found in scores.items()},
-                        whole * config.sixteenths / PARTS, config.round_to)
+        scores = {unit: found.tolist() for unit, found in self._scores(net, state, names).items()}
+        return cheapest(self.table, {unit: widths(net)[unit] for unit in names}, scores,
+                        self.table.total({}) * config.sixteenths / PARTS, config.round_to)
 
     @cached_property
     def table(self) -> Table:

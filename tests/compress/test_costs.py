@@ -63,16 +63,19 @@ def test_what_matters_stays_and_what_costs_little_stays():
                    "b": {w: {"y": 7 + w / 4} for w in (1, 2, 3, 4)}})
     equal = {"a": [.25] * 4, "b": [.25] * 4}
     assert cheapest(table, {"a": 4, "b": 4}, equal, 3.0) == {"a": 2}       # b saves an eighth of what a does
-    assert "b" in cheapest(table, {"a": 4, "b": 4}, {"a": [25.0] * 4, "b": [.25] * 4}, 0.7)
+    assert "b" in cheapest(table, {"a": 4, "b": 4}, {"a": [.25] * 4, "b": [97.0, .01, .01, .01]}, 0.7)
     assert cheapest(table, {"a": 4, "b": 4}, equal, 3.0, multiple=4) == {}
 
 
 def test_a_total_is_the_product_of_what_units_leave_of_a_record_on_lines_between_widths():
     table = Table({"a": 8, "b": 4}, {"x": 10.0, "y": 2.0, "other": 1.0},
-                  {"a": {4: {"x": 6.0}, 8: {"x": 10.0}},
+                  {"a": {4: {"x": 6.0, "other": 1.0}, 8: {"x": 10.0, "other": 1.0}},
                    "b": {2: {"x": 5.0, "other": 0.5}, 4: {"x": 10.0, "other": 1.0}}})
     assert table.total({}) == 13 and table.total({"a": 6}) == pytest.approx(11)
     assert table.total({"a": 4, "b": 2}) == pytest.approx(6 * 0.5 + 2 + 0.5)
+    loud = table._replace(units={u: {**rows, min(rows): {**rows[min(rows)], "other": 4.0}}
+                                 for u, rows in table.units.items()})
+    assert loud.total({"a": 4, "b": 2}) == pytest.approx(6 * 0.5 + 2 + 1 + 3 + 3), "what is added adds up"
     assert table.widths("a", 8) == [4] and table.widths("b", 4, 4) == []
     assert grid(16) == [*range(4, 17)] and grid(220) == [*range(64, 220, 16), 220] and grid(3) == [1, 2, 3]
 
