@@ -11,6 +11,7 @@ import numpy as np
 from data.images import Inspection, turn_boxes
 
 WORST_BAD_SHARE = 0.2              # more unreadable boxes than this: the file is not what it claims to be
+NO_BOX = (None, [], "", [0, 0, 0, 0])              # what tools write where there is a mask alone
 HUGE = 1e9                         # px; beyond it a coordinate is rubbish, not an object outside the image
 
 
@@ -97,7 +98,7 @@ def read_boxes(annotations: list[dict], images: list[dict], classes: Mapping[str
     positions = {id_key(image.get("id")): i for i, image in enumerate(images)}
     image = np.array([positions.get(id_key(a.get("image_id")), -1) for a in annotations], np.int64)
     label = np.array([classes.get(id_key(a.get("category_id")), -1) for a in annotations], np.int64)
-    masked = [a.get("bbox") in (None, [], "") and bool(a.get("segmentation")) for a in annotations]
+    masked = [a.get("bbox") in NO_BOX and bool(a.get("segmentation")) for a in annotations]
     xywh = np.array([_four_numbers(mask_box(a["segmentation"]) if mask else a.get("bbox"))
                      for a, mask in zip(annotations, masked)], np.float64).reshape(-1, 4)
     area = np.array([_area(a.get("area")) for a in annotations], np.float64)
@@ -143,9 +144,13 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
 
     tell("empty-box", wrong_way, "boxes of zero or negative width or height, dropped")
     boxes, limit = boxes.where(~wrong_way), limit[~wrong_way]
-    if len(limit) and limit.max() > 8 and boxes.xyxy.min() >= 0 and boxes.xyxy.max() <= 1 + 1e-6:
+    within = (boxes.xyxy >= 0).all(1) & (boxes.xyxy <= 1 + 1e-6).all(1) & (limit > 8).any(1)
+    if len(limit) and within.all():
         tell("normalised-boxes", slice(None), "all boxes are in 0..1, fractions of the image, not px: "
              "multiply by width and height", True)
+    elif within.any():
+        tell("fractions-among-px", within, "boxes in 0..1, within the first pixel: fractions of their image, "
+             "where the others are px?")
     if trust == "image":
         boxes, counted = _follow(boxes, stated, real), _follow(counted, stated, real)
     faults += _corners_suspected(boxes, limit)
@@ -222,7 +227,8 @@ def mask_box(mask: object) -> list[float] | None:
     try:
         if isinstance(mask, dict):
             return _rle_box(mask["counts"], *map(int, mask["size"]))
-        points = np.array([value for polygon in mask for value in polygon], np.float64).reshape(-1, 2)
+        rings = [mask] if isinstance(mask[0], int | float) else mask       # VIA writes one without its list
+        points = np.array([value for ring in rings for value in ring], np.float64).reshape(-1, 2)
         return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
     except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         return None

@@ -20,8 +20,8 @@ from utils.errors import DataError
 # Worth knowing, nothing to mend; and what a copy keeps, for only a person can tell
 NOTES = ("class-without-boxes", "unlisted-file", "missing-split", "empty-parent-class", "names-differ",
          "keypoints", "no-labels", "polygon", "score", "stale-filename")
-LEFT = ("leak-near-duplicate", "corners-instead-of-size", "split-without-boxes", "repeated-image-other-boxes",
-        "leak-whole-split")
+LEFT = ("leak-near-duplicate", "corners-instead-of-size", "fractions-among-px", "split-without-boxes",
+        "repeated-image-other-boxes", "leak-whole-split")
 
 
 def fate(found: Fault) -> str:

@@ -196,3 +196,14 @@ def test_an_empty_parent_class_is_left_out_and_a_used_one_stays(tmp_path: Path):
 def test_a_split_without_boxes_is_said(tmp_path: Path):
     data = read(tmp_path, lambda c: c["annotations"].clear())
     assert rules(data) == {"split-without-boxes": 1} and "AP is undefined" in data.faults[0].advice
+
+
+def test_zeros_beside_a_polygon_a_flat_one_and_fractions_among_px(tmp_path: Path):
+    def change(c: dict) -> None:
+        c["annotations"][0].update(bbox=[0, 0, 0, 0], segmentation=[[5, 6, 25, 6, 25, 16]])
+        c["annotations"][1].update(bbox=None, segmentation=[7, 8, 27, 8, 27, 20])
+        c["annotations"][2]["bbox"] = [0.1, 0.2, 0.5, 0.5]
+    data = read(tmp_path, change)
+    assert rules(data) == {"box-from-mask": 2, "fractions-among-px": 1}
+    assert data.images[0].boxes[0].tolist() == [0, 5, 6, 25, 16]
+    assert data.images[1].boxes[0].tolist() == [1, 7, 8, 27, 20]

@@ -108,3 +108,10 @@ def test_an_ambiguous_name_keeps_a_set_from_being_read(tmp_path: Path):
     draw(tmp_path / "images/a/x.png", 1), draw(tmp_path / "images/b/x.png", 2)
     with pytest.raises(DataError, match="ambiguous-image .*a/x.png or .*b/x.png"):
         read(tmp_path, lambda c: c["images"][0].update(file_name="x.png"))
+
+
+def test_what_a_server_is_asked_besides_is_no_part_of_a_name(tmp_path: Path):
+    for name in ("a?b.png", "1.png"):
+        draw(tmp_path / "images" / name, 9)
+    names = "https://x.org/files/1.png?size=1&v=a/b", "a?b.png"
+    assert found(tmp_path, "set.json", *names)[0] == ["1.png", "a?b.png"]
