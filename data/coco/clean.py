@@ -144,13 +144,7 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
 
     tell("empty-box", wrong_way, "boxes of zero or negative width or height, dropped")
     boxes, limit = boxes.where(~wrong_way), limit[~wrong_way]
-    within = (boxes.xyxy >= 0).all(1) & (boxes.xyxy <= 1 + 1e-6).all(1) & (limit > 8).any(1)
-    if len(limit) and within.all():
-        tell("normalised-boxes", slice(None), "all boxes are in 0..1, fractions of the image, not px: "
-             "multiply by width and height", True)
-    elif within.any():
-        tell("fractions-among-px", within, "boxes in 0..1, within the first pixel: fractions of their image, "
-             "where the others are px?")
+    faults += _fractions(boxes, limit, annotations)
     if trust == "image":
         boxes, counted = _follow(boxes, stated, real), _follow(counted, stated, real)
     faults += _corners_suspected(boxes, limit)
@@ -168,6 +162,17 @@ def fit_boxes(boxes: Boxes, annotations: list[dict], stated: np.ndarray, real: S
          "boxes that are exactly another's, learned once; counted twice in AP, as pycocotools does, so that "
          "even a perfect detector misses them: python -m data.doctor SET --fix OUT")
     return boxes.where(first), counted, faults
+
+
+def _fractions(boxes: Boxes, limit: np.ndarray, annotations: list[dict]) -> list[Fault]:
+    """Return the fault of boxes that lie in 0..1: fatal where all do, else a warning."""
+    within = (boxes.xyxy >= 0).all(1) & (boxes.xyxy <= 1 + 1e-6).all(1) & (limit > 8).any(1)
+    named = _name(annotations, boxes.row[within], "bbox")
+    if len(within) and within.all():
+        return fault("normalised-boxes", named, "all boxes are in 0..1, fractions of the image, not px: "
+                     "multiply by width and height", True)
+    return fault("fractions-among-px", named, "boxes in 0..1, within the first pixel: fractions of their "
+                 "image, where the others are px?")
 
 
 def _follow(boxes: Boxes, stated: np.ndarray, real: Sequence[Inspection]) -> Boxes:
