@@ -15,6 +15,7 @@ from models.network import Network, initialise
 from models.records import from_json, to_json, validate
 from models.transfer import transfer
 from models.zoo.build import with_heads
+from utils.boxes import library
 
 SIDE, NAMES = 64, ("a", "b", "c")
 
@@ -62,9 +63,10 @@ class CellHead(Head):
         return (output[:, :-2] > logit(conf_thres)).any(1)
 
     def decoded(self, vectors, cells):
-        middle = (cells[:, ::-1].astype(np.float32) + 0.5) * self.stride
-        half = np.exp(vectors[:, -2:]) * self.stride / 2
-        return np.concatenate((middle - half, middle + half), 1), sigmoid(vectors[:, :-2])
+        xp = library(vectors)                              # arrays, and tensors with gradients
+        middle = (xp.stack((cells[:, 1], cells[:, 0]), 1) + 0.5) * self.stride
+        half = xp.exp(vectors[:, -2:]) * self.stride / 2
+        return xp.concatenate((middle - half, middle + half), 1), sigmoid(vectors[:, :-2])
 
     def distance(self, mine, theirs):
         return (mine - theirs).square().sum(), theirs.new_tensor(1.0)
@@ -121,6 +123,10 @@ def test_records_other_classes_weights_files_and_teachers_take_it(net):
     assert all(row["taken"] for row in report)
     assert torch.equal(state["end.conv.weight"][[0, 1, 2, 4, 5]], model.state_dict()["end.conv.weight"])
     outputs = [output.detach() for output in model(torch.rand(1, 3, SIDE, SIDE))]
+    boxes, scores = heads_of(net)[0].everything(outputs[0])
+    assert (boxes.shape, scores.shape) == ((1, 64, 4), (1, 64, 3))
+    found = detections(outputs, heads_of(net), 0.0, 1.0, 99, multi_label=True).boxes[0]
+    np.testing.assert_allclose(np.sort(found[:, 4]), scores.flatten().sort().values[-99:].numpy(), rtol=1e-5)
     assert float(distillation(outputs, [o + 1 for o in outputs], heads_of(net))) == outputs[0].numel()
     ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (requirements-export.txt)")
     session = ort.InferenceSession(to_onnx(net, model.state_dict(), SIDE), providers=["CPUExecutionProvider"])
