@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.channels import shapes
+from models.files.backbones import packaged, read_classifier
 from models.files.darknet import COCO_NAMES, beside, read_darknet
 from models.files.ncnn import read_ncnn
 from models.graph import classes_of
@@ -100,7 +101,7 @@ def checksum(value: object, crc: int = 0) -> int:
 
 def load(path: str | Path) -> Checkpoint:
     """Return the checkpoint of a `.pt`, darknet `.weights` or ncnn `.bin` file, or raise ModelError."""
-    path = Path(path)
+    path = packaged(str(path)) or Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
         raise ModelError(f"no checkpoint at {path}" + (f"; in that folder: {', '.join(near)}" if near else "")
@@ -152,6 +153,11 @@ def _head(path: Path) -> bytes:
 
 def _checked(path: Path, content: object) -> Checkpoint:
     """Return the checkpoint of a loaded file's content. Raises ModelError saying what does not fit."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        net, state, name = read_classifier(path, content)
+        return Checkpoint(net, state, _names(net), 224, extra={"classifier": name})
     if not isinstance(content, dict) or not {"net", "state", "names"} <= set(content):
         raise ModelError(f"{path} is not a checkpoint of this project: it needs net, state and names; "
                          "a bare state dict lacks the network's records")

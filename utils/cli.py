@@ -22,7 +22,7 @@ LEFT_BEHIND = "reader of "         # beginning of the names of threads that may 
 ALIASES = {"imgsz": ("--img", "--img-size"), "batch-size": ("--batch",), "conf-thres": ("--conf",),
            "iou-thres": ("--iou",)}
 FLAGS: dict[str, dict] = {
-    "weights": {"help": "checkpoint .pt, official darknet .weights, or what export.py wrote"},
+    "weights": {"help": "checkpoint .pt, official darknet .weights or ncnn .bin, or what export.py wrote"},
     "cfg": {"help": "network: a zoo name such as micro-yolo, nano:BACKBONE+NECK+..., or a net.json"},
     "data": {"help": "data set: a YAML (path, train, val, names) or a folder in COCO layout"},
     "source": {"help": "image, folder, glob, list file or video; of detect.py also a camera (0) or an "
