@@ -20,6 +20,7 @@ from models.layer import Net
 from models.zoo import nano
 from models.zoo.build import ZOO, build
 from models.zoo.classifiers import CLASSIFIERS
+from models.zoo.tiny import STEMS
 from utils import cli, runs
 from utils.errors import DataError
 from utils.text import markdown
@@ -30,6 +31,7 @@ SIDE, CLASSIFIED = 320, 224                                # px of detectors, an
 # Where a network's builder does not name its paper itself.
 SOURCES = {"yolov3-tiny": "arXiv 1804.02767, darknet", "micro-yolo": "Hu & Li, ICAART 2021",
            "micro-yolo-pruned": "Hu & Li, ICAART 2021", "micro-yolo-fast": "this project",
+           **dict.fromkeys(STEMS, "this project"),
            "micro-yolo-plus": "SN Computer Science 3:391", "yolov5n-class": "arXiv 1911.11929, 1803.01534",
            "yolox-nano": "arXiv 2107.08430", "nanodet-m": "arXiv 2006.04388, NanoDet's ncnn files",
            "mobilenet-v2": "arXiv 1801.04381", "mnasnet-b1": "arXiv 1807.11626",
