@@ -22,7 +22,7 @@ from compress.kernels import crop_kernels, with_kernels
 from compress.search.config import FREE, SAME, TRAINED_BY, SearchConfig
 from compress.search.queue import Point, Queue
 from compress.search.rows import OBJECTIVES, ranked, values_of
-from compress.search.storage import alone
+from compress.search.storage import alone, file_url
 from compress.supernet import SandwichLoss, Supernet
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
@@ -138,8 +138,7 @@ class Search:
                      "start": self.weights and checkpoints.checksum(self.weights.state),
                      "pictures": [data_hash(data.coco) for data in sets]}
         study = config.study or f"search-{zlib.crc32(json.dumps(settings, default=str).encode()):08x}"
-        # The storage fills in its schema's version where a URL has braces.
-        own = f"sqlite:///{folder.resolve()}/study.db".replace("{", "{{").replace("}", "}}")
+        own = file_url(folder.resolve() / "study.db")
         ways = [OBJECTIVES[name][1] for name in config.objectives]
         return Queue(config.storage or own, study + name, space, ways, settings, folder / "workers", trials,
                      config.seed)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 from sqlalchemy import exc
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from utils.errors import EnvironmentFault, UsageError
 from utils.redact import masked, without_secrets
@@ -42,6 +42,12 @@ def alone(file: Path | None) -> Iterator[None]:
         yield
 
 
+def file_url(file: Path) -> str:
+    """Return the URL of an SQLite file, whatever its path holds; in braces Optuna would fill in a version."""
+    url = URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
+    return url.replace("{", "{{").replace("}", "}}")
+
+
 def lock_file(url: str) -> Path | None:
     """Return the file that workers on a storage lock for each step; None where the database has row locks.
 
@@ -49,7 +55,7 @@ def lock_file(url: str) -> Path | None:
     """
     shown = f"--storage {masked(url)}"
     try:
-        parsed = make_url(url)
+        parsed = make_url(url.replace("{{", "{").replace("}}", "}"))
     except (exc.ArgumentError, ValueError):        # ValueError: a port that is no number
         raise UsageError(f"{shown} is no database URL; it needs one such as sqlite:///study.db or "
                          "postgresql://user@host/name") from None

@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import optuna
 import pytest
 
 from compress.search import storage
@@ -205,3 +206,13 @@ def test_what_a_database_says_is_shown_without_the_password(monkeypatch):
     with pytest.raises(EnvironmentFault, match="cannot be used: no host") as error:
         storage.open_storage("postgresql://me:SEC@RET@db/name?sslpassword=S%20EC%25")
     assert not any(word in str(error.value) for word in ("SEC", "RET", "S EC"))
+
+
+@pytest.mark.parametrize("name", ["a b", "My%20Drive", "{run}", "what?1", "50%", "a#b", "{{x}}"])
+def test_a_folder_of_any_name_holds_its_own_study(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    url = storage.file_url(folder / "study.db")
+    assert storage.lock_file(url) == folder / "study.db.lock"
+    optuna.create_study(storage=storage.open_storage(url))
+    assert (folder / "study.db").is_file() and [path.name for path in tmp_path.iterdir()] == [name]
