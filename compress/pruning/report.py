@@ -73,7 +73,7 @@ def measure_parent(bench: Bench, parent: checkpoints.Checkpoint) -> Measured:
 
 
 def scan(bench: Bench, parent: checkpoints.Checkpoint, before: Measured, units: list[Unit]) -> list[Unit]:
-    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics recalibrated."""
+    """Return the units, least sensitive first: by points lost at 4/16 untrained, statistics moved."""
     tuner, net, state = bench.tuner, parent.net, parent.state
     path = tuner.folder / "scan.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
