@@ -31,7 +31,7 @@ FLAGS: dict[str, dict] = {
     "batch-size": {"type": int, "help": "images per step, over all processes"},
     "epochs": {"type": int, "help": "passes over the training set"},
     "device": {"default": "auto", "help": "auto, cpu, cuda, or a CUDA index such as 0"},
-    "workers": {"type": int, "default": 1, "help": "loader processes (0: load in the main process)"},
+    "workers": {"type": int, "default": 1, "help": "loader processes, in val.py threads (0: none)"},
     "conf-thres": {"type": float, "help": "lowest score kept, 0..1"},
     "nms": {"choices": ("standard", "diou", "cluster"), "default": "standard",
             "help": "diou: objects side by side both stay; cluster: the standard boxes by one matrix"},

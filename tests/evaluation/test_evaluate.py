@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from evaluation import evaluate
-from evaluation.evaluate import Finder, Stopwatch, collect_detections, matching_classes
+from evaluation.evaluate import Finder, Stopwatch, collect_detections, image_batches, matching_classes
 from models.heads.nms import Found
 from utils.boxes import letterbox_geometry
-from utils.errors import Interrupted, ModelError
+from utils.errors import DataError, Interrupted, ModelError
 
 SIZES = [(200, 320), (300, 100), (64, 64), (333, 501), (1000, 37)]         # height, width
 
@@ -121,3 +121,30 @@ def test_the_stopwatch_adds_up_blocks_and_waiting(monkeypatch):
             pass
     assert list(watch.waits("waiting", "ab")) == ["a", "b"]
     assert watch.seconds == {"work": 3, "waiting": 3}                      # the end is waited for as well
+
+
+class Plain:
+    """A data set of images of one value, one of which may be damaged."""
+
+    def __init__(self, count: int, damaged: int = -1) -> None:
+        self.count, self.damaged = count, damaged
+
+    def __len__(self) -> int:
+        return self.count
+
+    def plain(self, index: int) -> np.ndarray:
+        if index == self.damaged:
+            raise DataError(f"{index}: is damaged")
+        return np.full((4, 4, 3), index, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_images_come_in_order_whoever_reads_them_and_a_damaged_one_is_named(workers):
+    made = list(image_batches(Plain(7), 3, workers))
+    assert [batch.indices for batch in made] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [int(image[0, 0, 0]) for batch in made for image in batch.images] == list(range(7))
+    assert made[2].images.shape == (1, 3, 4, 4) and made[0].images.dtype == np.uint8
+    taken = image_batches(Plain(7, damaged=4), 2, workers)
+    assert next(taken).indices == [0, 1] and next(taken).indices == [2, 3]
+    with pytest.raises(DataError, match="4: is damaged"):
+        next(taken)

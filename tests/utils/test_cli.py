@@ -223,3 +223,29 @@ def test_what_is_printed_cannot_steer_the_terminal(root):
     for out in (done.stdout, done.stderr):
         rest = out.replace("\x1b[K", "")
         assert not set("\x1b\x07\x9b\u202e") & set(rest) and "\\x1b]0;title" in out and "\t" in out, out
+
+
+def test_a_device_is_found_without_torch_as_with_it(monkeypatch):
+    from utils import runs
+    from utils.errors import EnvironmentFault, UsageError
+    monkeypatch.setattr(runs, "cuda_devices", lambda: 0)
+    assert str(runs.pick_device("auto", False)) == str(runs.pick_device("cpu", False)) == "cpu"
+    with pytest.raises(EnvironmentFault, match="0 CUDA devices"):
+        runs.pick_device("1", False)
+    monkeypatch.setattr(runs, "cuda_devices", lambda: 2)
+    found = [runs.pick_device(name, False) for name in ("auto", "cuda", "1", "cuda:1")]
+    assert [str(device) for device in found] == ["cuda", "cuda", "cuda:1", "cuda:1"]
+    for name, with_torch in (("tpu", False), ("cuda:x", False), ("no", True)):
+        with pytest.raises(UsageError, match="needs auto, cpu, cuda"):
+            runs.pick_device(name, with_torch)
+
+
+def test_the_driver_is_asked_for_its_devices_and_its_absence_is_none():
+    from utils.runs import cuda_devices
+    assert cuda_devices() == torch_count()
+
+
+def torch_count() -> int:
+    """What torch says."""
+    import torch
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
