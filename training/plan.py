@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from training import engine
 from training.config import TrainConfig
+from utils import ddp
 from utils.errors import UsageError
 
 FEWEST = 8                                         # epochs; of a set too large for them, each takes a part
@@ -73,7 +74,8 @@ def seconds_per_image(state: engine.State, task: engine.Task) -> float:
             began = time.monotonic()
             continue
         images += len(batch.images)
-        if time.monotonic() - began > min(TRIED, OFF * task.config.time):
+        over = time.monotonic() - began > min(TRIED, OFF * task.config.time)
+        if ddp.any_rank(over, state.device):       # processes step together
             break
     return (time.monotonic() - began) / images
 

@@ -65,17 +65,31 @@ class Validator:
     def __init__(self, config: Recipe, dataset: DetectionSet, session: Session,
                  interrupt: runs.Interrupt) -> None:
         self.config, self.dataset, self.session, self.interrupt = config, dataset, session, interrupt
-        self.loader = make_loader(dataset, config.batch_size, shuffle=False,
-                                  pin_memory=session.device.type == "cuda")
+        self.loader = self._loader(config.batch_size)
         # A rank that stopped alone would leave the others waiting.
         self.poll = None if session.world.size > 1 else interrupt.stop
 
     def __call__(self, net: Net, weights: dict[str, torch.Tensor]) -> tuple[Metrics, Finder, np.ndarray]:
         names, session = self.dataset.coco.names, self.session
         runtime = torch_runtime(net, weights, names, self.dataset.imgsz, session.device, session.precision)
-        finder = Finder(runtime, range(len(names)), *VAL)
+        while True:
+            finder = Finder(runtime, range(len(names)), *VAL)
+            try:
+                return self._once(finder)
+            except torch.OutOfMemoryError:             # its batch is not training's, and says nothing of it
+                size = self.loader.batch_sampler.batch_size
+                if size == 1:
+                    raise
+                session.say(f"out of memory in validation: its batches are of {size // 2} from here on")
+                self.loader = self._loader(size // 2)
+                torch.cuda.empty_cache()
+
+    def _once(self, finder: Finder) -> tuple[Metrics, Finder, np.ndarray]:
         metrics, found = evaluate(finder, self.dataset, self.loader, progress=False, poll=self.poll)
         return metrics, finder, found
+
+    def _loader(self, size: int) -> Loader:
+        return make_loader(self.dataset, size, shuffle=False, pin_memory=self.session.device.type == "cuda")
 
     def part(self, count: int) -> Validator:
         """Return a validator of `count` images of the set, evenly chosen."""
@@ -197,7 +211,7 @@ class Run:
                 spent = time.monotonic() - self.log.began
                 new = later_plan(config, state.epoch, costs, images, spent)
         if new := ddp.from_main(new):
-            self.note(f"--time {new.time:.0f} s: {new.epochs} epochs, not {config.epochs}, at this rate")
+            self.session.say(f"--time: {new.epochs} epochs, not {config.epochs}, at this rate")
             self.follow(new)
         return new is not None or bool(config.patience)
 

@@ -168,3 +168,18 @@ def test_what_a_run_owns_already_is_no_space_that_it_lacks(tmp_path, monkeypatch
         check_disk(tmp_path, 1000, "sgd")                  # ten copies of 4 kB
     (tmp_path / "weights" / "last.pt").write_bytes(bytes(24_000))
     check_disk(tmp_path, 1000, "sgd")
+
+
+def test_memory_that_ends_in_validation_halves_its_batches_alone(trained, monkeypatch, capsys):
+    from training import run as running
+    real, sizes = running.evaluate, []
+
+    def small_memory(finder, dataset, loader, **rest):
+        sizes.append(loader.batch_sampler.batch_size)
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(finder, dataset, loader, **rest)
+    monkeypatch.setattr(running, "evaluate", small_memory)
+    run = trained("validated", "--batch-size", "8", "--nominal-batch", "8", "--no-report")
+    assert sizes == [8, 4, 2, 2] and run.config.batch_size == 8 and run.state.step == 4
+    assert "out of memory in validation: its batches are of 2 from here on" in capsys.readouterr().out
