@@ -1,9 +1,12 @@
 """Batch-norm put back: outputs unchanged, statistics those of the images, folding undoes it."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from compress.fold import fold
 from compress.unfold import unfold
+from deploy.runtimes.ncnn import to_ncnn
 from models.graph import expand
 from models.layer import Layer
 from models.network import Network, from_state
@@ -11,6 +14,8 @@ from models.records import validate
 from models.zoo.build import build
 from models.zoo.official import OFFICIAL
 from tests.helpers.nets import randomised, residual_net
+from training.start import choose_net
+from utils.errors import UsageError
 
 IMAGES = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 NETS = {"residual": residual_net(), "shufflenet": build("shufflenet-v2", 4), "official": OFFICIAL[0].build(3)}
@@ -63,3 +68,28 @@ def test_the_input_rule_gets_none():
     whole, new = unfold(net, state, IMAGES[:4])
     assert whole[2:] == OFFICIAL[0].build(3)[1:] and "input.bn.weight" not in new
     assert all(torch.equal(new[key], state[key]) for key in OFFICIAL[0].rule())
+
+
+class Plain:
+    """A training set of one class that is images alone."""
+
+    coco = SimpleNamespace(names=("a",))
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def plain(self, index):
+        return IMAGES[index].permute(1, 2, 0).numpy()
+
+
+def test_training_starts_from_an_official_file_with_batch_norm(tmp_path):
+    said, config = [], SimpleNamespace(start=str(tmp_path / "a.bin"), cfg=None, imgsz=64, fit_anchors=False)
+    text, numbers = to_ncnn(*folded("official"))
+    (tmp_path / "a.param").write_text(text)
+    (tmp_path / "a.bin").write_bytes(numbers)
+    net, weights = choose_net(config, Plain(), said.append)
+    assert "stem.bn.running_var" in weights.state and "measured on 20 training images" in said[0]
+    assert [row.name for row in net] == ["input", *(row.name for row in OFFICIAL[0].build(1))]
+    config.cfg = "yolox-nano"                              # whose own records bring no image to the rule
+    with pytest.raises(UsageError, match="record 'input' of .*a.bin brings images"):
+        choose_net(config, Plain(), said.append)
