@@ -140,7 +140,7 @@ def _length(path: Path, max_pixels: int) -> int:
     """Return how many frames a video (0: unknown) or image file holds; 1 of an image that cannot tell."""
     if path.suffix.lower() in VIDEOS:
         return probe(path, max_pixels).frames
-    if path.suffix.lower() in MOVING:
+    if path.suffix.lower() in MOVING and path.is_file():   # a pipe would never open
         with suppress(Exception), _open_pillow(path) as file:      # Pillow raises many; decoding will say why
             return getattr(file, "n_frames", 1)
     return 1
@@ -155,7 +155,7 @@ def _several(source: str, found: Iterable[Path], what: str, max_pixels: int, lis
     """Return the source of many files: `listed` ones as they are, else images and videos in natural order."""
     found = list(found) if listed else sorted(found, key=natural)
     paths = tuple(path for path in found
-                  if listed or path.suffix.lower() in IMAGES | VIDEOS and path.is_file())
+                  if listed or path.suffix.lower() in IMAGES | VIDEOS and not path.is_dir())
     if not paths:
         others = sorted({path.suffix.lower() or "no suffix" for path in found if path.is_file()})
         seen = f"; files there have {', '.join(others[:8])}" if others else ""
@@ -177,7 +177,8 @@ def _several(source: str, found: Iterable[Path], what: str, max_pixels: int, lis
 def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
     """Yield the frames of one file and return what was amiss ("": nothing). Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{masked(str(path))}: no such file")
+        raise DataError(f"{masked(str(path))}: no such file"
+                        + " but a pipe, a device or a broken link" * os.path.lexists(path))
     if path.suffix.lower() in VIDEOS:
         info, count, seconds, bad = probe(path, max_pixels), 0, 0.0, []
         for count, (image, seconds) in enumerate(read(path, max_pixels, bad.append), 1):

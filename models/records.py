@@ -146,6 +146,8 @@ def _problem(layer: Layer, seen: set[str]) -> str:
         return f"kind is {layer.kind!r}; only a head has one"
     if layer.kind not in HEADS:
         return f"unknown kind of head {layer.kind!r}; known are {', '.join(HEADS)}{_meant(layer.kind, HEADS)}"
+    if len(layer.inputs) > HEADS[layer.kind].inputs:
+        return f"needs one input, got {len(layer.inputs)}"
     return HEADS[layer.kind].problem(layer)
 
 

@@ -44,6 +44,7 @@ class Head(ABC):
     kind: str                                              # what the record's `kind` says
     terms: Mapping[str, float]                             # loss term -> its weight by default
     why_frozen: str                                        # why its outputs cannot be pruned
+    inputs: int = 1                                        # ... at most
     class_weights: Tensor | None = None                    # [K] in the class term; DetectionLoss sets them
 
     def __init_subclass__(cls) -> None:

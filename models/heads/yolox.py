@@ -32,7 +32,7 @@ class YoloxHead(AnchorHead):
     matches by SimOTA; the class that is learned is the IoU's, objectness is 1.
     """
 
-    kind = "yolox"
+    kind, inputs = "yolox", 2
     terms = {"box": 5.0, "obj": 1.0, "cls": 1.0}           # 1 - IoU squared, cross-entropy, cross-entropy
     why_frozen = "a head's outputs are its box and classes"
 

@@ -212,6 +212,19 @@ def test_what_a_folder_holds_beside_is_named_and_counted(tmp_path):
     assert "clip.MTS: not a readable video" in said[2] and "huge.jpg: has 40.0 GiB" in said[3]
 
 
+def test_pipes_and_broken_links_are_named_and_hold_up_nothing(tmp_path):
+    save(tmp_path / "a.png", scene(48, 64, [])[0])
+    for name in ("b.gif", "c.jpg", "d.mp4"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "e.jpg").symlink_to("gone.jpg")
+    (tmp_path / "f.jpg").symlink_to("f.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    source = open_source(str(tmp_path))
+    assert [frame.name for frame in source] == ["a.png"]
+    assert [path.name for path, _ in source.faults] == ["b.gif", "c.jpg", "d.mp4", "e.jpg", "f.jpg"]
+    assert all("a pipe, a device or a broken link" in reason for _, reason in source.faults)
+
+
 def test_an_image_that_jpeg_cannot_hold_is_written_as_png(tmp_path, nets, run):
     image = np.full((10, 70_000, 3), 114, np.uint8)
     save(tmp_path / "in" / "a.bmp", image)

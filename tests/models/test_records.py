@@ -218,3 +218,9 @@ def test_records_need_no_torch():
     code = ("import sys; import models.zoo.tiny, models.count, models.channels, models.layer; "
             "assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_head_of_one_input_is_given_one():
+    text = to_json(small_net()).replace('"inputs": ["ds5"]', '"inputs": ["ds5", "ds5"]')
+    with pytest.raises(ModelError, match="head6.*needs one input, got 2"):
+        from_json(text)
