@@ -102,6 +102,15 @@ def checksum(value: object, crc: int = 0) -> int:
 def load(path: str | Path) -> Checkpoint:
     """Return the checkpoint of a `.pt`, darknet `.weights` or ncnn `.bin` file, or raise ModelError."""
     path = packaged(str(path)) or Path(path)
+    found = _read(path)
+    if bad := [k for k, v in found.state.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ModelError(f"{path}: {len(bad)} tensors are not finite, first {bad[0]}; such a network answers "
+                         "nothing: take an earlier checkpoint")
+    return found
+
+
+def _read(path: Path) -> Checkpoint:
+    """Return the checkpoint of a file, whatever numbers it holds."""
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
         raise ModelError(f"no checkpoint at {path}" + (f"; in that folder: {', '.join(near)}" if near else "")
@@ -161,15 +170,15 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(content, dict) or not {"net", "state", "names"} <= set(content):
         raise ModelError(f"{path} is not a checkpoint of this project: it needs net, state and names; "
                          "a bare state dict lacks the network's records")
-    if content.get("schema") != SCHEMA:
-        raise ModelError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}; "
+    if type(schema := content.get("schema")) is not int or schema != SCHEMA:
+        raise ModelError(f"{path} has schema {str(schema)[:40]}, this version reads {SCHEMA}; "
                          "use the version of the project that wrote it")
-    stated = content.pop("checksum", None)
-    if stated != checksum(content):
+    if not _as_written(content):
         raise ModelError(f"{path} is damaged: its checksum does not match its content; copy it again")
     state, names = content["state"], content["names"]
     told = content.get("imgsz", 416), content.get("class_map", {})
-    for key, value in (("state", state), *((k, content.get(k) or {}) for k in ("extra", "training"))):
+    extra, training = ({} if content.get(key) is None else content[key] for key in ("extra", "training"))
+    for key, value in (("state", state), ("extra", extra), ("training", training)):
         if not isinstance(value, dict):
             raise ModelError(f"{path}: {key} is a {type(value).__name__} where a dict is needed; it was "
                              "changed after it was written")
@@ -187,7 +196,16 @@ def _checked(path: Path, content: object) -> Checkpoint:
                          f"needed {wanted.get(wrong[0])}, found {found.get(wrong[0])}")
     if odd := [k for k in wanted if not state[k].is_floating_point()]:
         raise ModelError(f"{path}: {odd[0]} holds {state[odd[0]].dtype}; weights are floating-point numbers")
-    return Checkpoint(net, state, tuple(names), *told, content.get("extra") or {}, content.get("training"))
+    return Checkpoint(net, state, tuple(names), *told, extra, content.get("training"))
+
+
+def _as_written(content: dict) -> bool:
+    """Return whether a file's content has the checksum that it states, which is taken out."""
+    stated = content.pop("checksum", None)
+    try:
+        return type(stated) is int and stated == checksum(content)
+    except RuntimeError:                               # a sparse or meta tensor, or a list that holds itself
+        return False
 
 
 def load_or_previous(path: str | Path) -> tuple[Checkpoint, str]:

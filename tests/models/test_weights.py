@@ -80,6 +80,33 @@ def test_a_field_of_another_type_is_a_model_error(tmp_path, field, value):
             load(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize("field", ["schema", "checksum", "names", "imgsz", "class_map", "state", "net",
+                                   "extra", "training"])
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(0), torch.eye(3).to_sparse(),
+                                   torch.zeros(3, device="meta")], ids=["plain", "empty", "sparse", "meta"])
+def test_a_tensor_in_a_field_s_place_is_a_model_error(tmp_path, field, value):
+    save(tmp_path / "a.pt", some())
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content[field] = value
+    if field != "checksum" and value.layout == torch.strided and value.device.type == "cpu":
+        content["checksum"] = checkpoints.checksum({k: v for k, v in content.items() if k != "checksum"})
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="a.pt"):
+        load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_a_model_error(tmp_path, value):
+    save(tmp_path / "a.pt", some())
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["state"]["conv1.conv.weight"][0, 0, 0, 0] = value
+    del content["checksum"]
+    content["checksum"] = checkpoints.checksum(content)
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="a.pt: 1 tensors are not finite, first conv1.conv.weight"):
+        load(tmp_path / "a.pt")
+
+
 def _written(path, data):
     path.write_bytes(data)
     return path
