@@ -135,6 +135,6 @@ def is_file(path: Path) -> bool:
 def _key(name: str) -> str:
     """Return a path as compared when the exact one is missing: case, accents, slashes and URLs levelled."""
     name = re.sub(r"^(\w+://[^?]*)\?.*", r"\1", name.split("?d=")[-1])        # what a server is asked besides
-    name = unquote(name).removeprefix("file://").replace("\\", "/")
+    name = unquote(unquote(name)).removeprefix("file://").replace("\\", "/")
     parts = (part.strip() for part in unicodedata.normalize("NFC", name).casefold().split("/"))
     return "/".join(part for part in parts if part not in ("", ".", "..")) or name

@@ -109,7 +109,8 @@ def _divided(located: Located, whole: str, share: float, seed: int) -> Located:
         return contents[name], list(faults) if name == "train" else []
 
     splits = {name: Split(split.json, split.images, partial(part, name)) for name in ("train", "val")}
-    note = f"{located.note}; undivided: val is {share:.0%} of it, by whole videos or folders (seed {seed})"
+    what = "no val split" if whole == "train" else "undivided"
+    note = f"{located.note}; {what}: val is {share:.0%} of it, by whole videos or folders (seed {seed})"
     return replace(located, splits={**located.splits, **splits, "all": split}, note=note.removeprefix("; "))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,11 +69,8 @@ class Labels:
         seen = self._seen[file]
         if seen.problem:
             return self.note(split, "undecodable-image", "images left out, damaged", f"{file} {seen.problem}")
-        other = next((name for name, images in self.splits.items() if file in images), None)
-        if other == split:
+        if file in self.splits.get(split, ()):
             return self.note(split, "listed-twice", "images named twice, taken once", file)
-        if other is not None:
-            raise DataError(f"{file}: is in {other} and again in {split}: it must be in one split, once")
         self.splits.setdefault(split, {})[file] = (seen.width, seen.height, [])
         return seen.width, seen.height
 
@@ -91,7 +89,14 @@ class Labels:
         boxes.append((name, x, y, w, h, round(w * h, 4), crowd))
 
     def contents(self, names: Sequence[str] | None = None) -> dict[str, dict]:
-        """Return COCO contents by split, classes as in `names` or sorted; raise DataError without a box."""
+        """Return COCO contents by split, classes as in `names` or sorted; raise DataError without a box.
+
+        Two splits of the very same images are taken (who trains says what that means), not some in both.
+        """
+        for (one, first), (other, second) in combinations(self.splits.items(), 2):
+            if first.keys() != second.keys() and (both := [file for file in second if file in first]):
+                raise DataError(f"{both[0]}: is in {one} and again in {other} (first of {len(both):,}): it "
+                                "must be in one split, once")
         if names is None:
             names = sorted({box[0] for images in self.splits.values() for *_, boxes in images.values()
                             for box in boxes})

@@ -51,10 +51,11 @@ def _list(root: Path, split: str, lists: Mapping[str, str | None]) -> Path | Non
 def _listed(root: Path, split: str, lists: Mapping[str, str | None]) -> Iterator[Path]:
     """Yield the XML files of a split by its list: names, with suffix, path or a column of 1 and -1."""
     file, folder = _list(root, split, lists), root / "ImageSets" / "Main"
-    if split == "test" and file in (None, _list(root, "val", lists)):
-        return                                         # there may be none, or it is taken as val
+    if split == "test" and file == _list(root, "val", lists) or \
+            file is None and split != "train" and not lists.get(split):
+        return                                         # there may be none, or test is taken as val
     if file is None:
-        names = (lists.get(split) or LISTS[split][0], *LISTS[split][-1:])
+        names = [lists.get(split)] if lists.get(split) else ("train", "trainval")
         raise DataError(f"{folder}: no list {' or '.join(f'{name}.txt' for name in names)} for the {split} "
                         f"split; write one, an image's name per line, or name another by --{split}-list")
     labels = root / "Annotations"
@@ -87,8 +88,11 @@ def _add(labels: Labels, split: str, path: Path, file: Path | None, difficult: s
         return labels.note(split, "no-xml", "images left out, no usable XML file", f"{path} {reason}")
     # The devkit's rule: Annotations/KEY.xml belongs to JPEGImages/KEY.*; <filename> is often stale
     named = PureWindowsPath((tree.findtext("filename") or "").strip()).name
-    if file is None and named:
-        file = next((place / named for place in _places(path) if is_file(place / named)), None)
+    given = next((place / named for place in _places(path) if named and is_file(place / named)), None)
+    if file and given and given.parent == file.parent and given.stem == file.stem:
+        file = given                                   # of images that differ by their suffix alone
+    if file is None:
+        file = given
         if file:
             labels.note(split, "found-by-filename", "images found by <filename>, not by the XML's name", path)
     elif named and Path(named).stem != path.stem:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ def _description(root: Path) -> _Description | None:
     if not names and labelled:
         raise broken[0] if broken else DataError(
             f"{root}: no class names here; needs a YAML with `names` (0: cat) or classes.txt")
-    return _Description(root, names, _both(root, splits)) if names and splits else None
+    return _Description(root, names, _trainable(root, splits)) if names and splits else None
 
 
 def _listed_names(root: Path) -> list[str]:
@@ -94,7 +95,7 @@ def _from_yaml(file: Path, content: Mapping[str, object]) -> _Description:
                 tried = " and ".join(dict.fromkeys(str(root / entry) for root in roots))
                 raise DataError(f"{file}: `{split}: {entry}` is no folder, list or image; tried {tried}")
     if not splits.keys() & {"train", "val"}:
-        splits = _both(file.parent, _folders(file.parent))
+        splits = _trainable(file.parent, _folders(file.parent))
     shape = content.get("kpt_shape") or (0, 0)
     try:
         keypoints = int(shape[0]) * int(shape[1])
@@ -119,9 +120,9 @@ def _darknet(file: Path) -> dict:
 
 def _place(entry: str, *roots: Path) -> Path | None:
     """Return the folder, list or image that an entry names below a root, also by another machine's path."""
-    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    for root in roots:
-        for path in (root / entry, *(root.joinpath(*parts[start:]) for start in range(len(parts)))):
+    parts = _parts(entry)
+    for end in (Path(entry), *(Path(*parts[start:]) for start in range(len(parts)))):      # the longest first
+        for path in (root / end for root in roots):
             if path.exists():                          # an absolute entry takes the root's place
                 return path
             alike = re.compile(re.escape(path.name) + r"\d*", re.IGNORECASE)      # Train for train, val2017
@@ -129,6 +130,11 @@ def _place(entry: str, *roots: Path) -> Path | None:
             if len(others) == 1:
                 return others[0]
     return None
+
+
+def _parts(entry: str) -> list[str]:
+    """Return the names in a path of any system."""
+    return [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
 
 
 def _folders(root: Path) -> dict[str, list[Path]]:
@@ -149,12 +155,11 @@ def _folders(root: Path) -> dict[str, list[Path]]:
     return splits or ({"all": [whole]} if next(iter(image_files(whole)), None) else {})
 
 
-def _both(root: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """Return folders that hold train and val, or one undivided set; raise DataError where one is missing."""
-    missing = [split for split in ("train", "val") if split not in splits and "all" not in splits]
-    if missing:
-        raise DataError(f"{root}: no images for the {missing[0]} split; needs one of the folders "
-                        f"images/{missing[0]}, {missing[0]}/images, or a YAML that names it")
+def _trainable(root: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Return the folders of splits; raise DataError where there are some and not train."""
+    if splits and not splits.keys() & {"train", "all"}:
+        raise DataError(f"{root}: no images for the train split; needs one of the folders "
+                        "images/train, train/images, or a YAML that names it")
     return splits
 
 
@@ -169,6 +174,9 @@ def _read(found: _Description, labels: Labels) -> Sequence[str]:
         used = set()
         for file in files:
             text = _label_file(file)
+            if text in used - {None}:
+                labels.note(split, "shared-labels", "images that differ by their suffix alone: each was "
+                            "given the boxes of their one label file", file)
             used.add(text)
             if size := labels.add_image(split, file, file):
                 if text is None:
@@ -192,8 +200,15 @@ def _images(place: Path, root: Path, labels: Labels, split: str) -> list[Path]:
         return image_files(place)
     if place.suffix.lower() in SUFFIXES:
         return [place]
-    lines = filter(None, map(str.strip, read_text(place).splitlines()))
-    files = [(line, _place(line, place.parent, root)) for line in lines]
+    lines = list(filter(None, map(str.strip, read_text(place).splitlines())))
+    namesakes = Counter(name for line in lines for name in _parts(line)[-1:])
+
+    def image_of(line: str) -> Path | None:
+        file = _place(line, place.parent, root)        # cam_a/1.png is no cam_b/1.png
+        alone = file is None or namesakes[file.name] < 2 or _parts(line)[-2:-1] in ([], [file.parent.name])
+        return file if alone else None
+
+    files = [(line, image_of(line)) for line in lines]
     for line in (line for line, file in files if file is None):
         labels.note(split, "missing-image", "images of a list, not found, left out", f"{place}: {line}")
     return [file for _, file in files if file]

@@ -24,13 +24,6 @@ LEFT = ("leak-near-duplicate", "corners-instead-of-size", "fractions-among-px", 
         "repeated-image-other-boxes", "leak-whole-split")
 
 
-def fate(found: Fault) -> str:
-    """Return what becomes of a fault in a cleaned copy: mended, kept (nothing is wrong) or left to you."""
-    if found.fatal or found.rule in LEFT:
-        return "left to you"
-    return "kept" if found.rule in NOTES else "mended"
-
-
 @dataclass(frozen=True)
 class Diagnosis:
     """A data set as found: faults by split (and "set" for all), positions a copy leaves out by split."""
@@ -52,10 +45,17 @@ class Diagnosis:
         """Return how many kinds of fault keep the set from being used."""
         return sum(bool(f.fatal) for f in self.every)
 
+    def fate(self, found: Fault) -> str:
+        """Return what becomes of a fault in a cleaned copy: mended, kept (nothing is wrong), left to you."""
+        whole = any(f.rule == "leak-whole-split" for f in self.every) and found.rule == "leak-same-file"
+        if found.fatal or whole or found.rule in LEFT:
+            return "left to you"
+        return "kept" if found.rule in NOTES else "mended"
+
     @property
     def left(self) -> list[str]:
         """Return the rules of faults that a cleaned copy keeps and a person has to decide."""
-        return sorted({f.rule for f in self.every if fate(f) == "left to you"})
+        return sorted({f.rule for f in self.every if self.fate(f) == "left to you"})
 
     @property
     def folders(self) -> set[Path]:
@@ -92,7 +92,7 @@ def write_copy(found: Diagnosis, out: Path) -> str:
     written = ", ".join(f"{split} {n:,} images with {m:,} boxes" for split, (n, m) in counts.items())
     repeated = f"; {dropped:,} repeated images left out" if dropped else ""
     kept = f"; kept for you to decide: {', '.join(found.left)}" if found.left else ""
-    return f"cleaned copy in {out}: {written}{repeated}{kept}"
+    return f"cleaned copy in {out}: {written}, without masks and keypoints{repeated}{kept}"
 
 
 def _read_splits(located: Located, splits: Sequence[str], reading: Mapping[str, object],

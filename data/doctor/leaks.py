@@ -72,9 +72,13 @@ def start_faults(train: CocoSet, val: CocoSet) -> dict[str, list[Fault]]:
     same = [f"train {old.name} = val {record.path.name}" for record in val.images
             if (old := known.get((record.crc, record.width, record.height)))
             and filecmp.cmp(old, record.path, shallow=False)]
-    return {"train": empty_classes(train), "val": empty_classes(val) + fault(
-        "leak-same-file", same, "images of val that train has byte for byte: accuracy will look too good; "
-        "python -m data.doctor finds near ones, too")}
+    advice = "images of val that train has byte for byte: accuracy will look too good; " \
+        "python -m data.doctor finds near ones, too"
+    if len(same) == len(val.images):
+        advice = "EVERY image of val is one that train learns: AP will say how well these are known by " \
+            "heart, not what the network does on new images; name others for val, or train alone " \
+            "(--val-split 0.2)"
+    return {"train": empty_classes(train), "val": empty_classes(val) + fault("leak-same-file", same, advice)}
 
 
 def same_bytes(first: Fingerprints, second: Fingerprints) -> list[tuple[int, int]]:

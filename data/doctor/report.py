@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.coco.clean import printable, report_faults
-from data.doctor.diagnosis import NOTES, Diagnosis, fate
+from data.doctor.diagnosis import NOTES, Diagnosis
 from data.doctor.survey import ALIKE, PERCENTILES, UNSEEN, class_counts
 from utils.text import aligned
 
@@ -18,7 +18,7 @@ def as_text(found: Diagnosis) -> str:
     pairs = sorted(((part, f) for part, faults in found.faults.items() for f in faults),
                    key=lambda pair: not pair[1].fatal)              # the order of report_faults
     told = report_faults([f for _, f in pairs])
-    lines = [f"{part:<5}  {fate(f):<11}  {line}" for (part, f), line in zip(pairs, told)]
+    lines = [f"{part:<5}  {found.fate(f):<11}  {line}" for (part, f), line in zip(pairs, told)]
     parts = [f"data set {found.located.source}{note}, network input {found.imgsz} px",
              aligned(SPLIT_HEAD, _split_rows(found)), "\n".join(["faults", *(lines or ["none"])])]
     if found.sets:
@@ -33,8 +33,9 @@ def as_dict(found: Diagnosis) -> dict:
     return {"data": str(found.located.source), "imgsz": found.imgsz, "fatal": found.fatal,
             "mended": _mended(found), "verdict": verdict(found), **found.numbers,
             "splits": {split: dict(zip(keys, row)) for split, *row in _split_rows(found)},
-            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal), "fate": fate(f)}
-                              for f in faults] for part, faults in found.faults.items()},
+            "faults": {part: [asdict(f) | {"count": int(f.count), "fatal": bool(f.fatal),
+                                           "fate": found.fate(f)} for f in faults]
+                       for part, faults in found.faults.items()},
             "classes": {split: {name: {"boxes": boxes, "pictures": images}
                                 for name, (boxes, images) in zip(coco.names, class_counts(coco))}
                         for split, coco in found.sets.items()},

@@ -155,7 +155,7 @@ def test_an_xml_with_entities_is_refused(tmp_path: Path, encoding: str):
 
 
 @pytest.mark.parametrize(("spoil", "message", "code"), [
-    ("no names", "no class names here; needs a YAML", 3), ("no val", "no images for the val split", 3),
+    ("no names", "no class names here; needs a YAML", 3), ("no train", "no images for the train split", 3),
     ("taken", "not an empty folder; give a new one", 2), ("no boxes", "not one box that can be used", 3),
     ("no source", "is not a folder", 3)])
 def test_what_cannot_be_converted_is_said_and_leaves_nothing_behind(
@@ -163,8 +163,8 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing_behind(
     make_yolo(tmp_path / "in")
     if spoil == "no names":
         (tmp_path / "in/data.yaml").unlink()
-    if spoil == "no val":
-        shutil.rmtree(tmp_path / "in/images/val")
+    if spoil == "no train":
+        shutil.rmtree(tmp_path / "in/images/train")
     if spoil == "taken":
         (tmp_path / "out").mkdir()
         (tmp_path / "out/mine.txt").write_text("keep")
@@ -180,12 +180,12 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing_behind(
 def test_one_image_in_both_lists_is_refused(tmp_path: Path):
     make_voc(tmp_path / "in")
     lists = tmp_path / "in/ImageSets/Main"
-    (lists / "val.txt").write_text((lists / "train.txt").read_text())
+    (lists / "val.txt").write_text((lists / "train.txt").read_text().splitlines()[0])
+    labels = Labels()
     with pytest.raises(DataError, match="must be in one split, once"):
-        recognised("voc", tmp_path / "in").read(Labels())
-    (lists / "val.txt").unlink()
-    with pytest.raises(DataError, match=r"no list val.txt or test.txt .* --val-list"):
-        recognised("voc", tmp_path / "in").read(Labels())
+        labels.contents(recognised("voc", tmp_path / "in").read(labels))
+    with pytest.raises(DataError, match=r"no list other.txt for the val .* --val-list"):
+        recognised("voc", tmp_path / "in", lists={"train": None, "val": "other"})
 
 
 def test_an_existing_folder_is_never_overwritten(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Sets as tools export them are taken as they are: the same boxes from every layout, and honest splits."""
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from data.coco.read import CocoSet, read_coco
 from data.convert.__main__ import recognised, write_converted
 from data.convert.labels import Labels
 from data.doctor.diagnosis import examine
+from data.doctor.leaks import start_faults
 from tests.helpers.coco_files import SIZE, content, count
 from tests.helpers.label_writers import NAMES, boxes_of, make_voc, make_yolo
 from utils.errors import DataError, UsageError
@@ -201,6 +203,66 @@ def test_exports_that_name_train_alone_are_divided(tmp_path: Path):
     (tmp_path / "b/data.yaml").write_text("train: images/train\nnames: [cat, dog with hat, 猫]\n")
     for folder, train, val in (("a", 8, 2), ("b", 2, 1)):
         assert [len(read(tmp_path / folder, split).images) for split in ("train", "val")] == [train, val]
+
+
+def test_folders_and_lists_of_train_alone_are_divided_and_it_is_said(tmp_path: Path):
+    make_yolo(tmp_path / "a", "classes.txt")
+    shutil.rmtree(tmp_path / "a/images/val")
+    make_yolo(tmp_path / "b")                              # its YAML has names alone
+    shutil.rmtree(tmp_path / "b/images/val")
+    make_voc(tmp_path / "c")
+    (tmp_path / "c/ImageSets/Main/val.txt").unlink()
+    for folder in "abc":
+        assert "no val split: val is 20% of it" in locate(tmp_path / folder).note
+        assert [len(read(tmp_path / folder, split).images) for split in ("train", "val")] == [2, 1]
+        located = locate(tmp_path / folder, val_split=0.6)
+        assert [len(read_coco(*located[split]).images) for split in ("train", "val")] == [1, 2]
+
+
+def test_a_val_split_that_is_train_itself_is_taken_and_said_loudly(tmp_path: Path):
+    make_yolo(tmp_path / "a")
+    make_voc(tmp_path / "b")
+    text = f"train: images/train\nval: images/train\nnames: [{', '.join(NAMES)}]\n"
+    (tmp_path / "a/data.yaml").write_text(text, encoding="utf-8")
+    lists = tmp_path / "b/ImageSets/Main"
+    shutil.copy(lists / "train.txt", lists / "val.txt")
+    put(tmp_path / "c/all.json", made := coco_of("image", 4))
+    draw(tmp_path / "c/images", made)
+    (tmp_path / "c/d.yaml").write_text("train: all.json\nval: all.json\n")
+    for given, images in (("a", 3), ("b", 3), ("c/d.yaml", 4)):
+        train, val = (read(tmp_path / given, split) for split in ("train", "val"))
+        assert boxes(train) == boxes(val) and len(train.images) == images
+        found, = [f for f in start_faults(train, val)["val"] if f.rule == "leak-same-file"]
+        assert found.count == images and "EVERY image of val is one that train learns" in found.advice
+        report = examine(str(tmp_path / given), (), 96, reading={})
+        assert {"leak-same-file", "leak-whole-split"} <= set(report.left)
+
+
+def test_an_xml_s_image_and_a_list_s_line_are_never_a_namesake(tmp_path: Path):
+    make_voc(tmp_path / "a")
+    xml = tmp_path / "a/Annotations/train_1.xml"
+    text = xml.read_text(encoding="utf-8")
+    Image.new("RGB", SIZE).save(tmp_path / "a/JPEGImages/train_1.bmp")
+    for named in ("train_1.png", "train_1.bmp"):
+        told = re.sub("<filename>.*</filename>", f"<filename>{named}</filename>", text)
+        xml.write_text(told, encoding="utf-8")
+        assert named in {r.path.name for r in read(tmp_path / "a").images}
+    for i, name in enumerate(("1.png", "cam_a/1.png", "cam_a/2.png")):
+        path = tmp_path / "b" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE, (i, 9, 9)).save(path)
+        path.with_suffix(".txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "b/train.txt").write_text("/mnt/cam_b/1.png\nD:\\me\\cam_a\\1.png\n/mnt/gone/2.png\n")
+    (tmp_path / "b/d.yaml").write_text("train: train.txt\nval: cam_a/2.png\nnames: [a]\n")
+    train = read(tmp_path / "b/d.yaml")
+    assert [r.path for r in train.images] == [tmp_path / "b/cam_a/1.png"]
+    assert {f.rule: f.count for f in train.faults} == {"missing-image": 2}
+
+
+def test_two_images_that_share_a_label_file_are_said(tmp_path: Path):
+    make_yolo(tmp_path)
+    Image.new("RGB", SIZE).save(tmp_path / "images/train/train 1.bmp")
+    assert {f.rule: f.count for f in read(tmp_path).faults} == {"shared-labels": 1}
 
 
 @pytest.mark.parametrize(("xml_in", "image_in", "splits"), [
