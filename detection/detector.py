@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.heads.nms import Found
     from utils.boxes import Values
 
-LANED = ("onnx",)                  # formats whose runtime takes calls side by side
+LANED = ("onnx", "openvino")                  # formats whose runtime takes calls side by side
 Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]      # as Detector.fit
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
+from threading import local
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,15 @@ def read_model(path: Path) -> ov.Model:
 
 
 class OpenvinoRunner:
-    """Compiled models, one per batch size: fixed sides are faster. `precision`: what the library runs in."""
+    """Compiled models, one per batch size: fixed sides are faster. `precision`: what the library runs in.
+
+    Each thread that calls has its own, so calls run side by side.
+    """
 
     kind = "openvino"
 
     def __init__(self, path: Path, precision: str, threads: int, device: Device) -> None:
-        self.core, self.plans = core(), {}
+        self.core, self._own = core(), local()
         self.threads, self.device = threads, Device("cpu")
         self.metadata, self.model = metadata_beside(path), read_model(path)
         outputs = {name for output in self.model.outputs for name in output.get_names()}
@@ -83,6 +87,13 @@ class OpenvinoRunner:
         fp16 = precision == "half" and "FP16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "fp16" if wanted == "fp32" and fp16 else wanted
 
+    @property
+    def plans(self) -> dict[int, ov.CompiledModel]:
+        """Return this thread's compiled models by batch size, the one used last at the end."""
+        if not hasattr(self._own, "plans"):
+            self._own.plans = {}
+        return self._own.plans
+
     def _plan(self, batch: int) -> ov.CompiledModel:
         plan = self.plans.pop(batch, None) or self._compiled(batch)
         while len(self.plans) >= PLANS:
@@ -95,7 +106,7 @@ class OpenvinoRunner:
         model.reshape([batch, 3, self.metadata["imgsz"], self.metadata["imgsz"]])
         return self.core.compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
-            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
+            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False})
 
     def __call__(self, images: Values) -> list[np.ndarray]:
         found = self._plan(len(images))(np.ascontiguousarray(on_host(images)), share_inputs=True)
