@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
-from threading import local
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -53,13 +53,14 @@ def read_model(path: Path) -> ov.Model:
 class OpenvinoRunner:
     """Compiled models, one per batch size: fixed sides are faster. `precision`: what the library runs in.
 
-    Each thread that calls has its own, so calls run side by side.
+    A call takes one that no other uses, or compiles another: calls run side by side.
     """
 
     kind = "openvino"
 
     def __init__(self, path: Path, precision: str, threads: int, device: Device) -> None:
-        self.core, self._own = core(), local()
+        self.core, self._lock = core(), Lock()
+        self.plans: dict[int, list[ov.CompiledModel]] = {}     # by batch size, those that no call uses
         self.threads, self.device = threads, Device("cpu")
         self.metadata, self.model = metadata_beside(path), read_model(path)
         outputs = {name for output in self.model.outputs for name in output.get_names()}
@@ -68,7 +69,9 @@ class OpenvinoRunner:
                              "model; export the checkpoint again")
         wanted = self._wanted(precision)
         self.hint = HINTS[wanted]
-        told = self._plan(1).get_property("INFERENCE_PRECISION_HINT").to_string()
+        plan = self._plan(1)
+        self._done(1, plan)
+        told = plan.get_property("INFERENCE_PRECISION_HINT").to_string()
         real = next((name for name, hint in HINTS.items() if hint == told), "fp32")
         self.note = "" if real == wanted else f"OpenVINO has no {wanted} here: continuing in {real}"
         if precision == "half" and real == "fp32":
@@ -87,19 +90,19 @@ class OpenvinoRunner:
         fp16 = precision == "half" and "FP16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "fp16" if wanted == "fp32" and fp16 else wanted
 
-    @property
-    def plans(self) -> dict[int, ov.CompiledModel]:
-        """Return this thread's compiled models by batch size, the one used last at the end."""
-        if not hasattr(self._own, "plans"):
-            self._own.plans = {}
-        return self._own.plans
-
     def _plan(self, batch: int) -> ov.CompiledModel:
-        plan = self.plans.pop(batch, None) or self._compiled(batch)
-        while len(self.plans) >= PLANS:
-            del self.plans[next(iter(self.plans))]
-        self.plans[batch] = plan                           # used last, so it stands last
-        return plan
+        with self._lock:
+            free = self.plans.get(batch)
+            if free:
+                return free.pop()
+        return self._compiled(batch)
+
+    def _done(self, batch: int, plan: ov.CompiledModel) -> None:
+        with self._lock:
+            free = self.plans.pop(batch, [])
+            while len(self.plans) >= PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[batch] = [*free, plan]              # used last, so it stands last
 
     def _compiled(self, batch: int) -> ov.CompiledModel:
         model = self.model.clone()
@@ -109,5 +112,7 @@ class OpenvinoRunner:
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False})
 
     def __call__(self, images: Values) -> list[np.ndarray]:
-        found = self._plan(len(images))(np.ascontiguousarray(on_host(images)), share_inputs=True)
+        plan = self._plan(len(images))
+        found = plan(np.ascontiguousarray(on_host(images)), share_inputs=True)
+        self._done(len(images), plan)
         return [found[name] for name in self.metadata["outputs"]]
