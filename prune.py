@@ -31,14 +31,15 @@ def main() -> None:
     units = chosen_units(units, reasons, config.layers)
     tuner = Tuner(config, lambda: claim(config, FREE))
     try:
-        cost = timed_cost(tuner, parent.net, parent.state, "parent")
-        targets = config.targets(cost)
-        if arrived(targets, cost):
-            words = target_words(targets, cost)
-            raise UsageError(f"--until: nothing to do, the unpruned network has {words}")
-        bench = Bench(tuner, config, targets, parent.net, parent.state)
-        tuner.say("\n".join(heading(bench, units, reasons)))
-        before = measure_parent(bench, parent)
+        with tuner.beginning():
+            cost = timed_cost(tuner, parent.net, parent.state, "parent")
+            targets = config.targets(cost)
+            if arrived(targets, cost):
+                words = target_words(targets, cost)
+                raise UsageError(f"--until: nothing to do, the unpruned network has {words}")
+            bench = Bench(tuner, config, targets, parent.net, parent.state)
+            tuner.say("\n".join(heading(bench, units, reasons)))
+            before = measure_parent(bench, parent)
         if config.scan or config.order == "sensitivity":
             units = scan(bench, parent, before, units)
         if not config.scan:

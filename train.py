@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from training.config import TrainConfig
+from training.config import TrainConfig, misfits
 from utils import cli, runs
+from utils.errors import DataError
 
 # Flags of the moment, never taken from the run that is resumed; and flags that may differ from it: they
 # change where and how it runs, not what it computes.
@@ -43,6 +44,9 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
         parser.error(f"--resume: no run with an args.json in {folder or args.project}; "
                      "give its folder, or start without")
     saved = runs.read_object(folder / "args.json")
+    if wrong := misfits(saved):
+        raise DataError(f"{folder / 'args.json'}: {wrong[0]} is {str(saved[wrong[0]])[:60]!r}, as no run "
+                        "writes it; restore the file, or start a new run")
     if (gone := sorted(set(saved) - set(vars(args)))) and not args.accept:
         parser.error(f"--resume: {folder} was begun by a version whose flags {', '.join(gone)} are no more, "
                      "so its continuation would be another training; add --accept to continue all the same")

@@ -4,8 +4,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 ENTRY = "micro_yolo"                                       # the name of an ONNX file's metadata entry
+UNFOLDS = 16                                               # torch packs a program's text, never its numbers
+PROGRAM = "program_sha256"                                 # in TorchScript's metadata: of all beside them
 FILE = "card.json"                                         # ... of the file beside others, inside TorchScript
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAIN = {"openvino": "model.xml", "ncnn": "model.param"}    # formats of several files are folders
@@ -135,12 +137,33 @@ def read_metadata(path: str | Path) -> dict:
         raise ModelError(f"{path} is a checkpoint and has no metadata; export.py writes a file that has")
     if form != "torchscript":
         return metadata_beside(main)
+    entries, card = _script_entries(path)
+    found = parse_metadata(card, path)
+    if PROGRAM in found and found[PROGRAM] != _script_sha(entries):
+        raise ModelError(f"{path} was changed since it was written: its checksum is not that of its program; "
+                         "copy it again, or export again")
+    return found
+
+
+def _script_entries(path: Path) -> tuple[list[tuple[str, bytes]], bytes | None]:
+    """Return what a TorchScript file holds, (name, bytes) in order, and apart from it the metadata."""
     try:
-        with zipfile.ZipFile(main) as archive:
-            inside = [name for name in archive.namelist() if name.endswith(f"/extra/{FILE}")]
-            return parse_metadata(archive.read(inside[0]) if inside else None, path)
-    except (zipfile.BadZipFile, OSError) as error:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            if sum(info.file_size for info in infos) > UNFOLDS * path.stat().st_size:
+                raise zipfile.BadZipFile(f"it would unfold to more than {UNFOLDS} times its size")
+            entries = [(info.filename, archive.read(info)) for info in infos]
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, ValueError, EOFError) as error:
         raise unreadable(path, "a TorchScript file", error) from error
+    card = next((data for name, data in entries if name.endswith(f"/extra/{FILE}")), None)
+    return [entry for entry in entries if not entry[0].endswith(f"/extra/{FILE}")], card
+
+
+def _script_sha(entries: list[tuple[str, bytes]]) -> str:
+    """Return the SHA-256 of the names, below the archive's own, and bytes of a TorchScript file."""
+    text = "".join(f"{hashlib.sha256(data).hexdigest()}  {name.partition('/')[2]}\n"
+                   for name, data in entries)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def metadata_beside(main: Path) -> dict:
@@ -197,10 +220,12 @@ def write_metadata(path: str | Path, metadata: dict) -> None:
         onnx.helper.set_model_props(model, {ENTRY: text})
         onnx.save(model, path)
     elif form == "torchscript":
-        import torch
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                # that TorchScript is the older of torch's two ways
-            torch.jit.save(torch.jit.load(path), str(path), _extra_files={FILE: text})
+        entries, _ = _script_entries(path)
+        text = json.dumps(metadata | {PROGRAM: _script_sha(entries)}, ensure_ascii=False)
+        root = entries[0][0].partition("/")[0]
+        with zipfile.ZipFile(path, "w") as archive:        # stored, as torch reads it
+            for name, data in (*entries, (f"{root}/extra/{FILE}", text.encode())):
+                archive.writestr(zipfile.ZipInfo(name), data)
     else:
         (main_file(path).parent / FILE).write_text(text, encoding="utf-8")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
-from utils.cli import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, option
+from utils.cli import BELOW_ONE, FLAGS, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, option
 
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -164,3 +166,18 @@ class TrainConfig(NetRecipe):
         """Return the input sides (px, multiples of the stride) of multi-scale training; none without it."""
         lowest = max(stride, self.imgsz // 2 // stride * stride)
         return tuple(range(lowest, self.imgsz * 3 // 2 + 1, stride)) if self.multi_scale else ()
+
+
+def misfits(saved: Mapping[str, object]) -> list[str]:
+    """Return the names of values of an args.json that no field of TrainConfig ever has."""
+    hints = {name: get_args(hint) if isinstance(hint, UnionType) else (hint,)
+             for name, hint in get_type_hints(TrainConfig).items()}
+    kinds = {name: [get_origin(kind) or kind for kind in of_name] for name, of_name in hints.items()}
+    choices = {item.name: {**FLAGS.get(item.name, {}), **item.metadata}.get("choices")
+               for item in fields(TrainConfig)}
+
+    def fits(name: str, value: object) -> bool:
+        kind = tuple if isinstance(value, list) and all(isinstance(v, str) for v in value) else type(value)
+        alike = kind in kinds[name] or kind is int and float in kinds[name]
+        return alike and (value is None or not choices[name] or value in choices[name])
+    return [name for name, value in saved.items() if name in kinds and not fits(name, value)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from utils import ddp, runs
 from utils.errors import DataError, DiskError
 
 RECALIBRATION = 256                                # images that a cut's change of statistics is taken from
+STARTS = {"args.json", "pictures.json", ".lock", ".open.lock", "instances_train.json", "instances_val.json"}
 State = dict[str, Tensor]
 
 
@@ -76,14 +78,25 @@ class Tuner:
         self.device, self.world, self.precision, self.say = self.session
         self.folder = Path(self.share(str(claim()) if self.world.main else ""))
         self.held = runs.lock(self.folder) if alone and self.world.main else None
-        self.train_set, self.val_set = read_sets(config, self.session, self.folder)
-        if not any(map(len, self.val_set.boxes)):
-            raise DataError(f"--data {config.data}: no box in its val split, so nothing to choose by")
+        with self.beginning():
+            self.train_set, self.val_set = read_sets(config, self.session, self.folder)
+            if not any(map(len, self.val_set.boxes)):
+                raise DataError(f"--data {config.data}: no box in its val split, so nothing to choose by")
         self.names, self.interrupt = self.train_set.coco.names, runs.Interrupt()
         for dataset in (self.train_set, self.val_set):
             dataset.fill_cache(progress=self.world.main, poll=self.interrupt.stop)
         self.validator = Validator(config, self.val_set, self.session, self.interrupt)
         self._measured: tuple[State, State] | None = None  # the weights last cut, and their statistics
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Take away a folder in which nothing was begun, where the block ends in an error of the input."""
+        try:
+            yield
+        except ValueError:                                 # every process of the search ends in the same one
+            if self.world.main and {path.name for path in self.folder.iterdir()} <= STARTS:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def tune(self, net: Net, state: State, name: str, epochs: int, *, seed: int,
              make: Callable[[Net], Network] = Network, loss: Callable | None = None) -> Outcome:

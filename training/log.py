@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from utils import runs
+from utils.errors import DataError
 
 LINE_SECONDS = 30                                  # between two lines where there is no terminal
 
@@ -17,8 +18,15 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self.began = folder, folder / "log.jsonl", time.monotonic()
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        self.rows, self.writer = [json.loads(line) for line in text.splitlines()], None
+        self.rows, self.writer = [], None
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+            self.rows = [json.loads(line) for line in text.splitlines()]
+            if not all(type(row["epoch"]) is int for row in self.rows):
+                raise ValueError("an epoch is a whole number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path} cannot be read ({error}), it was torn or changed: restore it, or "
+                            "remove it to continue without its rows") from None
 
     def keep_before(self, epoch: int) -> None:
         """Drop rows of `epoch` and later: a resumed run writes them again, and counts its seconds on."""

@@ -48,9 +48,10 @@ def open_comparison(config: CompareConfig) -> Comparison:
             held.enter_context(alone(folder / ".open.lock"))
             return folder
         tuner = Tuner(config, own, alone=False)
-    nets = {short(name): build(name, len(tuner.names), config.imgsz) for name in config.nets}
-    for net in nets.values():
-        check_side(net, config, len(tuner.train_set))
+    with tuner.beginning():
+        nets = {short(name): build(name, len(tuner.names), config.imgsz) for name in config.nets}
+        for net in nets.values():
+            check_side(net, config, len(tuner.train_set))
     return Comparison(tuner, config, nets)
 
 

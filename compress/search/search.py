@@ -79,8 +79,9 @@ class Search:
                 held.enter_context(alone(folder / ".open.lock"))
                 return folder
             tuner = Tuner(config, own, alone=config.one_shot)
-        base, weights = choose_net(config, tuner.train_set, tuner.say)
-        substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))      # is any not there?
+        with tuner.beginning():
+            base, weights = choose_net(config, tuner.train_set, tuner.say)
+            substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))  # is any not there?
         return cls(tuner, config, base, weights, known)
 
     def space(self) -> dict[str, list]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.fold import fold
-from deploy.artifact import own_precision, read_metadata, unreadable
+from deploy.artifact import PROGRAM, own_precision, read_metadata, unreadable
 from models.layer import Net
 from models.network import from_state
 
@@ -52,6 +53,10 @@ class ScriptRunner:
     def __init__(self, path: Path, precision: str, threads: int, device: torch.device) -> None:
         self.metadata, self.device = read_metadata(path), device
         self.precision = self.metadata["precision"]
+        if PROGRAM not in self.metadata:
+            print(f"warning: {path} is TorchScript, a program that is run as it is read, and has no checksum "
+                  "of this project's: use it only if you trust where it is from, or export the checkpoint "
+                  "again", file=sys.stderr)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -283,6 +283,7 @@ def test_a_scan_measures_every_layer_and_orders_them(parent):
 def test_bad_choices_are_refused_by_name(parent, words, code, says):
     done = run(*command(parent, "bad", *words))
     assert done.returncode == code and says in done.stderr, done.stderr
+    assert not (parent / "runs" / "bad").exists(), "a start that fails leaves the next run its name"
 
 
 def test_a_parent_that_finds_nothing_is_refused(parent):
@@ -294,6 +295,7 @@ def test_a_parent_that_finds_nothing_is_refused(parent):
     words[words.index("--weights") + 1] = str(blind)
     done = run(*words)
     assert done.returncode == 4 and "train it first" in done.stderr
+    assert not (parent / "runs" / "blind").exists()
 
 
 def test_every_unit_of_the_small_network_is_named():

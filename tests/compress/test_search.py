@@ -234,6 +234,7 @@ def test_a_record_that_is_none_and_a_layer_that_is_not_there_are_named(tiny, mon
     assert "is no record of a search" in capsys.readouterr().err
     assert call(monkeypatch, search.main, [*words(tiny, tmp_path / "runs"), "--layers", "mb3", "pool4"]) == 4
     assert "cannot substitute pool4" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("exp*")), "a start that fails leaves the next run its name"
 
 
 def test_a_trials_latency_is_that_of_the_validation_images_on_the_threads_asked_for(monkeypatch):

@@ -73,7 +73,7 @@ def test_one_file_that_two_names_could_mean_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("stated", ["my%20image.PNG", "file:///data/my image.png", "my image.png ",
                                     "MY IMAGE.png", "/data/local-files/?d=up/my image.png",
-                                    "./sub/../my image.png"])
+                                    "./sub/../my image.png", "my%2520image.png"])
 def test_urls_blanks_and_letter_case_are_levelled_and_said(tmp_path: Path, stated: str):
     draw(tmp_path / "images/deep/my image.png", 1)
     paths, faults = found(tmp_path, "a.json", stated)

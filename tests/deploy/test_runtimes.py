@@ -1,7 +1,9 @@
 """One predict over every runtime: the same outputs as torch, one sentence for every file that is no good."""
+import json
 import os
 import shutil
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -195,6 +197,53 @@ def test_files_of_others_and_files_that_are_not_there_are_refused(copies, tmp_pa
     (tmp_path / "a.torchscript").write_bytes(b"PK nothing of the kind")
     with pytest.raises(ModelError, match=r"a\.torchscript"):
         load_runtime(tmp_path / "a.torchscript")
+
+
+def rewritten(path: Path, change) -> None:
+    """The archive with what `change` makes of its entries, name -> bytes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in change(entries).items():
+            archive.writestr(name, data)
+
+
+def test_a_torchscript_program_is_ours_changed_or_said_to_be_neither(copies, capsys):
+    path = copies["torchscript"]
+    load_runtime(path)
+    assert not capsys.readouterr().err
+    card = next(name for name in zipfile.ZipFile(path).namelist() if name.endswith("card.json"))
+    program = next(name for name in zipfile.ZipFile(path).namelist() if name.endswith(".py"))
+
+    def unsigned(entries: dict) -> dict:
+        told = json.loads(entries[card])
+        told.pop("program_sha256")
+        return entries | {card: json.dumps(told).encode()}
+    changed = path.with_name("changed.torchscript")
+    shutil.copy(path, changed)
+    for spoil in (lambda e: e | {program: e[program] + b"\n"}, lambda e: e | {"net/code/more.py": b"1"},
+                  lambda e: dict(list(e.items())[:-2]) | {card: e[card]}):
+        shutil.copy(path, changed)
+        rewritten(changed, spoil)
+        with pytest.raises(ModelError, match="was changed since it was written"):
+            load_runtime(changed)
+    rewritten(path, unsigned)
+    assert load_runtime(path).predict(batch(1))[0].shape[0] == 1
+    assert "TorchScript, a program that is run as it is read" in capsys.readouterr().err
+
+
+def test_a_torchscript_file_of_packed_or_locked_entries_is_one_sentence(copies):
+    path = copies["torchscript"]
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02")                        # the first entry in the directory: flags, method
+    for place, value in ((at + 8, 1), (at + 10, 99)):
+        path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1:])
+        with pytest.raises(ModelError, match="cannot be read as a TorchScript file"):
+            load_runtime(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/extra/card.json", bytes(10_000_000))
+    with pytest.raises(ModelError, match="unfold to more than 16 times"):
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("change", [{"schema": 9}, {"names": ["a"]}, {"outputs": []}, {"net": "{}"},

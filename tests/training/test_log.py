@@ -2,7 +2,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from training.log import RunLog
+from utils.errors import DataError
 
 
 def test_a_resumed_run_counts_its_seconds_on(tmp_path: Path):
@@ -14,3 +17,11 @@ def test_a_resumed_run_counts_its_seconds_on(tmp_path: Path):
     log.close()
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert seconds[:2] == [1000.0, 2000.0] and 2000 <= seconds[2] < 2600
+
+
+@pytest.mark.parametrize("text", [b'{"epoch": 0}\n{"epo', b"[1]\n", b'{"loss": 1}\n', b'{"epoch": "0"}\n',
+                                  b"\xff\n"])
+def test_rows_that_were_torn_or_changed_are_a_sentence(tmp_path: Path, text: bytes):
+    (tmp_path / "log.jsonl").write_bytes(text)
+    with pytest.raises(DataError, match="log.jsonl cannot be read .* remove it to continue without"):
+        RunLog(tmp_path)

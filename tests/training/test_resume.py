@@ -18,6 +18,7 @@ from tests.helpers.label_writers import make_yolo
 from tests.helpers.nets import small_net
 from tests.helpers.scripts import call
 from training import engine
+from training.config import TrainConfig, misfits
 from training.run import Run
 
 
@@ -159,3 +160,14 @@ def test_a_start_that_fails_leaves_no_folder_and_none_lies_among_images(tmp_path
     monkeypatch.chdir(mine.parent.parent)
     code, said = start(Path("."), "--name", "", "--exist-ok")
     assert code == 2 and "--name : needs a name" in said and mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("epochs", "25"), ("epochs", 2.5), ("lr", [1]), ("data", 5), ("freeze", "conv1"), ("class_weights", [1]),
+    ("optimizer", "adam"), ("multi_scale", 1), ("seed", None), ("trust", "me")])
+def test_a_flag_of_another_kind_in_args_json_is_named(tmp_path: Path, monkeypatch, capsys, name: str, value):
+    sound = json.loads(json.dumps({**dataclasses.asdict(TrainConfig(data="set", imgsz=96)), "time": 900}))
+    assert misfits(sound) == [] and misfits({**sound, "lr": 1, "time": 900.5, "freeze": ["conv1"]}) == []
+    (tmp_path / "args.json").write_text(json.dumps({**sound, name: value}))
+    assert call(monkeypatch, script.main, ["train.py", "--resume", tmp_path]) == 3
+    assert f"args.json: {name} is {str(value)!r}, as no run writes it" in capsys.readouterr().err
