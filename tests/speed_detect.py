@@ -163,6 +163,8 @@ def predict(args: argparse.Namespace) -> dict[str, float]:
 def report(args: argparse.Namespace, found: dict[str, list[dict]], count: int, version: str) -> None:
     """Prints and writes medians with their spread, and the ratios round by round."""
     from utils.runs import environment, write_json
+    where = environment()
+    where["command"] = str(where["command"]).replace(args.other, "OTHER_PYTHON")
     keys = [key for key in ("rate", "whole") if key in found["theirs"][0]]
     values = {f"{side}_{key}": [row[key] for row in found[side]] for side in SIDES for key in keys}
     values |= {f"{key}_ratio": [a[key] / b[key] for a, b in zip(found["ours"], found["theirs"])]
@@ -176,7 +178,7 @@ def report(args: argparse.Namespace, found: dict[str, list[dict]], count: int, v
     print(f"pictures a second, batch 1, {args.imgsz} px, {args.runtime}, {'half' if args.half else 'fp32'}")
     result |= {"unit": "pictures a second", "pictures": count, "imgsz": args.imgsz, "batch_size": 1,
                "runtime": args.runtime, "half": args.half, "commands": args.commands,
-               "weights": args.weights, "rounds": args.rounds, "environment": environment(),
+               "weights": args.weights, "rounds": args.rounds, "environment": where,
                "other": f"ultralytics {version} {args.network}, random weights"}
     if args.out:
         write_json(args.out, result)
