@@ -49,7 +49,7 @@ def open_comparison(config: CompareConfig) -> Comparison:
             return folder
         tuner = Tuner(config, own, alone=False)
     with tuner.beginning():
-        nets = {short(name): build(name, len(tuner.names), config.imgsz) for name in config.nets}
+        nets = {short(name): build(name, len(tuner.names)) for name in config.nets}
         for net in nets.values():
             check_side(net, config, len(tuner.train_set))
     return Comparison(tuner, config, nets)

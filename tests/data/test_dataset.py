@@ -225,7 +225,7 @@ def test_a_script_with_living_workers_ends(scenes: CocoSet, root: Path):
     import subprocess
     import sys
     code = ("from data.coco.locate import locate; from data.coco.read import read_coco; "
-            "from data.dataset import *; "
+            "from data.dataset import DetectionSet; from data.loader import make_loader; "
             f"d = DetectionSet(read_coco(*locate({str(scenes.root.parent)!r}).train), 96); "
             "l = make_loader(d, 5, workers=2); print(sum(len(b.indices) for b in l))")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)

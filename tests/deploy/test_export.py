@@ -57,7 +57,7 @@ def saved(folder: Path) -> Path:
 @pytest.fixture
 def run_script(monkeypatch, tmp_path, capsys):
     """Runs a script here: (exit code, what was printed, stderr); its run folder is tmp_path/runs/exp."""
-    monkeypatch.setattr(runs, "tune_cpu", lambda threads: None)
+    monkeypatch.setattr(runs, "tune_cpu", lambda threads=0: None)
 
     def run(script, *words: object) -> tuple[int, str, str]:
         code = call(monkeypatch, script.main, ["x.py", *words, "--project", tmp_path / "runs"])
