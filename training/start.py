@@ -62,7 +62,10 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
     net = build(config.cfg, classes) if config.cfg else with_heads(weights.net, classes)
     if weights is not None:
         given = {node.layer for node in expand(weights.net).nodes if node.constant}
-        if lost := sorted(given - {row.name for row in net}):
+        lost = sorted(given - {row.name for row in net})
+        if lost and {row.name for row in net} == {row.name for row in weights.net} - set(lost):
+            net = with_heads(weights.net, classes)         # the same network, with its input's rule
+        elif lost:
             raise UsageError(f"--cfg {config.cfg}: the record {lost[0]!r} of {config.start} brings images to "
                              "a mean and deviation, and this network lacks it; leave out --cfg")
         mine = {(head.name, head.kind, len(head.anchors)) for head in heads(net)}

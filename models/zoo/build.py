@@ -26,7 +26,8 @@ SIDE = 416                                         # px of the input where nothi
 DEFAULT = "micro-yolo"
 # Trained weights that come with the project, by network: one's own training starts from the first there is.
 SHIPPED = {"micro-yolo": ("weights/micro-yolo-coco80.pt", "weights/micro-yolo-voc5.pt"),
-           "micro-yolo-fast": ("weights/micro-yolo-fast-voc5.pt",)}
+           "micro-yolo-fast": ("weights/micro-yolo-fast-voc5.pt",),
+           "yolox-nano": ("weights/yolox-nano-coco80.pt",)}
 
 
 def shipped(name: str) -> str | None:

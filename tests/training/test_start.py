@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from compress.pruning.config import PruneConfig
+from data.coco.locate import locate
+from data.coco.read import read_coco
+from data.dataset import DetectionSet
+from data.scenes import make_scenes
 from models.checkpoint import Checkpoint, save
 from models.layer import heads
 from models.zoo import build as zoo
@@ -13,6 +17,7 @@ from models.zoo.build import build, shipped, with_heads
 from tests.helpers.nets import randomised, small_net
 from training.config import TrainConfig
 from training.start import choose_net, settle
+from utils.errors import UsageError
 
 
 @pytest.fixture
@@ -83,3 +88,14 @@ def test_fitted_anchors_replace_all(own):
     net, _ = choose_net(TrainConfig(weights=own, imgsz=96, fit_anchors=True), a_set("a"), said.append)
     assert anchors(net) != anchors(small_net()) and "mean best IoU" in said[0]
     assert net == with_heads(net, 1)
+
+
+def test_a_shipped_network_brings_the_rule_of_its_input(tmp_path, capsys):
+    """`--cfg yolox-nano` builds what learns; what turns images into its input is a record of the weights."""
+    data = DetectionSet(read_coco(*locate(make_scenes(tmp_path / "s", train=4, val=1, size=96)).train), 96)
+    net, weights = choose_net(TrainConfig(cfg="yolox-nano", weights=zoo.shipped("yolox-nano"), imgsz=96), data,
+                              print)
+    assert net[0].name == "input" and "batch-norm put back" in capsys.readouterr().out
+    assert {row.name for row in net[1:]} == {row.name for row in zoo.build("yolox-nano")}
+    with pytest.raises(UsageError, match="leave out --cfg"):
+        choose_net(TrainConfig(cfg="micro-yolo", weights=zoo.shipped("yolox-nano"), imgsz=96), data, print)
