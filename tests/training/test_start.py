@@ -92,10 +92,10 @@ def test_fitted_anchors_replace_all(own):
 
 def test_a_shipped_network_brings_the_rule_of_its_input(tmp_path, capsys):
     """`--cfg yolox-nano` builds what learns; what turns images into its input is a record of the weights."""
-    data = DetectionSet(read_coco(*locate(make_scenes(tmp_path / "s", train=4, val=1, size=96)).train), 96)
-    net, weights = choose_net(TrainConfig(cfg="yolox-nano", weights=zoo.shipped("yolox-nano"), imgsz=96), data,
-                              print)
+    data = DetectionSet(read_coco(*locate(make_scenes(tmp_path / "s", train=4, val=1, size=160)).train), 96)
+    started = TrainConfig(cfg="yolox-nano", weights=zoo.shipped("yolox-nano"), imgsz=96)
+    net, _ = choose_net(started, data, print)
     assert net[0].name == "input" and "batch-norm put back" in capsys.readouterr().out
     assert {row.name for row in net[1:]} == {row.name for row in zoo.build("yolox-nano")}
     with pytest.raises(UsageError, match="leave out --cfg"):
-        choose_net(TrainConfig(cfg="micro-yolo", weights=zoo.shipped("yolox-nano"), imgsz=96), data, print)
+        choose_net(replace(started, cfg="micro-yolo"), data, print)
