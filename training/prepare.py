@@ -29,7 +29,7 @@ from models.network import Network, initialise
 from training import engine
 from training.config import Recipe, TrainConfig
 from training.plan import largest_batch
-from training.run import NOTES, Run, Session, Validator, make_state
+from training.run import NOTES, Run, Session, Validator, check_disk, make_state
 from training.start import choose_net, class_weights, plain_images, settle, start_from
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
@@ -78,6 +78,7 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     if weights is not None:
         start_from(model, weights, train_set, config.separate, say)
     if world.main and not found:
+        check_disk(folder, parameters(net, statistics=True), config.optimizer)     # before anything is lost
         clear(folder)                              # now that the input is good, and before its log is read
     ddp.wait()
     fault = "" if found or session.precision == "fp32" else unsound(model, train_set, session)

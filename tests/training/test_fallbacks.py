@@ -121,6 +121,18 @@ def test_a_disk_too_full_for_the_checkpoints_is_refused_before_training(trained,
     assert refused.value.exit_code == 7
 
 
+def test_a_disk_too_full_for_a_new_run_leaves_the_weights_of_the_old(trained, monkeypatch, tmp_path):
+    folder = trained("twice", "--batch-size", "4").folder
+    before = (folder / "weights" / "best.pt").read_bytes()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    monkeypatch.setattr("training.run.parameters", lambda *_, **__: 10 ** 9)
+    monkeypatch.setattr("training.prepare.parameters", lambda *_, **__: 10 ** 9)
+    with pytest.raises(DiskError):
+        trained("twice", "--batch-size", "4", "--exist-ok")
+    assert (folder / "weights" / "best.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(tmp_path, monkeypatch, optimizer):
     net = micro_yolo(3)
