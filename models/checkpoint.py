@@ -103,6 +103,8 @@ def load(path: str | Path) -> Checkpoint:
     """Return the checkpoint of a `.pt`, darknet `.weights` or ncnn `.bin` file, or raise ModelError."""
     path = packaged(str(path)) or Path(path)
     found = _read(path)
+    if odd := [k for k, v in found.state.items() if not isinstance(v, Tensor)]:
+        raise ModelError(f"{path}: {len(odd)} weights are no tensors, first {odd[0]}; the file is damaged")
     if bad := [k for k, v in found.state.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise ModelError(f"{path}: {len(bad)} tensors are not finite, first {bad[0]}; such a network answers "
                          "nothing: take an earlier checkpoint")

@@ -90,6 +90,8 @@ def test_training_starts_from_an_official_file_with_batch_norm(tmp_path):
     net, weights = choose_net(config, Plain(), said.append)
     assert "stem.bn.running_var" in weights.state and "measured on 20 training images" in said[0]
     assert [row.name for row in net] == ["input", *(row.name for row in OFFICIAL[0].build(1))]
-    config.cfg = "yolox-nano"                              # whose own records bring no image to the rule
+    config.cfg = "yolox-nano"                              # the same network: it has the file's rule, too
+    assert choose_net(config, Plain(), said.append)[0] == net
+    config.cfg = "micro-yolo"                              # whose records bring no image to the rule
     with pytest.raises(UsageError, match="record 'input' of .*a.bin brings images"):
         choose_net(config, Plain(), said.append)
