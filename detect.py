@@ -1,6 +1,6 @@
 """Draw or write the boxes of images, videos, cameras and streams.
 
-    python detect.py --source photo.jpg
+    python detect.py --weights weights/yolox-nano-coco80.pt --source photo.jpg
     python detect.py --weights weights/micro-yolo-voc5.pt --source images/ --save-txt
     python detect.py --source rtsp://user:password@camera/stream --health health.json
 """
@@ -15,7 +15,7 @@ from typing import TypeVar
 from utils import cli
 
 T = TypeVar("T")
-SHIPPED = Path(__file__).resolve().parent / "weights" / "yolox-nano-coco80.pt"
+SHIPPED = Path(__file__).resolve().parent / "weights" / "micro-yolo-voc5.pt"
 SWITCHES = {"--fp32": "full precision also where half is native (the default there is half)",
             "--nosave": "write no images and videos",
             "--save-txt": "write labels/*.txt: class and cxcywh normalised",
