@@ -11,7 +11,7 @@ from bench.compare import peers
 from bench.compare.config import EPOCHS, FREE, CompareConfig
 from bench.compare.judge import figures
 from bench.profile.latency import layer_bytes
-from compress.search.queue import Point, Queue
+from compress.search.queue import Point, Queue, emptied
 from compress.search.storage import alone
 from models.count import macs, parameters
 from models.layer import Net
@@ -22,7 +22,6 @@ from training.finetune import Tuner, claim
 from training.prepare import check_side
 from training.run import data_hash
 from utils import runs
-from utils.errors import NumericError
 
 
 class Comparison(NamedTuple):
@@ -63,35 +62,15 @@ def short(name: str) -> str:
 def all_runs(comparison: Comparison) -> tuple[list[dict], list[dict]]:
     """Return the records of all runs and those that failed, trained here or by others."""
     tuner, config = comparison.tuner, comparison.config
-    queue = _queue(comparison) if tuner.world.main else None
-    said: set[int] = set()
 
-    def wait(running: int) -> None:
-        tuner.interrupt.stop("stopped by a signal; the same command continues")
-        if running not in said:
-            said.add(running)
-            tuner.say(f"waiting: other workers have {running} to finish")
-    try:
-        while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
-            try:
-                row = run_of(comparison, point)
-                values = [row["map50_95"], row["seconds"]]
-            except NumericError as error:                  # it would end the same way again
-                values, row = None, {**point, "error": str(error)}
-            if queue:
-                queue.finish(values, row)
-        rows = tuner.share(queue.records() if queue else None)
-    except BaseException:
-        if queue:
-            queue.give_back()
-        raise
-    finally:
-        if queue:
-            queue.close()
+    def work(point: Point) -> tuple[dict, list[float]]:
+        row = run_of(comparison, point)
+        return row, [row["map50_95"], row["seconds"]]
     wanted = {(net, seed, budget) for net in comparison.names for seed in config.seed_list
               for budget in config.budgets}
-    rows = [row for row in rows if (row["net"], row["seed"], row["budget"]) in wanted]
-    return [row for row in rows if "error" not in row], [row for row in rows if "error" in row]
+    done, failed = ([row for row in rows if (row["net"], row["seed"], row["budget"]) in wanted]
+                    for rows in emptied(_queue(comparison) if tuner.world.main else None, tuner, work))
+    return done, failed
 
 
 def _queue(comparison: Comparison) -> Queue:

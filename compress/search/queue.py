@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from itertools import product
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
@@ -27,7 +28,10 @@ from optuna.trial import FrozenTrial, Trial
 from compress.search import storage as storages
 from compress.search.storage import alone
 from utils import runs
-from utils.errors import EnvironmentFault
+from utils.errors import EnvironmentFault, NumericError
+
+if TYPE_CHECKING:
+    from training.finetune import Tuner
 
 Point = dict[str, object]
 PAUSE = 1.0                            # seconds between looks at a queue whose last points others work on
@@ -218,3 +222,37 @@ class Queue:
                     self.storage.record_heartbeat(trial)
             self.storage.remove_session()
         threading.Thread(target=beat, args=(self.quiet,), daemon=True).start()
+
+
+def emptied(queue: Queue | None, tuner: "Tuner",
+            work: Callable[[Point], tuple[dict, Sequence[float]]],
+            named: Callable[[Point], dict] = dict) -> tuple[list[dict], list[dict]]:
+    """Return the rows of a queue's points and those that failed, worked here or by others; close it.
+
+    queue: None but in the first process, which the others follow. work: point -> row and values. named:
+    point -> how the row of one that failed begins: NumericError is not tried again, it would end the same.
+    """
+    said: set[int] = set()
+
+    def wait(running: int) -> None:
+        tuner.interrupt.stop("stopped by a signal; the same command continues")
+        if running not in said:
+            said.add(running)
+            tuner.say(f"waiting: other workers have {running} to finish")
+    try:
+        while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
+            try:
+                row, values = work(point)
+            except NumericError as error:
+                row, values = {**named(point), "error": str(error)}, None
+            if queue:
+                queue.finish(values, row)
+        rows = tuner.share(queue.records() if queue else None)
+    except BaseException:
+        if queue:
+            queue.give_back()
+        raise
+    finally:
+        if queue:
+            queue.close()
+    return [row for row in rows if "error" not in row], [row for row in rows if "error" in row]

@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.profile.latency import latency
 from compress.kernels import crop_kernels, with_kernels
 from compress.search.config import FREE, SAME, TRAINED_BY, SearchConfig
-from compress.search.queue import Point, Queue
+from compress.search.queue import Point, Queue, emptied
 from compress.search.rows import OBJECTIVES, ranked, values_of
 from compress.search.storage import alone, file_url
 from compress.supernet import SandwichLoss, Supernet
@@ -35,7 +35,7 @@ from training.finetune import Outcome, Tuner, claim
 from training.prepare import TIMED_IMAGES, choose_net, plain_images, start_from
 from training.run import data_hash, shown
 from utils import ddp, runs
-from utils.errors import Interrupted, NumericError, UsageError
+from utils.errors import Interrupted, UsageError
 
 TIMED = 50                                         # rounds of a latency
 State = dict[str, Tensor]
@@ -200,32 +200,15 @@ def trained(search: Search, queue: Queue | None,
 
     queue: None but in the first process, which the others follow. meaning: point -> choice and seed.
     """
-    tuner, said = search.tuner, set()
+    def named(point: Point) -> dict:
+        choice, seed = meaning(point)
+        return {**choice._asdict(), "seed": seed}
 
-    def wait(running: int) -> None:
-        tuner.interrupt.stop("stopped by a signal; the same command continues")
-        if running not in said:
-            said.add(running)
-            tuner.say(f"waiting: other workers have {running} to finish")
-    try:
-        while (point := tuner.share(queue.take(wait) if queue else None)) is not None:
-            choice, seed = meaning(point)
-            try:
-                row = search.known.get((choice.label, seed)) or trial(search, choice, seed)
-                values = values_of(row, search.config.objectives)
-            except NumericError as error:          # it would end the same way again
-                values, row = None, {**choice._asdict(), "seed": seed, "error": str(error)}
-            if queue:
-                queue.finish(values, row)
-        records = tuner.share(queue.records() if queue else None)
-    except BaseException:
-        if queue:
-            queue.give_back()
-        raise
-    finally:
-        if queue:
-            queue.close()
-    return [r for r in records if "error" not in r], [r for r in records if "error" in r]
+    def work(point: Point) -> tuple[dict, list]:
+        choice, seed = meaning(point)
+        row = search.known.get((choice.label, seed)) or trial(search, choice, seed)
+        return row, values_of(row, search.config.objectives)
+    return emptied(queue, search.tuner, work, named)
 
 
 def trial(search: Search, choice: Choice, seed: int) -> dict:
