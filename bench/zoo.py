@@ -116,7 +116,7 @@ def source(name: str) -> str:
     return SOURCES.get(name) or found.group()
 
 
-def picture(net: Net) -> str:
+def drawn(net: Net) -> str:
     """Return the rows of a network as text, a line a stretch of one stride."""
     at, lines = strides(net), []
     for stride, rows in groupby(net, key=lambda row: at[row.name]):
@@ -132,7 +132,7 @@ def picture(net: Net) -> str:
 def _drawn(name: str) -> str:
     net = build(name)
     return (f"<details><summary><code>{name}</code>, {len(net)} rows, {classes_of(net)} classes</summary>\n\n"
-            f"```\n{picture(net)}\n```\n</details>\n")
+            f"```\n{drawn(net)}\n```\n</details>\n")
 
 
 def measured(rounds: int = 20, threads: int = 1) -> dict[str, object]:
@@ -160,7 +160,7 @@ def main() -> None:
     file = ROOT / "results" / f"{RECORD}.json"
     text = page(runs.read_object(file) if file.is_file() else None)
     if args.check and (ROOT / PAGE).read_text(encoding="utf-8") != text:
-        raise DataError(f"{PAGE} is not what the records count; write it anew: python -m bench.zoo")
+        raise DataError(f"{PAGE} is not what the records count; write it again: python -m bench.zoo")
     if not args.check:
         runs.write_text(ROOT / PAGE, text)
         print(PAGE, file=sys.stderr)

@@ -71,6 +71,6 @@ class SandwichLoss:
 
     def __call__(self, outputs: list[list[Tensor]], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
         first, *others = outputs
-        truths = [self.base(found, targets, images) for found in outputs]
-        return {**{name: sum(truth[name] for truth in truths) / len(truths) for name in truths[0]},
+        own = [self.base(found, targets, images) for found in outputs]
+        return {**{name: sum(terms[name] for terms in own) / len(own) for name in own[0]},
                 "distill": sum(distillation(other, first, self.base.heads) for other in others) / len(others)}

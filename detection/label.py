@@ -38,11 +38,10 @@ def completed(record: "ImageRecord", known: Sequence[int], found: np.ndarray) ->
 
     known: the classes whose boxes its annotations hold already, all of them.
     """
+    from models.heads.nms import overlap
     there = np.concatenate((record.boxes, record.crowd))[:, 1:]
-    low, high = np.maximum(found[:, None, :2], there[:, :2]), np.minimum(found[:, None, 2:4], there[:, 2:])
-    shared, area = (high - low).clip(0).prod(2), (found[:, 2:4] - found[:, :2]).prod(1)
-    both = area[:, None] + (there[:, 2:] - there[:, :2]).prod(1) - shared
-    room = ~(shared > SAME * both).any(1) & ~np.isin(found[:, 5], known) & (area > 0)
+    area = (found[:, 2:4] - found[:, :2]).prod(1)
+    room = ~overlap(found[:, :4], there, SAME).any(1) & ~np.isin(found[:, 5], known) & (area > 0)
     return replace(record, boxes=np.concatenate((record.boxes, found[room][:, [5, 0, 1, 2, 3]])),
                    areas=np.concatenate((record.areas, area[room])))
 

@@ -63,8 +63,10 @@ def choose_net(config: NetRecipe, train_set: DetectionSet,
     if weights is not None:
         given = {node.layer for node in expand(weights.net).nodes if node.constant}
         lost = sorted(given - {row.name for row in net})
-        if lost and {row.name for row in net} == {row.name for row in weights.net} - set(lost):
-            net = with_heads(weights.net, classes)         # the same network, with its input's rule
+        there = {row.name: row for row in weights.net}
+        if lost and {row.name for row in net} == set(there) - set(lost):       # the same, but for that rule
+            net = tuple(row for row in weights.net if row.name in lost) + tuple(
+                dataclasses.replace(row, inputs=there[row.name].inputs) for row in net)
         elif lost:
             raise UsageError(f"--cfg {config.cfg}: the record {lost[0]!r} of {config.start} brings images to "
                              "a mean and deviation, and this network lacks it; leave out --cfg")

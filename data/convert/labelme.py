@@ -51,7 +51,7 @@ def _shapes(path: Path) -> tuple[str, str, list[_Shape]] | None:
 
 
 def _geometry(item: dict) -> tuple[str, Sequence[Sequence[float]]]:
-    """Return the kind and points of a Supervisely object; of a bitmap, the corners of its picture."""
+    """Return the kind and points of a Supervisely object; of a bitmap, the corners of its mask."""
     kind = item.get("geometryType")
     kind = "linestrip" if kind == "polyline" else kind
     if kind != "bitmap":

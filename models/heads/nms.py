@@ -57,8 +57,8 @@ def suppress(boxes: np.ndarray, iou_thres: float, most: int, diou: bool = False)
     for start in range(0, len(boxes), BLOCK):
         rest = np.arange(start, min(start + BLOCK, len(boxes)))
         if kept:
-            rest = rest[~_overlap(boxes[kept], boxes[rest], iou_thres, diou).any(0)]
-        hidden = _overlap(boxes[rest], boxes[rest], iou_thres, diou)
+            rest = rest[~overlap(boxes[kept], boxes[rest], iou_thres, diou).any(0)]
+        hidden = overlap(boxes[rest], boxes[rest], iou_thres, diou)
         gone = np.zeros(len(rest), bool)
         for at, row in enumerate(rest.tolist()):
             if not gone[at]:
@@ -73,7 +73,7 @@ def cluster(boxes: np.ndarray, iou_thres: float, most: int) -> list[int]:
     """Return what `suppress` does, by Cluster-NMS (arXiv 2005.03572): one matrix until nothing changes."""
     hides = np.zeros((len(boxes), len(boxes)), bool)       # by a row the columns behind it
     for start in range(0, len(boxes), BLOCK):
-        hides[start:start + BLOCK] = _overlap(boxes[start:start + BLOCK], boxes, iou_thres)
+        hides[start:start + BLOCK] = overlap(boxes[start:start + BLOCK], boxes, iou_thres)
     hides, before, kept = np.triu(hides, 1), None, np.ones(len(boxes), bool)
     while before is None or (before != kept).any():
         before, kept = kept, ~hides[kept].any(0)
@@ -84,7 +84,7 @@ NMS: dict[str, Callable[[np.ndarray, float, int], list[int]]] = {
     "standard": suppress, "diou": partial(suppress, diou=True), "cluster": cluster}
 
 
-def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: float, diou: bool = False) -> np.ndarray:
+def overlap(a: np.ndarray, b: np.ndarray, iou_thres: float, diou: bool = False) -> np.ndarray:
     """Return whether [A, B] the IoU, or DIoU, of boxes a [A, 4] and b [B, 4] is above the threshold."""
     (ax, ay, ar, ab), (bx, by, br, bb) = a.T[:, :, None], b.T[:, None]
     width, height = np.minimum(ar, br) - np.maximum(ax, bx), np.minimum(ab, bb) - np.maximum(ay, by)

@@ -31,9 +31,13 @@ SHIPPED = {"micro-yolo": ("weights/micro-yolo-coco80.pt", "weights/micro-yolo-vo
 
 
 def shipped(name: str) -> str | None:
-    """Return the path of the checkpoint that comes with the project for a zoo network, None without one."""
+    """Return the path of the checkpoint that comes with the project for a zoo network, None without one.
+
+    "micro-yolo+free" has micro-yolo's: all but the heads is the same.
+    """
     root = Path(__file__).resolve().parents[2]
-    places = [place for file in SHIPPED.get(name, ()) for place in (Path(file), root / file)]
+    files = SHIPPED.get(name.partition("+")[0], ())
+    places = [place for file in files for place in (Path(file), root / file)]
     return next((str(place) for place in places if place.is_file()), None)
 
 

@@ -31,7 +31,7 @@ def test_a_picture_folds_equal_rows_and_starts_a_line_a_stride():
     net = (Layer("a", "conv", ("image",), 8, stride=2), Layer("b", "conv", ("a",), 8, 1),
            Layer("c", "conv", ("b",), 8, 1), Layer("d", "maxpool", ("c",), kernel=2, stride=2),
            Layer("end", "classify", ("d",), 5))
-    assert zoo.picture(net).splitlines() == [
+    assert zoo.drawn(net).splitlines() == [
         "  1/2  conv 8, conv k1 8 x2", "  1/4  maxpool k2", "  1x1  classify 5"]
 
 

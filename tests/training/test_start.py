@@ -12,6 +12,7 @@ from data.dataset import DetectionSet
 from data.scenes import make_scenes
 from models.checkpoint import Checkpoint, save
 from models.layer import heads
+from models.records import to_json
 from models.zoo import build as zoo
 from models.zoo.build import build, shipped, with_heads
 from tests.helpers.nets import randomised, small_net
@@ -64,6 +65,7 @@ def test_without_a_shipped_checkpoint_or_by_none_it_starts_at_random(monkeypatch
 def test_the_shipped_checkpoint_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped("micro-yolo").endswith(".pt") and shipped("yolo-nano") is None
+    assert shipped("micro-yolo+free") == shipped("micro-yolo"), "its body is the same"
 
 
 def test_pruning_takes_the_side_of_its_parent(own):
@@ -99,3 +101,8 @@ def test_a_shipped_network_brings_the_rule_of_its_input(tmp_path, capsys):
     assert {row.name for row in net[1:]} == {row.name for row in zoo.build("yolox-nano")}
     with pytest.raises(UsageError, match="leave out --cfg"):
         choose_net(replace(started, cfg="micro-yolo"), data, print)
+    own = replace(net[3], act="relu")                      # a net.json of one's own stays what it is
+    (tmp_path / "own.json").write_text(to_json(tuple(
+        replace(row, inputs=tuple("image" if name == "input" else name for name in row.inputs))
+        for row in (*net[1:3], own, *net[4:]))))
+    assert choose_net(replace(started, cfg=str(tmp_path / "own.json")), data, print)[0][3] == own
