@@ -14,7 +14,7 @@ LIMITS = {"ms": "ms", "params": "parameters", "minutes": "minutes"}        # --l
 # Where and how a comparison runs and is shown, not what its trainings depend on.
 FREE = ("device", "workers", "threads", "cache", "project", "name", "save_json", "save_minutes", "storage",
         "study", "nets", "seeds", "peers", "peer_nets", "runtimes", "rounds", "limits", "lang",
-        "latency_threads")
+        "latency_threads", "rates", "measure_rates")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class CompareConfig(Recipe):
     epochs: int | None = option(None, "budget: the same epochs for each", ONE_OR_MORE, type=int)
     minutes: float | None = option(None, "budget: the same wall-clock for each, validation included; epochs "
                                          "are planned from a first one", POSITIVE, type=float)
+    rates: str | None = option(None, "JSON of images a second by network, from the machine whose minutes "
+                                     "--minutes are (validation not counted); trainings may run on another",
+                               metavar="FILE.json")
+    measure_rates: str | None = option(None, "measure that file of --nets on this machine, and train nothing",
+                                       metavar="FILE.json")
     seeds: int = option(3, "trainings of each network", ONE_OR_MORE)
     val_interval: int = option(1, "epochs between validations: points of the curves", ONE_OR_MORE)
     runtimes: tuple[str, ...] = option(RUNTIMES, "whose ms an image are measured at the end", nargs="*",
@@ -77,7 +82,12 @@ class CompareConfig(Recipe):
         for wrong, said in (
                 (not self.nets and not self.peers, "--nets is missing: names of networks to compare"),
                 (twice, f"--nets: {', '.join(twice)} is given twice"),
-                (not self.budgets, "--epochs or --minutes is missing: what each network may spend"),
+                (self.measure_rates and (self.peers or self.rates or not self.nets),
+                 "--measure-rates: of --nets alone, without --rates or --peers, whose rates you may add to "
+                 "the file"),
+                (self.rates and not self.minutes, "--rates: of which --minutes?"),
+                (not self.budgets and not self.measure_rates,
+                 "--epochs or --minutes is missing: what each network may spend"),
                 (self.weights, f"--weights {self.weights}: what is compared starts at random"),
                 (self.peers and not (Path(self.peers) / "bin" / "yolo").is_file(),
                  f"--peers {self.peers}: no bin/yolo there; name a virtual environment with ultralytics")):

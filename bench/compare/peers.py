@@ -33,14 +33,18 @@ def label(yaml: str) -> str:
     return f"ultralytics:{Path(yaml).stem}"
 
 
-def run(tuner: Tuner, config: CompareConfig, point: dict, folder: Path) -> dict[str, object]:
-    """Return the record of a peer's training; "onnx" is its file to be timed."""
+def run(tuner: Tuner, config: CompareConfig, point: dict, folder: Path,
+        epochs: int | None = None) -> dict[str, object]:
+    """Return the record of a peer's training; "onnx" is its file to be timed.
+
+    epochs: those within --minutes by --rates; None: its own program keeps the minutes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = write_yolo(tuner.train_set.coco, tuner.val_set.coco, tuner.folder / "yolo")
     yaml = next(name for name in config.peer_nets if label(name) == point["net"])
     place, budget = [f"project={folder.resolve()}", "exist_ok=True"], point["budget"]
-    spend = [f"epochs={config.epochs}"]
-    spend = spend if budget == EPOCHS else ["epochs=1000", f"time={config.minutes / 60}"]
+    epochs = config.epochs if budget == EPOCHS else epochs
+    spend = [f"epochs={epochs}"] if epochs else ["epochs=1000", f"time={config.minutes / 60}"]
     shared = [f"data={data.resolve()}", f"imgsz={config.imgsz}", f"batch={config.batch_size}", "workers=1",
               f"device={'cpu' if tuner.device.type == 'cpu' else 0}"]
     began, last = time.monotonic(), folder / "train/weights/last.pt"

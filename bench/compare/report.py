@@ -54,6 +54,8 @@ def facts(record: Mapping, words: Mapping[str, str]) -> dict[str, object]:
     shown = {key: record.get(key) for key in ("nets", "runs_done", "failed", "seeds", "epochs", "minutes")}
     shown["nets"] = len(record["nets"])
     found = {words[key.removesuffix("_done")]: value for key, value in shown.items() if value}
+    if record.get("minutes_of"):
+        found[words["minutes"]] = words["minutes-of"].format(**record)
     return {**found, words["note"]: words["notes"].format(threads=record["latency_threads"]),
             words["command"]: record["environment"].get("command", "")}
 

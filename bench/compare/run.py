@@ -7,6 +7,7 @@ import torch
 
 from bench.compare import report
 from bench.compare.config import CompareConfig
+from bench.compare.rates import write_rates
 from bench.compare.record import make_record
 from bench.compare.speed import measure
 from bench.compare.trainings import Comparison, all_runs, open_comparison
@@ -19,6 +20,11 @@ from utils.errors import NumericError
 def compare(config: CompareConfig) -> None:
     """Train what is left, then measure speeds and write the record and page. Raises as the trainings do."""
     config = settle(config)
+    if config.measure_rates:
+        found = write_rates(config)
+        print("\n".join([*(f"{rate:9.2f} images/s  {name}" for name, rate in found.items()),
+                         config.measure_rates]))
+        return
     comparison = open_comparison(config)
     try:
         found, failed = all_runs(comparison)
@@ -45,7 +51,8 @@ def _record(comparison: Comparison, found: list[dict], failed: list[dict]) -> di
     budgets = make_record(found, speed, config.limit_values, config.seed)
     return {"kind": "compare", "data": Path(config.data).name, "imgsz": config.imgsz,
             "nets": comparison.names, "seeds": config.seeds, "epochs": config.epochs,
-            "minutes": config.minutes, "latency_threads": config.latency_threads,
+            "minutes": config.minutes, "minutes_of": comparison.rates and comparison.rates.machine,
+            "rates": comparison.rates and comparison.rates.images, "latency_threads": config.latency_threads,
             "training": config.settings(), "budgets": budgets,
             "speed": speed, "runs_done": len(found), "failed": len(failed),
             "threads": torch.get_num_threads(), "environment": runs.environment()}

@@ -5,6 +5,7 @@ WORDS = {
     "en": {
         "title": "Comparison on {data} at {imgsz} px", "nets": "networks", "runs": "runs", "failed": "failed",
         "seeds": "seeds", "epochs": "epochs each", "minutes": "minutes each", "command": "command",
+        "minutes-of": "{minutes:g} of {minutes_of}: epochs by its images a second, validation not counted",
         "budget-epochs": "Equal epochs", "budget-minutes": "Equal wall-clock",
         "conclusion": "conclusion, {budget}",
         "best": "{best} has the highest mean mAP@0.5, {value:.3f}",
@@ -31,6 +32,7 @@ WORDS = {
     "zh": {
         "title": "在 {data} 上的比较，{imgsz} 像素", "nets": "网络数", "runs": "训练数", "failed": "失败",
         "seeds": "种子数", "epochs": "各训练轮数", "minutes": "各训练分钟数", "command": "命令",
+        "minutes-of": "{minutes:g}，以 {minutes_of} 计：轮数由其每秒训练图像数得出，不含验证",
         "budget-epochs": "相同轮数", "budget-minutes": "相同时间",
         "conclusion": "结论，{budget}",
         "best": "{best} 的平均 mAP@0.5 最高，为 {value:.3f}",

@@ -12,6 +12,7 @@ from bench.compare import peers, report
 from bench.compare.config import CompareConfig
 from bench.compare.judge import at_limits, packed, seed_deviation, standings, unpacked, verdict
 from bench.compare.record import make_record, mean_curves
+from bench.compare.trainings import Comparison, folder_of, read_rates
 from data.coco.locate import locate
 from data.coco.read import read_coco
 from data.scenes import make_scenes
@@ -91,14 +92,16 @@ def test_curves_are_means_over_seeds_with_their_range():
 def test_the_page_holds_table_figures_front_and_conclusion(lang, tmp_path):
     runs = runs_of(SKILLS, seeds=2, budget="minutes") + (runs_of(SKILLS, seeds=2) if lang == "en" else [])
     record = {"kind": "compare", "data": "set", "imgsz": 64, "nets": list(SKILLS), "seeds": 2, "epochs": 12,
-              "minutes": 1.0, "latency_threads": 1, "runs_done": len(runs), "failed": 0,
-              "budgets": make_record(runs, SPEED, {"ms": [5.0]}), "environment": {"command": "compare.py"}}
+              "minutes": 1.0, "minutes_of": "a board", "latency_threads": 1, "runs_done": len(runs),
+              "failed": 0, "budgets": make_record(runs, SPEED, {"ms": [5.0]}),
+              "environment": {"command": "compare.py"}}
     lines = report.write(record, runs, tmp_path, lang)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f'<html lang="{lang}">' in page and page.count("data:image/png") == {"en": 2, "zh": 1}[lang] * 9
     assert "http" not in page.split("<body>")[1] and "$" not in page
     assert {"en": "highest mean mAP@0.5", "zh": "平均 mAP@0.5 最高"}[lang] in page
     assert any("winner" in line for line in lines)
+    assert {"en": "1 of a board: epochs by", "zh": "1，以 a board 计"}[lang] in page
     table = (tmp_path / "table.csv").read_text().splitlines()
     assert len(table) == 1 + len(runs) // 2 and "map_small" in table[0]
     kept = json.loads((tmp_path / "comparison.json").read_text())
@@ -113,6 +116,8 @@ def test_every_word_is_in_both_languages():
 @pytest.mark.parametrize(("given", "said"), [
     ({}, "--nets is missing"), ({"nets": ("a", "a"), "epochs": 1}, "given twice"),
     ({"nets": ("a",)}, "--epochs or --minutes"),
+    ({"nets": ("a",), "epochs": 1, "rates": "r.json"}, "of which --minutes"),
+    ({"nets": ("a",), "measure_rates": "r.json", "rates": "r.json"}, "of --nets alone"),
     ({"nets": ("a",), "epochs": 1, "weights": "a.pt"}, "starts at random"),
     ({"nets": ("a",), "epochs": 1, "limits": ("mss=3",)}, "ms=NUMBER"),
     ({"nets": ("a",), "epochs": 1, "peers": "nowhere"}, "no bin/yolo")])
@@ -174,6 +179,32 @@ def test_a_peer_is_trained_by_its_own_command_and_judged_by_our_evaluation(tuner
                               "map50": .4, "map50_95": .2, "f1": .5}]
     assert row["onnx"] is None and row["parameters"] is None
     assert len(list((tuner.folder / "yolo/images/val").iterdir())) == 5
+
+
+def test_minutes_of_another_machine_are_epochs_at_its_rates(tuner, tmp_path):
+    """A flat file and one as --measure-rates writes it say the same; 2 images at 1 a second: 30 a minute."""
+    config = config_of(tmp_path, nets=("micro-yolo", "nano-net.json"), minutes=1.5,
+                       rates=str(tmp_path / "board.json"))
+    peer, other = map(peers.label, config.peer_nets)
+    rates = {"micro-yolo": 1, "nano-net": .01, peer: 2.0, other: .5, "unasked": 0}
+    for kept in (rates, {"machine": "a board", "rates": rates, "imgsz": 96, "batch_size": 16}):
+        (tmp_path / "board.json").write_text(json.dumps(kept))
+        found = read_rates(config)
+        assert found.machine == kept.get("machine", "board") and "unasked" not in found.images
+    many = SimpleNamespace(train_set=range(2))
+    comparison = Comparison(many, config, {}, found)
+    assert [comparison.epochs(name) for name in comparison.names] == [45, 1, 90, 22]
+    assert comparison.minutes("micro-yolo", 45) == pytest.approx(1.5)
+    assert folder_of(comparison, {"net": peer, "seed": 1, "budget": "minutes"}).endswith("-s1-e90")
+    assert Comparison(many, config, {}).epochs("micro-yolo") is None
+    for lost, said in (({**rates, peer: None, other: -1}, f"of {peer}, {other}"),
+                       ({"imgsz": 64, "rates": rates}, "measured with imgsz 64, which is 96 here")):
+        (tmp_path / "board.json").write_text(json.dumps(lost))
+        with pytest.raises(UsageError, match=said):
+            read_rates(config)
+    (tmp_path / "board.json").unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        read_rates(config)
 
 
 def test_a_peer_that_fails_says_what_it_was_and_what_it_said(tuner, tmp_path):

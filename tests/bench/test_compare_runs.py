@@ -49,3 +49,24 @@ def test_runs_are_done_once_and_a_further_network_adds_its_own(config, capsys):
     rows = record["budgets"]["epochs"]["rows"]
     assert {row["net"] for row in rows} == {"first", "other"} and all(row["ms_torch"] > 0 for row in rows)
     assert all(len(run["curves"]) == run["epochs"] == 1 for run in record["runs"])
+
+
+def test_rates_measured_here_plan_the_epochs_of_their_minutes(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.compare.rates.TURN", .01)
+    file = tmp_path / "rates.json"
+    config = dataclasses.replace(config, epochs=None, minutes=None, seeds=1, project=str(tmp_path / "runs"))
+    measure = dataclasses.replace(config, measure_rates=str(file))
+    measure.check()
+    compare(measure)
+    kept = json.loads(file.read_text())
+    assert kept["rates"]["first"] > 0 and len(kept["turns"]["first"]) == 3 and kept["images"] == 8
+    assert (kept["imgsz"], kept["batch_size"], kept["threads"]) == (64, 4, 1) and kept["machine"]
+    assert not (tmp_path / "runs").exists() and "images/s  first" in capsys.readouterr().out
+    kept["rates"] = {"first": 8 * 2.5 / 60}                # two epochs and a half in a minute
+    file.write_text(json.dumps(kept))
+    compare(dataclasses.replace(config, minutes=1.0, rates=str(file)))
+    [path] = (tmp_path / "runs").glob("*/comparison.json")
+    record = json.loads(path.read_text())
+    [run] = record["runs"]
+    assert run["epochs"] == 2 and run["seconds"] == pytest.approx(48) and run["trained_seconds"] < 40
+    assert record["minutes_of"] == kept["machine"] and record["rates"] == kept["rates"]
