@@ -34,7 +34,9 @@ def compare(config: CompareConfig) -> None:
             record = _record(comparison, found, failed)
             lines = report.write(record, found, comparison.tuner.folder, config.lang)
             if config.save_json:
-                runs.save_record(config.save_json, record)
+                kept = ("net", "seed", "budget", "epochs", "seconds", "map50", "map50_95")
+                runs.save_record(config.save_json,
+                                 record | {"runs": [{key: run.get(key) for key in kept} for run in found]})
             print("\n".join([*lines, *(f"failed: {row['net']} seed {row['seed']}: {row['error']}"
                                        for row in failed)]))
     finally:
