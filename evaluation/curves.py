@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,35 +52,44 @@ class Curves(NamedTuple):
 def match_at_50(ground_truth: dict, found: list[dict], rows: np.ndarray, max_det: int,
                 classes: int) -> Matches:
     """Return pycocotools' matches of detections, as records and as rows [D, 7], with a COCO dict; ids 1..."""
+    return match_at(ground_truth, found, rows, max_det, classes, (0.5,))[0]
+
+
+def match_at(ground_truth: dict, found: list[dict], rows: np.ndarray, max_det: int, classes: int,
+             ious: Sequence[float]) -> list[Matches]:
+    """Return what `match_at_50` gives, at each of the IoUs."""
     targets = np.array([(a["image_id"], a["category_id"], a["id"]) for a in ground_truth["annotations"]
                         if not a["iscrowd"]], dtype=int).reshape(-1, 3).T - 1
     images = len(ground_truth["images"])
-    matched, ignored = _fates(ground_truth, found, max_det)
+    matched, ignored = _fates(ground_truth, found, max_det, ious)
     pair = (rows[:, 6] * images + rows[:, 0]).astype(int)
     order = np.lexsort((-rows[:, 5], pair))
     ordered = pair[order]
     row = order[np.arange(len(order)) - np.searchsorted(ordered, ordered) < max_det]
     image, label = rows[row, 0].astype(int), rows[row, 6].astype(int)
-    return Matches(row, image, label, rows[row, 5], matched[row], ignored[row], *targets, images, classes)
+    return [Matches(row, image, label, rows[row, 5], mine[row], crowd[row], *targets, images, classes)
+            for mine, crowd in zip(matched, ignored)]
 
 
-def _fates(ground_truth: dict, found: list[dict], max_det: int) -> tuple[np.ndarray, np.ndarray]:
-    """The index of the box matched [D] (-1: none) and whether it is a crowd [D], for each result record."""
+def _fates(ground_truth: dict, found: list[dict], max_det: int,
+           ious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The index of the box matched [T, D] (-1: none), whether it is a crowd [T, D], by IoU and record."""
     from pycocotools.cocoeval import COCOeval
     run = COCOeval(iouType="bbox")
-    run.params.iouThrs, run.params.areaRng, run.params.maxDets = np.array([0.5]), [AREA_ALL], [max_det]
+    run.params.iouThrs, run.params.areaRng, run.params.maxDets = np.array(ious), [AREA_ALL], [max_det]
     run._gts, run._dts = defaultdict(list), defaultdict(list)
     for a in ground_truth["annotations"]:
         run._gts[a["image_id"], a["category_id"]].append({**a, "ignore": a["iscrowd"]})
     for d in found:
         if (d["image_id"], d["category_id"]) in run._gts:
             run._dts[d["image_id"], d["category_id"]].append(d)
-    matched, ignored = np.full(len(found), -1), np.zeros(len(found), dtype=bool)
+    matched = np.full((len(ious), len(found)), -1)
+    ignored = np.zeros(matched.shape, dtype=bool)
     for image, category in list(run._dts):
         run.ious[image, category] = run.computeIoU(image, category)
         one = run.evaluateImg(image, category, AREA_ALL, max_det)
         row = np.array(one["dtIds"]) - 1
-        matched[row], ignored[row] = one["dtMatches"][0].astype(int) - 1, one["dtIgnore"][0]
+        matched[:, row], ignored[:, row] = one["dtMatches"].astype(int) - 1, one["dtIgnore"]
     return matched, ignored
 
 
@@ -183,7 +193,10 @@ def _draws(matches: Matches, samples: int, seed: int) -> np.ndarray:
 
 
 def map50_of(matches: Matches, draws: np.ndarray) -> np.ndarray:
-    """Return AP50 [S] of each row of draws [S, I] (how often an image is taken); NaN without boxes."""
+    """Return AP50 [S] of each row of draws [S, I] (how often an image is taken); NaN without boxes.
+
+    Of matches at another IoU it is the AP there.
+    """
     total, counted = np.zeros(len(draws)), np.zeros(len(draws))
     for k in np.unique(matches.target_label):
         mine = np.flatnonzero(~matches.ignored & (matches.label == k))

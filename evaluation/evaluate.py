@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.coco.locate import Located
-from data.coco.read import read_coco
+from data.coco.read import CocoSet, read_coco
 from data.dataset import DetectionSet
 from detection.threads import prefetch
 from evaluation.metrics import Metrics, evaluate_detections
@@ -137,9 +137,14 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     coco = dataset.coco
     sizes = [(record.height, record.width) for record in coco.images]
     found = collect_detections(batches, finder, sizes, progress, poll)
-    truth, places = coco.as_written()
-    rows = np.column_stack((places[found[:, 0].astype(int)], found[:, 1:]))
+    truth, rows = written(coco, found)
     return evaluate_detections(truth, rows, coco.names, max_det=finder.thresholds[2]), found
+
+
+def written(coco: CocoSet, found: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Return the set's COCO dict as its file has it, and detections [D, 7] at the positions of its images."""
+    truth, places = coco.as_written()
+    return truth, np.column_stack((places[found[:, 0].astype(int)], found[:, 1:]))
 
 
 def measure(runtime: Runtime, where: Located, imgsz: int,

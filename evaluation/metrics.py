@@ -108,6 +108,14 @@ def evaluate_detections(ground_truth: dict, detections: np.ndarray, names: Seque
                    matches=matches)
 
 
+def matches_at(ground_truth: dict, detections: np.ndarray, classes: int, ious: Sequence[float], *,
+               max_det: int = 100) -> list[at_50.Matches]:
+    """Return the matches behind `evaluate_detections` at each of the IoUs, for the same arguments."""
+    clean = own_ids(ground_truth)[0]
+    rows = usable(detections, len(clean["images"]), classes)[0]
+    return at_50.match_at(clean, result_records(rows), rows, max_det, classes, ious)
+
+
 def _mean(values: np.ndarray) -> float | None:
     """Mean over the settings that have ground truth (> -1), as in pycocotools; None where there is none."""
     good = values[values > -1]

@@ -148,7 +148,7 @@ def figure(width: float, height: float) -> Figure:
 def save(fig: Figure, path: Path | str) -> Path:
     """Write the figure as PNG, in fonts that know its characters; return the path."""
     from matplotlib.text import Text
-    families = ["DejaVu Sans", *_installed()]
+    families = ["DejaVu Sans", *cjk_fonts()]
     for text in fig.findobj(Text):
         text.set_fontfamily(families)
         text.set_parse_math(False)                         # a class may be called "$5"
@@ -176,8 +176,8 @@ def _points(rows: Sequence[dict], key: str) -> list[tuple[int, float]]:
             if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
 
 
-def _installed() -> list[str]:
-    """Those of CJK_FONTS that matplotlib finds on this machine."""
+def cjk_fonts() -> list[str]:
+    """Return those of CJK_FONTS that matplotlib finds on this machine."""
     from matplotlib import font_manager
     present = {entry.name for entry in font_manager.fontManager.ttflist}
     return [name for name in CJK_FONTS if name in present]
@@ -187,7 +187,7 @@ def _legible(names: Sequence[str]) -> list[str]:
     """The names, shortened to 18 characters; "class k" where no installed font knows a name's characters."""
     from matplotlib import font_manager
     known: set[int] = set()
-    for family in ("DejaVu Sans", *_installed()):
+    for family in ("DejaVu Sans", *cjk_fonts()):
         known |= font_manager.get_font(font_manager.findfont(family)).get_charmap().keys()
     short = [name if len(name) <= 18 else name[:17] + "." for name in map(str, names)]
     return [name if all(ord(c) in known for c in name) else f"class {k}" for k, name in enumerate(short)]

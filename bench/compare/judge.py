@@ -14,46 +14,56 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.curves import Matches, map50_of
-from evaluation.metrics import Metrics
+from evaluation.metrics import Metrics, matches_at
 
 DRAWS, TIE = 1000, 2.0                                     # resamples of the images; standard errors
+AP_DRAWS = 200                                             # of AP, which costs ten of AP50's each
+IOUS = tuple(np.linspace(.5, .95, 10).round(2).tolist())
 FIGURES = ("map50", "map50_95", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
-FIELDS = ("image", "label", "score", "right", "ignored")   # of a detection that is kept
-SCORE = "map50"                                            # what networks are compared by
+FIELDS = ("image", "label", "score")                       # of a detection that is kept
+SCORES = ("map50", "map50_95")                             # what networks are compared by, each for itself
 
 
-def figures(metrics: Metrics) -> dict[str, object]:
-    """Return what tables and this judge read of an evaluation."""
-    return {**{name: getattr(metrics, name) for name in FIGURES}, "matches": packed(metrics.matches)}
+def figures(metrics: Metrics, truth: dict, detections: np.ndarray) -> dict[str, object]:
+    """Return what tables and this judge read of an evaluation of detections [D, 7] for a COCO dict."""
+    matches = matches_at(truth, detections, len(metrics.classes), IOUS, max_det=metrics.max_det)
+    return {**{name: getattr(metrics, name) for name in FIGURES}, "matches": packed(matches)}
 
 
-def packed(matches: Matches) -> str:
-    """Return matches as short text, without what ranks below a class's last right one: no AP feels it."""
-    kept = np.zeros(len(matches.image), bool)
-    for k in np.unique(matches.label):
-        mine = matches.label == k
-        floor = matches.score[mine & matches.right].min(initial=np.inf)
-        kept |= mine & (matches.score >= floor)
-    values = {name: getattr(matches, name)[kept].tolist() for name in FIELDS if name != "score"}
-    values |= {"score": matches.score[kept].tolist(), "target_image": matches.target_image.tolist(),
-               "target_label": matches.target_label.tolist(), "images": matches.images,
-               "classes": matches.classes}
+def packed(by_iou: Sequence[Matches]) -> str:
+    """Return matches, at AP50's IoU alone or at all IOUS, as short text.
+
+    Without what ranks below a class's last right one: no AP feels it.
+    """
+    first = by_iou[0]
+    right, ignored = (np.stack([getattr(one, name) for one in by_iou]) for name in ("right", "ignored"))
+    kept = np.zeros(len(first.image), bool)
+    for k in np.unique(first.label):
+        mine = first.label == k
+        floor = first.score[mine & right.any(0)].min(initial=np.inf)
+        kept |= mine & (first.score >= floor)
+    values = {name: getattr(first, name)[kept].tolist() for name in FIELDS}
+    values |= {"right": right[:, kept].astype(int).tolist(), "ignored": ignored[:, kept].astype(int).tolist(),
+               "target_image": first.target_image.tolist(), "target_label": first.target_label.tolist(),
+               "images": first.images, "classes": first.classes}
     return base64.b64encode(zlib.compress(json.dumps(values).encode())).decode()
 
 
-def unpacked(text: str) -> Matches:
+def unpacked(text: str) -> list[Matches]:
     """Return what `packed` kept, as far as average precision depends on it."""
     found = json.loads(zlib.decompress(base64.b64decode(text)))
-    right = np.array(found["right"], bool)
-    count, targets = len(right), len(found["target_image"])
+    # Runs of before have AP50's matches alone, as one row.
+    right, ignored = (np.atleast_2d(np.array(found[name], bool)) for name in ("right", "ignored"))
     whole = {name: np.array(found[name], int) for name in ("image", "label", "target_image", "target_label")}
-    return Matches(row=np.arange(count), score=np.array(found["score"], float), target=np.where(right, 0, -1),
-                   ignored=np.array(found["ignored"], bool), target_index=np.arange(targets),
-                   images=found["images"], classes=found["classes"], **whole)
+    whole |= {"row": np.arange(right.shape[1]), "score": np.array(found["score"], float),
+              "target_index": np.arange(len(found["target_image"])), "images": found["images"],
+              "classes": found["classes"]}
+    return [Matches(target=np.where(good, 0, -1), ignored=crowd, **whole)
+            for good, crowd in zip(right, ignored)]
 
 
 class Standing(NamedTuple):
-    """A network at one budget: AP50 of its seeds, and the mean over seeds in each draw of the images [S]."""
+    """A network at one budget: a score of its seeds, and the mean over seeds in each draw of images [S]."""
 
     net: str
     scores: tuple[float, ...]
@@ -81,18 +91,23 @@ class Verdict(NamedTuple):
         return abs(self.difference) <= TIE * self.error
 
 
-def standings(runs: Sequence[Mapping], seed: int = 0) -> list[Standing]:
-    """Return the networks of the runs of one budget, the best first. All must be of one validation set."""
+def standings(runs: Sequence[Mapping], seed: int = 0, score: str = SCORES[0]) -> list[Standing]:
+    """Return the networks of the runs of one budget, the best first. All must be of one validation set.
+
+    Empty where a run lacks the matches of a score of SCORES.
+    """
     by_net: dict[str, list[Mapping]] = {}
     for run in runs:
         by_net.setdefault(run["net"], []).append(run)
-    found = []
+    found, times, ious = [], *((DRAWS, 1) if score == SCORES[0] else (AP_DRAWS, len(IOUS)))
     for net, mine in by_net.items():
-        matches = [unpacked(run["matches"]) for run in mine]
-        n = matches[0].images                              # the same draws for each: differences pair
-        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        found.append(Standing(net, tuple(run[SCORE] for run in mine),
-                              np.mean([map50_of(one, draws) for one in matches], 0)))
+        matches = [unpacked(run["matches"])[:ious] for run in mine]
+        if any(len(one) < ious for one in matches):
+            return []
+        n = matches[0][0].images                           # the same draws for each: differences pair
+        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times)
+        found.append(Standing(net, tuple(run[score] for run in mine),
+                              np.mean([map50_of(at, draws) for one in matches for at in one], 0)))
     return sorted(found, key=lambda standing: -standing.mean)
 
 

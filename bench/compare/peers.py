@@ -17,6 +17,7 @@ import numpy as np
 from bench.compare.config import EPOCHS, CompareConfig
 from bench.compare.judge import figures
 from data.coco.read import CocoSet
+from evaluation.evaluate import written
 from evaluation.metrics import Metrics, evaluate_detections
 from training.finetune import Tuner
 from utils import runs
@@ -56,10 +57,10 @@ def run(tuner: Tuner, config: CompareConfig, point: dict, folder: Path,
     _yolo(config, "val", f"model={best}", *shared, "save_txt=True", "save_conf=True", f"conf={CONF}",
           f"iou={IOU}", f"max_det={BOXES}", "plots=False", "name=val", *place)
     _yolo(config, "export", f"model={best}", "format=onnx", f"imgsz={config.imgsz}", needed=False)
-    metrics = judged(tuner.val_set.coco, folder / "val/labels")
+    judged = figures(*judged_of(tuner.val_set.coco, folder / "val/labels"))
     onnx = best.with_suffix(".onnx")
     curves = read_curves(folder / "train/results.csv")
-    return {**figures(metrics), "parameters": _parameters(onnx), "macs": None, "moved": None,
+    return {**judged, "parameters": _parameters(onnx), "macs": None, "moved": None,
             "epochs": len(curves), "seconds": round(seconds, 1), "curves": curves,
             "onnx": str(onnx) if onnx.is_file() else None}
 
@@ -100,8 +101,11 @@ def write_yolo(train: CocoSet, val: CocoSet, folder: Path) -> Path:
     return folder / "data.yaml"
 
 
-def judged(coco: CocoSet, labels: Path) -> Metrics:
-    """Return our metrics of the boxes in its text files: class, cx, cy, w, h normalised, score."""
+def judged_of(coco: CocoSet, labels: Path) -> tuple[Metrics, dict, np.ndarray]:
+    """Return our metrics of the boxes in its text files (class, cx, cy, w, h normalised, score).
+
+    And what they are of: the set's COCO dict and the boxes [D, 7].
+    """
     found = []
     for at, record in enumerate(coco.images):
         file = labels / f"{at}.txt"
@@ -111,8 +115,8 @@ def judged(coco: CocoSet, labels: Path) -> Metrics:
         side = np.array([record.width, record.height], float)
         middle, half = rows[:, 1:3] * side, rows[:, 3:5] * side / 2
         found.append(np.column_stack((np.full(len(rows), at), middle - half, middle + half, rows[:, [5, 0]])))
-    return evaluate_detections(coco.ground_truth(), np.concatenate(found) if found else np.zeros((0, 7)),
-                               coco.names, max_det=BOXES)
+    truth, rows = written(coco, np.concatenate(found) if found else np.zeros((0, 7)))
+    return evaluate_detections(truth, rows, coco.names, max_det=BOXES), truth, rows
 
 
 def read_curves(file: Path) -> list[dict[str, float]]:

@@ -22,19 +22,25 @@ def make_record(runs: Sequence[Mapping], speed: Mapping[str, Mapping], limits: M
 
 def _of_budget(runs: Sequence[Mapping], speed: Mapping[str, Mapping], limits: Mapping[str, Sequence[float]],
                seed: int) -> dict[str, object]:
-    found = standings(runs, seed)
-    deviation = seed_deviation(found)
+    found, by_ap = standings(runs, seed), standings(runs, seed, "map50_95")
     rows = [row_of(one, [run for run in runs if run["net"] == one.net], speed.get(one.net, {}))
             for one in found]
     costs = {key: {row["net"]: row.get(key) for row in rows} for key in ("ms", "parameters", "minutes")}
     timed = [{**row, "latency_ms": row["ms"]} for row in rows if row.get("ms") is not None]
-    winner, ties = best(found, deviation)
-    return {"rows": rows, "seed_deviation": deviation, "best": winner, "ties": ties,
+    return {"rows": rows, **_judged(found),
             "front": [row["net"] for row in sorted((timed[i] for i in front(timed, ("map50_95", "latency"))),
                                                    key=lambda row: row["ms"])],
-            "verdicts": [{**one._asdict(), "tie": one.tie} for one in all_verdicts(found)],
+            "by_ap": by_ap and _judged(by_ap) or None,
             "limits": {key: at_limits(found, cost, limits.get(key, ())) for key, cost in costs.items()
                        if any(value is not None for value in cost.values())}}
+
+
+def _judged(found: Sequence[Standing]) -> dict[str, object]:
+    """Return who is ahead by one score, what ties with it, and all differences."""
+    deviation = seed_deviation(found)
+    winner, ties = best(found, deviation)
+    return {"seed_deviation": deviation, "best": winner, "ties": ties,
+            "verdicts": [{**one._asdict(), "tie": one.tie} for one in all_verdicts(found)]}
 
 
 def row_of(standing: Standing, runs: Sequence[Mapping], speed: Mapping[str, object]) -> Row:

@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.compare.judge import DRAWS
-from bench.compare.plots import MEASURES, front_png, measure_png
+from bench.compare.judge import AP_DRAWS, DRAWS
+from bench.compare.plots import MEASURES, figure_words, front_png, measure_png
 from bench.compare.words import WORDS
 from bench.profile.latency import NOISY
 from evaluation.report import write_report
@@ -28,16 +28,17 @@ def write(record: Mapping, runs: Sequence[Mapping], folder: Path, lang: str = "e
         **record, "runs": [{k: v for k, v in run.items() if k != "matches"} for run in runs]})
     files.write_text(folder / "table.csv", table_csv(record["budgets"]))
     tables, images = [], []
-    summary = facts(record, words)
+    summary = facts(record, lang)
     for budget, found in record["budgets"].items():
         title = words[f"budget-{budget}"]
         summary[words["conclusion"].format(budget=title)] = said = conclusion(found, words)
         header, body = table(found["rows"])
         out += ["", title, *(line.rstrip() for line in aligned(header, body).split("\n")), said]
         tables.append((words["table"].format(title=title), header, body))
-        tables += _judged(found, title, words)
-        images += _figures([run for run in runs if run["budget"] == budget], found, budget, folder, words)
-        for caption, head, rows in tables[-len(found["limits"]) - 1:-1]:
+        judged = _judged(found, title, words)
+        tables += judged
+        images += _figures([run for run in runs if run["budget"] == budget], found, budget, folder, lang)
+        for caption, head, rows in judged[:len(found["limits"])]:
             out += ["", caption, *(line.rstrip() for line in aligned(head, rows).split("\n"))]
     if (worst := max((row["ms_spread"] or 0 for row in found["rows"]), default=0)) > NOISY:
         summary[words["warning"]] = noisy = words["noisy"].format(worst=worst)
@@ -49,13 +50,16 @@ def write(record: Mapping, runs: Sequence[Mapping], folder: Path, lang: str = "e
     return [*out, "", str(page)]
 
 
-def facts(record: Mapping, words: Mapping[str, str]) -> dict[str, object]:
+def facts(record: Mapping, lang: str) -> dict[str, object]:
     """Return the page's first lines."""
+    words = WORDS[lang]
     shown = {key: record.get(key) for key in ("nets", "runs_done", "failed", "seeds", "epochs", "minutes")}
     shown["nets"] = len(record["nets"])
     found = {words[key.removesuffix("_done")]: value for key, value in shown.items() if value}
     if record.get("minutes_of"):
         found[words["minutes"]] = words["minutes-of"].format(**record)
+    if figure_words(lang) is not words:
+        found[words["figures"]] = words["no-font"]
     return {**found, words["note"]: words["notes"].format(threads=record["latency_threads"]),
             words["command"]: record["environment"].get("command", "")}
 
@@ -63,15 +67,22 @@ def facts(record: Mapping, words: Mapping[str, str]) -> dict[str, object]:
 def conclusion(found: Mapping, words: Mapping[str, str]) -> str:
     """Return the conclusion of a budget in one sentence or two."""
     rows = {row["net"]: row for row in found["rows"]}
-    text = words["best"].format(best=found["best"], value=rows[found["best"]]["map50"])
-    text += words["ties"].format(ties=", ".join(found["ties"])) if found["ties"] else \
-        words["alone"] if len(rows) > 1 else ""
+    text = _ahead(found, rows, "map50", words)
     level = [rows[net] for net in (found["best"], *found["ties"])]
     small = min((row for row in level if row["parameters"]), key=lambda row: row["parameters"], default=None)
     fast = min((row for row in level if row["ms"]), key=lambda row: row["ms"], default=None)
     if found["ties"] and small and fast:
         text += words["light"].format(net=small["net"], fast=fast["net"])
+    if found["by_ap"]:
+        text += words["stop"] + _ahead(found["by_ap"], rows, "map50_95", words)
     return text + (words["one-seed"] if found["seed_deviation"] is None else "")
+
+
+def _ahead(judged: Mapping, rows: Mapping[str, Row], score: str, words: Mapping[str, str]) -> str:
+    """Return who has the highest mean of a score, and who ties with it."""
+    text = words["best"].format(best=judged["best"], measure=words[score], value=rows[judged["best"]][score])
+    return text + (words["ties"].format(ties=", ".join(judged["ties"])) if judged["ties"] else
+                   words["alone"] if len(rows) > 1 else "")
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -117,19 +128,27 @@ def _judged(found: Mapping, title: str, words: Mapping[str, str]) -> list[tuple]
         head = [words["limit"], words["winner"], "AP50", words["tied"], words["of"]]
         tables.append((words["limits"].format(title=title, cost=names[cost]), head, body))
     first = [row["net"] for row in found["rows"][:SAID]]
-    body = [[one["first"], one["other"], f"{one['difference']:.4f}", f"{one['error']:.4f}",
-             words["yes"] if one["tie"] else words["no"]]
-            for one in found["verdicts"] if one["first"] in first and one["other"] in first]
     head = ["", words["versus"], words["difference"], words["error"], words["tie"]]
-    return [*tables, (words["verdicts"].format(title=title, draws=DRAWS), head, body)]
+    for score, judged, draws in (("map50", found, DRAWS), ("map50_95", found["by_ap"], AP_DRAWS)):
+        body = [[one["first"], one["other"], f"{one['difference']:.4f}", f"{one['error']:.4f}",
+                 words["yes"] if one["tie"] else words["no"]]
+                for one in (judged or {}).get("verdicts", ())
+                if one["first"] in first and one["other"] in first]
+        if judged:
+            tables.append((words["verdicts"].format(title=title, measure=words[score], draws=draws), head,
+                           body))
+    return tables
 
 
 def _figures(runs: Sequence[Mapping], found: Mapping, budget: str, folder: Path,
-             words: Mapping[str, str]) -> list[tuple[str, Path]]:
+             lang: str) -> list[tuple[str, Path]]:
     """Draw a figure a measure and the front; return captions and paths of those that show something."""
-    title = words[f"budget-{budget}"]
-    drawn = [(words["against"].format(measure=MEASURES[key][0], title=title),
-              measure_png(runs, key, budget, folder / f"{key}-{budget}.png")) for key in MEASURES]
+    words, drawn_in = WORDS[lang], figure_words(lang)
+    title, drawn_title = words[f"budget-{budget}"], drawn_in[f"budget-{budget}"]
+    drawn = [(words["against"].format(measure=words[key], title=title),
+              measure_png(runs, key, drawn_title, folder / f"{key}-{budget}.png", drawn_in))
+             for key in MEASURES]
     drawn.append((f"{words['front']}, {title}. {words['front-is']}: {', '.join(found['front'])}",
-                  front_png(found["rows"], found["front"], budget, folder / f"front-{budget}.png")))
+                  front_png(found["rows"], found["front"], drawn_title, folder / f"front-{budget}.png",
+                            drawn_in)))
     return [(caption, path) for caption, path in drawn if path]

@@ -13,12 +13,13 @@ from bench.compare.judge import figures
 from bench.profile.latency import layer_bytes
 from compress.search.queue import Point, Queue, emptied
 from compress.search.storage import alone
+from evaluation.evaluate import written
 from models.count import macs, parameters
 from models.layer import Net
 from models.network import Network, initialise
 from models.records import to_json
 from models.zoo.build import build
-from training.finetune import Tuner, claim
+from training.finetune import Outcome, Tuner, claim
 from training.prepare import check_side
 from training.run import data_hash
 from utils import runs
@@ -170,9 +171,14 @@ def _trained(comparison: Comparison, point: Point) -> dict[str, object]:
         comparison.epochs(point["net"]) or planned(comparison, point["net"]))
     start = {} if tuner.done(name) else initialise(Network(net), point["seed"]).state_dict()
     found = tuner.tune(net, start, name, epochs, seed=point["seed"])
-    metrics = tuner.share(tuner.world.main and tuner.validator(found.net, found.state)[0])
-    return {**figures(metrics), **counts(net, config.imgsz), "epochs": epochs, "seconds": found.seconds,
+    judged = tuner.share(tuner.world.main and _judged(tuner, found))
+    return {**judged, **counts(net, config.imgsz), "epochs": epochs, "seconds": found.seconds,
             "curves": curves(tuner.folder / name)}
+
+
+def _judged(tuner: Tuner, found: Outcome) -> dict[str, object]:
+    metrics, _, detections = tuner.validator(found.net, found.state)
+    return figures(metrics, *written(tuner.val_set.coco, detections))
 
 
 def _peer(comparison: Comparison, point: Point) -> dict[str, object]:

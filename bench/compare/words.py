@@ -1,4 +1,4 @@
-"""What the page of a comparison says, in English and Chinese; figures are English, which every font has."""
+"""What the page of a comparison says, in English and Chinese; figures too, where a font has both."""
 from __future__ import annotations
 
 WORDS = {
@@ -8,7 +8,13 @@ WORDS = {
         "minutes-of": "{minutes:g} of {minutes_of}: epochs by its images a second, validation not counted",
         "budget-epochs": "Equal epochs", "budget-minutes": "Equal wall-clock",
         "conclusion": "conclusion, {budget}",
-        "best": "{best} has the highest mean mAP@0.5, {value:.3f}",
+        "best": "{best} has the highest mean {measure}, {value:.3f}", "stop": ". ",
+        "map50": "mAP@0.5", "map50_95": "mAP@0.5:0.95", "f1": "F1 at the best confidence",
+        "precision": "Precision at the best F1", "recall": "Recall at the best F1", "box": "Box loss",
+        "cls": "Class loss", "obj": "Objectness loss", "dfl": "Distribution focal loss",
+        "over-seeds": ": mean and range over seeds", "epoch": "epoch", "at-end": "at the end",
+        "front-label": "front: none is faster and as good", "batch-1": "ms an image, batch 1",
+        "figures": "figures' language", "no-font": "English: no font for Chinese is installed",
         "alone": "; every other network is more than two standard errors behind",
         "ties": "; within two standard errors of it, so tied: {ties}",
         "light": ". Of these the one of fewest parameters is {net}, the fastest {fast}",
@@ -16,7 +22,7 @@ WORDS = {
         "limits": "{title}: the best within a budget of {cost}",
         "ms": "ms an image", "parameters": "parameters", "training": "training minutes",
         "limit": "budget", "winner": "best", "tied": "tied with it", "of": "networks within", "none": "none",
-        "verdicts": "{title}: differences of mean mAP@0.5, each with its standard error (images drawn "
+        "verdicts": "{title}: differences of mean {measure}, each with its standard error (images drawn "
                     "{draws} times, paired, and seeds); a tie within two",
         "versus": "against", "difference": "difference", "error": "standard error", "tie": "tie",
         "yes": "tie", "no": "ahead", "front": "mAP@0.5:0.95 against ms", "front-is": "front",
@@ -35,7 +41,13 @@ WORDS = {
         "minutes-of": "{minutes:g}，以 {minutes_of} 计：轮数由其每秒训练图像数得出，不含验证",
         "budget-epochs": "相同轮数", "budget-minutes": "相同时间",
         "conclusion": "结论，{budget}",
-        "best": "{best} 的平均 mAP@0.5 最高，为 {value:.3f}",
+        "best": "{best} 的平均 {measure} 最高，为 {value:.3f}", "stop": "。",
+        "map50": "mAP@0.5", "map50_95": "mAP@0.5:0.95", "f1": "最佳置信度下的 F1",
+        "precision": "最佳 F1 处的精确率", "recall": "最佳 F1 处的召回率", "box": "边框损失",
+        "cls": "分类损失", "obj": "目标性损失", "dfl": "分布焦点损失（DFL）",
+        "over-seeds": "：各种子的均值与范围", "epoch": "轮", "at-end": "结束时",
+        "front-label": "前沿：没有更快且同样好的", "batch-1": "单图毫秒数，批量 1",
+        "figures": "图中文字", "no-font": "英文：本机没有安装中文字体",
         "alone": "；其余网络都落后两个标准误以上",
         "ties": "；与其相差不到两个标准误、视为持平的有：{ties}",
         "light": "。其中参数最少的是 {net}，最快的是 {fast}",
@@ -43,7 +55,7 @@ WORDS = {
         "limits": "{title}：{cost}预算内的最优",
         "ms": "单图毫秒数", "parameters": "参数量", "training": "训练分钟数",
         "limit": "预算", "winner": "最优", "tied": "与其持平", "of": "预算内网络数", "none": "无",
-        "verdicts": "{title}：平均 mAP@0.5 之差及其标准误"
+        "verdicts": "{title}：平均 {measure} 之差及其标准误"
                     "（图像配对重抽样 {draws} 次，并计入种子间差异）；两个标准误以内为持平",
         "versus": "对比", "difference": "差", "error": "标准误", "tie": "判定", "yes": "持平", "no": "领先",
         "front": "mAP@0.5:0.95 与毫秒数", "front-is": "前沿", "table": "{title}：全部网络",

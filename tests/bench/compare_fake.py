@@ -33,7 +33,8 @@ def run_of(net: str, seed: int, skill: float, budget: str = "epochs", epochs: in
              "cls": .1 + .8 ** at, "obj": .3 + .85 ** at} for at in range(epochs)]
     return {"net": net, "seed": seed, "budget": budget, "map50": map50, "map50_95": .5 * map50,
             "map_small": None, "map_medium": .4 * map50, "map_large": .6 * map50, "precision": .8,
-            "recall": map50, "f1": .9 * map50, "matches": packed(matches), "parameters": 1000 * len(net),
+            "recall": map50, "f1": .9 * map50, "parameters": 1000 * len(net),
+            "matches": packed([matches] * 5 + [matches._replace(target=np.full(count, -1))] * 5),
             "macs": 10 ** 6 * len(net), "moved": 10 ** 6, "epochs": epochs, "seconds": 60.0 + len(net),
             "curves": rows}
 

@@ -39,6 +39,20 @@ def test_the_planted_winner_wins_alone_and_the_planted_tie_is_one(found):
     assert "every other network is more than two" in report.conclusion(found, words)
 
 
+def test_the_same_is_judged_by_ap(found):
+    """AP is half of AP50 here, in every draw: so are differences, and their errors up to fewer draws."""
+    by_ap = found["by_ap"]
+    assert by_ap["best"] == "winner" and not by_ap["ties"]
+    for half, whole in zip(by_ap["verdicts"], found["verdicts"]):
+        assert half["difference"] == pytest.approx(whole["difference"] / 2) and half["tie"] is whole["tie"]
+        assert half["by_images"] == pytest.approx(whole["by_images"] / 2, rel=.25)
+    text = report.conclusion(found, report.WORDS["en"])
+    assert text.count("winner has the highest mean mAP@0.5") == 2 and "mean mAP@0.5:0.95, 0." in text
+    old = [{**run, "matches": packed(unpacked(run["matches"])[:1])} for run in runs_of(SKILLS, seeds=1)]
+    only = make_record(old, SPEED, {})["epochs"]           # as comparisons of before kept them
+    assert only["by_ap"] is None and "0.95" not in report.conclusion(only, report.WORDS["en"])
+
+
 def test_at_a_budget_the_best_that_keeps_it_is_named_with_its_ties(found):
     by_ms = {row["limit"]: (row["best"], row["ties"], row["of"]) for row in found["limits"]["ms"]}
     assert by_ms == {6.0: ("tied-a", [], 2), 9.0: ("winner", [], 3), 12.0: ("winner", [], 4)}
@@ -73,12 +87,15 @@ def test_packed_matches_have_the_same_average_precision_in_every_draw():
     n, m = 400, 60
     image, label = rng.integers(0, 20, n), rng.integers(0, 3, n)
     target = np.where(rng.random(n) < .12, rng.integers(0, m, n), -1)
-    full = Matches(np.arange(n), image, label, rng.random(n), target, rng.random(n) < .05,
+    at_50 = Matches(np.arange(n), image, label, rng.random(n), target, rng.random(n) < .05,
                    rng.integers(0, 20, m), rng.integers(0, 3, m), np.arange(m), 20, 3)
     draws = rng.multinomial(20, np.full(20, .05), size=50)
-    less = unpacked(packed(full))
-    assert len(less.image) < n
-    np.testing.assert_allclose(map50_of(less, draws), map50_of(full, draws), atol=1e-12)
+    # Right at a higher IoU alone: a detection that ranks below the last one of AP50.
+    above = at_50._replace(target=np.where(rng.random(n) < .1, rng.integers(0, m, n), -1))
+    packs = unpacked(packed([at_50, above]))
+    assert len(packs) == 2 and len(packs[0].image) < n
+    for less, full in zip(packs, (at_50, above)):
+        np.testing.assert_allclose(map50_of(less, draws), map50_of(full, draws), atol=1e-12)
 
 
 def test_curves_are_means_over_seeds_with_their_range():
@@ -86,6 +103,15 @@ def test_curves_are_means_over_seeds_with_their_range():
     runs[0]["curves"].append({"epoch": 2, "f1": .9})        # one seed alone has it
     np.testing.assert_allclose(mean_curves(runs, "f1")["a"], [(1, .3, .2, .4), (2, .4, .3, .5)])
     assert mean_curves(runs, "dfl") == {}
+
+
+def test_figures_are_chinese_where_a_font_is_and_the_page_says_where_none_is(monkeypatch):
+    record = {"nets": [], "latency_threads": 1, "environment": {}}
+    for fonts, words in (([], report.WORDS["en"]), (["Noto Sans CJK SC"], report.WORDS["zh"])):
+        monkeypatch.setattr("bench.compare.plots.cjk_fonts", lambda fonts=fonts: fonts)
+        assert report.figure_words("zh") is words
+        assert ("英文：本机没有安装中文字体" in report.facts(record, "zh").values()) is (not fonts)
+        assert "图中文字" not in report.facts(record, "en")
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

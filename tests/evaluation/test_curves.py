@@ -4,7 +4,7 @@ import pytest
 
 from evaluation.coco_eval import own_ids, result_records
 from evaluation.curves import bootstrap_map50, map50_of, match_at_50
-from evaluation.metrics import evaluate_detections
+from evaluation.metrics import evaluate_detections, matches_at
 from tests.helpers.coco_cases import SQUARES, coco, crowded, plain_pycocotools, row
 
 
@@ -71,6 +71,9 @@ def test_all_images_once_give_pycocotools_ap50_from_the_matches():
         ground_truth, rows = crowded(seed=seed)
         out = evaluate_detections(ground_truth, rows, ("c0", "c1", "c2", "c3"))
         assert map50_of(out.matches, np.ones((1, 60), dtype=int))[0] == pytest.approx(out.map50, abs=1e-9)
+        every = matches_at(ground_truth, rows, 4, np.linspace(.5, .95, 10))
+        mean = np.mean([map50_of(at, np.ones((1, 60), dtype=int))[0] for at in every])
+        assert mean == pytest.approx(out.map50_95, abs=1e-9)
 
 
 def test_a_resample_equals_an_evaluation_of_the_copied_images():
