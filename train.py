@@ -1,6 +1,7 @@
 """Train a detector on your images: `python train.py --data SET`.
 
-It starts from the checkpoint that comes with the project, another (--weights FILE), or at random (none).
+It starts from the checkpoint that comes with the project, another (--weights FILE), or at random (none), with
+--backbone-weights but for the layers of a pretrained classifier.
 Resume with the same command and `--resume`; several processes by `torchrun --nproc-per-node N train.py ...`.
 """
 from __future__ import annotations
@@ -27,6 +28,8 @@ def parse() -> TrainConfig:
         args = resumed(parser, args)
     if args.separate and args.weights in (None, "none"):
         parser.error("--separate needs --weights, whose convolutions it factorises")
+    if args.backbone_weights and args.weights not in (None, "none"):
+        parser.error("--backbone-weights starts the rest at random; leave out --weights, or give none")
     if args.time and cli.typed(parser, ["--epochs", "--epoch-images"]):
         parser.error("--time plans the epochs; leave out --epochs and --epoch-images")
     return cli.to_config(parser, args, TrainConfig, "data")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from models.channels import shapes
-from models.files.backbones import packaged, read_classifier
 from models.files.darknet import COCO_NAMES, beside, read_darknet
 from models.files.ncnn import read_ncnn
 from models.graph import classes_of
@@ -101,8 +100,12 @@ def checksum(value: object, crc: int = 0) -> int:
 
 def load(path: str | Path) -> Checkpoint:
     """Return the checkpoint of a `.pt`, darknet `.weights` or ncnn `.bin` file, or raise ModelError."""
-    path = packaged(str(path)) or Path(path)
-    found = _read(path)
+    path = Path(path)
+    return sound(path, _read(path))
+
+
+def sound(path: Path, found: Checkpoint) -> Checkpoint:
+    """Return a file's checkpoint where its weights are finite tensors, else raise ModelError."""
     if odd := [k for k, v in found.state.items() if not isinstance(v, Tensor)]:
         raise ModelError(f"{path}: {len(odd)} weights are no tensors, first {odd[0]}; the file is damaged")
     if bad := [k for k, v in found.state.items() if v.is_floating_point() and not v.isfinite().all()]:
@@ -113,11 +116,7 @@ def load(path: str | Path) -> Checkpoint:
 
 def _read(path: Path) -> Checkpoint:
     """Return the checkpoint of a file, whatever numbers it holds."""
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
-        raise ModelError(f"no checkpoint at {path}" + (f"; in that folder: {', '.join(near)}" if near else "")
-                         + "; train one (train.py) or see weights/README.md for the official weights")
-    head = _head(path)
+    head = head_of(path)
     if path.suffix == ".weights":
         wanted, imgsz = beside(path)
         net, state, header = read_darknet(path, wanted)
@@ -126,8 +125,16 @@ def _read(path: Path) -> Checkpoint:
         net, state, known = read_ncnn(path)
         extra = {"official": known.name, "folded": True}
         return Checkpoint(net, state, _names(net), known.imgsz, extra=extra)
+    return _checked(path, unpickled(path, head))
+
+
+def unpickled(path: Path, head: bytes) -> object:
+    """Return what torch.save wrote, of tensors and plain values alone; head: the file's first bytes.
+
+    Raises ModelError for what holds code, or is no such file.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                         # bytes that are no checkpoint fail in any way at all
         said = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, pickle.UnpicklingError) and head.startswith(PICKLES):
@@ -137,7 +144,6 @@ def _read(path: Path) -> Checkpoint:
         begins = "" if head.startswith(PICKLES) else f"it begins with {head[:24]!r}, as no checkpoint does; "
         raise ModelError(f"{path} cannot be read as a checkpoint (torn download or copy?): {begins}"
                          f"{said}") from error
-    return _checked(path, content)
 
 
 def _names(net: Net) -> tuple[str, ...]:
@@ -146,8 +152,12 @@ def _names(net: Net) -> tuple[str, ...]:
     return COCO_NAMES if classes == len(COCO_NAMES) else tuple(f"class{i}" for i in range(classes))
 
 
-def _head(path: Path) -> bytes:
-    """Return the first bytes of a file. Raises ModelError where something else was downloaded."""
+def head_of(path: Path) -> bytes:
+    """Return the first bytes of a file. Raises ModelError without it, or where something else is there."""
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.pt"))[:3] if path.parent.is_dir() else []
+        raise ModelError(f"no checkpoint at {path}" + (f"; in that folder: {', '.join(near)}" if near else "")
+                         + "; train one (train.py) or see weights/README.md for the official weights")
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -164,14 +174,10 @@ def _head(path: Path) -> bytes:
 
 def _checked(path: Path, content: object) -> Checkpoint:
     """Return the checkpoint of a loaded file's content. Raises ModelError saying what does not fit."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-        net, state, name = read_classifier(path, content)
-        return Checkpoint(net, state, _names(net), 224, extra={"classifier": name})
     if not isinstance(content, dict) or not {"net", "state", "names"} <= set(content):
         raise ModelError(f"{path} is not a checkpoint of this project: it needs net, state and names; "
-                         "a bare state dict lacks the network's records")
+                         "a bare state dict lacks the network's records (a classifier's is for train.py "
+                         "--backbone-weights)")
     if type(schema := content.get("schema")) is not int or schema != SCHEMA:
         raise ModelError(f"{path} has schema {str(schema)[:40]}, this version reads {SCHEMA}; "
                          "use the version of the project that wrote it")

@@ -30,7 +30,7 @@ from training import engine
 from training.config import Recipe, TrainConfig
 from training.plan import largest_batch
 from training.run import NOTES, Run, Session, Validator, check_disk, make_state
-from training.start import choose_net, class_weights, plain_images, settle, start_from
+from training.start import choose_net, class_weights, plain_images, settle, start_from, take_backbone
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
@@ -75,6 +75,8 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     if not config.batch_size:
         config = with_batch(config, model, train_set, session)
     check_side(net, config, min(len(train_set), config.epoch_images or len(train_set)))
+    if config.backbone_weights and not found:
+        take_backbone(model, config.backbone_weights, say)
     if weights is not None:
         start_from(model, weights, train_set, config.separate, say)
     if world.main and not found:

@@ -16,6 +16,8 @@ from compress.unfold import unfold
 from data.anchors import anchor_recall, fit_anchors
 from data.dataset import DetectionSet
 from models import checkpoint as checkpoints
+from models.channels import channels
+from models.files.backbones import load_backbone
 from models.graph import expand, strides
 from models.layer import Net, heads
 from models.network import Network
@@ -23,7 +25,7 @@ from models.transfer import report_lines, transfer
 from models.zoo.build import DEFAULT, SIDE, build, shipped, with_heads
 from training.config import NetRecipe, Recipe, TrainConfig
 from utils import runs
-from utils.errors import UsageError
+from utils.errors import ModelError, UsageError
 
 Config = TypeVar("Config", bound=Recipe)
 CALIBRATION = 64                                   # images that set batch-norms of factors, and mean gates
@@ -35,7 +37,7 @@ def settle(config: Config, say: Callable = print) -> Config:
     Raises ModelError as checkpoints.load does.
     """
     if isinstance(config, TrainConfig) and not config.weights:
-        path = shipped(config.cfg or DEFAULT)
+        path = None if config.backbone_weights else shipped(config.cfg or DEFAULT)
         say(f"--weights is not given: {path or 'starting at random'}")
         config = dataclasses.replace(config, weights=path or "none")
     if isinstance(config, TrainConfig) and not (config.start or config.cfg):
@@ -148,6 +150,26 @@ def start_from(model: Network, weights: checkpoints.Checkpoint, train_set: Detec
         calibrate(model, plain_images(train_set, CALIBRATION).float() / 255, kept)
         shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
         say(f"factorised: {shares} of the kernels' energy kept")
+
+
+def take_backbone(model: Network, word: str, say: Callable) -> None:
+    """Give the model the layers of a classifier that have the same name and shapes, and say which.
+
+    word: as `files.backbones.load_backbone`. Raises ModelError as that does, or where no layer is the same.
+    """
+    source = load_backbone(word)
+    state, report = transfer(model.net, model.state_dict(), (), source)      # no class is shared, so no head
+    taken = {row["layer"]: row["parameters"] for row in report if row["taken"]}
+    there = list(dict.fromkeys(param.node.layer for param in channels(source.net).params))
+    missing = [name for name in there if name not in taken]
+    if not taken:
+        raise ModelError(f"--backbone-weights {word}: none of its {len(there)} layers ({', '.join(there[:3])}"
+                         ", ...) has the name and shapes of one here; name its network in --cfg, as "
+                         f"nano:{source.extra.get('classifier', 'BACKBONE')}+pan")
+    say(f"--backbone-weights {word}: {len(taken)} of its {len(there)} layers taken, "
+        f"{sum(taken.values()):,} parameters" + (f"; not here: {', '.join(missing)}" if missing else "")
+        + f"; at random: {len(report) - len(taken)} layers")
+    model.load_state_dict(state)
 
 
 def plain_images(dataset: DetectionSet, count: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Bare state dicts of classifiers, as torchvision, timm and packages have them -> records of the zoo."""
+"""What a backbone starts from: state dicts of classifiers (torchvision, timm, packages) and ncnn files."""
 from __future__ import annotations
 
 from importlib.util import find_spec
@@ -7,9 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.channels import channels
+from models.channels import channels, shapes
+from models.checkpoint import Checkpoint, head_of, load, sound, unpickled
+from models.files.ncnn import read_ncnn
+from models.graph import classes_of
 from models.layer import Net
 from models.zoo.classifiers import CLASSIFIERS
+from models.zoo.official import CLASSIFIED
 from utils.errors import ModelError
 
 FOLLOWS = ".num_batches_tracked"
@@ -36,11 +40,33 @@ def packaged(word: str) -> Path | None:
     return found[0]
 
 
+def load_backbone(word: str) -> Checkpoint:
+    """Return the checkpoint of a word of PACKAGES, a classifier's state dict or ncnn .bin, or as `load` does.
+
+    A classifier is for images 0..1: what its input was brought to is folded into the first convolution and
+    the batch-norm behind it: exactly, but for a padded border. Raises ModelError for any other file.
+    """
+    path = packaged(word) or Path(word)
+    head = head_of(path)
+    if path.suffix == ".bin":
+        net, state, known = read_ncnn(path, CLASSIFIED)
+        rule = ([value / 255 for value in colour] for colour in (known.mean, known.deviation))
+        net = known.build(classes_of(net))
+        state = _with_rule({key: state[key] for key in shapes(net)}, *rule)
+        return sound(path, Checkpoint(net, state, (), known.imgsz, extra={"classifier": known.name}))
+    content = None if path.suffix == ".weights" else unpickled(path, head)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values()):
+        net, state, name = read_classifier(path, content)
+        return sound(path, Checkpoint(net, state, (), 224, extra={"classifier": name}))
+    return load(path)
+
+
 def read_classifier(path: Path, given: dict[str, Tensor]) -> tuple[Net, dict[str, Tensor], str]:
     """Return records, fp32 state and the zoo's name of the classifier that a state dict is of.
 
-    It is told by the shapes of its tensors in order. What its input was brought to is folded into the first
-    convolution and the batch-norm behind it: exactly, but for the padded border. Raises ModelError for none.
+    It is told by the shapes of its tensors in order. Raises ModelError for none.
     """
     tensors = [value for key, value in given.items() if not key.endswith(FOLLOWS)]
     best = (-1, "")

@@ -1,6 +1,7 @@
 """ncnn's `.param` and `.bin` -> records and state: the network is told by its convolutions, their wiring."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,12 +89,13 @@ def _op(words: list[str]) -> Op:
     return Op(words[0], words[1], tuple(names[:ins]), tuple(names[ins:]), settings)
 
 
-def read_ncnn(path: str | Path) -> tuple[Net, dict[str, Tensor], Official]:
+def read_ncnn(path: str | Path,
+              known_nets: Sequence[Official] = OFFICIAL) -> tuple[Net, dict[str, Tensor], Official]:
     """Return the network of a .bin file with its .param beside it, its fp32 state, and which one it is.
 
     Batch-norm is folded in such files, so the records are without; the input's rule is their first record.
-    Raises ModelError for what is torn, holds integers or unknown layers, or is no network of
-    `models.zoo.official`, naming where the nearest differs.
+    Raises ModelError for what is torn, holds integers or unknown layers, or is none of
+    these networks, naming where the nearest differs.
     """
     path = Path(path)
     param = path.with_suffix(".param")
@@ -105,7 +107,7 @@ def read_ncnn(path: str | Path) -> tuple[Net, dict[str, Tensor], Official]:
         raise ModelError(f"{param}: layer {unknown[0].name} is of type {unknown[0].type}; known are "
                          f"{', '.join(known)}")
     found, faults = kernels([_part_of(op, ops) for op in ops]), []
-    for official in OFFICIAL:
+    for official in known_nets:
         net, same, fault = _compared(official, found)
         if not fault:
             return net, _state(official, net, found, _numbers(path, ops)), official

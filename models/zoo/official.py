@@ -10,7 +10,7 @@ import numpy as np
 from models.layer import Layer, Net
 from models.nodes import IMAGE
 from models.records import validate
-from models.zoo.classifiers import shufflenet_v2
+from models.zoo.classifiers import shufflenet_v2, squeezenet
 from models.zoo.mobile import Rows
 
 INPUT = "input"                                            # the record that brings an image to the rule
@@ -119,3 +119,6 @@ def nanodet_m(classes: int = 80) -> Net:
 IMAGENET = {"mean": (123.675, 116.28, 103.53), "deviation": (58.395, 57.12, 57.375)}
 OFFICIAL = (Official("yolox-nano", yolox_nano, **IMAGENET, bgr=False, imgsz=416),
             Official("nanodet-m", nanodet_m, **IMAGENET, bgr=True, imgsz=320))
+# Classifiers, which a backbone may start from: Caffe's scale.
+CLASSIFIED = (Official("squeezenet-1.1", squeezenet, (123.0, 117.0, 104.0), (1.0, 1.0, 1.0), bgr=True,
+                       imgsz=227),)

@@ -54,6 +54,7 @@ def test_without_a_shipped_checkpoint_or_by_none_it_starts_at_random(monkeypatch
     said = []
     other = settle(TrainConfig(cfg="yolo-lite"), said.append)
     assert (other.start, other.imgsz) == (None, 416) and "--weights is not given: starting at random" in said
+    assert settle(TrainConfig(cfg="micro-yolo", backbone_weights="lite0"), said.append).start is None
     monkeypatch.setattr(zoo, "SHIPPED", {})
     for config in (TrainConfig(), TrainConfig(weights="none")):
         found = settle(config, said.append)
