@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from compress.importance import channel_scores
 from compress.prune import prune
 from deploy.artifact import write_metadata
 from deploy.onnx_file import to_onnx
@@ -21,7 +22,15 @@ from models.records import from_json, to_json
 from models.zoo import nano
 from models.zoo.build import DETECTORS, ZOO, build
 from models.zoo.classifiers import CLASSIFIERS
-from tests.helpers.cuts import check_folded_is_same, check_pruned_is_masked, hooked
+from tests.helpers.cuts import (
+    check_folded_is_same,
+    check_pruned_is_masked,
+    hooked,
+    masked,
+    randomise,
+    run,
+    state_of,
+)
 from tests.helpers.export_cases import by_ncnn
 from utils.errors import ModelError
 
@@ -119,22 +128,33 @@ def test_a_step_of_every_other_net_is_finite(name):
 
 
 @pytest.mark.parametrize("name", [*(name for name in NAMES if name not in DETECTORS), *PARTS])
-def test_it_prunes_exactly_folds_and_is_cut_to_half_its_widths(name):
-    """Units that cannot be cut say why; of the others each halves. A network is one at every width."""
+def test_it_prunes_exactly_and_folds(name):
+    """Units that cannot be cut say why."""
     net = build(name, 2)
     table = channels(net)
     assert all(table.frozen.values()) and set(table.units) > set(table.frozen)
     assert check_pruned_is_masked(net, SIDE, keeps=1, dtype=torch.float64) < 1e-8
     check_folded_is_same(net, SIDE, tolerance=1e-4)
-    state = initialise(Network(net), 0).state_dict()
-    halves = {unit: range((len(ids) + 1) // 2) for unit, ids in table.units.items()
-              if unit not in table.frozen}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_half_the_channels_of_every_unit_by_l1_compute_what_the_net_masked_to_them_does(name):
+    """A network is one at every width, as a slimmable one: each unit that can be cut halves."""
+    net = build(name, 2)
+    table, side = channels(net), max(SIDE, *strides(net).values())
+    model = randomise(Network(net).double())
+    state, halves = state_of(model), {}
+    for unit in table.units.keys() - table.frozen.keys():
+        scores = channel_scores(net, state, unit, "l1")
+        halves[unit] = sorted(scores.topk((len(scores) + 1) // 2).indices.tolist())
     small, cut = prune(net, state, halves)
-    child = Network(small).eval()
-    child.load_state_dict(cut, strict=False)
+    assert all(len(channels(small).units[unit]) == len(kept) for unit, kept in halves.items())
     assert parameters(small) < .45 * parameters(net) or name.startswith("nano:shuffle")
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
-        assert all(out.isfinite().all() for out in child(torch.rand(1, 3, SIDE, SIDE)))
+        theirs = torch.func.functional_call(model, masked(net, state, halves), image)
+    for ours, exact in zip(run(small, cut, image), theirs):
+        assert (ours - exact).abs().max() <= 1e-8 * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", [*NAMES, *PARTS[::3], "nano:ghostnet+aspp", "nano:shufflenet-v1-g3"])
