@@ -119,7 +119,7 @@ class Run:
             model = synchronise(model)
         self.frozen = freeze(model, config.freeze)
         self.state = make_state(model, config, session)
-        if world.size > 1:
+        if ddp.joined():
             self.state.model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
         self.loader, self.log, self.clock = self._loader(), RunLog(folder), Clock()

@@ -26,21 +26,26 @@ def join(device: torch.device) -> World:
     """Return the world torchrun's environment describes, joined by nccl on CUDA, gloo on CPU."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     world = World(int(os.environ.get("RANK", "0")), size)
-    if size > 1 and not dist.is_initialized():
+    if (size > 1 or "TORCHELASTIC_RUN_ID" in os.environ) and not dist.is_initialized():
         # A rank that fails or stalls must end the others, not leave them waiting for ever.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return world
 
 
+def joined() -> bool:
+    """Return whether this process is one of torchrun's."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def leave() -> None:
     """Leave the world, if one was joined."""
-    if dist.is_available() and dist.is_initialized():
+    if joined():
         dist.destroy_process_group()
 
 
 def on_all_ranks(flag: Tensor) -> Tensor:
     """Return whether the flag (bool scalar) is up on every rank; it stays on the device."""
-    if not dist.is_initialized():
+    if not joined():
         return flag
     value = flag.float()
     dist.all_reduce(value, op=dist.ReduceOp.MIN)
@@ -49,7 +54,7 @@ def on_all_ranks(flag: Tensor) -> Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is up on any rank: the same answer on all of them."""
-    if not dist.is_initialized():
+    if not joined():
         return flag
     return not on_all_ranks(torch.tensor(not flag, device=device))
 
@@ -65,7 +70,7 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 def from_main(value: object) -> object:
     """Return the value that rank 0 holds."""
-    if not dist.is_initialized():
+    if not joined():
         return value
     box = [value]
     dist.broadcast_object_list(box)
@@ -75,7 +80,7 @@ def from_main(value: object) -> object:
 def same_on_all(value: int) -> bool:
     """Return whether every rank holds the same number."""
     found: list[object] = [value]
-    if dist.is_initialized():
+    if joined():
         found *= dist.get_world_size()
         dist.all_gather_object(found, value)
     return len(set(found)) == 1
@@ -83,5 +88,5 @@ def same_on_all(value: int) -> bool:
 
 def wait() -> None:
     """Return when every rank has come here."""
-    if dist.is_initialized():
+    if joined():
         dist.barrier()
