@@ -34,6 +34,7 @@ SOURCES = {"yolov3-tiny": "arXiv 1804.02767, darknet", "micro-yolo": "Hu & Li, I
            **dict.fromkeys(STEMS, "this project"),
            "micro-yolo-plus": "SN Computer Science 3:391", "yolov5n-class": "arXiv 1911.11929, 1803.01534",
            "yolox-nano": "arXiv 2107.08430", "nanodet-m": "arXiv 2006.04388, NanoDet's ncnn files",
+           "nanodet-plus-m": "github.com/RangiLyu/nanodet, its description",
            "mobilenet-v2": "arXiv 1801.04381", "mnasnet-b1": "arXiv 1807.11626",
            "efficientnet-lite0": "arXiv 1905.11946, its Lite form", "mobilenet-v3-small": "arXiv 1905.02244",
            "mobilenet-v3-large": "arXiv 1905.02244"}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from models.layer import Net
@@ -43,7 +44,38 @@ def thundernet(classes: int = 80) -> Net:
     return with_ends(rows, [x], (16,), classes, spread=2)
 
 
+def nanodet_plus_m(classes: int = 80) -> Net:
+    """NanoDet-Plus-m: 1.17 M parameters and 0.9 GFLOPs at 320 px, as published; strides 8 to 64.
+
+    ShuffleNet V2, a PAN of one width by Ghost bottlenecks, 5x5 depthwise convolutions between levels and in a
+    tower a level. Its authors matched by a helper network in training; here it trains by task alignment.
+    """
+    back, levels = features(CLASSIFIERS["shufflenet-v2"]())
+    rows, width = Neck(tuple(replace(row, act="leaky") for row in back), "csp", "leaky"), 96
+
+    def ghost(name: str, x: str, other: str) -> str:
+        both = rows.add(f"{name}_join", "concat", x, other)
+        side = rows.add(f"{name}_side", "shortcut", both, out=width, kernel=5)
+        return rows.add(name, "ghost", both, side, out=width, hidden=width)
+
+    def coarser(name: str, x: str) -> str:
+        return rows.add(name, "dsconv", x, out=width, kernel=5, stride=2)
+    reduced = [rows.conv(f"lat{8 << at}", level, width) for at, level in enumerate(levels)]
+    top = reduced[-1:]
+    for at in (1, 0):
+        up = rows.add(f"td{8 << at}_up", "upsample", top[0], stride=2, full=True)
+        top.insert(0, ghost(f"td{8 << at}", up, reduced[at]))
+    out = top[:1]
+    for at in (1, 2):
+        out.append(ghost(f"bu{8 << at}", coarser(f"bu{8 << at}_down", out[-1]), top[at]))
+    out.append(rows.add("extra", "add", coarser("extra_in", reduced[-1]), coarser("extra_out", out[-1])))
+    for at, x in enumerate(out):
+        for depth in range(2):
+            out[at] = x = rows.add(f"tower{8 << at}_{depth}", "dsconv", x, out=width, kernel=5)
+    return with_ends(rows, out, (8, 16, 32, 64), classes, "free")
+
+
 SURVEYED: dict[str, Callable[..., Net]] = {
     "yolov5n-class": partial(nano, backbone="csp"), "micro-yolo-plus": micro_yolo_plus,
     "ssdlite-mobilenet-v2": ssdlite_mobilenet_v2, "efficientdet-lite": efficientdet_lite,
-    "thundernet": thundernet}
+    "thundernet": thundernet, "nanodet-plus-m": nanodet_plus_m}

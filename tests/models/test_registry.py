@@ -93,6 +93,13 @@ def test_the_baseline_is_of_yolov5ns_size_and_micro_yolo_plus_of_its_ratios():
     assert abs(macs(tiny, 416) / macs(plus, 416) / 2.44 - 1) < .003
 
 
+def test_nanodet_plus_is_of_the_published_size():
+    """1.17 M parameters and 0.9 GFLOPs at 320 px."""
+    net = build("nanodet-plus-m")
+    assert abs(parameters(net) / 1.17e6 - 1) < .03 and abs(2 * macs(net, 320) / .9e9 - 1) < .03
+    assert [head.stride for head in heads_of(net)] == [8, 16, 32, 64]
+
+
 def test_names_are_read_in_any_order_and_reach_the_rows():
     assert build("nano:ghostnet+aspp+fpn") == build("nano:ghostnet+fpn+aspp")
     net = build("nano:csp+fpn+aspp-dw+rates=2,4+width=48+act=relu", 3)
