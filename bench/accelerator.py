@@ -31,7 +31,7 @@ from utils import cli, ddp, runs
 from utils.errors import EnvironmentFault
 from utils.text import aligned
 
-CLASSES, ROUNDS, SECONDS, STEPS = 5, 100, 6.0, 20
+CLASSES, ROUNDS, SECONDS, STEPS = 5, 60, 3.0, 20
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 TRAIN_BATCHES = (16, 64)
