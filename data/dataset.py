@@ -24,7 +24,8 @@ class DetectionSet:
     """Training or evaluation images of a CocoSet at one input size. Torch is loaded for its tensors alone.
 
     `dataset[(epoch, index)]` is (image uint8 [3, S, S], boxes float32 [M, 5] (class, cxcywh normalised),
-    index). Epochs from `plain_from` on have no mosaic; crowds are no target.
+    index). Epochs from `plain_from` on have no mosaic; crowds are no target. An image without ground truth
+    has one row of class -1, and is joined by mosaic and mixup with others of its kind alone.
     """
 
     def __init__(self, coco: CocoSet, imgsz: int, augment: Augment | None = None, seed: int = 0,
@@ -33,14 +34,14 @@ class DetectionSet:
             raise ValueError(f"cache {cache!r}: needs auto, ram or off")
         self.coco, self.imgsz, self.augment, self.seed, self.cache = coco, imgsz, augment, seed, cache
         self.max_pixels, self.plain_from = max_pixels, plain_from
-        records = coco.images
+        records = coco.records
         self.geometry: list[Geometry] = [letterbox_geometry(r.height, r.width, imgsz) for r in records]
         self.boxes = [letterbox_boxes(r.boxes, g, r.height, r.width) for r, g in zip(records, self.geometry)]
         self._pixels: np.ndarray | None = None      # uint8 [N, S, S, 3], inherited by workers without a copy
         self._pipeline = Pipeline(augment) if augment is not None and augment != Augment() else None
 
     def __len__(self) -> int:
-        return len(self.coco.images)
+        return len(self.geometry)
 
     @property
     def cached(self) -> bool:
@@ -93,6 +94,8 @@ class DetectionSet:
         import torch
         low, high = boxes[:, 1:3], boxes[:, 3:5]
         rows = np.concatenate((boxes[:, :1], (low + high) / (2 * self.imgsz), (high - low) / self.imgsz), 1)
+        if index >= len(self.coco.images):
+            rows = np.array(((-1, 0, 0, 0, 0),))
         # a view: memory stays [S, S, 3], which collate joins to channels_last without touching a pixel twice
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(rows.astype(np.float32)), index
 
@@ -103,12 +106,12 @@ class DetectionSet:
         rng = np.random.default_rng((self.seed, epoch, index))
         whole = self.plain_from is not None and epoch >= self.plain_from
         if rng.random() < self.augment.mosaic and not whole:
-            others = rng.integers(0, len(self), 3)
+            others = rng.integers(*self._kin(index), 3)
             image, boxes = mosaic([self._content(int(i)) for i in (index, *others)], self.imgsz, rng)
         else:
             image, boxes = self.plain(index), self.boxes[index]
         if self.augment.mixup and not whole and rng.random() < self.augment.mixup:
-            other = int(rng.integers(len(self)))
+            other = int(rng.integers(*self._kin(index)))
             image = mix(image, self.plain(other), rng.beta(8, 8))
             boxes = np.concatenate((boxes, self.boxes[other]))
         return self._pipeline(image, boxes, rng)
@@ -117,12 +120,17 @@ class DetectionSet:
         """Return the letterboxed image uint8 [S, S, 3], from RAM or from its file."""
         if self._pixels is not None:
             return self._pixels[index]
-        record = self.coco.images[index]
+        record = self.coco.records[index]
         image = decode(record.path, self.max_pixels)
         if image.shape[:2] != (record.height, record.width):
             raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was {record.width}x"
                             f"{record.height} when the data set was read; start again with the files at rest")
         return letterbox(image, self.imgsz)[0]
+
+    def _kin(self, index: int) -> tuple[int, int]:
+        """Return the first and the end of the images that have ground truth, or none, as this one."""
+        labelled = len(self.coco.images)
+        return (0, labelled) if index < labelled else (labelled, len(self))
 
     def _content(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the letterboxed image without its padding [h, w, 3], and its boxes [M, 5] in px of that."""

@@ -20,7 +20,8 @@ class Batch(NamedTuple):
     """Images uint8 [B, 3, S, S] RGB, their targets, and their positions in the data set."""
 
     images: Tensor
-    targets: Tensor                # float32 [M, 6] (image in batch, class, cxcywh normalised)
+    targets: Tensor                # float32 [M, 6] (image in batch, class, cxcywh normalised); class -1:
+    #                                the image has no ground truth
     indices: list[int]
 
 

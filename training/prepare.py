@@ -14,7 +14,7 @@ from compress.distill import taught
 from data.augment import FILES, preset
 from data.coco.clean import report_faults
 from data.coco.locate import locate
-from data.coco.read import read_coco
+from data.coco.read import read_coco, read_unlabelled
 from data.coco.write import refuse_inside
 from data.dataset import DetectionSet
 from data.doctor.leaks import start_faults
@@ -50,7 +50,7 @@ def prepare(config: TrainConfig) -> Run:
     config = config if config.resume is not None else settle(config, session.say)
     folder, new = config.resume, False
     if session.world.main and folder is None:
-        check_outside(config)
+        check_outside(config, *filter(None, [config.unlabelled]))
         new = not (config.exist_ok and (Path(config.project) / config.name).exists())
         folder = runs.make_run_folder(config.project, config.name, config.exist_ok, "val_interval", WRITTEN)
     folder = Path(ddp.from_main(str(folder)))
@@ -67,7 +67,7 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     world, say = session.world, session.say
     lock = runs.lock(folder) if world.main else None
     own = dataclasses.replace(config, augment=own_pipeline(config, folder, world.main))
-    train_set, val_set = read_sets(own, session, folder)
+    train_set, val_set = read_sets(own, session, folder, config.unlabelled)
     found = saved_run(folder, train_set.coco.names, say) if config.resume is not None else None
     net, weights = (found.net, None) if found else choose_net(config, train_set, say)
     weighted = class_weights(config.class_weights, train_set, say)
@@ -98,10 +98,17 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
         resume(run, found.training)
     if world.main:
         run.write_config()
-    say(f"{len(train_set)} train / {len(val_set)} val images, {len(train_set.coco.names)} classes; "
+    say(f"{in_words(train_set, config)} / {len(val_set)} val images, {len(train_set.coco.names)} classes; "
         f"{parameters(net):,} parameters, {macs(net, config.imgsz) / 1e9:.3f} GMACs at {config.imgsz}; "
         f"{session.device} x {world.size}, {session.precision}, {torch.get_num_threads()} threads; {folder}")
     return run
+
+
+def in_words(train_set: DetectionSet, config: TrainConfig) -> str:
+    """Return how many images an epoch trains on, as the start says it."""
+    coco, part = train_set.coco, config.epoch_images
+    more = f" labelled + {len(coco.unlabelled)} unlabelled" if coco.unlabelled else ""
+    return f"{len(coco.images)}{more} train" + (f" ({part} of them an epoch)" if part else "")
 
 
 def enter(config: Recipe) -> Session:
@@ -132,10 +139,10 @@ def clear(folder: Path) -> None:
         (folder / stale).unlink(missing_ok=True)
 
 
-def check_outside(config: Recipe) -> None:
-    """Raise UsageError where the run folder would lie among the images of the data set."""
+def check_outside(config: Recipe, *more: str) -> None:
+    """Raise UsageError where the run folder would lie among the images of the data set, or in one more."""
     where = locate(config.data, config.val_split, config.seed)
-    _refuse_among(Path(config.project) / config.name, where.folders)
+    _refuse_among(Path(config.project) / config.name, {*where.folders, *map(Path, more)})
 
 
 def _refuse_among(target: Path, folders: Iterable[Path]) -> None:
@@ -144,8 +151,12 @@ def _refuse_among(target: Path, folders: Iterable[Path]) -> None:
     refuse_inside(target, [folder for folder in folders if not Path.cwd().is_relative_to(folder.resolve())])
 
 
-def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[DetectionSet, DetectionSet]:
-    """Return training and validation set, with the classes of the first; DataError where none has a box."""
+def read_sets(config: Recipe, session: Session, folder: Path,
+              unlabelled: str | None = None) -> tuple[DetectionSet, DetectionSet]:
+    """Return training and validation set, with the classes of the first; DataError where none has a box.
+
+    unlabelled: a folder whose images join the training set without ground truth.
+    """
     if session.world.main:
         locate(config.data)                                # one process makes the embedded set
     ddp.wait()
@@ -157,8 +168,11 @@ def read_sets(config: Recipe, session: Session, folder: Path) -> tuple[Detection
     common = {"max_pixels": config.max_pixels, "drop_unknown": config.drop_unknown, "trust": config.trust,
               "memo": folder / "pictures.json" if session.world.main else None}
     train = read_coco(*where.train, names=where.names, **common)
+    if unlabelled:
+        more, faults = read_unlabelled(unlabelled, config.max_pixels, common["memo"])
+        train = dataclasses.replace(train, unlabelled=more, faults=(*train.faults, *faults))
     val = read_coco(*where.val, names=train.names, class_map=train.class_map, **common)
-    _refuse_among(folder, {record.path.parent for coco in (train, val) for record in coco.images})
+    _refuse_among(folder, {record.path.parent for coco in (train, val) for record in coco.records})
     further = start_faults(train, val)
     for split, coco in (("train", train), ("val", val)):
         for line in report_faults([*coco.faults, *further[split]]):

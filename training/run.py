@@ -371,10 +371,10 @@ def check_disk(folder: Path, numbers: int, optimizer: str) -> None:
 
 def files_hash(coco: CocoSet) -> int:
     """Return a number that changes with the bytes of an image file."""
-    return checkpoints.checksum([r.crc for r in coco.images])
+    return checkpoints.checksum([r.crc for r in coco.records])
 
 
 def data_hash(coco: CocoSet) -> int:
     """Return a number that changes with the images' names, sizes or boxes."""
     return checkpoints.checksum([(r.path.name, r.width, r.height, torch.from_numpy(r.boxes))
-                                 for r in coco.images])
+                                 for r in coco.records])

@@ -4,12 +4,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from data.coco.clean import Boxes, Fault, duplicate_ids, fault, fit_boxes, read_boxes, repeated, report_faults
-from data.coco.find import find_images
+from data.coco.find import find_images, image_files
 from data.coco.jsonfile import class_table, coco_content, empty_parents, load_json, sections
 from data.images import MAX_PIXELS, Inspection, inspect_all
 from utils.errors import DataError
@@ -47,6 +48,12 @@ class CocoSet:
     faults: tuple[Fault, ...]
     root: Path
     listed: tuple[Path | str, ...] = ()        # all images of the file; bare names of those not found
+    unlabelled: tuple[ImageRecord, ...] = ()   # without ground truth: what only a teacher speaks of
+
+    @cached_property
+    def records(self) -> tuple[ImageRecord, ...]:
+        """Return all that training sees: the images, then those without ground truth."""
+        return (*self.images, *self.unlabelled)
 
     def ground_truth(self) -> dict:
         """Return a clean COCO dict: image id = position + 1, category id = class + 1, annotation ids 1..n."""
@@ -109,6 +116,27 @@ def read_coco(json_path: str | Path, image_dir: str | Path,
     listed = tuple(path or name.replace("\\", "/").rsplit("/", 1)[-1]
                    for path, name in zip(paths, file_names))
     return CocoSet(names, stored_map, records, tuple(faults), image_dir, listed)
+
+
+def read_unlabelled(folder: str | Path, max_pixels: int = MAX_PIXELS,
+                    memo: Path | None = None) -> tuple[tuple[ImageRecord, ...], list[Fault]]:
+    """Return the images below a folder as records without boxes, and the fault of those that are left out.
+
+    Raises DataError where not one can be read.
+    """
+    root = Path(folder).expanduser()
+    paths = image_files(root)
+    found = inspect_all(paths, max_pixels, memo)
+    bad = fault("undecodable-image", [f"{path.name} {seen.problem}" for path, seen in zip(paths, found)
+                                      if seen.problem], "unlabelled images left out")
+    none, written = np.zeros((0, 5), np.float32), np.zeros((0, 7))
+    records = tuple(ImageRecord(path.relative_to(root).as_posix(), path, seen.width, seen.height, none, none,
+                                none[:, 0], none[:, 0], written, seen.crc)
+                    for path, seen in zip(paths, found) if not seen.problem)
+    if not records:
+        raise DataError(f"{folder}: not one image below this folder can be used; give one that holds images"
+                        + "".join(f"\n{line}" for line in report_faults(bad)))
+    return records, bad
 
 
 def _inspect(paths: list[Path | None], stated: np.ndarray, images: list[dict], max_pixels: int, verify: bool,

@@ -68,7 +68,7 @@ def empty_classes(coco: CocoSet) -> list[Fault]:
 
 def start_faults(train: CocoSet, val: CocoSet) -> dict[str, list[Fault]]:
     """Return by split what training says at its start; compare only files of the same checksum."""
-    known = {(record.crc, record.width, record.height): record.path for record in train.images}
+    known = {(record.crc, record.width, record.height): record.path for record in train.records}
     same = [f"train {old.name} = val {record.path.name}" for record in val.images
             if (old := known.get((record.crc, record.width, record.height)))
             and filecmp.cmp(old, record.path, shallow=False)]

@@ -125,7 +125,7 @@ class Head(ABC):
         cells = cells_of((*self.shape[:-1], *output.shape[-2:]), output.device)
         vectors = output.movedim(-3, -1).reshape(-1, output.shape[-3])
         boxes, scores = self.decoded(vectors, cells.repeat(len(output), 1))
-        return boxes.view(len(output), -1, 4), scores.view(len(output), -1, scores.shape[1])
+        return tuple(x.view(len(output), len(cells), x.shape[1]) for x in (boxes, scores))
 
     def candidates(self, output: Values, conf_thres: float, classes: Sequence[int] | None,
                    multi_label: bool) -> Candidates:

@@ -1,4 +1,4 @@
-"""A command killed by SIGKILL again and again, at other moments each time: it comes to the same answer."""
+"""Runs cut short, at other moments each time, and the same answer all the same, bit for bit."""
 from __future__ import annotations
 
 import os
@@ -8,6 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
+
+from models.checkpoint import Checkpoint
 
 KILLS = int(os.environ.get("KILLS", "0"))          # how many instead of a test's own number
 
@@ -56,3 +60,21 @@ def killed_often(command: Callable[[str], list[str]], folder: Path, check: Calla
         names.append(f"killed-{len(names) + 1}-")
     raise RuntimeError(f"{len(names) - 1} runs ended and {kills - left} of {kills} kills happened: moments "
                        f"within {seconds} s are too late for this machine")
+
+
+def same_bits(a: object, b: object, path: str = "") -> list[str]:
+    """Where two nested values differ."""
+    if isinstance(a, dict):
+        alone = [f"{path}/{k}" for k in a.keys() ^ b.keys()]
+        return alone + [d for k in a.keys() & b.keys() for d in same_bits(a[k], b[k], f"{path}/{k}")]
+    if isinstance(a, (list, tuple)):
+        found = [d for i, (x, y) in enumerate(zip(a, b)) for d in same_bits(x, y, f"{path}/{i}")]
+        return found + [path] * (len(a) != len(b))
+    equal = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if equal else [path]
+
+
+def assert_same_run(a: Checkpoint, b: Checkpoint) -> None:
+    """Fail where two last.pt differ in a bit of their weights or of what resuming needs."""
+    for part in ("state", "training"):
+        assert not (found := same_bits(getattr(a, part), getattr(b, part))), f"{part} differs at {found[:5]}"

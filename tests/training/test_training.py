@@ -16,7 +16,7 @@ from models.network import Network, initialise
 from models.records import to_json
 from models.sync_bn import synchronise
 from models.zoo.build import with_head_kind
-from tests.helpers.kills import moments
+from tests.helpers.kills import assert_same_run, moments
 from tests.helpers.nets import small_net
 from training.config import TrainConfig
 from training.optim import make_optimizer
@@ -57,23 +57,6 @@ def reference(root, tiny_set):
     done = train(root, *command(tiny_set, tiny_set / "runs", "--name", "whole"))
     assert done.returncode == 0, done.stderr
     return load(tiny_set / "runs" / "whole" / "weights" / "last.pt")
-
-
-def same_bits(a, b, path="") -> list[str]:
-    """Where two nested values differ."""
-    if isinstance(a, dict):
-        alone = [f"{path}/{k}" for k in a.keys() ^ b.keys()]
-        return alone + [d for k in a.keys() & b.keys() for d in same_bits(a[k], b[k], f"{path}/{k}")]
-    if isinstance(a, (list, tuple)):
-        found = [d for i, (x, y) in enumerate(zip(a, b)) for d in same_bits(x, y, f"{path}/{i}")]
-        return found + [path] * (len(a) != len(b))
-    equal = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if equal else [path]
-
-
-def assert_same_run(a, b):
-    for part in ("state", "training"):
-        assert not (found := same_bits(getattr(a, part), getattr(b, part))), f"{part} differs at {found[:5]}"
 
 
 def interrupt(root, words, number, rng):
@@ -146,7 +129,8 @@ def test_two_processes_train_like_one(root, tiny_set):
 
 BATCHES = [torch.tensor([[0, 1, .4, .5, .3, .3], [1, 0, .6, .6, .2, .4]]),          # rank 1 has no target
            torch.zeros(0, 6),                                                        # nobody has
-           torch.tensor([[0, 1, .4, .5, .3, .3], [3, 2, .5, .5, .5, .5], [3, 1, .2, .2, .3, .1]])]
+           torch.tensor([[0, 1, .4, .5, .3, .3], [3, 2, .5, .5, .5, .5], [3, 1, .2, .2, .3, .1]]),
+           torch.tensor([[0, 1, .4, .5, .3, .3], [2, -1, 0, 0, 0, 0], [3, -1, 0, 0, 0, 0]])]      # unlabelled
 
 
 def few_steps(rank: int, world: int, kind: str) -> dict[str, torch.Tensor]:
