@@ -30,8 +30,11 @@ def parse() -> TrainConfig:
         parser.error("--separate needs --weights, whose convolutions it factorises")
     if args.backbone_weights and args.weights not in (None, "none"):
         parser.error("--backbone-weights starts the rest at random; leave out --weights, or give none")
-    if args.unlabelled and not args.teacher:
-        parser.error("--unlabelled needs --teacher: nothing else says what is on these images")
+    if args.self_distill and args.teacher:
+        parser.error("--self-distill makes the run its own teacher; leave out --teacher, or it")
+    if args.unlabelled and not (args.teacher or args.self_distill):
+        parser.error("--unlabelled needs --teacher, or --self-distill: nothing else says what is on these "
+                     "images")
     if args.time and cli.typed(parser, ["--epochs", "--epoch-images"]):
         parser.error("--time plans the epochs; leave out --epochs and --epoch-images")
     return cli.to_config(parser, args, TrainConfig, "data")

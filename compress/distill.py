@@ -21,7 +21,7 @@ from utils.errors import ModelError
 SEEN = 0.05                                    # what a teacher is less sure of is background to it
 MOST = 64                                      # predictions an image that teach, the surest
 NEAR = 0.5                                     # IoU with one of them from which nothing is background
-Teach = Callable[[Tensor], list[Tensor]]
+Teach = Callable[[Tensor], list[Tensor] | None]          # None: it has nothing to say yet
 
 
 class DistilledLoss:
@@ -38,7 +38,9 @@ class DistilledLoss:
 
     def __call__(self, outputs: list[Tensor], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
         told = self.teach(images)
-        if not self.pairs:
+        if told is None:
+            distance = outputs[0].new_zeros(())
+        elif not self.pairs:
             distance = distillation(outputs, told, self.base.heads)
         else:
             mine, here = everything(outputs, self.base.heads)

@@ -141,8 +141,10 @@ class TrainConfig(NetRecipe):
     exist_ok: bool = False
     teacher: str | None = option(None, "checkpoint whose predictions are learned as well, for the classes "
                                        "that both know by name")
-    unlabelled: str | None = option(None, "folder of further training images, which the teacher alone "
-                                          "speaks of: they have no ground truth")
+    unlabelled: str | None = option(None, "folder of further training images without ground truth, of "
+                                          "which --teacher or --self-distill alone speaks")
+    self_distill: bool = option(False, "learn what the run's own average predicts as well, from the end of "
+                                       "warm-up on, with weight --distill")
     metric: str = option("map50", "what the best network is best at", choices=("map50", "map50_95"))
     val_interval: int = option(1, "epochs between validations; the last one always validates", ONE_OR_MORE)
     patience: int = option(0, "end after so many epochs without a better --metric (0: never)", NOT_NEGATIVE)

@@ -58,7 +58,7 @@ class MovingAverage(nn.Module):
 
     def __init__(self, model: nn.Module, age: float) -> None:
         super().__init__()
-        self.module, self.age = copy.deepcopy(model), age
+        self.module, self.age = copy.deepcopy(model).eval(), age
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long,
                                                        device=next(model.parameters()).device))
 

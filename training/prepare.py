@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from compress.distill import taught
+from compress.distill import DistilledLoss
 from data.augment import FILES, preset
 from data.coco.clean import report_faults
 from data.coco.locate import locate
@@ -19,7 +19,6 @@ from data.coco.write import refuse_inside
 from data.dataset import DetectionSet
 from data.doctor.leaks import start_faults
 from deploy.runtimes.runtime import half_fault
-from deploy.runtimes.torchscript import DTYPES
 from models import checkpoint as checkpoints
 from models.count import macs, parameters
 from models.graph import strides
@@ -31,6 +30,7 @@ from training.config import Recipe, TrainConfig
 from training.plan import largest_batch
 from training.run import NOTES, Run, Session, Validator, check_disk, make_state
 from training.start import choose_net, class_weights, plain_images, settle, start_from, take_backbone
+from training.teach import make_loss, own_average
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
@@ -92,23 +92,27 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
               Validator(config, val_set, session, interrupt),
               make_loss(config.teacher, net, train_set.coco.names, session, weighted), interrupt,
               lock=lock, may_halve=True)
+    if config.self_distill:
+        run.loss = DistilledLoss(run.loss, own_average(run))
     if fault:
         run.note(f"half precision is {fault} on this network's first batch; training in fp32")
     if found:
         resume(run, found.training)
     if world.main:
         run.write_config()
-    say(f"{in_words(train_set, config)} / {len(val_set)} val images, {len(train_set.coco.names)} classes; "
-        f"{parameters(net):,} parameters, {macs(net, config.imgsz) / 1e9:.3f} GMACs at {config.imgsz}; "
-        f"{session.device} x {world.size}, {session.precision}, {torch.get_num_threads()} threads; {folder}")
+    say(in_words(run))
     return run
 
 
-def in_words(train_set: DetectionSet, config: TrainConfig) -> str:
-    """Return how many images an epoch trains on, as the start says it."""
-    coco, part = train_set.coco, config.epoch_images
-    more = f" labelled + {len(coco.unlabelled)} unlabelled" if coco.unlabelled else ""
-    return f"{len(coco.images)}{more} train" + (f" ({part} of them an epoch)" if part else "")
+def in_words(run: Run) -> str:
+    """Return what a run trains on and with, as its start says it."""
+    config, session, train_set = run.config, run.session, run.train_set.coco
+    more = f" labelled + {len(train_set.unlabelled)} unlabelled" if train_set.unlabelled else ""
+    part = f" ({config.epoch_images} of them an epoch)" if config.epoch_images else ""
+    return (f"{len(train_set.images)}{more} train{part} / {len(run.validator.dataset)} val images, "
+            f"{len(train_set.names)} classes; {parameters(run.net):,} parameters, "
+            f"{macs(run.net, config.imgsz) / 1e9:.3f} GMACs at {config.imgsz}; {session.device} x "
+            f"{session.world.size}, {session.precision}, {torch.get_num_threads()} threads; {run.folder}")
 
 
 def enter(config: Recipe) -> Session:
@@ -241,19 +245,6 @@ def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:
         with torch.autocast(device.type, engine.HALF[session.precision]):
             half = copied(images)
     return half_fault(half, exact)
-
-
-def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session,
-              weighted: torch.Tensor | None = None) -> Callable:
-    """Return a network's loss, with the part of the teacher whose checkpoint is at `path`."""
-    loss = DetectionLoss(net, None if weighted is None else weighted.to(session.device))
-    if not path:
-        return loss
-    found = checkpoints.load(path)
-    loss, told = taught(loss, names, found, session.device, DTYPES[session.precision])
-    if told:
-        session.say(told)
-    return loss
 
 
 def saved_run(folder: Path, names: tuple[str, ...], say: Callable) -> checkpoints.Checkpoint:

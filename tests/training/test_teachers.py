@@ -1,5 +1,6 @@
 """What a run learns beside its ground truth: images without any, stopped and continued to the same bits."""
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from data.scenes import make_scenes
 from models.checkpoint import load
 from models.graph import heads_of
 from models.heads.loss import DetectionLoss
+from models.network import Network
 from models.records import to_json
 from models.zoo.build import with_head_kind
 from tests.helpers.kills import assert_same_run
 from tests.helpers.nets import randomised, residual_net, small_net
 from tests.helpers.scripts import call
+from training.optim import MovingAverage
 from utils import runs
 from utils.errors import DataError
 
@@ -115,7 +118,8 @@ def test_images_are_joined_with_others_of_their_kind_and_those_without_truth_are
     assert all(torch.equal(a, b) for a, b in zip(alone[(1, 4)][:2], same[(1, 4)][:2]))
 
 
-FLAGS = {"unlabelled": ("--teacher", "{}/runs/teacher/weights/best.pt", "--unlabelled", "{}/unlabelled")}
+FLAGS = {"self": ("--self-distill", "--distill", "0.5"),
+         "unlabelled": ("--teacher", "{}/runs/teacher/weights/best.pt", "--unlabelled", "{}/unlabelled")}
 
 
 @pytest.mark.parametrize("what", FLAGS)
@@ -130,9 +134,21 @@ def test_a_run_stopped_amid_an_epoch_ends_with_the_same_bits(what, made, monkeyp
     cut = last(made, f"{what}-cut").training
     assert cut["batch"] and 0 < cut["epoch"] < 3, "it was to stop amid an epoch"
     assert start(monkeypatch, made, f"{what}-cut", "--resume") == 0
+    rows = [json.loads(line) for line in (made / f"runs/{what}-cut/log.jsonl").read_text().splitlines()]
+    assert all(row["distill"] > 0 for row in rows)
     assert_same_run(last(made, f"{what}-whole"), last(made, f"{what}-cut"))
     if what == "unlabelled":
         assert "9 labelled + 7 unlabelled train / 4 val images" in said and "torn.jpg" in said
+
+
+def test_the_own_average_teaches_from_the_end_of_warm_up_on_and_is_in_eval_mode(made, monkeypatch):
+    terms, real = [], DistilledLoss.__call__
+    monkeypatch.setattr(DistilledLoss, "__call__", lambda *words: terms.append(real(*words)) or terms[-1])
+    assert start(monkeypatch, made, "own", "--self-distill", "--epochs", 4, "--warmup-epochs", 1) == 0
+    assert [float(term["distill"].detach()) > 0 for term in terms] == [False] * 3 + [True] * 9
+    assert all(term["distill"].requires_grad for term in terms[3:])
+    model = Network(small_net()).train()
+    assert model.training and not any(part.training for part in MovingAverage(model, 0.1).module.modules())
 
 
 def test_images_without_labels_change_what_is_learned_and_others_end_the_continuation(made, monkeypatch,
@@ -156,6 +172,8 @@ def test_a_folder_without_images_or_a_teacher_is_told(made, tmp_path, monkeypatc
     assert start(monkeypatch, made, "none", "--unlabelled", made / "unlabelled") == 2
     assert "--unlabelled needs --teacher" in capsys.readouterr().err
     teacher = ("--teacher", made / "runs/teacher/weights/best.pt")
+    assert start(monkeypatch, made, "none", *teacher, "--self-distill") == 2
+    assert "its own teacher" in capsys.readouterr().err
     for folder in (tmp_path, tmp_path / "absent"):
         assert start(monkeypatch, made, "none", *teacher, "--unlabelled", folder) == 3
         assert "not one image below this folder can be used" in capsys.readouterr().err

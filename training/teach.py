@@ -1,0 +1,46 @@
+"""Who teaches a run beside its ground truth: a trained network, or the run's own average."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from compress.distill import Teach, taught
+from deploy.runtimes.torchscript import DTYPES
+from models import checkpoint as checkpoints
+from models.heads.loss import DetectionLoss
+from models.layer import Net
+from training import engine
+from training.run import Run, Session
+
+
+def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session,
+              weighted: torch.Tensor | None = None) -> Callable:
+    """Return a network's loss, with the part of the teacher whose checkpoint is at `path`."""
+    loss = DetectionLoss(net, None if weighted is None else weighted.to(session.device))
+    if not path:
+        return loss
+    found = checkpoints.load(path)
+    loss, told = taught(loss, names, found, session.device, DTYPES[session.precision])
+    if told:
+        session.say(told)
+    return loss
+
+
+def own_average(run: Run) -> Teach:
+    """Return what a run's moving average says of images, nothing before the end of warm-up.
+
+    Mean Teacher (Tarvainen and Valpola 2017, arXiv 1703.01780); the average is a checkpoint's, so a resumed
+    run has the same teacher.
+    """
+    device, half = run.session.device.type, engine.HALF.get(run.session.precision)
+
+    @torch.no_grad()
+    def teach(images: torch.Tensor) -> list[torch.Tensor] | None:
+        steps = math.ceil(len(run.loader) / run.config.accumulate)
+        if run.state.step < run.config.warmup * steps:
+            return None
+        with torch.autocast(device, half, enabled=half is not None):
+            return run.state.ema.module(images)
+    return teach
