@@ -32,6 +32,8 @@ def parse() -> TrainConfig:
         parser.error("--backbone-weights starts the rest at random; leave out --weights, or give none")
     if args.self_distill and args.teacher:
         parser.error("--self-distill makes the run its own teacher; leave out --teacher, or it")
+    if args.distill_features and not args.teacher:
+        parser.error("--distill-features needs --teacher, whose features are learned")
     if args.unlabelled and not (args.teacher or args.self_distill):
         parser.error("--unlabelled needs --teacher, or --self-distill: nothing else says what is on these "
                      "images")

@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress.features import Features, ends_and_features
 from compress.fold import fold
 from models.checkpoint import Checkpoint
 from models.graph import heads_of
@@ -24,20 +25,27 @@ NEAR = 0.5                                     # IoU with one of them from which
 Teach = Callable[[Tensor], list[Tensor] | None]          # None: it has nothing to say yet
 
 
-class DistilledLoss:
+class DistilledLoss(nn.Module):
     """Callable like its base, with the term "distill": how far the outputs are from the teacher's.
 
     Heads that mean the same are compared number by number. Others, or of other classes (`pairs`: the class
-    here and there of each that both know), by their decoded boxes and scores: see `imitation`.
+    here and there of each that both know), by their decoded boxes and scores: see `imitation`. With
+    `features` both networks return their `ends_and_features`, which the term "distill_features" compares.
     """
 
     def __init__(self, base: DetectionLoss, teach: Teach, heads: Sequence[Head] = (),
-                 pairs: Sequence[tuple[int, int]] = ()) -> None:
-        self.base, self.teach, self.terms = base, teach, {**base.terms, "distill": 1.0}
-        self.heads, self.pairs = heads, list(zip(*pairs))
+                 pairs: Sequence[tuple[int, int]] = (), features: Features | None = None) -> None:
+        super().__init__()
+        self.base, self.teach, self.heads, self.pairs = base, teach, heads, list(zip(*pairs))
+        self.features, self.terms = features, {**base.terms, "distill": 1.0}
+        if features is not None:
+            self.terms["distill_features"] = 1.0
 
-    def __call__(self, outputs: list[Tensor], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
-        told = self.teach(images)
+    def forward(self, outputs: list[Tensor], targets: Tensor, images: Tensor) -> dict[str, Tensor]:
+        told, more = self.teach(images), {}
+        if self.features is not None:
+            more["distill_features"] = self.features(outputs, told)
+            outputs = outputs[:len(self.base.heads)]       # told is cut by the heads beside it
         if told is None:
             distance = outputs[0].new_zeros(())
         elif not self.pairs:
@@ -47,7 +55,7 @@ class DistilledLoss:
             theirs, there = everything(told, self.heads)
             total, weight = imitation(mine, here[..., self.pairs[0]], theirs, there[..., self.pairs[1]])
             distance = total * over_ranks(weight)
-        return {**self.base(outputs, targets, images), "distill": distance}
+        return {**self.base(outputs, targets, images), "distill": distance, **more}
 
 
 def everything(outputs: Sequence[Tensor], heads: Sequence[Head]) -> tuple[Tensor, Tensor]:
@@ -94,9 +102,12 @@ def _apart(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def teacher(net: Net, state: dict[str, Tensor], device: torch.device,
-            dtype: torch.dtype = torch.float32) -> Teach:
-    """Return a function: images [B, 3, S, S], float 0..1 -> head outputs of a trained network, frozen."""
-    model = from_state(*fold(net, state)).to(device, dtype).to(memory_format=torch.channels_last)
+            dtype: torch.dtype = torch.float32, ends: tuple[str, ...] = ()) -> Teach:
+    """Return a function: images [B, 3, S, S], float 0..1 -> head outputs of a trained network, frozen.
+
+    ends: records whose values it returns in their place.
+    """
+    model = from_state(*fold(net, state), ends).to(device, dtype).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def teach(images: Tensor) -> list[Tensor]:
@@ -116,14 +127,19 @@ def common_classes(names: Sequence[str], teacher_names: Sequence[str]) -> list[t
 
 
 def taught(base: DetectionLoss, names: Sequence[str], found: Checkpoint, device: torch.device,
-           dtype: torch.dtype = torch.float32) -> tuple[DistilledLoss, str]:
-    """Return the loss with a teacher's part, and a sentence on classes that the teacher does not know."""
-    teach, heads = teacher(found.net, found.state, device, dtype), heads_of(found.net)
+           dtype: torch.dtype = torch.float32, student: Net = ()) -> tuple[DistilledLoss, str]:
+    """Return the loss with a teacher's part, and a sentence on classes that the teacher does not know.
+
+    student: the network that learns the teacher's features as well; none learns them without.
+    """
+    features = Features(student, found.net).to(device) if student else None
+    teach = teacher(found.net, found.state, device, dtype, ends_and_features(found.net) if student else ())
+    heads = heads_of(found.net)
     if alike(base.heads, heads) and tuple(names) == found.names:
-        return DistilledLoss(base, teach), ""
+        return DistilledLoss(base, teach, features=features), ""
     pairs = common_classes(names, found.names)
     lacking = [name for at, name in enumerate(names) if at not in dict(pairs)]
-    return DistilledLoss(base, teach, heads, pairs), (
+    return DistilledLoss(base, teach, heads, pairs, features), (
         f"the teacher knows no {', '.join(lacking)}: learned from the ground truth alone" if lacking else "")
 
 

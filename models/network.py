@@ -148,8 +148,8 @@ def initialise(model: Network, seed: int, prior: float = 0.01) -> Network:
     return model
 
 
-def from_state(net: Net, state: dict[str, Tensor]) -> Network:
-    """Return a network with the given weights, in eval mode."""
-    model = Network(net)
+def from_state(net: Net, state: dict[str, Tensor], ends: tuple[str, ...] = ()) -> Network:
+    """Return a network with the given weights, in eval mode; ends: as Network takes them."""
+    model = Network(net, ends)
     model.load_state_dict(state)
     return model.eval()

@@ -143,6 +143,8 @@ class TrainConfig(NetRecipe):
                                        "that both know by name")
     unlabelled: str | None = option(None, "folder of further training images without ground truth, of "
                                           "which --teacher or --self-distill alone speaks")
+    distill_features: float = option(0.0, "weight of the teacher's features in the loss: what its heads read "
+                                          "at the strides that both networks have", NOT_NEGATIVE)
     self_distill: bool = option(False, "learn what the run's own average predicts as well, from the end of "
                                        "warm-up on, with weight --distill")
     metric: str = option("map50", "what the best network is best at", choices=("map50", "map50_95"))

@@ -69,6 +69,7 @@ class State:
     skipped: int = 0
     retries: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    beside: nn.Module = field(default_factory=nn.Module)   # what of the loss learns as well
 
     COUNTERS = ("epoch", "batch", "step", "best", "lr_scale", "bad", "skipped", "retries", "sums")
 
@@ -76,12 +77,14 @@ class State:
         """Return everything as tensors and plain values, for a checkpoint."""
         return {"model": unwrap(self.model).state_dict(), "ema": self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "beside": self.beside.state_dict(),
                 **{name: getattr(self, name) for name in self.COUNTERS}}
 
     def load(self, saved: dict, weights_only: bool = False) -> None:
         """Take over what `as_dict` gave; weights_only leaves the counters where they are."""
         unwrap(self.model).load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
+        self.beside.load_state_dict(saved.get("beside", {}))           # older ones had none
         mine = [{k: v for k, v in group.items() if k not in ("params", "lr")}
                 for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -207,8 +210,9 @@ def step(state: State, clip: float, terms: list[dict[str, Tensor]]) -> Tensor:
     The host has not read a loss since the last look, so the decision is made on the device: by the flag with
     which a GradScaler makes fused optimizers leave weights and moments as they were.
     """
+    ddp.mean_gradients(state.beside.parameters())
     state.scaler.unscale_(state.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+    norm = torch.nn.utils.clip_grad_norm_([*state.model.parameters(), *state.beside.parameters()], clip)
     # All ranks have the same gradients, but each has losses of its own.
     finite = ddp.on_all_ranks(torch.stack([batch["loss"] for batch in terms]).isfinite().all())
     good = finite & norm.isfinite()

@@ -12,10 +12,14 @@ from training.config import Recipe
 from utils.errors import UsageError
 
 
-def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
-    """Return fused AdamW or Nesterov SGD; weight decay is on kernels only, not on batch-norm and biases."""
-    kernels = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
+def make_optimizer(model: nn.Module, config: Recipe, *more: nn.Module) -> torch.optim.Optimizer:
+    """Return fused AdamW or Nesterov SGD; weight decay is on kernels only, not on batch-norm and biases.
+
+    more: modules that learn with the model.
+    """
+    learned = [p for module in (model, *more) for p in module.parameters()]
+    kernels = [p for p in learned if p.dim() > 1]
+    others = [p for p in learned if p.dim() <= 1]
     groups = [{"params": kernels, "weight_decay": config.weight_decay},
               {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
@@ -23,8 +27,7 @@ def make_optimizer(model: nn.Module, config: Recipe) -> torch.optim.Optimizer:
     sgd = torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=config.momentum > 0,
                           fused=True)
     # Its first step would leave these uninitialised where that step is masked because it is not finite.
-    sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()
-                      if config.momentum > 0})
+    sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in learned if config.momentum > 0})
     return sgd
 
 

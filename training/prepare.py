@@ -24,13 +24,13 @@ from models.count import macs, parameters
 from models.graph import strides
 from models.heads.loss import DetectionLoss
 from models.layer import Net
-from models.network import Network, initialise
+from models.network import Network
 from training import engine
 from training.config import Recipe, TrainConfig
 from training.plan import largest_batch
 from training.run import NOTES, Run, Session, Validator, check_disk, make_state
 from training.start import choose_net, class_weights, plain_images, settle, start_from, take_backbone
-from training.teach import make_loss, own_average
+from training.teach import make_loss, own_average, student
 from utils import ddp, runs
 from utils.errors import DataError, EnvironmentFault, ModelError, UsageError
 
@@ -71,7 +71,7 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     found = saved_run(folder, train_set.coco.names, say) if config.resume is not None else None
     net, weights = (found.net, None) if found else choose_net(config, train_set, say)
     weighted = class_weights(config.class_weights, train_set, say)
-    model = initialise(Network(net), config.seed)
+    model = student(config, net)
     if not config.batch_size:
         config = with_batch(config, model, train_set, session)
     check_side(net, config, min(len(train_set), config.epoch_images or len(train_set)))
@@ -90,7 +90,7 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
     run = Run(config, folder, session, model,
               train_set.for_run(config.seed, max(0, config.epochs - config.close_mosaic)),
               Validator(config, val_set, session, interrupt),
-              make_loss(config.teacher, net, train_set.coco.names, session, weighted), interrupt,
+              make_loss(config, net, train_set.coco.names, session, weighted), interrupt,
               lock=lock, may_halve=True)
     if config.self_distill:
         run.loss = DistilledLoss(run.loss, own_average(run))

@@ -14,6 +14,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.coco.read import CocoSet
 from data.dataset import DetectionSet
@@ -118,7 +119,7 @@ class Run:
         if world.size > 1:
             model = synchronise(model)
         self.frozen = freeze(model, config.freeze)
-        self.state = make_state(model, config, session)
+        self.state = make_state(model, config, session, loss)
         if ddp.joined():
             self.state.model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
@@ -187,7 +188,8 @@ class Run:
     def plan(self, saving: float) -> None:
         """Set what ends within --time, by steps and validations that are tried; saving: seconds of one."""
         config, model = self.config, copy.deepcopy(engine.unwrap(self.state.model))
-        image = seconds_per_image(make_state(model, config, self.session), self.task())
+        task = replace(self.task(), loss=copy.deepcopy(self.loss))     # what learns there is a copy, too
+        image = seconds_per_image(make_state(model, config, self.session, task.loss), task)
         share = self.validator.part(TRIED_IMAGES)
         began = time.monotonic()
         share(self.net, model.state_dict())
@@ -351,11 +353,12 @@ class Run:
                            pin_memory=self.session.device.type == "cuda", part=config.epoch_images)
 
 
-def make_state(model: Network, config: Recipe, session: Session) -> engine.State:
-    """Return the state in which a model begins to learn."""
+def make_state(model: Network, config: Recipe, session: Session, loss: Callable = None) -> engine.State:
+    """Return the state in which a model begins to learn, and what of its loss learns with it."""
+    beside = loss if isinstance(loss, nn.Module) else nn.Module()
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.precision == "fp16")
-    return engine.State(model, MovingAverage(model, config.ema_age), make_optimizer(model, config), scaler,
-                        session.device)
+    return engine.State(model, MovingAverage(model, config.ema_age), make_optimizer(model, config, beside),
+                        scaler, session.device, beside=beside)
 
 
 def check_disk(folder: Path, numbers: int, optimizer: str) -> None:

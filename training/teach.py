@@ -7,22 +7,31 @@ from collections.abc import Callable
 import torch
 
 from compress.distill import Teach, taught
+from compress.features import ends_and_features
 from deploy.runtimes.torchscript import DTYPES
 from models import checkpoint as checkpoints
 from models.heads.loss import DetectionLoss
 from models.layer import Net
+from models.network import Network, initialise
 from training import engine
+from training.config import TrainConfig
 from training.run import Run, Session
 
 
-def make_loss(path: str | None, net: Net, names: tuple[str, ...], session: Session,
+def student(config: TrainConfig, net: Net) -> Network:
+    """Return a fresh network of --seed; to learn a teacher's features it returns its own, too."""
+    return initialise(Network(net, ends_and_features(net) if config.distill_features else ()), config.seed)
+
+
+def make_loss(config: TrainConfig, net: Net, names: tuple[str, ...], session: Session,
               weighted: torch.Tensor | None = None) -> Callable:
-    """Return a network's loss, with the part of the teacher whose checkpoint is at `path`."""
+    """Return a network's loss, with the part of --teacher where there is one."""
     loss = DetectionLoss(net, None if weighted is None else weighted.to(session.device))
-    if not path:
+    if not config.teacher:
         return loss
-    found = checkpoints.load(path)
-    loss, told = taught(loss, names, found, session.device, DTYPES[session.precision])
+    found = checkpoints.load(config.teacher)
+    loss, told = taught(loss, names, found, session.device, DTYPES[session.precision],
+                        net if config.distill_features else ())
     if told:
         session.say(told)
     return loss

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -66,6 +67,19 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return dict(zip(values, (tensor / dist.get_world_size()).tolist()))
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return a tensor's sum over all ranks, without a gradient; the tensor itself may be changed."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def mean_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average the gradients of parameters that no DDP wrapper knows over all ranks."""
+    for parameter in parameters if dist.is_initialized() else ():
+        parameter.grad = sum_over_ranks(parameter.grad) / dist.get_world_size()
 
 
 def from_main(value: object) -> object:

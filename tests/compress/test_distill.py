@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from compress.distill import MOST, SEEN, DistilledLoss, common_classes, everything, imitation, taught, teacher
+from compress.features import Features, ends_and_features
 from compress.prune import prune
 from evaluation.curves import Matches, drop_interval, map50_of
 from models.checkpoint import Checkpoint
 from models.graph import heads_of
 from models.heads.loss import DetectionLoss, distillation
-from models.network import from_state
+from models.network import Network, from_state
 from models.zoo.build import with_head_kind, with_heads
 from tests.helpers.nets import randomised, residual_net, small_net
+from training.config import TrainConfig
 from training.finetune import Tuner, moved, statistics
+from training.optim import make_optimizer
 from utils.errors import ModelError
 
 HEADS = heads_of(residual_net())
@@ -134,6 +137,48 @@ def test_a_teacher_that_sees_nothing_and_one_of_other_things_alone():
     assert float(total) == pytest.approx(0, abs=1e-6) and float(weight) == 0
     with pytest.raises(ModelError, match="knows none of the classes a, b"):
         common_classes(("a", "b"), ("c",))
+
+
+def test_features_are_compared_by_stride_and_normalised_by_hand():
+    student, master = residual_net(), small_net()          # strides 2 and 4, and 8
+    with pytest.raises(ModelError, match="strides 8, this network's 2, 4: no features"):
+        Features(student, master)
+    loss, images = Features(student, student), torch.rand(2, 3, 64, 64)
+    outputs, told = (Network(student, ends_and_features(student)) for _ in range(2))
+    outputs.load_state_dict(randomised(student, 1).state_dict())
+    told.load_state_dict(randomised(student, 2).state_dict())
+    mine, theirs = outputs.eval()(images), [value.detach() for value in told.eval()(images)]
+    assert len(mine) == 4 and [value.shape[1] for value in mine[2:]] == [14, 22]
+    assert float(loss(mine, theirs).detach()) == pytest.approx(1, abs=1e-3)     # nothing learned yet
+    for adapter in loss.adapters:
+        torch.nn.init.normal_(adapter.weight, generator=torch.Generator().manual_seed(0))
+    wanted = 0.0
+    for adapter, value, other in zip(loss.adapters, mine[2:], theirs[2:]):
+        deviation, mean = torch.std_mean(other, (0, 2, 3), correction=0, keepdim=True)
+        other = (other - mean) / deviation
+        wanted += (adapter(value) - other).square().mean() / 2
+    torch.testing.assert_close(loss(mine, theirs), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("master", [small_net(5), with_head_kind(small_net(5), "free"),
+                                    with_head_kind(small_net(5), "yolox")], ids=["anchor", "free", "yolox"])
+def test_a_student_learns_the_features_of_any_teacher_with_its_stride(master):
+    found = Checkpoint(master, randomised(master, 3).state_dict(), ("x", "b", "A", "y", "z"))
+    net = small_net()
+    model = Network(net, ends_and_features(net)).train()
+    model.load_state_dict(randomised(net, 1).state_dict())
+    loss, _ = taught(DetectionLoss(net), NAMES, found, torch.device("cpu"), student=net)
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    optimizer, seen = make_optimizer(model, TrainConfig(lr=0.02), loss), []
+    assert {id(p) for p in loss.parameters()} <= {id(p) for g in optimizer.param_groups for p in g["params"]}
+    for _ in range(60):
+        optimizer.zero_grad()
+        terms = loss(model(images), torch.zeros(0, 6), images)
+        terms["distill_features"].backward()
+        optimizer.step()
+        seen.append(float(terms["distill_features"].detach()))
+    assert model.mb3.project.conv.weight.grad.any() and terms.keys() == loss.terms.keys()
+    assert seen[0] == pytest.approx(1, abs=0.05) and seen[-1] < 0.7 * seen[0], seen[::8]
 
 
 def test_measured_statistics_are_those_of_the_images_and_the_weights_alone():

@@ -118,7 +118,8 @@ def test_images_are_joined_with_others_of_their_kind_and_those_without_truth_are
     assert all(torch.equal(a, b) for a, b in zip(alone[(1, 4)][:2], same[(1, 4)][:2]))
 
 
-FLAGS = {"self": ("--self-distill", "--distill", "0.5"),
+FLAGS = {"features": ("--teacher", "{}/runs/teacher/weights/best.pt", "--distill-features", "0.3"),
+         "self": ("--self-distill", "--distill", "0.5"),
          "unlabelled": ("--teacher", "{}/runs/teacher/weights/best.pt", "--unlabelled", "{}/unlabelled")}
 
 
@@ -137,6 +138,10 @@ def test_a_run_stopped_amid_an_epoch_ends_with_the_same_bits(what, made, monkeyp
     rows = [json.loads(line) for line in (made / f"runs/{what}-cut/log.jsonl").read_text().splitlines()]
     assert all(row["distill"] > 0 for row in rows)
     assert_same_run(last(made, f"{what}-whole"), last(made, f"{what}-cut"))
+    found = last(made, f"{what}-cut")
+    assert found.state.keys() == Network(small_net(10)).state_dict().keys(), "the network alone"
+    beside = found.training["beside"]
+    assert (what == "features") == bool(beside) and all(value.any() for value in beside.values())
     if what == "unlabelled":
         assert "9 labelled + 7 unlabelled train / 4 val images" in said and "torn.jpg" in said
 
@@ -174,6 +179,8 @@ def test_a_folder_without_images_or_a_teacher_is_told(made, tmp_path, monkeypatc
     teacher = ("--teacher", made / "runs/teacher/weights/best.pt")
     assert start(monkeypatch, made, "none", *teacher, "--self-distill") == 2
     assert "its own teacher" in capsys.readouterr().err
+    assert start(monkeypatch, made, "none", "--distill-features", 1) == 2
+    assert "--distill-features needs --teacher" in capsys.readouterr().err
     for folder in (tmp_path, tmp_path / "absent"):
         assert start(monkeypatch, made, "none", *teacher, "--unlabelled", folder) == 3
         assert "not one image below this folder can be used" in capsys.readouterr().err

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from compress.distill import DistilledLoss, teacher
+from compress.features import Features, ends_and_features
 from models.checkpoint import load
 from models.heads.loss import DetectionLoss
 from models.network import Network, initialise
@@ -17,9 +19,10 @@ from models.records import to_json
 from models.sync_bn import synchronise
 from models.zoo.build import with_head_kind
 from tests.helpers.kills import assert_same_run, moments
-from tests.helpers.nets import small_net
+from tests.helpers.nets import randomised, small_net
 from training.config import TrainConfig
 from training.optim import make_optimizer
+from utils import ddp
 
 
 @pytest.fixture(scope="module")
@@ -136,23 +139,31 @@ BATCHES = [torch.tensor([[0, 1, .4, .5, .3, .3], [1, 0, .6, .6, .2, .4]]),      
 def few_steps(rank: int, world: int, kind: str) -> dict[str, torch.Tensor]:
     """Parameters after a step on each of BATCHES, this rank's half of four pictures."""
     torch.set_num_threads(1)
+    kind, _, taught = kind.partition("+")
     net = with_head_kind(small_net(3), kind)
-    model = initialise(Network(net), 0)
+    model = initialise(Network(net, ends_and_features(net) if taught else ()), 0)
     loss = DetectionLoss(net)
+    if taught:
+        master, ends = randomised(net, 1).state_dict(), ends_and_features(net)
+        loss = DistilledLoss(loss, teacher(net, master, torch.device("cpu"), ends=ends),
+                             features=Features(net, net))
+    beside = loss if taught else torch.nn.Module()
     if world > 1:
         model = torch.nn.parallel.DistributedDataParallel(synchronise(model), broadcast_buffers=False)
-    optimizer = make_optimizer(model, TrainConfig(optimizer="sgd", lr=0.01, momentum=0.9))
+    optimizer = make_optimizer(model, TrainConfig(optimizer="sgd", lr=0.01, momentum=0.9), beside)
     share = 4 // world
     for at, targets in enumerate(BATCHES):
         images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(at))
         images = images[rank * share:(rank + 1) * share]
         mine = targets[(targets[:, 0] >= rank * share) & (targets[:, 0] < (rank + 1) * share)].clone()
         mine[:, 0] -= rank * share
-        sum(loss(model(images), mine).values()).backward()
+        sum(loss(model(images), mine, images).values()).backward()
+        ddp.mean_gradients(beside.parameters())
         assert all(p.grad is not None for p in model.parameters())
         optimizer.step()
         optimizer.zero_grad()
-    return {k: v.clone() for k, v in getattr(model, "module", model).state_dict().items()}
+    learned = {**getattr(model, "module", model).state_dict(), **beside.state_dict()}
+    return {k: v.clone() for k, v in learned.items()}
 
 
 def _worker(rank: int, folder: str, kind: str) -> None:
@@ -161,7 +172,7 @@ def _worker(rank: int, folder: str, kind: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["anchor", "free"])
+@pytest.mark.parametrize("kind", ["anchor", "free", "anchor+features"])
 def test_batches_without_targets_do_not_part_the_processes(kind, tmp_path):
     torch.multiprocessing.spawn(_worker, (str(tmp_path), kind), nprocs=2)
     one = few_steps(0, 1, kind)
