@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from utils import cli, ddp, runs
 from utils.errors import EnvironmentFault
 from utils.text import aligned
 
-CLASSES, ROUNDS, SECONDS, STEPS = 5, 60, 3.0, 20
+CLASSES, ROUNDS, SECONDS, STEPS = 5, 40, 1.5, 12
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 TRAIN_BATCHES = (16, 64)
@@ -52,36 +52,36 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise EnvironmentFault("python -m bench.accelerator times a CUDA device, and torch finds none here; "
                                "benchmark.py times CPUs")
-    record = measure(args)
-    if args.save_json:
-        runs.save_record(args.save_json, record)
+    record: dict[str, object] = {}
+    for record in measure(args):                           # one that is cut short keeps what it has
+        if args.save_json:
+            runs.save_record(args.save_json, record)
     print("\n".join(lines(record)))
 
 
-def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Return the record: every network's counts, its frames a second by batch and variant, and training."""
-    device, end = torch.device("cuda"), time.monotonic() + 60 * args.minutes
+def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Yield the record, grown by a network each time: counts, frames a second, images trained a second."""
+    device, end = torch.device("cuda:0"), time.monotonic() + 60 * args.minutes
+    nets = {Path(name).stem: build(name, CLASSES) for name in args.nets}
     found: dict[str, dict] = {}
-    for name in args.nets:
-        net = build(name, CLASSES)
-        row = {"parameters": parameters(net), "macs": macs(net, args.imgsz), "training": {}}
+    record = {"kind": "accelerator", "imgsz": args.imgsz, "networks": found, "skipped": [],
+              "device": torch.cuda.get_device_name(device), "gpus": gpus(), "cuda": torch.version.cuda,
+              "cudnn": torch.backends.cudnn.version(), "environment": runs.environment()}
+    for name, net in nets.items():
+        row = {"parameters": parameters(net), "macs": macs(net, args.imgsz)}
         row["batches"] = {batch: inference(net, args.imgsz, batch, device) for batch in args.batches}
-        for batch in TRAIN_BATCHES:
-            row["training"][batch] = {precision: training(net, args.imgsz, batch, precision, device)
-                                      for precision in ("fp32", "fp16")}
-        found[Path(name).stem] = row
-        print(f"{Path(name).stem} done, {end - time.monotonic():.0f} s left", flush=True)
-    skipped = []
+        row["training"] = {batch: {p: training(net, args.imgsz, batch, p, device) for p in ("fp32", "fp16")}
+                           for batch in TRAIN_BATCHES}
+        found[name] = row
+        yield record
     for name in args.compile:
         for batch in args.batches:
             if time.monotonic() > end:
-                skipped.append(f"{name} compiled, batch {batch}: no time left")
+                record["skipped"].append(f"{name} compiled, batch {batch}: no time left")
                 continue
-            row = found[Path(name).stem]["batches"][batch]
-            row |= compiled(build(name, CLASSES), args.imgsz, batch, device)
-    return {"kind": "accelerator", "imgsz": args.imgsz, "networks": found, "skipped": skipped,
-            "device": torch.cuda.get_device_name(device), "gpus": gpus(), "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(), "environment": runs.environment()}
+            found[name]["batches"][batch] |= compiled(nets[name], args.imgsz, batch, device)
+            yield record
+    yield record
 
 
 def inference(net: Net, side: int, batch: int, device: torch.device) -> dict[str, dict]:
@@ -165,7 +165,7 @@ def _done(model: torch.nn.Module, images: Tensor) -> None:
 
 
 def _rates(calls: dict[str, Callable], batch: int) -> dict[str, dict]:
-    warm_up(calls)
+    warm_up(calls, 8, SECONDS)
     told = {name: summary(times) for name, times in interleaved(calls, ROUNDS, SECONDS).items()}
     return {name: {"fps": 1e3 * batch / row["ms"], **row} for name, row in told.items()}
 

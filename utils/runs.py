@@ -214,13 +214,13 @@ def pick_device(name: str, with_torch: bool = True) -> torch.device | Device:
     else:
         make, count = Device.of, cuda_devices()
     if name == "auto":
-        return make("cuda" if count else "cpu")
+        return make("cuda:0" if count else "cpu")           # torch.cuda.set_device asks for an index
     try:
-        device = make(f"cuda:{name}" if name.isdigit() else name)
+        device = make(f"cuda:{name}" if name.isdigit() else "cuda:0" if name == "cuda" else name)
     except (RuntimeError, ValueError):
         raise UsageError(f"--device {name}: needs auto, cpu, cuda or a CUDA index such as 0") from None
     if device.type == "cuda":
-        if (device.index or 0) >= count:
+        if device.index >= count:
             raise EnvironmentFault(f"--device {name}: {count} CUDA devices are available here; "
                                    "use --device cpu")
     return device

@@ -234,7 +234,11 @@ def test_a_device_is_found_without_torch_as_with_it(monkeypatch):
         runs.pick_device("1", False)
     monkeypatch.setattr(runs, "cuda_devices", lambda: 2)
     found = [runs.pick_device(name, False) for name in ("auto", "cuda", "1", "cuda:1")]
-    assert [str(device) for device in found] == ["cuda", "cuda", "cuda:1", "cuda:1"]
+    assert [str(device) for device in found] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # torch.cuda.set_device refuses a device without an index
+    assert [runs.pick_device(name).index for name in ("auto", "cuda", "1")] == [0, 0, 1]
     for name, with_torch in (("tpu", False), ("cuda:x", False), ("no", True)):
         with pytest.raises(UsageError, match="needs auto, cpu, cuda"):
             runs.pick_device(name, with_torch)
