@@ -5,11 +5,17 @@
 plain: fp32, NCHW, unfused SGD, the library's memory defaults, one batch in memory. memory: the shipped step
 fed from the same batch in memory. shipped: the same with the loader, its augmentation and one worker process,
 on the embedded set.
+
+    git archive COMMIT | tar -x -C /tmp/before
+    python -m tests.speed_training --cfg micro-yolo --against /tmp/before --modes memory
+
+takes turns with that commit, and compares processor time, which neighbours move less, and losses as well.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,41 +37,59 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--against", type=Path, help="a folder with another commit's files")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--mode", choices=MODES)
     args = parser.parse_args()
     if args.mode:
         print(json.dumps(measure(args)))
         return
-    rates: dict[str, list[float]] = {mode: [] for mode in MODES}
+    here = Path(__file__).resolve().parent.parent
+    cases = [(mode, mode, here) for mode in args.modes]
+    cases += [(f"{mode} before", mode, args.against) for mode in args.modes if args.against]
+    runs: dict[str, list[dict]] = {name: [] for name, *_ in cases}
     for _ in range(args.rounds):
-        for mode in MODES:
-            words = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items()
-                     if k not in ("mode", "out", "rounds")]
-            done = subprocess.run([sys.executable, "-m", "tests.speed_training", f"--mode={mode}", *words],
-                                  capture_output=True, text=True, check=True)
-            rates[mode].append(json.loads(done.stdout.splitlines()[-1]))
-            print(mode, f"{rates[mode][-1]:.1f} img/s", flush=True)
-    report(args, rates)
+        for name, mode, folder in cases:
+            runs[name].append(in_process(args, mode, folder))
+            print(name, f"{runs[name][-1]['rate']:.1f} img/s, {runs[name][-1]['cpu_ms']:.1f} ms of processor "
+                  "an image", flush=True)
+    report(args, runs)
 
 
-def report(args: argparse.Namespace, rates: dict[str, list[float]]) -> None:
-    """Prints and writes medians with their spread, and the two ratios, taken round by round."""
+def in_process(args: argparse.Namespace, mode: str, folder: Path) -> dict:
+    """Runs one measurement on the packages in `folder`, in a process of its own."""
+    words = [f"--{k.replace('_', '-')}={getattr(args, k)}"
+             for k in ("cfg", "imgsz", "batch_size", "steps", "threads")]
+    done = subprocess.run([sys.executable, "-P", __file__, f"--mode={mode}", *words], capture_output=True,
+                          text=True, check=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(args: argparse.Namespace, runs: dict[str, list[dict]]) -> None:
+    """Prints and writes medians with their spread, and ratios, taken round by round."""
     from utils.runs import environment, write_json
-    ratios = {"shipped_over_plain": [s / p for s, p in zip(rates["shipped"], rates["plain"])],
-              "shipped_over_memory": [s / m for s, m in zip(rates["shipped"], rates["memory"])]}
+    rates = {name: [run["rate"] for run in of] for name, of in runs.items()}
+    pairs = [("shipped", "plain"), ("shipped", "memory"), *((name.split()[0], name) for name in rates
+                                                            if name.endswith(" before"))]
+    ratios = {f"{a}_over_{b}".replace(" ", "_"): [x / y for x, y in zip(rates[a], rates[b])]
+              for a, b in pairs if {a, b} <= rates.keys()}
+    for a, b in pairs[2:]:
+        ratios[f"{a}_cpu_saved"] = [y["cpu_ms"] / x["cpu_ms"] for x, y in zip(runs[a], runs[b])]
+        ratios[f"{a}_losses_differ"] = [max(abs(p / q - 1) for p, q in zip(x["losses"], y["losses"]))
+                                        for x, y in zip(runs[a], runs[b])]
     result = {k: {"median": statistics.median(v), "min": min(v), "max": max(v)}
               for k, v in (rates | ratios).items()}
+    for name in (*rates, *ratios):
+        value = result[name]
+        print(f"{name:28} {value['median']:8.4g}   ({value['min']:.4g} .. {value['max']:.4g})")
     result |= {"network": args.cfg, "imgsz": args.imgsz, "batch_size": args.batch_size,
                "threads": args.threads, "unit": "pictures a second", "environment": environment()}
-    for name in (*MODES, *ratios):
-        value = result[name]
-        print(f"{name:20} {value['median']:8.2f}   ({value['min']:.2f} .. {value['max']:.2f})")
     if args.out:
         write_json(args.out, result)
 
 
-def measure(args: argparse.Namespace) -> float:
-    """Pictures a second of one mode, after WARM steps."""
+def measure(args: argparse.Namespace) -> dict:
+    """Pictures a second after WARM steps, processor ms an image (of all steps), mean losses."""
     import torch
 
     from data.augment import preset
@@ -88,8 +112,9 @@ def measure(args: argparse.Namespace) -> float:
     model, loss = initialise(Network(net), 0).train(), DetectionLoss(net)
     real = make_loader(dataset, args.batch_size, workers=1 if args.mode == "shipped" else 0)
     batch = next(iter(real)) if args.mode != "shipped" else None
+    began = time.process_time()
     if args.mode == "plain":
-        return plain(args, model, loss, batch)
+        return told(args, plain(args, model, loss, batch), began, {})
     runs.tune_cpu(args.threads)
     model = model.to(memory_format=torch.channels_last)
     config = TrainConfig(epochs=1, optimizer="sgd", lr=1e-3, momentum=0.9, nominal_batch=1)
@@ -100,7 +125,13 @@ def measure(args: argparse.Namespace) -> float:
     engine.train_one_epoch(state, engine.Task(
         config, loader, loss, *[lambda *_: None] * 5, signals=SimpleNamespace(poll=lambda: False, code=0),
         precision=precision, main=False))
-    return args.batch_size * (args.steps - WARM) / loader.seconds()
+    return told(args, args.batch_size * (args.steps - WARM) / loader.seconds(), began, state.sums)
+
+
+def told(args: argparse.Namespace, rate: float, began: float, sums: dict[str, float]) -> dict:
+    """One measurement as its process prints it."""
+    return {"rate": rate, "cpu_ms": 1000 * (time.process_time() - began) / (args.batch_size * args.steps),
+            "losses": [value / args.steps for name, value in sums.items() if name != "count"]}
 
 
 class Timed:
