@@ -24,7 +24,7 @@ from utils import cli
 from utils.errors import EnvironmentFault
 
 ROOT = Path(__file__).resolve().parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/results.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/results.md", "docs/devices.md")
 
 
 def parse() -> argparse.Namespace:

@@ -33,7 +33,7 @@ from utils.text import aligned
 
 CLASSES, ROUNDS, SECONDS, STEPS = 5, 40, 1.5, 12
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
+FORMATS = {"": torch.contiguous_format, "_channels_last": torch.channels_last}
 TRAIN_BATCHES = (16, 64)
 
 
@@ -91,7 +91,7 @@ def inference(net: Net, side: int, batch: int, device: torch.device) -> dict[str
         for layout, memory in FORMATS.items():
             model, images = _ready(net, side, batch, device, DTYPES[precision], memory)
             calls[f"{precision}{layout}"] = lambda _, m=model, x=images: _done(m, x)
-            calls[f"{precision}{layout} graph"] = graphed(model, images)
+            calls[f"{precision}{layout}_graph"] = graphed(model, images)
     return _rates(calls, batch)
 
 
@@ -103,7 +103,7 @@ def compiled(net: Net, side: int, batch: int, device: torch.device) -> dict[str,
     for _ in range(3):
         _done(model, images)
     seconds = time.monotonic() - began
-    found = _rates({"fp16 channels_last compiled": lambda _: _done(model, images)}, batch)
+    found = _rates({"fp16_channels_last_compiled": lambda _: _done(model, images)}, batch)
     return {name: {**row, "compile_seconds": round(seconds, 1)} for name, row in found.items()}
 
 

@@ -19,7 +19,7 @@ from utils.text import markdown
 OPEN = re.compile(r"^<!--\s*table:\s*(\S+)\s*(.*?)\s*-->\s*$")
 CLOSE = re.compile(r"^<!--\s*/table\s*-->\s*$")
 LINK = re.compile(r"\]\([^)]*\bresults/([\w./-]+\.json)\)")
-FIELD = re.compile(r"\{([\w.]+)(?::([^{}]*))?\}")
+FIELD = re.compile(r"\{([\w.-]+)(?::([^{}]*))?\}")
 OWN = re.compile(r"<!--(.*?\{.*?)-->")
 
 

@@ -23,7 +23,7 @@ DETECTORS: dict[str, Callable[..., Net]] = {
     "micro-yolo-fast": micro_yolo_fast, "yolo-lite": yolo_lite, "yolo-nano": yolo_nano}
 ZOO = {**DETECTORS, **STEMS, **SURVEYED, **{known.name: known.build for known in OFFICIAL}, **CLASSIFIERS}
 SIDE = 416                                         # px of the input where nothing says another
-DEFAULT = "micro-yolo"
+DEFAULT = "yolox-nano"                             # of train.py: comes furthest in the same minutes
 # Trained weights that come with the project, by network: one's own training starts from the first there is.
 SHIPPED = {"micro-yolo": ("weights/micro-yolo-coco80.pt", "weights/micro-yolo-voc5.pt"),
            "micro-yolo-fast": ("weights/micro-yolo-fast-voc5.pt",),
