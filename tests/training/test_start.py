@@ -41,7 +41,8 @@ def anchors(net):
 
 
 def test_training_starts_from_the_shipped_checkpoint_at_its_side_and_says_so(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "SHIPPED", {"micro-yolo": (str(tmp_path / "later.pt"), own)})
+    monkeypatch.setattr(zoo, "SHIPPED", {name: (str(tmp_path / "later.pt"), own)
+                                         for name in ("micro-yolo", "yolox-nano")})
     said = []
     found = settle(TrainConfig(data="x"), said.append)
     assert (found.cfg, found.weights, found.imgsz) == (None, own, 96)
@@ -58,9 +59,9 @@ def test_without_a_shipped_checkpoint_or_by_none_it_starts_at_random(monkeypatch
     monkeypatch.setattr(zoo, "SHIPPED", {})
     for config in (TrainConfig(), TrainConfig(weights="none")):
         found = settle(config, said.append)
-        assert (found.cfg, found.start, found.imgsz) == ("micro-yolo", None, 416)
+        assert (found.cfg, found.start, found.imgsz) == ("yolox-nano", None, 416)
         net, weights = choose_net(found, a_set("a", "b"), said.append)
-        assert weights is None and net == build("micro-yolo", 2)
+        assert weights is None and net == build("yolox-nano", 2)
 
 
 def test_the_shipped_checkpoint_is_found_from_any_folder(tmp_path, monkeypatch):
