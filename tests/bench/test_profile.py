@@ -146,8 +146,8 @@ def test_layers_take_the_time_of_their_modules_and_no_hook_is_left(monkeypatch):
         while time.process_time() < end:
             pass
 
-    def slow(self: Network, records: Net) -> None:
-        built(self, records)
+    def slow(self: Network, records: Net, *more: object) -> None:
+        built(self, records, *more)
         self.ds5.pointwise.conv.register_forward_hook(spin)
     monkeypatch.setattr(Network, "__init__", slow)
     rows = {row["layer"]: row["ms"] for row in

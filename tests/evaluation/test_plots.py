@@ -129,7 +129,7 @@ def test_chinese_names_are_drawn_or_replaced_never_boxes(tmp_path):
             assert_drawn(path, (400, 400))
     legible = plots._legible(["红细胞", "plain", "ünïcode"])
     assert legible[1:] == ["plain", "ünïcode"]
-    assert legible[0] == ("红细胞" if plots._installed() else "class 0")
+    assert legible[0] == ("红细胞" if plots.cjk_fonts() else "class 0")
 
 
 class Record:

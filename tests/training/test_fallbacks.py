@@ -94,7 +94,7 @@ def test_half_precision_that_overflows_is_left_for_fp32_and_the_report_says_so(t
         with torch.no_grad():
             model.mb3.project.conv.weight.mul_(1e7)
         return model
-    monkeypatch.setattr("training.prepare.initialise", loud)
+    monkeypatch.setattr("training.teach.initialise", loud)
     run = trained("loud", "--batch-size", "4", net=bare)
     assert run.session.precision == "fp32"
     assert json.loads((run.folder / "args.json").read_text())["precision"] == "fp32"
