@@ -19,6 +19,7 @@ from bench.machine import gpus
 from bench.profile.timing import interleaved, summary, warm_up
 from compress.fold import fold
 from data.loader import Batch
+from deploy.runtimes.torchscript import DTYPES
 from models.count import macs, parameters
 from models.heads.loss import DetectionLoss
 from models.layer import Net
@@ -28,11 +29,10 @@ from training import engine
 from training.config import TrainConfig
 from training.run import Session, make_state
 from utils import cli, ddp, runs
-from utils.errors import EnvironmentFault
+from utils.errors import EnvironmentFault, UsageError
 from utils.text import aligned
 
 CLASSES, ROUNDS, SECONDS, STEPS = 5, 40, 1.5, 12
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"": torch.contiguous_format, "_channels_last": torch.channels_last}
 TRAIN_BATCHES = (16, 64)
 
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="no further variant is begun after these")
     parser.add_argument("--save-json", metavar="NAME", help="also write the record to results/NAME.json")
     args = parser.parse_args()
+    if strange := sorted({*args.compile} - {Path(name).stem for name in args.nets}):
+        raise UsageError(f"--compile {' '.join(strange)}: not among --nets")
     if not torch.cuda.is_available():
         raise EnvironmentFault("python -m bench.accelerator times a CUDA device, and torch finds none here; "
                                "benchmark.py times CPUs")
@@ -155,7 +157,7 @@ def _ready(net: Net, side: int, batch: int, device: torch.device, dtype: torch.d
     """Return the folded network with fresh weights and a batch of noise, both on the device."""
     model = from_state(*fold(net, initialise(Network(net), 0).state_dict()))
     images = torch.rand(batch, 3, side, side, device=device).to(dtype)
-    return model.to(device, dtype).to(memory_format=memory).eval(), images.contiguous(memory_format=memory)
+    return model.to(device, dtype).to(memory_format=memory), images.contiguous(memory_format=memory)
 
 
 @torch.inference_mode()

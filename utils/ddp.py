@@ -62,7 +62,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return the values averaged over ranks: the same on all of them."""
-    if not dist.is_initialized() or not values:
+    if not joined() or not values:
         return values
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
@@ -71,14 +71,14 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return a tensor's sum over all ranks, without a gradient; the tensor itself may be changed."""
-    if dist.is_initialized():
+    if joined():
         dist.all_reduce(values)
     return values
 
 
 def mean_gradients(parameters: Iterable[Tensor]) -> None:
     """Average the gradients of parameters that no DDP wrapper knows over all ranks."""
-    for parameter in parameters if dist.is_initialized() else ():
+    for parameter in parameters if joined() else ():
         parameter.grad = sum_over_ranks(parameter.grad) / dist.get_world_size()
 
 
