@@ -54,11 +54,12 @@ class Graph:
         return bool(readers) and all(r.op_type in SHAPES and self._leads_out(r.output[0]) for r in readers)
 
     def from_means(self) -> list[str]:
-        """Return the names of squeeze-excitation's nodes, from a mean to where a map is met again."""
+        """Return the names of squeeze-excitation's nodes, from behind a mean to where a map is met again."""
         found, values = [], set()
         for node in self.nodes:
-            follows = values & set(node.input) and node.op_type not in JOINS
-            if node.op_type == "GlobalAveragePool" or follows:
+            if node.op_type == "GlobalAveragePool":
+                values |= set(node.output)
+            elif values & set(node.input) and node.op_type not in JOINS:
                 found.append(node.name)
                 values |= set(node.output)
         return found

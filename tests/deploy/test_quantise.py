@@ -98,6 +98,17 @@ def test_the_first_convolution_is_in_float_and_its_pooling_before_the_activation
     assert [node.op_type for node in graph.readers[act.output[0]]] == ["QuantizeLinear"]
 
 
+def test_the_mean_of_a_map_is_taken_of_bytes_and_at_once(made, tmp_path):
+    source, target, _ = made["small"]
+    graph = Graph(onnx.load(source))
+    assert [node.name for node in graph.nodes if node.op_type == "AveragePool"] == ["mb3.se.average"]
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+    run = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert run.count("QLinearGlobalAveragePool") == 1 and "AveragePool" not in run
+
+
 def test_the_metadata_and_the_names_of_the_outputs_stay(made):
     before, after = (onnx.load(path) for path in made["residual"][:2])
     assert list(before.metadata_props) == list(after.metadata_props)
