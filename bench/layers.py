@@ -48,7 +48,7 @@ def beside(paths: list[str], threads: int, turns: int) -> dict[str, object]:
     """
     told = [read_metadata(path) for path in paths]
     if len({(data["net"], data["imgsz"]) for data in told}) > 1:
-        raise UsageError(f"{', '.join(paths)} are not of one network at one side: their layers do not compare")
+        raise UsageError(f"{', '.join(paths)} are not of one network at one side: layers do not compare")
     net, found = from_json(told[0]["net"]), {path: [] for path in paths}
     for _ in range(turns):
         for path in paths:
