@@ -43,6 +43,7 @@ class DetectConfig(NetworkConfig):
     name: str
     exist_ok: bool
     nosave: bool
+    codec: str
     save_txt: bool
     save_conf: bool
     save_json: bool
@@ -126,7 +127,7 @@ class Run:
         config, runtime = self.config, self.detector.runtime
         return Outputs(self.folder, runtime.names, runtime.class_map, images=not config.nosave,
                        txt=config.save_txt, scores=config.save_conf, json=config.save_json,
-                       crops=config.save_crop, view=self.window is not None, say=say)
+                       crops=config.save_crop, view=self.window is not None, say=say, codec=config.codec)
 
     def go_on(self, outputs: Outputs) -> bool:
         """Show the last image in the window; return whether neither a signal nor the window ends it."""
@@ -140,7 +141,7 @@ class Run:
         def write(item: tuple) -> None:
             frame, boxes, ms = item
             outputs.write(frame, boxes)
-            progress.step(frame.name, frame.image.shape[1::-1], in_words(outputs.counts(boxes)), ms)
+            progress.step(frame.name, frame.pixels.shape[1::-1], in_words(outputs.counts(boxes)), ms)
             progress.tell(source.faults)
 
         feed = batches(source, self.detector.fit, self.config.batch_size or 1)
