@@ -122,9 +122,9 @@ class Detector:
             self.dropped, self.cut = self.dropped + dropped, self.cut + cut
         return boxes, seconds / self.lanes
 
-    def _timed(self, images: np.ndarray, runtime: "Runs | None" = None) -> "tuple[list[Values], float]":
+    def _timed(self, images: np.ndarray) -> "tuple[list[Values], float]":
         """Return the head outputs and the seconds the network alone took for them; a GPU is waited for."""
-        start, runtime = time.perf_counter(), runtime or self.runtime
+        start, runtime = time.perf_counter(), self.runtime
         outputs = runtime.predict(images)
         if runtime.device.type == "cuda":
             import torch
@@ -144,11 +144,14 @@ class Detector:
     def alone(self, images: np.ndarray, seconds: float = 0.3, most: int = 50) -> float:
         """Return the images per second of the bare network on all threads, one pass after another.
 
-        Of up to `most` passes the median counts.
+        Of up to `most` passes the median counts. Nothing is detected behind it: the lanes' network is let go.
         """
-        runtime, times = self._whole() if self._whole else self.runtime, []
+        if self._whole:
+            self.runtime = None                            # two at a time would be the peak of a run's memory
+            self.runtime, self.lanes, self._whole = self._whole(), 1, None
+        times: list[float] = []
         while len(times) < 3 or len(times) < most and sum(times) < seconds:
-            times.append(self._timed(images, runtime)[1])
+            times.append(self._timed(images)[1])
         return len(images) / float(np.median(times))
 
 

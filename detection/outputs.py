@@ -48,6 +48,11 @@ class Outputs:
         if txt:
             (folder / "labels").mkdir(exist_ok=True)
 
+    @property
+    def looks(self) -> bool:
+        """Return whether the frames' pixels are needed, not their boxes alone."""
+        return self.images or self.view or self.crops
+
     def write(self, frame: Frame, boxes: np.ndarray) -> None:
         """Write one frame with its boxes [N, 6] (xyxy px of the frame, score, class)."""
         self.frames += 1

@@ -14,6 +14,7 @@ import numpy as np
 from detection.yuv import TOLD, Yuv, rgb
 from utils.errors import DataError, DiskError
 from utils.optional import needs
+from utils.runs import cores
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -89,7 +90,8 @@ def _opened(path: Path, max_pixels: float) -> "Iterator[tuple[InputContainer, Vi
             if stream.width * stream.height > max_pixels:
                 raise DataError(f"{path}: claims frames of {stream.width}x{stream.height} px, above the "
                                 f"limit of {max_pixels:,} pixels; raise --max-pixels if that is right")
-            stream.thread_type = "AUTO"
+            stream.thread_type = "AUTO"                    # each thread holds frames
+            stream.codec_context.thread_count = max(1, len(cores()) // 2)
             yield container, stream
     except av.FFmpegError as error:
         raise DataError(f"{what}; {error.strerror}); is it complete? "

@@ -23,13 +23,18 @@ class Yuv:
     """A frame in a YUV format; `shape` [H, W, 3] is its RGB image's. Its decoder reads it: draw on copies."""
 
     def __init__(self, frame: "VideoFrame") -> None:
-        self.frame, self.shape = frame, (frame.height, frame.width, 3)
+        self.frame: VideoFrame = frame
+        self.shape = frame.height, frame.width, 3
 
     @staticmethod
     def holds(frame: "VideoFrame") -> bool:
         """Return whether a frame is one: in YUV, upright, and of one moment."""
         return (frame.format.name.startswith(("yuv", "nv", "p0")) and not frame.rotation
                 and not frame.interlaced_frame)
+
+    def forget(self) -> None:
+        """Let the pixels go, where no one will look again; the shape stays."""
+        self.frame = None
 
     def letterbox(self, size: int) -> tuple[np.ndarray, Geometry]:
         """Return what `data.augment.letterbox` makes of the RGB image, but for a few of 255 grey levels."""
