@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detection.yuv import TOLD, Yuv, rgb
+from detection.yuv import BT601, LIMITED, TOLD, Yuv, rgb
 from utils.errors import DataError, DiskError
 from utils.optional import needs
 from utils.runs import cores
@@ -241,8 +241,11 @@ class Recorder:
         self._stream.width, self._stream.height, self._stream.pix_fmt = *size, "yuv420p"
         context = self._stream.codec_context
         context.time_base, context.sample_aspect_ratio = Fraction(1, TICKS), info.aspect
-        for told in TOLD if frame.format.name == "yuv420p" else ():
-            setattr(context, told, getattr(frame, told))
+        if frame.format.name == "yuv420p":
+            for told in TOLD:
+                setattr(context, told, getattr(frame, told))
+        else:                                              # of RGB swscale makes this; players would guess
+            context.colorspace, context.color_range = BT601, LIMITED
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 PLANAR = ("yuv420p", "yuvj420p")                           # what is drawn on and written
-BT601 = 0.299, 0.114                                       # weights of red and blue, also where none are told
-WEIGHTS = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}     # BT.709; BT.2020, twice
-FULL = 2                                                   # the range 0..255, where others have 16..235
+BT601 = 6                                                  # the matrix where none is told, FFmpeg's number
+WEIGHTS = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593), BT601: (0.299, 0.114)}
+LIMITED, FULL = 1, 2                                       # the range: 16..235, where none is told, or 0..255
 TOLD = ("colorspace", "color_range", "color_primaries", "color_trc")   # what a frame says of its colours
 
 
@@ -66,7 +66,7 @@ class Yuv:
     def layers(self, colour: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, int, int]]:
         """Yield each plane of a copy, how many px a value of it covers, and what an RGB colour is there."""
         red, _, blue = colour
-        of_red, of_blue = WEIGHTS.get(self.frame.colorspace, BT601)
+        of_red, of_blue = WEIGHTS.get(self.frame.colorspace, WEIGHTS[BT601])
         luma = of_red * red + (1 - of_red - of_blue) * colour[1] + of_blue * blue
         wide = self.frame.color_range == FULL
         chroma = [(blue - luma) / (1 - of_blue) / 2, (red - luma) / (1 - of_red) / 2]

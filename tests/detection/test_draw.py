@@ -199,6 +199,15 @@ def test_what_is_written_says_its_colours_and_keeps_its_pixels(tmp_path: Path, s
         assert plane.shape == source.shape and np.abs(plane.astype(int) - source).mean() < 2.5
 
 
+def test_an_rgb_image_is_written_in_the_colours_that_the_file_says(tmp_path: Path):
+    image, video = picture(180, 256), Recorder(tmp_path / "a", live=False)
+    video.write(image, 0, VideoInfo(10, 0, 256, 180))
+    video.close()
+    (got, _), = read(tmp_path / "a.mp4")
+    assert (got.frame.colorspace, got.frame.color_range) == (6, 1)
+    assert np.abs(rgb(got).astype(int) - image).mean() < 4
+
+
 def test_frames_that_must_be_turned_or_hold_two_moments_become_rgb(tmp_path: Path):
     for name, options in (("a.mkv", {}), ("b.mkv", {"flags": "+ildct+ilme", "top": "1"})):
         with av.open(str(tmp_path / name), "w") as out:
