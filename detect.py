@@ -65,6 +65,8 @@ def parse() -> argparse.Namespace:
         out.error("--half and --fp32 exclude each other: give one, or neither to have the faster one chosen")
     if args.save_conf and not args.save_txt:
         out.error("--save-conf adds scores to the files of --save-txt: give --save-txt as well")
+    if args.nosave and args.codec != "auto":
+        out.error("--codec is that of the videos which --nosave leaves out: give one of the two")
     if args.weights is None and not SHIPPED.is_file():
         out.error(f"--weights is missing, and {SHIPPED.parent.name}/{SHIPPED.name} is not there to be used "
                   "instead: give a checkpoint .pt or official darknet .weights")
