@@ -31,8 +31,8 @@ VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, writt
           "--host": (str, "127.0.0.1", "with --serve: the address to listen at"),
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}
 PAGE = ("--host", "--port", "--origin")    # what only --serve heeds, and what it does not
-NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--save-txt",
-           "--save-conf", "--save-json", "--save-crop", "--view-img", "--health", "--duration",
+NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--codec",
+           "--save-txt", "--save-conf", "--save-json", "--save-crop", "--view-img", "--health", "--duration",
            "--open-timeout", "--read-timeout")
 
 
@@ -48,6 +48,9 @@ def parse() -> argparse.Namespace:
         out.add_argument(flag, action="store_true", help=words)
     for flag, (kind, default, words) in VALUES.items():
         out.add_argument(flag, type=kind, default=default, help=words)
+    out.add_argument("--codec", choices=("auto", "vp9"), default="auto",
+                     help="of videos written: H.264 where PyAV has x264 and both sides are even, else VP9; "
+                          "or VP9 always, which asks for no licence and takes three times as long")
     out.add_argument("--origin", nargs="+", default=[],
                      help="with --serve, behind a proxy: the page's addresses there, as https://cam.example.org")
     args = out.parse_args()
@@ -62,6 +65,8 @@ def parse() -> argparse.Namespace:
         out.error("--half and --fp32 exclude each other: give one, or neither to have the faster one chosen")
     if args.save_conf and not args.save_txt:
         out.error("--save-conf adds scores to the files of --save-txt: give --save-txt as well")
+    if args.nosave and args.codec != "auto":
+        out.error("--codec is that of the videos which --nosave leaves out: give one of the two")
     if args.weights is None and not SHIPPED.is_file():
         out.error(f"--weights is missing, and {SHIPPED.parent.name}/{SHIPPED.name} is not there to be used "
                   "instead: give a checkpoint .pt or official darknet .weights")

@@ -215,5 +215,6 @@ def read_images(spec: dict) -> Iterator[np.ndarray]:
     """Yield the images uint8 [H, W, 3] RGB over and over, decoded each time again; the frames of a video."""
     from data.images import decode
     from detection.video import read
+    from detection.yuv import rgb
     for path in cycle(map(Path, spec["files"])):
-        yield from (image for image, _ in read(path)) if spec["video"] else (decode(path),)
+        yield from (rgb(image) for image, _ in read(path)) if spec["video"] else (decode(path),)

@@ -1,7 +1,6 @@
 """Exported files: what kind a path is, and the metadata that each carries, a JSON-able dict."""
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
@@ -87,10 +86,12 @@ def digest(path: str | Path) -> str:
     found = parts(path)
     if len(found) == 1:
         return _sha(found[0])
+    import hashlib
     return hashlib.sha256("".join(f"{_sha(part)}  {part.name}\n" for part in found).encode()).hexdigest()
 
 
 def _sha(path: Path) -> str:
+    import hashlib
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -161,6 +162,7 @@ def _script_entries(path: Path) -> tuple[list[tuple[str, bytes]], bytes | None]:
 
 def _script_sha(entries: list[tuple[str, bytes]]) -> str:
     """Return the SHA-256 of the names, below the archive's own, and bytes of a TorchScript file."""
+    import hashlib
     text = "".join(f"{hashlib.sha256(data).hexdigest()}  {name.partition('/')[2]}\n"
                    for name, data in entries)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -14,6 +14,7 @@ import numpy as np
 
 from data.augment import letterbox
 from detection.video import Frame
+from detection.yuv import Yuv
 from utils.boxes import Geometry, scale_back
 from utils.errors import UsageError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from utils.boxes import Values
 
 LANED = ("onnx", "openvino")                  # formats whose runtime takes calls side by side
-Fit = Callable[[np.ndarray], tuple[np.ndarray, Geometry]]      # as Detector.fit
+Fit = Callable[["np.ndarray | Yuv"], tuple[np.ndarray, Geometry]]      # as Detector.fit
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Detector:
         self.seconds, self.dropped, self.cut, self._start = 0.0, 0, 0, 0.0
         self._note, self._warm = "", False
 
-    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
-        """Letterbox an image [H, W, 3] to [S, S, 3], and say where it lies there."""
-        return letterbox(image, self.size)
+    def fit(self, image: np.ndarray | Yuv) -> tuple[np.ndarray, Geometry]:
+        """Letterbox an image [H, W, 3] to [S, S, 3] RGB, and say where it lies there."""
+        return image.letterbox(self.size) if isinstance(image, Yuv) else letterbox(image, self.size)
 
     def warm_up(self, images: np.ndarray) -> None:
         """Take the whole way once, uncounted: a first pass plans its kernels and imports what it needs."""
@@ -121,9 +122,9 @@ class Detector:
             self.dropped, self.cut = self.dropped + dropped, self.cut + cut
         return boxes, seconds / self.lanes
 
-    def _timed(self, images: np.ndarray, runtime: "Runs | None" = None) -> "tuple[list[Values], float]":
+    def _timed(self, images: np.ndarray) -> "tuple[list[Values], float]":
         """Return the head outputs and the seconds the network alone took for them; a GPU is waited for."""
-        start, runtime = time.perf_counter(), runtime or self.runtime
+        start, runtime = time.perf_counter(), self.runtime
         outputs = runtime.predict(images)
         if runtime.device.type == "cuda":
             import torch
@@ -143,11 +144,14 @@ class Detector:
     def alone(self, images: np.ndarray, seconds: float = 0.3, most: int = 50) -> float:
         """Return the images per second of the bare network on all threads, one pass after another.
 
-        Of up to `most` passes the median counts.
+        Of up to `most` passes the median counts. Nothing is detected behind it: the lanes' network is let go.
         """
-        runtime, times = self._whole() if self._whole else self.runtime, []
+        if self._whole:
+            self.runtime = None                            # two at a time would be the peak of a run's memory
+            self.runtime, self.lanes, self._whole = self._whole(), 1, None
+        times: list[float] = []
         while len(times) < 3 or len(times) < most and sum(times) < seconds:
-            times.append(self._timed(images, runtime)[1])
+            times.append(self._timed(images)[1])
         return len(images) / float(np.median(times))
 
 
@@ -185,7 +189,7 @@ def batches(frames: Iterable[Frame], fit: Fit, count: int) -> Iterator[Batch]:
 
 def batch_of(frames: list[Frame], fit: Fit) -> Batch:
     """Return one batch of all the frames, which may differ in size."""
-    images, places = zip(*(fit(frame.image) for frame in frames))
+    images, places = zip(*(fit(frame.pixels) for frame in frames))
     return Batch(frames, places, np.stack(images).transpose(0, 3, 1, 2))       # in memory channels last
 
 
@@ -201,7 +205,7 @@ def follow(reader: Iterable[Batch], detector: Detector,
         first = batch.images if first is None else first
         ms = 1000 * seconds / len(found)
         for frame, place, boxes in zip(batch.frames, batch.places, found):
-            put((frame, scale_back(boxes, place, *frame.image.shape[:2]), ms))
+            put((frame, scale_back(boxes, place, *frame.pixels.shape[:2]), ms))
         if not go_on():
             break
     return first

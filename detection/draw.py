@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import TypeVar
 
 import cv2
 import numpy as np
+
+from detection.yuv import Yuv
 
 HERSHEY = cv2.FONT_HERSHEY_SIMPLEX
 UNICODE = hasattr(cv2, "FontFace")  # OpenCV 5 writes more than ASCII, by a font of its own
 TEXT_PX = 27.0                     # height of a text line at font scale 1, as cv2.getTextSize gives it
 GOLDEN = 0.6180339887498949        # steps of the golden ratio never bring two hues close to each other soon
+Image = TypeVar("Image", np.ndarray, Yuv)
 CROWD = 100                        # labels that later ones make way for; more leave no free place
 
 
@@ -44,13 +48,13 @@ def stroke(height: int, width: int) -> tuple[int, float]:
     return max(1, round(side * 0.0036)), (5 + 0.018 * side) / TEXT_PX
 
 
-def draw(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], scores: bool = True,
-         labels: bool = True, line: int | None = None) -> np.ndarray:
-    """Return a copy of the image [H, W, 3] (uint8 RGB) with its finite boxes and their labels.
+def draw(image: Image, boxes: np.ndarray, names: Sequence[str], scores: bool = True,
+         labels: bool = True, line: int | None = None) -> Image:
+    """Return a copy of the image, uint8 [H, W, 3] RGB or in YUV, with its finite boxes and their labels.
 
     `boxes` [N, 6] holds xyxy px, score, class, or [N, 5] xyxy, class: ground truth, which carries no score.
     """
-    out = np.ascontiguousarray(image).copy()
+    out = image.copy() if isinstance(image, Yuv) else np.array(image, order="C")
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, np.shape(boxes)[-1] if len(boxes) else 6)
     boxes = boxes[np.isfinite(boxes).all(1)]
     height, width = out.shape[:2]
@@ -60,7 +64,7 @@ def draw(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], scores: boo
     limits = np.maximum(inset, np.array([width, height]) - 1 - inset)
     corners = np.clip(boxes[:, :4].round().reshape(-1, 2, 2), inset, limits).astype(int).tolist()
     for row, (low, high) in zip(boxes[::-1], corners[::-1]): # the best, which come first, on top
-        cv2.rectangle(out, low, high, colour(int(row[-1])), thick)
+        _rectangle(out, low, high, colour(int(row[-1])), thick)
     placed: list[tuple[int, int, int, int]] = []
     for row in boxes if labels else ():
         text = class_name(int(row[-1]), names)
@@ -76,7 +80,7 @@ def class_name(index: int, names: Sequence[str]) -> str:
     return name if name.isascii() or UNICODE else f"class {index}"
 
 
-def _label(out: np.ndarray, text: str, row: np.ndarray, scale: float, fill: tuple[int, int, int],
+def _label(out: Image, text: str, row: np.ndarray, scale: float, fill: tuple[int, int, int],
            placed: list[tuple[int, int, int, int]]) -> None:
     """Write one filled label where it covers the `placed` ones least, and add its place to them."""
     height, width = out.shape[:2]
@@ -88,9 +92,26 @@ def _label(out: np.ndarray, text: str, row: np.ndarray, scale: float, fill: tupl
     size = (text_w + 2 * pad, text_h + base + pad)
     x, y = _place(row, size, (width, height), placed)
     placed.append((x, y, x + size[0], y + size[1]))
-    cv2.rectangle(out, (x, y), (x + size[0] - 1, y + size[1] - 1), fill, -1)
-    foot = (x + pad, y + text_h + pad // 2)
-    cv2.putText(out, text, foot, HERSHEY, scale, text_colour(fill), 1, cv2.LINE_AA)
+    _rectangle(out, (x, y), (x + size[0] - 1, y + size[1] - 1), fill, cv2.FILLED)
+    for plane, step, value in _layers(out, text_colour(fill)):
+        part = plane[y // step:(y + size[1]) // step + 1, x // step:(x + size[0]) // step + 1]
+        wide = part.repeat(step, 0).repeat(step, 1)        # text of another scale would have other gaps
+        foot = (pad + x % step, y % step + text_h + pad // 2)
+        cv2.putText(wide, text, foot, HERSHEY, scale, value, 1, cv2.LINE_AA)
+        part[:] = cv2.resize(wide, part.shape[1::-1], interpolation=cv2.INTER_AREA)
+
+
+def _layers(out: Image, fill: tuple[int, int, int]) -> Iterable[tuple[np.ndarray, int, object]]:
+    """Return the arrays to draw on, how many px a value of each covers, and what the colour is there."""
+    return out.layers(fill) if isinstance(out, Yuv) else ((out, 1, fill),)
+
+
+def _rectangle(out: Image, low: Sequence[int], high: Sequence[int], fill: tuple[int, int, int],
+               thick: int) -> None:
+    for plane, step, value in _layers(out, fill):
+        corners = [(x // step, y // step) for x, y in (low, high)]
+        # half as thick, and odd, so that it lies on both sides of its middle
+        cv2.rectangle(plane, *corners, value, thick if step == 1 or thick < 0 else (thick + 1) // 2 | 1)
 
 
 def _place(row: np.ndarray, size: tuple[int, int], image: tuple[int, int],

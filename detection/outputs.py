@@ -15,6 +15,7 @@ from data.coco.clean import written_id
 from detection.draw import contact_sheet, draw
 from detection.sources import printable
 from detection.video import Frame, Recorder
+from detection.yuv import Yuv
 from utils.errors import DiskError
 
 FORBIDDEN = str.maketrans(dict.fromkeys('/\\:*?"<>|\x00', "_"))    # in file names, on one system or another
@@ -24,12 +25,13 @@ class Outputs:
     """Writes the boxes of frame after frame into `folder`, and counts them by class index: `per_class`.
 
     images: drawn images and videos; txt: labels/NAME.txt, with `scores`; json: predictions.json; crops:
-    crops/CLASS/NAME_NUMBER.jpg; view: keep the last drawn image as `shown`.
+    crops/CLASS/NAME_NUMBER.jpg; view: keep the last drawn image as `shown`. codec: Recorder's, of videos.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], class_map: Mapping[str, int] | None = None,
                  images: bool = True, txt: bool = False, scores: bool = False, json: bool = False,
-                 crops: bool = False, view: bool = False, say: Callable[[str], None] = print) -> None:
+                 crops: bool = False, view: bool = False, say: Callable[[str], None] = print,
+                 codec: str = "auto") -> None:
         self.folder, self.names = folder, tuple(names)
         self._ids: list[int | str] = list(range(1, len(names) + 1))     # where the data set's are unknown
         for given, index in (class_map or {}).items():
@@ -38,7 +40,7 @@ class Outputs:
         self.frames = 0
         self.per_class = np.zeros(len(self.names), np.int64)
         self.shown: np.ndarray | None = None
-        self._say = say
+        self._say, self._codec = say, codec
         self._seen: dict[str, np.ndarray] = {}
         self._videos: dict[str, Recorder] = {}
         self._json = (folder / "predictions.json").open("w", encoding="utf-8") if json else None
@@ -46,24 +48,29 @@ class Outputs:
         if txt:
             (folder / "labels").mkdir(exist_ok=True)
 
+    @property
+    def looks(self) -> bool:
+        """Return whether the frames' pixels are needed, not their boxes alone."""
+        return self.images or self.view or self.crops
+
     def write(self, frame: Frame, boxes: np.ndarray) -> None:
         """Write one frame with its boxes [N, 6] (xyxy px of the frame, score, class)."""
         self.frames += 1
         self.per_class += self._count(boxes)
         if self.images or self.view:
-            drawn = draw(frame.image, boxes, self.names)
+            drawn = draw(frame.image if self.view else frame.pixels, boxes, self.names)
             self.shown = self._look(frame, drawn) if self.view else None
             if self.images:
                 self._save(frame, drawn)
         if self.txt:
             path = self.folder / "labels" / f"{stem(frame)}.txt"
-            path.write_text(label_lines(boxes, frame.image.shape, self.scores), encoding="utf-8")
+            path.write_text(label_lines(boxes, frame.pixels.shape, self.scores), encoding="utf-8")
         if self._json is not None:
             self._write_json(frame, boxes)
         if self.crops:
             self._write_crops(frame, boxes)
 
-    def _save(self, frame: Frame, drawn: np.ndarray) -> None:
+    def _save(self, frame: Frame, drawn: np.ndarray | Yuv) -> None:
         if frame.video is None:
             suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
             save_image(self.folder / (stem(frame) + suffix), drawn)
@@ -72,7 +79,7 @@ class Outputs:
             if not frame.taken:                            # files come one by one, streams side by side
                 self._end_videos()
             base = self.folder / Path(frame.name).stem
-            self._videos[frame.name] = Recorder(base, frame.live, self._say)
+            self._videos[frame.name] = Recorder(base, frame.live, self._say, self._codec)
         self._videos[frame.name].write(drawn, frame.seconds, frame.video)
 
     def _look(self, frame: Frame, drawn: np.ndarray) -> np.ndarray:
@@ -97,13 +104,14 @@ class Outputs:
             self._between = ",\n"
 
     def _write_crops(self, frame: Frame, boxes: np.ndarray) -> None:
+        image = frame.image if len(boxes) else None
         for number, row in enumerate(boxes, 1):
             name = self.names[int(row[5])].translate(FORBIDDEN).strip(" .") or f"class {int(row[5])}"
             folder = self.folder / "crops" / name
             folder.mkdir(parents=True, exist_ok=True)
             x1, y1 = (max(0, math.floor(value)) for value in row[:2])
             x2, y2 = (math.ceil(value) for value in row[2:4])
-            crop = frame.image[y1:max(y2, y1 + 1), x1:max(x2, x1 + 1)]
+            crop = image[y1:max(y2, y1 + 1), x1:max(x2, x1 + 1)]
             save_image(folder / f"{stem(frame)}_{number}.jpg", crop)
 
     def _end_videos(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.artifact import needs_torch
+from deploy.artifact import format_of, needs_torch
 from detection.detector import Batch, Detector, NetworkConfig, batch_of, batches, follow, make_detector
 from detection.live.capture import Limits
 from detection.live.feed import Feed
@@ -23,10 +23,12 @@ from detection.screen import FrameLog, Window, open_window
 from detection.sources import Source, open_source
 from detection.threads import behind, prefetch
 from detection.video import VIDEOS_BY
+from detection.yuv import Yuv
+from utils.boxes import Geometry
 from utils.errors import DiskError, Interrupted, UsageError
 from utils.optional import needs
 from utils.redact import masked, masked_values
-from utils.runs import Interrupt, environment, run_folder, tune_cpu, write_json
+from utils.runs import Interrupt, environment, run_folder, tune_cpu, tune_memory, write_json
 
 SPARE_MB = 100                     # free on the disk below which a live recording ends, its files still whole
 EVERY = 1.0                        # seconds between reports on live streams
@@ -43,6 +45,7 @@ class DetectConfig(NetworkConfig):
     name: str
     exist_ok: bool
     nosave: bool
+    codec: str
     save_txt: bool
     save_conf: bool
     save_json: bool
@@ -64,6 +67,8 @@ def detect(config: DetectConfig) -> None:
     check_folder(config, source.paths if source else ())
     if needs_torch(config.weights):
         tune_cpu()
+    elif format_of(config.weights) == "onnx":
+        tune_memory()
     many = source is not None and source.total != 1
     detector, interrupt = make_detector(config, config.weights, many), Interrupt()
     window = open_window() if config.view_img else None
@@ -126,7 +131,7 @@ class Run:
         config, runtime = self.config, self.detector.runtime
         return Outputs(self.folder, runtime.names, runtime.class_map, images=not config.nosave,
                        txt=config.save_txt, scores=config.save_conf, json=config.save_json,
-                       crops=config.save_crop, view=self.window is not None, say=say)
+                       crops=config.save_crop, view=self.window is not None, say=say, codec=config.codec)
 
     def go_on(self, outputs: Outputs) -> bool:
         """Show the last image in the window; return whether neither a signal nor the window ends it."""
@@ -140,11 +145,17 @@ class Run:
         def write(item: tuple) -> None:
             frame, boxes, ms = item
             outputs.write(frame, boxes)
-            progress.step(frame.name, frame.image.shape[1::-1], in_words(outputs.counts(boxes)), ms)
+            progress.step(frame.name, frame.pixels.shape[1::-1], in_words(outputs.counts(boxes)), ms)
             progress.tell(source.faults)
 
-        feed = batches(source, self.detector.fit, self.config.batch_size or 1)
-        with self.outputs() as outputs, behind(write, 4) as put, closing(prefetch(feed, 4)) as reader:
+        def fit(pixels: np.ndarray | Yuv) -> tuple[np.ndarray, Geometry]:
+            fitted = self.detector.fit(pixels)
+            if isinstance(pixels, Yuv) and not outputs.looks:
+                pixels.forget()
+            return fitted
+
+        feed = batches(source, fit, self.config.batch_size or 1)
+        with self.outputs() as outputs, behind(write, 2) as put, closing(prefetch(feed, 2)) as reader:
             first = follow(reader, self.detector, put, lambda: self.go_on(outputs))
         seconds = self.detector.since_start()
         progress.tell(source.faults)
@@ -214,17 +225,17 @@ class Run:
     def figures(self, outputs: Outputs, seconds: float, images: np.ndarray | None, time_alone: bool) -> dict:
         """Return what summary.json holds, of a run of `seconds` from first frame to last written file."""
         detector, frames = self.detector, outputs.frames
-        # again, on a batch [B, 3, S, S]: within the run it shares its cores with reading and writing
-        alone = detector.alone(images) if time_alone and frames >= ENOUGH else None
         fps = frames / seconds if seconds else 0.0
-        return {"frames": frames, "boxes": int(outputs.per_class.sum()), "per_class": outputs.counts(),
+        told = {"frames": frames, "boxes": int(outputs.per_class.sum()), "per_class": outputs.counts(),
                 "dropped": detector.dropped, "notes": detector.notes, "fps_end_to_end": fps,
                 "fps_network_in_run": frames / detector.seconds if detector.seconds else 0.0,
-                "fps_network_alone": alone, "ratio": fps / alone if alone else None,
                 "imgsz": list(images.shape[-2:]) if images is not None else None,
                 "batch_size": len(images) if images is not None else None,
                 "precision": detector.runtime.precision, "device": str(detector.runtime.device),
                 "threads": detector.runtime.threads * detector.lanes, "lanes": detector.lanes}
+        # again, on a batch [B, 3, S, S]: within the run it shares its cores with reading and writing
+        alone = detector.alone(images) if time_alone and frames >= ENOUGH else None
+        return told | {"fps_network_alone": alone, "ratio": fps / alone if alone else None}
 
     def conclude(self, found: dict, progress: FrameLog) -> int:
         """Write summary.json, say the same in sentences, and return the number of frames."""

@@ -201,7 +201,7 @@ class Reader:
 
     def _put(self, frame: Frame, turn: Turn) -> None:
         """Put a frame into the box; one of a finite video waits for room."""
-        size, before = frame.image.shape[1::-1], self.health.size
+        size, before = frame.pixels.shape[1::-1], self.health.size
         with self._ready:
             while not frame.live and len(self._box) >= DEPTH and not turn.gone.is_set():
                 self._ready.wait(0.1)

@@ -142,6 +142,8 @@ def test_bad_flags_and_unknown_classes_end_with_2_and_say_what_is_known(nets, tm
                          "them; give names or numbers of: 0 red, 1 green, 2 蓝/色"),
                         ((*good, "--conf-thres", "1.5"), "between 0 and 1"),
                         ((*good, "--save-conf"), "--save-txt"),
+                        ((*good, "--nosave", "--codec", "vp9"), "--codec is that of the videos"),
+                        ((*good, "--codec", "av1"), "'auto', 'vp9'"),
                         (("--weights", nets["good"]), "--source is missing")):
         code, _, err, folder = run(*flags)
         assert code == 2 and said in err and not folder.exists()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from detection.video import probe
+from detection.yuv import Yuv
 from tests.helpers.detect_cases import ROOT, film, match
 
 
@@ -28,6 +29,17 @@ def test_a_video_keeps_rate_size_and_length_and_its_boxes_also_in_batches(nets, 
     match(np.hstack((centre - half, centre + half, values[:, :1])), boxes, 1.0)
     rows = json.loads((folder / "predictions.json").read_text())
     assert [row["frame"] for row in rows] == [k // 2 for k in range(50)]
+
+
+@pytest.mark.parametrize(("flags", "kept"), [(("--nosave",), False), ((), True),
+                                             (("--nosave", "--save-crop"), True)])
+def test_pixels_are_kept_behind_the_network_only_where_something_looks(nets, tmp_path, run, monkeypatch,
+                                                                        flags, kept):
+    gone: list[Yuv] = []
+    monkeypatch.setattr(Yuv, "forget", lambda frame: gone.append(frame))
+    film(tmp_path / "v.mp4", 6)
+    code, out, _, _ = run("--weights", nets["good"], "--source", tmp_path / "v.mp4", *flags)
+    assert code == 0 and "6 frames, 12 boxes" in out and len(gone) == (0 if kept else 6)
 
 
 def test_ctrl_c_leaves_a_playable_video_and_ends_with_130(nets, tmp_path):

@@ -15,7 +15,8 @@ from PIL import Image
 
 from detection.outputs import Outputs
 from detection.sources import open_source, printable, unique_names
-from detection.video import Frame, Recorder, VideoInfo, probe, read
+from detection.video import Frame, Recorder, VideoInfo, encoder, probe, read
+from detection.yuv import Yuv
 from tests.helpers.browser_cases import chromium, need_browser, served
 from tests.helpers.detect_cases import film, save, scene
 from utils.errors import DataError
@@ -143,15 +144,26 @@ def test_a_video_whose_frames_change_size_is_written_in_parts_and_said(tmp_path,
         assert probe(folder / name).width == width and len(times_of(folder / name)) == 8
 
 
-def test_a_written_video_is_vp9_that_ffmpeg_and_opencv_read(tmp_path):
-    path = tmp_path / "a.mp4"
-    film(path, 12)
-    with av.open(str(path)) as container:
+@pytest.mark.parametrize(("size", "flags", "wanted"), [
+    ((240, 320), (), "h264"), ((240, 320), ("--codec", "vp9"), "vp9"), ((241, 320), (), "vp9"),
+    ((240, 321), (), "vp9"), ((8, 2), (), "h264")])
+def test_a_video_is_written_in_h264_or_vp9_whole_and_ffmpeg_and_opencv_read_it(tmp_path, nets, run, size,
+                                                                            flags, wanted):
+    film(tmp_path / "a.mp4", 12, size)
+    code, _, err, folder = run("--weights", nets["good"], "--source", tmp_path / "a.mp4", *flags)
+    assert code == 0, err
+    with av.open(str(folder / "a.mp4")) as container:
         stream = container.streams.video[0]
-        assert stream.codec_context.name in ("vp9", "libvpx-vp9") and stream.frames == 12
-        assert stream.average_rate == Fraction(25, 2)
-    capture = cv2.VideoCapture(str(path))
+        assert wanted in stream.codec_context.name and stream.frames == 12
+        assert stream.average_rate == Fraction(25, 2) and (stream.height, stream.width) == size
+    capture = cv2.VideoCapture(str(folder / "a.mp4"))
     assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 12
+
+
+def test_where_pyav_has_no_x264_vp9_is_written(monkeypatch):
+    assert encoder((64, 48))[0] == "libx264" and encoder((20000, 48))[0] == "libvpx-vp9"
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    assert encoder((64, 48))[0] == "libvpx-vp9"
 
 
 def test_names_with_a_colon_or_that_are_no_unicode_are_read_and_written(tmp_path, nets, run, monkeypatch):
@@ -346,6 +358,7 @@ def test_mutations_of_a_file_are_read_or_refused_in_a_sentence(tmp_path, name):
         (tmp_path / name).write_bytes(data)
         try:
             for frame in open_source(str(tmp_path / name)):
+                frame.pixels.letterbox(32) if isinstance(frame.pixels, Yuv) else None
                 assert frame.image.ndim == 3 and frame.image.dtype == np.uint8
         except DataError as error:
             assert name in str(error) and len(str(error)) < 600

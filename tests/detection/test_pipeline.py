@@ -1,4 +1,5 @@
 """The threads around the network, and what they say while they run."""
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from detection.screen import FrameLog, bar_text, shorten, why_no_window
 from detection.threads import behind, prefetch
 from detection.video import Frame
 from models.heads.nms import Found
+from tests.helpers.detect_cases import ROOT
 from utils.errors import DataError, UsageError
 from utils.runs import Device
 
@@ -154,6 +156,29 @@ def test_an_error_in_a_lane_or_an_early_end_leaves_no_thread_waiting():
     follow(batches(frames_of(5), fit, 1), detector, lambda item: seen.append(item[0].name),
            lambda: len(seen) < 2)
     assert seen == ["0.png", "1.png"] and not [t for t in threading.enumerate() if t.name.startswith("lane")]
+
+
+def test_the_network_of_the_lanes_is_let_go_before_the_one_on_all_threads_is_loaded():
+    def whole():
+        assert detector.runtime is None, "two networks at a time are the peak of a run's memory"
+        return FakeRuntime("whole")
+    detector = Detector(FakeRuntime(), lambda *_: Found([], 0), FakeRuntime, lanes=2, whole=whole)
+    assert detector.alone(np.zeros((1, 3, 8, 8)), 0.01) > 0 and detector.runtime.precision == "whole"
+
+
+def test_memory_that_is_freed_goes_back_at_once():
+    if sys.platform != "linux":
+        pytest.skip("is for glibc")
+    code = ("import re, sys, threading\nfrom pathlib import Path\nfrom utils.runs import tune_memory\n"
+            "if sys.argv[1] == 'tuned':\n    tune_memory()\n"
+            "def use():\n    pins = []\n    for _ in range(3):\n"
+            "        blocks = [bytearray(b'x') * 2_000_000 for _ in range(40)]\n        del blocks[:-1]\n"
+            "        pins.append(blocks)\n        del blocks\n"
+            "    print(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+            "thread = threading.Thread(target=use)\nthread.start()\nthread.join()\n")
+    plain, tuned = (int(subprocess.run([sys.executable, "-c", code, how], cwd=ROOT, capture_output=True,
+                                       text=True, check=True).stdout) for how in ("plain", "tuned"))
+    assert tuned < plain - 30_000, f"{tuned} kB after all in place of {plain}"
 
 
 def test_batches_keep_every_frame_in_order_and_lie_in_memory_as_the_network_wants_them():
