@@ -56,6 +56,8 @@ class DetectionSet:
 
     def fill_cache(self, progress: bool = True, poll: Callable[[], object] | None = None) -> bool:
         """Load images into RAM before workers start ("auto": half of it at most); return whether they fit."""
+        if self._pipeline is not None:
+            self._pipeline.build()
         need, free = len(self) * self.imgsz ** 2 * 3, available_ram()
         if self.cache == "off" or self.cached or (self.cache == "auto" and need > free / 2):
             return self.cached

@@ -238,3 +238,11 @@ def test_real_photographs_load_as_they_are_read(shared: Path):
     assert dataset.fill_cache(False)
     for batch in make_loader(dataset, 16, workers=0):
         assert batch.targets[:, 2:].min() >= 0 and batch.targets[:, 2:].max() <= 1 and len(batch.targets)
+
+
+def test_workers_find_the_pipeline_built(scenes, monkeypatch):
+    """Each of them would else import albumentations anew, at every start of the loader."""
+    dataset = DetectionSet(scenes, 96, preset("default"), cache="off")
+    dataset.fill_cache(False)
+    monkeypatch.setattr("data.augment._compose", None)             # called in a worker it would fail
+    assert len(list(make_loader(dataset, 2, workers=1))) == -(-len(dataset) // 2)
