@@ -41,8 +41,8 @@ def parse() -> argparse.Namespace:
     out = cli.parser("Draw or write the boxes of an image, a folder, a glob, a list file, a video, a camera "
                      "(0, /dev/video0), an rtsp:// or http:// stream, or a list file of several.",
                      "weights", "source", "imgsz", "device", "half", "conf-thres", "iou-thres", "nms",
-                     "max-det", "classes", "batch-size", "threads", "max-pixels", "project", "name",
-                     "exist-ok", defaults={"conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300,
+                     "max-det", "classes", "batch-size", "threads", "max-pixels", "model-cache", "project",
+                     "name", "exist-ok", defaults={"conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300,
                                            "batch-size": None, "threads": None, "project": "runs/detect"})
     for flag, words in SWITCHES.items():
         out.add_argument(flag, action="store_true", help=words)

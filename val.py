@@ -8,7 +8,7 @@ from utils import cli
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "nms", "max-det", "device",
           "half", "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "val-split",
-          "seed", "project", "name", "exist-ok")
+          "seed", "model-cache", "project", "name", "exist-ok")
 DEFAULTS = {"batch-size": 16, "conf-thres": 0.001, "iou-thres": 0.6, "max-det": 100, "cache": "off",
             "project": "runs/val"}
 
@@ -35,6 +35,7 @@ def main() -> None:
     from data.dataset import DetectionSet
     from data.images import decode
     from deploy.artifact import needs_torch, size
+    from deploy.runtimes.cache import check_cache
     from deploy.runtimes.runtime import load_runtime
     from evaluation import report
     from evaluation.evaluate import Finder, evaluate, image_batches, matching_classes
@@ -42,8 +43,9 @@ def main() -> None:
     from utils.redact import masked_values
     interrupt = runs.Interrupt()
     runs.tune_cpu()
+    check_cache(args.model_cache, args.weights)
     runtime = load_runtime(args.weights, runs.pick_device(args.device, needs_torch(args.weights)),
-                           "half" if args.half else "fp32", args.threads)
+                           "half" if args.half else "fp32", args.threads, kept=args.model_cache)
     args.imgsz = args.imgsz or runtime.imgsz
     runtime.check_side(args.imgsz, args.weights)
     where = locate(args.data, args.val_split, args.seed)

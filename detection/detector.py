@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +42,7 @@ class NetworkConfig:
     classes: Sequence[str] | None
     max_pixels: int
     nms: str
+    model_cache: str | None = field(default=None, kw_only=True)
 
 
 class Batch(NamedTuple):
@@ -165,7 +166,7 @@ def make_detector(config: NetworkConfig, weights: str, many: bool = False) -> De
     lanes = config.threads if many and format_of(weights) in LANED and device.type == "cpu" else 1
 
     def load(precision: str = precision, threads: int = config.threads) -> "Runs":
-        return load_runtime(weights, device, precision, threads)
+        return load_runtime(weights, device, precision, threads, kept=config.model_cache)
     runtime = load(threads=config.threads // lanes)
     size = config.imgsz or runtime.imgsz
     runtime.check_side(size, weights)

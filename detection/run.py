@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.artifact import needs_torch
+from deploy.runtimes.cache import check_cache
 from detection.detector import Batch, Detector, NetworkConfig, batch_of, batches, follow, make_detector
 from detection.live.capture import Limits
 from detection.live.feed import Feed
@@ -58,6 +59,7 @@ def detect(config: DetectConfig) -> None:
     """Detect as `config` says. Raises Interrupted when a signal ended it: its files are closed."""
     streams = live_streams(config.source)
     check_live(config, streams)
+    check_cache(config.model_cache, config.weights)
     if streams and not config.nosave:
         needs("av", VIDEOS_BY)                             # now, not at the first frame
     source = None if streams else open_source(config.source, config.max_pixels)
