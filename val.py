@@ -19,6 +19,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--split", choices=("train", "val", "test", "all"), default="val",
         help="which part of the data set; all: of one that is not divided")
+    add("--fast-jpeg", action="store_true",
+        help="shrink JPEGs of twice the input or more as they are decoded; AP differs by a little")
     add("--ci", action="store_true", help="95 %% interval of AP50 over resampled images")
     add("--plots", action="store_true", help="curves, confusion matrix, sample images and report.html")
     add("--save-json", action="store_true", help="write the figures to results/NAME.json")
@@ -58,14 +60,16 @@ def main() -> None:
     runs.write_json(folder / "args.json", masked_values(vars(args)))
     for line in report_faults(coco.faults):
         print(line)
-    dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels)
+    dataset = DetectionSet(coco, args.imgsz, cache=args.cache, max_pixels=args.max_pixels,
+                           fast_jpeg=args.fast_jpeg)
     dataset.fill_cache(poll=interrupt.stop)
     batches = finder.watch.waits("waiting for images",
                                  image_batches(dataset, args.batch_size, args.workers))
     metrics, found = evaluate(finder, dataset, batches, poll=interrupt.stop)
     what = {"weights": args.weights, "data": args.data, "split": args.split, "bytes": size(args.weights)}
     result = report.summarise(metrics, what, finder, args.ci, imgsz=args.imgsz, cache=args.cache,
-                              nms=args.nms, batch_size=args.batch_size, workers=args.workers)
+                              nms=args.nms, batch_size=args.batch_size, workers=args.workers,
+                              **{"fast_jpeg": True} if args.fast_jpeg else {})
     print("\n".join(report.lines(result, metrics)))
     runs.write_json(folder / "metrics.json", result)
     written = [folder, *([runs.save_record(args.name, result)] if args.save_json else [])]

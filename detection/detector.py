@@ -202,7 +202,7 @@ def follow(reader: Iterable[Batch], detector: Detector,
         first = batch.images if first is None else first
         ms = 1000 * seconds / len(found)
         for frame, place, boxes in zip(batch.frames, batch.places, found):
-            put((frame, scale_back(boxes, place, *frame.image.shape[:2]), ms))
+            put((frame, scale_back(boxes, place, *frame.size), ms))
         if not go_on():
             break
     return first

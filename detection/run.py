@@ -49,6 +49,7 @@ class DetectConfig(NetworkConfig):
     save_json: bool
     save_crop: bool
     view_img: bool
+    fast_jpeg: bool
     health: str | None
     duration: float | None
     open_timeout: float
@@ -68,6 +69,8 @@ def detect(config: DetectConfig) -> None:
         tune_cpu()
     many = source is not None and source.total != 1
     detector, interrupt = make_detector(config, config.weights, many), Interrupt()
+    if source is not None and config.fast_jpeg:
+        source.side = detector.size
     window = open_window() if config.view_img else None
     with run_folder(config.project, config.name, config.exist_ok,
                     lambda: detector.since_start() > 0) as folder:
@@ -81,6 +84,8 @@ def detect(config: DetectConfig) -> None:
 
 def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
     """Raise UsageError for flags that do not go with the source or with themselves."""
+    if config.fast_jpeg and streams:
+        raise UsageError(f"--fast-jpeg is for files, and --source {masked(config.source)} is live")
     for flag, given in (("--health", config.health), ("--duration", config.duration is not None)):
         if given and not streams:
             raise UsageError(f"{flag} is for live sources, and --source {masked(config.source)} is none")
@@ -142,7 +147,7 @@ class Run:
         def write(item: tuple) -> None:
             frame, boxes, ms = item
             outputs.write(frame, boxes)
-            progress.step(frame.name, frame.image.shape[1::-1], in_words(outputs.counts(boxes)), ms)
+            progress.step(frame.name, frame.size[::-1], in_words(outputs.counts(boxes)), ms)
             progress.tell(source.faults)
 
         feed = batches(source, self.detector.fit, self.config.batch_size or 1)

@@ -41,7 +41,7 @@ def same(one, other):
 def test_a_second_load_compiles_nothing_and_computes_the_same(made, tmp_path, written):
     kept, before = tmp_path / "new" / "kept", digest(made["openvino"])
     plain = outputs(made["openvino"])
-    assert same(outputs(made["openvino"], kept), plain) and len(written) == 2      # of one image, of the batch
+    assert same(outputs(made["openvino"], kept), plain) and len(written) == 2  # for one image, for all
     assert same(outputs(made["openvino"], kept), plain) and len(written) == 2
     assert len(list(kept.iterdir())) == 2 and digest(made["openvino"]) == before
     outputs(made["openvino"], kept, threads=2)
