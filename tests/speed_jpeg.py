@@ -1,10 +1,10 @@
 """What `--fast-jpeg` saves and what it costs, on a set's val images enlarged: interleaved runs and two APs.
 
-    python -m tests.speed_jpeg --weights X.onnx --data SETS/voc5 --also SETS/coco_mini --out X.json
+    python -m tests.speed_jpeg --weights X.onnx --data SETS/voc5 --also SETS/voc5 Y.pt 224 --out X.json
 
 The images are enlarged `--times` times (Lanczos, JPEG quality 90) in a temporary folder, for want of a set of
 photographs that large; what enlarging leaves out of an image, shrinking need not keep, so AP on them says
-little of real ones. `--also`: a further set, as it is, for AP alone. Rate: images a second of detect.py, from
+little of real ones. `--also`: a further set as it is, its network and side, for AP alone. Rate: images a second of detect.py, from
 the first image to the last written label, the model loaded and warm.
 """
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--also", nargs="*", default=[])
+    parser.add_argument("--also", nargs=3, action="append", default=[],
+                        metavar=("DATA", "WEIGHTS", "SIDE"))
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
@@ -44,10 +45,10 @@ def main() -> None:
         for at in range(args.rounds):
             for side in list(SIDES)[::1 - at % 2 * 2]:
                 rates[side].append(rate(args.weights, Path(folder), side))
-        sets = {f"{Path(args.data).name} val, {args.times} times as large": Path(folder) / "large",
-                **{f"{Path(data).name} val": data for data in args.also}}
-        accuracy = {name: {side: measured(args.weights, data, Path(folder), side) for side in SIDES}
-                    for name, data in sets.items()}
+        sets = {f"{Path(args.data).name} val, {args.times} times as large": (folder + "/large", args.weights),
+                **{f"{Path(data).name} val, as it is": (data, *more) for data, *more in args.also}}
+        accuracy = {name: {side: measured(Path(folder), side, *given) for side in SIDES}
+                    for name, given in sets.items()}
     ratios = [fast / whole for whole, fast in zip(rates["whole"], rates["fast"])]
     record = {"kind": "fast-jpeg", "weights": Path(args.weights).name, "images": len(paths[:args.count]),
               "times": args.times, "rounds": args.rounds,
@@ -85,12 +86,14 @@ def rate(weights: str, folder: Path, side: str) -> float:
     return json.loads((folder / "detect" / "summary.json").read_text(encoding="utf-8"))["fps_end_to_end"]
 
 
-def measured(weights: str, data: str | Path, folder: Path, side: str) -> dict[str, float]:
+def measured(folder: Path, side: str, data: str, weights: str, imgsz: str = "") -> dict[str, object]:
     """Return AP50, AP and the ms an image that val.py waits for images, read in its own process."""
     run("val.py", "--weights", weights, "--data", data, "--threads", 1, "--workers", 0, "--project", folder,
-        "--name", "val", "--exist-ok", "--out", folder / "val.json", *SIDES[side])
+        "--name", "val", "--exist-ok", "--out", folder / "val.json", *SIDES[side],
+        *(("--imgsz", imgsz) if imgsz else ()))
     found = json.loads((folder / "val.json").read_text(encoding="utf-8"))
     return {"map50": found["map50"], "map50_95": found["map50_95"], "images": found["images"],
+            "imgsz": found["settings"]["imgsz"], "weights": Path(weights).name,
             "reading_ms": found["ms_per_image"]["waiting for images"]}
 
 
