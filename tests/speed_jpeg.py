@@ -4,8 +4,8 @@
 
 The images are enlarged `--times` times (Lanczos, JPEG quality 90) in a temporary folder, for want of a set of
 photographs that large; what enlarging leaves out of an image, shrinking need not keep, so AP on them says
-little of real ones. `--also`: a further set as it is, its network and side, for AP alone. Rate: images a second of detect.py, from
-the first image to the last written label, the model loaded and warm.
+little of real ones. `--also`: a further set as it is, its network and side, for AP alone. Rate: images a
+second of detect.py, from the first image to the last written label, the model loaded and warm.
 """
 from __future__ import annotations
 
