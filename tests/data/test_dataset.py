@@ -120,7 +120,7 @@ def test_the_cache_changes_no_sample_reads_no_file_and_is_never_written(scenes: 
     assert not plain.fill_cache(False) and cached.fill_cache(False) and cached.cached
     wanted = [plain.sample(0, i) for i in range(20)]
     before = cached._pixels.copy()
-    monkeypatch.setattr("data.dataset.decode", lambda *_: pytest.fail("a cached image was read"))
+    monkeypatch.setattr("data.dataset.decode_small", lambda *_: pytest.fail("a cached image was read"))
     for i, (image, boxes) in enumerate(wanted):
         found = cached.sample(0, i)
         assert np.array_equal(found[0], image) and np.array_equal(found[1], boxes)
