@@ -23,6 +23,8 @@ SWITCHES = {"--fp32": "full precision also where half is native (the default the
             "--save-json": "write predictions.json: COCO results with file names",
             "--save-crop": "write crops/CLASS/*.jpg",
             "--view-img": "show the drawn images in a window; q ends",
+            "--fast-jpeg": "with --nosave: JPEGs of twice the network's input or more are shrunk as they are "
+                           "decoded; boxes differ by a little",
             "--serve": "show a page in the browser instead: cameras, images, videos"}
 VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, written each second"),
           "--duration": (float, None, "live: seconds after which to end"),
@@ -32,8 +34,8 @@ VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, writt
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}
 PAGE = ("--host", "--port", "--origin")    # what only --serve heeds, and what it does not
 NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--codec",
-           "--save-txt", "--save-conf", "--save-json", "--save-crop", "--view-img", "--health", "--duration",
-           "--open-timeout", "--read-timeout")
+           "--save-txt", "--save-conf", "--save-json", "--save-crop", "--view-img", "--fast-jpeg", "--health",
+           "--duration", "--open-timeout", "--read-timeout")
 
 
 def parse() -> argparse.Namespace:
@@ -41,9 +43,10 @@ def parse() -> argparse.Namespace:
     out = cli.parser("Draw or write the boxes of an image, a folder, a glob, a list file, a video, a camera "
                      "(0, /dev/video0), an rtsp:// or http:// stream, or a list file of several.",
                      "weights", "source", "imgsz", "device", "half", "conf-thres", "iou-thres", "nms",
-                     "max-det", "classes", "batch-size", "threads", "max-pixels", "project", "name",
-                     "exist-ok", defaults={"conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300,
-                                           "batch-size": None, "threads": None, "project": "runs/detect"})
+                     "max-det", "classes", "batch-size", "threads", "max-pixels", "model-cache",
+                     "project", "name", "exist-ok",
+                     defaults={"conf-thres": 0.25, "iou-thres": 0.45, "max-det": 300, "batch-size": None,
+                               "threads": None, "project": "runs/detect"})
     for flag, words in SWITCHES.items():
         out.add_argument(flag, action="store_true", help=words)
     for flag, (kind, default, words) in VALUES.items():
@@ -67,6 +70,9 @@ def parse() -> argparse.Namespace:
         out.error("--save-conf adds scores to the files of --save-txt: give --save-txt as well")
     if args.nosave and args.codec != "auto":
         out.error("--codec is that of the videos which --nosave leaves out: give one of the two")
+    if args.fast_jpeg and (args.save_crop or args.view_img or not args.nosave):
+        out.error("--fast-jpeg reads large JPEGs at a part of their size, so nothing can be drawn or cut: "
+                  "give --nosave as well, and leave out --save-crop and --view-img")
     if args.weights is None and not SHIPPED.is_file():
         out.error(f"--weights is missing, and {SHIPPED.parent.name}/{SHIPPED.name} is not there to be used "
                   "instead: give a checkpoint .pt or official darknet .weights")

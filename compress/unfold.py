@@ -55,9 +55,10 @@ def _measured(net: Net, state: State, images: Tensor) -> dict[str, tuple[Tensor,
 
     def add(node: Node, value: Tensor) -> None:
         if node.type == "conv":
-            flat = value.double().transpose(0, 1).flatten(1)
-            sums[node.name] = sums.get(node.name, 0) + torch.stack((flat.sum(1), flat.square().sum(1)))
-            count[node.name] = count.get(node.name, 0) + flat.shape[1]
+            for image in value.permute(0, 2, 3, 1).flatten(1, 2):          # as they lie in memory
+                flat = image.double()                      # of one image, which the cache holds
+                count[node.name] = count.get(node.name, 0) + len(flat)
+                sums[node.name] = sums.get(node.name, 0) + torch.stack((flat.sum(0), flat.square_().sum(0)))
     model.watch = add
     with torch.no_grad():
         for part in images.split(BATCH):

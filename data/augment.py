@@ -123,13 +123,17 @@ class Pipeline:
 
     def __init__(self, settings: Augment) -> None:
         self.settings = settings
-        self._compose: Any = None    # built at the first call, in the worker
+        self._compose: Any = None    # built at the first call, or before
+
+    def build(self) -> None:
+        """Import and build what the calls need, once for all the workers that this process starts later."""
+        if self._compose is None:
+            self._compose = _compose(self.settings)
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray,
                  rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Vary an image uint8 [S, S, 3] and its boxes [M, 5], by `rng` alone."""
-        if self._compose is None:
-            self._compose = _compose(self.settings)
+        self.build()
         # one stream for all transforms; set_random_seed would start each of them with the same numbers
         python_random = random.Random(int(rng.integers(2 ** 62)))
         self._compose.set_random_state(rng, python_random)

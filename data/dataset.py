@@ -12,7 +12,7 @@ import numpy as np
 
 from data.augment import Augment, Pipeline, letterbox, letterbox_boxes, mix, mosaic
 from data.coco.read import CocoSet
-from data.images import MAX_PIXELS, decode
+from data.images import MAX_PIXELS, decode_small
 from utils.boxes import Geometry, letterbox_geometry
 from utils.errors import DataError, EnvironmentFault
 
@@ -29,11 +29,12 @@ class DetectionSet:
     """
 
     def __init__(self, coco: CocoSet, imgsz: int, augment: Augment | None = None, seed: int = 0,
-                 cache: str = "auto", max_pixels: int = MAX_PIXELS, plain_from: int | None = None) -> None:
+                 cache: str = "auto", max_pixels: int = MAX_PIXELS, plain_from: int | None = None,
+                 fast_jpeg: bool = False) -> None:
         if cache not in ("auto", "ram", "off"):
             raise ValueError(f"cache {cache!r}: needs auto, ram or off")
         self.coco, self.imgsz, self.augment, self.seed, self.cache = coco, imgsz, augment, seed, cache
-        self.max_pixels, self.plain_from = max_pixels, plain_from
+        self.max_pixels, self.plain_from, self.fast_jpeg = max_pixels, plain_from, fast_jpeg
         records = coco.records
         self.geometry: list[Geometry] = [letterbox_geometry(r.height, r.width, imgsz) for r in records]
         self.boxes = [letterbox_boxes(r.boxes, g, r.height, r.width) for r, g in zip(records, self.geometry)]
@@ -56,6 +57,8 @@ class DetectionSet:
 
     def fill_cache(self, progress: bool = True, poll: Callable[[], object] | None = None) -> bool:
         """Load images into RAM before workers start ("auto": half of it at most); return whether they fit."""
+        if self._pipeline is not None:
+            self._pipeline.build()
         need, free = len(self) * self.imgsz ** 2 * 3, available_ram()
         if self.cache == "off" or self.cached or (self.cache == "auto" and need > free / 2):
             return self.cached
@@ -121,9 +124,9 @@ class DetectionSet:
         if self._pixels is not None:
             return self._pixels[index]
         record = self.coco.records[index]
-        image = decode(record.path, self.max_pixels)
-        if image.shape[:2] != (record.height, record.width):
-            raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]} now, was {record.width}x"
+        image, (height, width) = decode_small(record.path, self.imgsz * self.fast_jpeg, self.max_pixels)
+        if (height, width) != (record.height, record.width):
+            raise DataError(f"{record.path}: is {width}x{height} now, was {record.width}x"
                             f"{record.height} when the data set was read; start again with the files at rest")
         return letterbox(image, self.imgsz)[0]
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from utils.boxes import letterbox_geometry
 from utils.errors import DataError
 
 try:                               # here, for an import in a forked loader process may find the lock taken
@@ -35,6 +36,7 @@ JPEGS = ("JPEG", "MPO")
 PILLOWS = ("PPM", "AVIF", "HEIF")  # cv2 ignores the largest value of a PPM, and the turns of the others
 HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 TAIL = 64                          # bytes at a file's end that must hold its closing mark
+SHRUNK = (8, 4, 2)                 # by what libjpeg-turbo shrinks a JPEG while it decodes it
 ROOM = (1 << 26, 16)               # bytes a file may have, and more for every pixel
 
 
@@ -50,9 +52,19 @@ class Inspection(NamedTuple):
 
 def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the image uint8 [H, W, 3] RGB, EXIF rotation applied; raise DataError where that fails."""
+    return decode_small(path, 0, max_pixels)[0]
+
+
+def decode_small(path: str | Path, side: int,
+                 max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the image as `decode` does, or smaller, and its whole height and width in px.
+
+    A JPEG of twice the size or more that it has when letterboxed to `side` px (0: none has) is shrunk while
+    it is decoded, to no less than that, and then resized to it. Raises DataError as `decode` does.
+    """
     try:
         with open(path, "rb") as file:         # any file name works; cv2.imread needs the system's code page
-            return _decode(file, str(path), max_pixels)
+            return _decode(file, str(path), max_pixels, side)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); "
                         "check the path and its permissions") from None
@@ -60,19 +72,21 @@ def decode(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def decode_bytes(data: np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the image uint8 [H, W, 3] RGB of a file's bytes uint8 [n]; errors call it `name`."""
-    return _decode(io.BytesIO(data), name, max_pixels)
+    return _decode(io.BytesIO(data), name, max_pixels, 0)[0]
 
 
-def _decode(file: io.BufferedIOBase, name: str, max_pixels: int) -> np.ndarray:
-    """Return the image uint8 [H, W, 3] RGB of an open file."""
-    pixels = None
+def _decode(file: io.BufferedIOBase, name: str, max_pixels: int,
+            side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the image uint8 [H, W, 3] RGB of an open file, and its whole size, as `decode_small` does."""
+    pixels = small = None
     try:
         width, height, orientation, kind = _header(file, max_pixels)
         _check(kind, file)
         file.seek(0)
         data = np.frombuffer(file.read(), np.uint8)
         if kind in JPEGS:
-            pixels = _jpeg(data, 0)
+            small, least = _shrunk(width, height, orientation, side)
+            pixels = _jpeg(data, *least)
         if pixels is None and kind not in PILLOWS:
             with contextlib.suppress(cv2.error):
                 pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -80,7 +94,22 @@ def _decode(file: io.BufferedIOBase, name: str, max_pixels: int) -> np.ndarray:
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     turned = kind == "TIFF" and pixels.shape[:2] == (height, width)        # by cv2, whatever its flag says
-    return pixels if turned else turn(pixels, orientation)
+    pixels, given = pixels if turned else turn(pixels, orientation), (height, width)
+    if small is None or pixels.shape[:2] == given:         # whole, also where libjpeg-turbo could not read it
+        return pixels, pixels.shape[:2]
+    return cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), given
+
+
+def _shrunk(width: int, height: int, orientation: int,
+            side: int) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """Return the letterboxed (w, h) and the least (h, w) to decode before rotation; (None, (0, 0)): whole."""
+    if side:
+        fitted = letterbox_geometry(height, width, side)
+        for by in SHRUNK:
+            high, wide = -(-height // by), -(-width // by)
+            if high >= fitted.height and wide >= fitted.width:
+                return (fitted.width, fitted.height), (wide, high) if orientation > 4 else (high, wide)
+    return None, (0, 0)
 
 
 def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
@@ -92,7 +121,7 @@ def inspect(path: str | Path, max_pixels: int = MAX_PIXELS) -> Inspection:
             file.seek(0)
             data = np.frombuffer(file.read(), np.uint8)
             if kind in JPEGS:
-                _jpeg(data, 1)
+                _jpeg(data, 1, 1)
         return Inspection(width, height, orientation, "", zlib.crc32(data))
     except DataError as error:
         return Inspection(0, 0, 1, str(error))
@@ -219,12 +248,12 @@ def _check(kind: str, file: io.BufferedIOBase) -> None:
         raise DataError(f"is truncated or damaged ({error}); download or export it again") from None
 
 
-def _jpeg(data: np.ndarray, least: int) -> np.ndarray | None:
-    """Return a JPEG's pixels, shrunk if they stay above `least` px (0: whole); None where cv2 must do it."""
+def _jpeg(data: np.ndarray, high: int, wide: int) -> np.ndarray | None:
+    """Return a JPEG's pixels, shrunk to no less than high x wide (0: whole); None where cv2 must do it."""
     if simplejpeg is None:
         return _look_by_ffmpeg(data)
     try:
-        return simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
+        return simplejpeg.decode_jpeg(data, min_height=high, min_width=wide)
     except ValueError as error:
         if "Corrupt JPEG data" in str(error) and not _padded(str(error), data):
             raise DataError(f"is damaged ({error}); download or export it again") from None

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,6 +43,7 @@ class NetworkConfig:
     classes: Sequence[str] | None
     max_pixels: int
     nms: str
+    model_cache: str | None = field(default=None, kw_only=True)
 
 
 class Batch(NamedTuple):
@@ -169,7 +170,7 @@ def make_detector(config: NetworkConfig, weights: str, many: bool = False) -> De
     lanes = config.threads if many and format_of(weights) in LANED and device.type == "cpu" else 1
 
     def load(precision: str = precision, threads: int = config.threads) -> "Runs":
-        return load_runtime(weights, device, precision, threads)
+        return load_runtime(weights, device, precision, threads, kept=config.model_cache)
     runtime = load(threads=config.threads // lanes)
     size = config.imgsz or runtime.imgsz
     runtime.check_side(size, weights)
@@ -205,7 +206,7 @@ def follow(reader: Iterable[Batch], detector: Detector,
         first = batch.images if first is None else first
         ms = 1000 * seconds / len(found)
         for frame, place, boxes in zip(batch.frames, batch.places, found):
-            put((frame, scale_back(boxes, place, *frame.pixels.shape[:2]), ms))
+            put((frame, scale_back(boxes, place, *frame.size), ms))
         if not go_on():
             break
     return first

@@ -64,7 +64,7 @@ class Outputs:
                 self._save(frame, drawn)
         if self.txt:
             path = self.folder / "labels" / f"{stem(frame)}.txt"
-            path.write_text(label_lines(boxes, frame.pixels.shape, self.scores), encoding="utf-8")
+            path.write_text(label_lines(boxes, frame.size, self.scores), encoding="utf-8")
         if self._json is not None:
             self._write_json(frame, boxes)
         if self.crops:

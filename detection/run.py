@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.artifact import format_of, needs_torch
+from deploy.runtimes.cache import check_cache
 from detection.detector import Batch, Detector, NetworkConfig, batch_of, batches, follow, make_detector
 from detection.live.capture import Limits
 from detection.live.feed import Feed
@@ -51,6 +52,7 @@ class DetectConfig(NetworkConfig):
     save_json: bool
     save_crop: bool
     view_img: bool
+    fast_jpeg: bool
     health: str | None
     duration: float | None
     open_timeout: float
@@ -61,6 +63,7 @@ def detect(config: DetectConfig) -> None:
     """Detect as `config` says. Raises Interrupted when a signal ended it: its files are closed."""
     streams = live_streams(config.source)
     check_live(config, streams)
+    check_cache(config.model_cache, config.weights)
     if streams and not config.nosave:
         needs("av", VIDEOS_BY)                             # now, not at the first frame
     source = None if streams else open_source(config.source, config.max_pixels)
@@ -71,6 +74,8 @@ def detect(config: DetectConfig) -> None:
         tune_memory()
     many = source is not None and source.total != 1
     detector, interrupt = make_detector(config, config.weights, many), Interrupt()
+    if source is not None and config.fast_jpeg:
+        source.side = detector.size
     window = open_window() if config.view_img else None
     with run_folder(config.project, config.name, config.exist_ok,
                     lambda: detector.since_start() > 0) as folder:
@@ -84,6 +89,8 @@ def detect(config: DetectConfig) -> None:
 
 def check_live(config: DetectConfig, streams: tuple[Stream, ...]) -> None:
     """Raise UsageError for flags that do not go with the source or with themselves."""
+    if config.fast_jpeg and streams:
+        raise UsageError(f"--fast-jpeg is for files, and --source {masked(config.source)} is live")
     for flag, given in (("--health", config.health), ("--duration", config.duration is not None)):
         if given and not streams:
             raise UsageError(f"{flag} is for live sources, and --source {masked(config.source)} is none")
@@ -145,7 +152,7 @@ class Run:
         def write(item: tuple) -> None:
             frame, boxes, ms = item
             outputs.write(frame, boxes)
-            progress.step(frame.name, frame.pixels.shape[1::-1], in_words(outputs.counts(boxes)), ms)
+            progress.step(frame.name, frame.size[::-1], in_words(outputs.counts(boxes)), ms)
             progress.tell(source.faults)
 
         def fit(pixels: np.ndarray | Yuv) -> tuple[np.ndarray, Geometry]:

@@ -37,6 +37,7 @@ class Source:
 
     Files that cannot be read are listed in `faults` as (path, reason) behind the `others` of a folder, which
     have other suffixes; where none can be read, DataError is raised. `total`: frames expected (0: unknown).
+    `side`: of the input in px, for which large JPEGs may be read smaller (0: all are read whole).
     """
 
     kind: str
@@ -45,13 +46,14 @@ class Source:
     total: int
     others: tuple[tuple[Path, str], ...] = ()
     faults: list[tuple[Path, str]] = field(default_factory=list)
+    side: int = 0
 
     def __iter__(self) -> Iterator[Frame]:
         self.faults[:] = self.others
         empty = True
         for path, name in zip(self.paths, unique_names(self.paths)):
             try:
-                amiss = yield from _frames(path, name, self.max_pixels)
+                amiss = yield from _frames(path, name, self.max_pixels, self.side)
                 empty = False
             except (DataError, OSError) as error:
                 amiss = str(error)
@@ -174,7 +176,7 @@ def _several(source: str, found: Iterable[Path], what: str, max_pixels: int, lis
     return Source("files", paths, max_pixels, total, left)
 
 
-def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, str]:
+def _frames(path: Path, name: str, max_pixels: int, side: int = 0) -> Generator[Frame, None, str]:
     """Yield the frames of one file and return what was amiss ("": nothing). Raises DataError."""
     if not path.is_file():
         raise DataError(f"{masked(str(path))}: no such file"
@@ -194,8 +196,9 @@ def _frames(path: Path, name: str, max_pixels: int) -> Generator[Frame, None, st
         raise DataError(f"{path}: has {size / 2 ** 30:.1f} GiB, above the limit of {LARGEST / 2 ** 30:.0f}")
     if path.suffix.lower() in (".avif", ".heic", ".heif") or _length(path, max_pixels) > 1:
         return (yield from _pillow_frames(path, name, max_pixels))
-    from data.images import decode
-    yield Frame(name, path, decode(path, max_pixels), 0, None)
+    from data.images import decode_small
+    image, size = decode_small(path, side, max_pixels)
+    yield Frame(name, path, image, 0, None, whole=size)
     return ""
 
 

@@ -68,6 +68,12 @@ class Frame:
     taken: float = 0.0
     live: bool = False
     seconds: float = 0.0
+    whole: tuple[int, int] | None = None       # height, width in px where the image is a smaller one
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width in px, which boxes count from."""
+        return self.whole or self.pixels.shape[:2]
 
     @property
     def image(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from training.config import Recipe
 from utils.errors import UsageError
+
+COMPILERS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # beside step, which is wrapped
 
 
 def make_optimizer(model: nn.Module, config: Recipe, *more: nn.Module) -> torch.optim.Optimizer:
@@ -23,12 +26,22 @@ def make_optimizer(model: nn.Module, config: Recipe, *more: nn.Module) -> torch.
     groups = [{"params": kernels, "weight_decay": config.weight_decay},
               {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.momentum, 0.999), fused=True)
-    sgd = torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=config.momentum > 0,
-                          fused=True)
+        return _plain(torch.optim.AdamW)(groups, lr=config.peak_lr, betas=(config.momentum, 0.999),
+                                         fused=True)
+    sgd = _plain(torch.optim.SGD)(groups, lr=config.peak_lr, momentum=config.momentum,
+                                  nesterov=config.momentum > 0, fused=True)
     # Its first step would leave these uninitialised where that step is masked because it is not finite.
     sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in learned if config.momentum > 0})
     return sgd
+
+
+def _plain(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return the class without what torch.compile wraps around its methods.
+
+    That imports all of the compiler at the first call, 1.3 s that a training never has a use for.
+    """
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in COMPILERS}
+    return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def freeze(model: nn.Module, words: Sequence[str]) -> tuple[nn.Module, ...]:

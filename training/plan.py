@@ -16,7 +16,7 @@ REPORT = 8.0                                       # s that plots and the page t
 SLACK = 0.03                                       # of the budget, for what was measured too short
 OFF = 0.05                                         # of the budget: an end this far away is planned again
 FULL, MOST = 0.7, 64                               # of the free memory; images of a batch at most
-TRIED = 12.0                                       # s of trial steps at most, and of the budget at most OFF
+TRIED = 6.0                                        # s of trial steps at most, and of the budget at most OFF
 
 
 class Costs(NamedTuple):

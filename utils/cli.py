@@ -44,6 +44,8 @@ FLAGS: dict[str, dict] = {
     "project": {"help": "folder of the run folders"},
     "name": {"default": "exp", "help": "run folder's name; exp, exp2, ... are taken in turn"},
     "exist-ok": {"action": "store_true", "help": "write into an existing run folder"},
+    "model-cache": {"metavar": "DIR", "help": "folder that keeps compiled OpenVINO models for the next "
+                                              "start; pays for networks of many layers"},
     "seed": {"type": int, "default": 0, "help": "seed of weights, order and augmentation"},
     "val-split": {"type": float, "help": "of an undivided set: the share that training took for val (0.2); "
                                          "--seed as there, too"},

@@ -250,8 +250,13 @@ def cores() -> list[int]:
 
 def native_bf16() -> bool:
     """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX or Arm's BF16 extension)."""
-    flags = next((line.split() for line in _cpuinfo() if line.startswith(("flags", "Features"))), ())
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_flags())
+
+
+def cpu_flags() -> set[str]:
+    """Return the names of what this CPU can do, as Linux has them; none where it does not say."""
+    lines = (line for line in _cpuinfo() if line.startswith(("flags", "Features")))
+    return set(next(lines, "").partition(":")[2].split())
 
 
 def pick_precision(device: torch.device, asked: str = "auto") -> tuple[str, str]:

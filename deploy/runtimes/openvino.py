@@ -1,6 +1,7 @@
 """OpenVINO behind `deploy.runtimes.runtime`."""
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.artifact import metadata_beside, unreadable
+from deploy.runtimes.cache import ModelCache
 from utils.boxes import on_host
 from utils.errors import ModelError
 from utils.optional import needs
-from utils.runs import Device, pick_precision
+from utils.runs import Device, cpu_flags, pick_precision
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -50,19 +52,28 @@ def read_model(path: Path) -> ov.Model:
         raise unreadable(path, "an OpenVINO model", error) from error
 
 
+def built_for(core: ov.Core) -> tuple[object, ...]:
+    """Return what a compiled model depends on beside its file and settings: the library and the CPU."""
+    return (core.get_versions("CPU")["CPU"].build_number, core.get_property("CPU", "FULL_DEVICE_NAME"),
+            sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")), sorted(cpu_flags()))
+
+
 class OpenvinoRunner:
     """Compiled models, one per batch size: fixed sides are faster. `precision`: what the library runs in.
 
-    A call takes one that no other uses, or compiles another: calls run side by side.
+    A call takes one that no other uses, or compiles another: calls run side by side. kept: a folder in which
+    compiled models stay, for the next process that needs the same.
     """
 
     kind = "openvino"
 
-    def __init__(self, path: Path, precision: str, threads: int, device: Device) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, device: Device,
+                 kept: str | Path | None = None) -> None:
         self.core, self._lock = core(), Lock()
         self.plans: dict[int, list[ov.CompiledModel]] = {}     # by batch size, those that no call uses
         self.threads, self.device = threads, Device("cpu")
         self.metadata, self.model = metadata_beside(path), read_model(path)
+        self.cache = ModelCache(kept, self.metadata["files"], *built_for(self.core)) if kept else None
         outputs = {name for output in self.model.outputs for name in output.get_names()}
         if missing := sorted(set(self.metadata["outputs"]) - outputs):
             raise ModelError(f"{path}: the outputs {', '.join(missing)} of its metadata are not in the "
@@ -78,7 +89,7 @@ class OpenvinoRunner:
             self.note = "OpenVINO has no half precision that is native here: continuing in fp32"
         self.hint = HINTS[real]
         self.precision = "int8" if self.metadata["precision"] == "int8" else real
-        self.exact = None if real == "fp32" else partial(OpenvinoRunner, path, "fp32", threads, device)
+        self.exact = None if real == "fp32" else partial(OpenvinoRunner, path, "fp32", threads, device, kept)
 
     def _wanted(self, precision: str) -> str:
         """Return `precision` in OpenVINO's terms, which runs on the CPU whatever torch has."""
@@ -105,11 +116,18 @@ class OpenvinoRunner:
             self.plans[batch] = [*free, plan]              # used last, so it stands last
 
     def _compiled(self, batch: int) -> ov.CompiledModel:
+        shape = [batch, 3, self.metadata["imgsz"], self.metadata["imgsz"]]
+        config = {"INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
+                  "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        if self.cache and (found := self.cache.read(shape, config)):
+            with suppress(RuntimeError):                   # it is the library's to refuse its own file
+                return self.core.import_model(found, "CPU", config)
         model = self.model.clone()
-        model.reshape([batch, 3, self.metadata["imgsz"], self.metadata["imgsz"]])
-        return self.core.compile_model(model, "CPU", {
-            "INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
-            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False})
+        model.reshape(shape)
+        plan = self.core.compile_model(model, "CPU", config)
+        if self.cache:
+            self.cache.write(plan.export_model().getvalue(), shape, config)
+        return plan
 
     def __call__(self, images: Values) -> list[np.ndarray]:
         plan = self._plan(len(images))

@@ -127,11 +127,13 @@ RUNNERS = {"onnx": "OnnxRunner", "openvino": "OpenvinoRunner", "ncnn": "NcnnRunn
 
 
 def load_runtime(weights: str | Path, device: torch.device | runs.Device | str = "cpu",
-                 precision: str = "fp32", threads: int = 0, compiled: bool = False) -> Runtime:
+                 precision: str = "fp32", threads: int = 0, compiled: bool = False,
+                 kept: str | Path | None = None) -> Runtime:
     """Return the runtime of a checkpoint, of darknet weights or of what export.py wrote.
 
     precision: fp32, bf16, fp16 or int8 as they stand; "half" and "auto": what is native here, with a note
-    where that is not half. threads: of the CPU, 0 for all cores. Raises ModelError for a file that
+    where that is not half. threads: of the CPU, 0 for all cores. kept: a folder for compiled models, of which
+    OpenVINO has some. Raises ModelError for a file that
     cannot be used, EnvironmentFault with the pip line where its library is missing.
     """
     form = format_of(weights)
@@ -145,7 +147,8 @@ def load_runtime(weights: str | Path, device: torch.device | runs.Device | str =
             raise UsageError(f"{weights} is no checkpoint (.pt, .weights), which torch.compile needs")
         make = getattr(import_module(f"deploy.runtimes.{form}"), RUNNERS[form])
         threads = threads or runs.own_threads()
-        runner = make(main_file(weights), precision, threads, device)
+        more = {"kept": kept} if form == "openvino" else {}
+        runner = make(main_file(weights), precision, threads, device, **more)
         told = runner.metadata
         return Runtime(runner, from_json(told["net"]), tuple(told["names"]), told["imgsz"], told["class_map"],
                        form in ("onnx", "openvino"), threads)

@@ -120,7 +120,7 @@ def test_the_cache_changes_no_sample_reads_no_file_and_is_never_written(scenes: 
     assert not plain.fill_cache(False) and cached.fill_cache(False) and cached.cached
     wanted = [plain.sample(0, i) for i in range(20)]
     before = cached._pixels.copy()
-    monkeypatch.setattr("data.dataset.decode", lambda *_: pytest.fail("a cached image was read"))
+    monkeypatch.setattr("data.dataset.decode_small", lambda *_: pytest.fail("a cached image was read"))
     for i, (image, boxes) in enumerate(wanted):
         found = cached.sample(0, i)
         assert np.array_equal(found[0], image) and np.array_equal(found[1], boxes)
@@ -238,3 +238,11 @@ def test_real_photographs_load_as_they_are_read(shared: Path):
     assert dataset.fill_cache(False)
     for batch in make_loader(dataset, 16, workers=0):
         assert batch.targets[:, 2:].min() >= 0 and batch.targets[:, 2:].max() <= 1 and len(batch.targets)
+
+
+def test_workers_find_the_pipeline_built(scenes, monkeypatch):
+    """Each of them would else import albumentations anew, at every start of the loader."""
+    dataset = DetectionSet(scenes, 96, preset("default"), cache="off")
+    dataset.fill_cache(False)
+    monkeypatch.setattr("data.augment._compose", None)             # called in a worker it would fail
+    assert len(list(make_loader(dataset, 2, workers=1))) == -(-len(dataset) // 2)
