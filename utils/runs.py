@@ -275,6 +275,7 @@ def tune_cpu(threads: int = 0) -> None:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(-4, 0)                            # M_MMAP_MAX: no block by mmap
             libc.mallopt(-1, 2 ** 31 - 1)                  # M_TRIM_THRESHOLD: give nothing back
+            libc.mallopt(-8, 1)                            # M_ARENA_MAX: threads' own heaps are given back
 
 
 def environment() -> dict[str, object]:
