@@ -114,6 +114,14 @@ class Finder:
             return [np.column_stack((b[:, :5], own[b[:, 5].astype(int)])) for b in found.boxes]
 
 
+def shares(batches: Iterable, lanes: int) -> Iterator[Images]:
+    """Yield each batch in a part for every lane: no more images are computed at a time than without lanes."""
+    for batch in batches:
+        size = -(-len(batch.indices) // lanes)
+        for at in range(0, len(batch.indices), size):
+            yield Images(batch.images[at:at + size], batch.indices[at:at + size])
+
+
 @contextmanager
 def one_thread_each(lanes: int) -> Iterator[None]:
     """Let torch compute on one thread in each thread that begins within the block, if there are lanes."""
@@ -159,7 +167,7 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     coco = dataset.coco
     sizes = [(record.height, record.width) for record in coco.images]
     with one_thread_each(finder.lanes):
-        found = collect_detections(batches, finder, sizes, progress, poll, finder.lanes,
+        found = collect_detections(shares(batches, finder.lanes), finder, sizes, progress, poll, finder.lanes,
                                    lambda: finder.runtime.proven)
     truth, rows = written(coco, found)
     return evaluate_detections(truth, rows, coco.names, max_det=finder.thresholds[2]), found
