@@ -28,7 +28,7 @@ EVERY = 0.5                                       # seconds between looks
 LIMITED = "--limited"                              # bytes that --cache auto is told of, then train.py's flags
 TRAIN = ("train.py", "--cfg", "micro-yolo", "--weights", "none", "--imgsz", SIDE, "--no-report", "--threads",
          1, "--precision", "fp32", "--val-interval", 99)
-VAL = ("val.py", "--weights", ROOT / "weights/micro-yolo-voc5.pt", "--imgsz", 416, "--threads", 2)
+VAL = ("val.py", "--imgsz", 416, "--threads", 2, "--weights")
 DETECT = ("detect.py", "--weights", ROOT / "weights/micro-yolo-voc5.pt", "--imgsz", 416, "--threads", 2)
 
 
@@ -48,11 +48,17 @@ def main() -> None:
                 found[name] = measure()
                 print(f"{name:28} " + "  ".join(f"{key} {value}" for key, value in found[name].items()),
                       flush=True)
+                record(args, found)
+
+
+def record(args: argparse.Namespace, found: dict[str, dict]) -> None:
+    """Write what was found so far."""
     if args.out:
         from utils.runs import environment, write_json
+        where = {**environment(), "command": "python -m tests.memory --counts {} {}".format(*args.counts)}
         write_json(args.out, {"kind": "memory", "unit": "MB of 10^6 bytes, PSS over all processes",
                               "side": SIDE, "counts": list(args.counts), "cases": found,
-                              "environment": environment()})
+                              "environment": where})
 
 
 def limited(size: int, words: list[str]) -> None:
@@ -69,7 +75,7 @@ def cases(few: int, many: int, folder: Path) -> dict[str, Callable[[], dict]]:
     """Return what measures each case, by name."""
     sets = {count: scenes(folder / f"set{count}", count) for count in (few, many)}
     lists = {count: listed(sets[count], folder / f"{count}.txt", count) for count in sets}
-    out: dict[str, Callable[[], dict]] = {}
+    val, out = (*VAL, untrained(folder / "untrained.pt")), {}
 
     def add(name: str, command: tuple, *more: object, work: Callable | None = None, **fields: object) -> None:
         words = [*command, *more, "--project", folder / "runs", "--name", name]
@@ -78,7 +84,7 @@ def cases(few: int, many: int, folder: Path) -> dict[str, Callable[[], dict]]:
         for cache in ("auto", "off"):
             add(f"train_{count}_{cache}", TRAIN, "--data", sets[count], "--cache", cache, "--epochs",
                 2 * many // count, images=count, batch=16, seen=2 * many)
-            add(f"val_{count}_{'ram' if cache == 'auto' else cache}", VAL, "--data", sets[count], "--cache",
+            add(f"val_{count}_{'ram' if cache == 'auto' else cache}", val, "--data", sets[count], "--cache",
                 cache, images=count, batch=16)
         add(f"detect_{count}", DETECT, "--source", lists[count], images=count, batch=1)
         out[f"serve_{count}"] = lambda count=count: {"images": count, **watched(
@@ -86,7 +92,7 @@ def cases(few: int, many: int, folder: Path) -> dict[str, Callable[[], dict]]:
     for batch in (4, 64):
         add(f"train_batch_{batch}", TRAIN, "--data", sets[few], "--epochs", 4, "--batch-size", batch,
             images=few, batch=batch)
-        add(f"val_batch_{batch}", VAL, "--data", sets[few], "--batch-size", batch, images=few, batch=batch)
+        add(f"val_batch_{batch}", val, "--data", sets[few], "--batch-size", batch, images=few, batch=batch)
     for streams in (1, 2, 4):
         out[f"streams_{streams}"] = lambda streams=streams: {"streams": streams, **live(streams, folder)}
     small = ("-m", "tests.memory", LIMITED, many * SIDE ** 2 * 3 // 10, *TRAIN[1:])
@@ -99,6 +105,17 @@ def scenes(folder: Path, count: int) -> Path:
     """Return a generated set of so many images in each split."""
     from data.scenes import make_scenes
     return make_scenes(folder, train=count, val=count, size=SIDE)
+
+
+def untrained(file: Path) -> Path:
+    """Write and return a checkpoint of micro-yolo for the set's classes, which sees next to nothing."""
+    from data.scenes import NAMES
+    from models.checkpoint import Checkpoint, save
+    from models.network import Network, initialise
+    from models.zoo.build import build
+    net = build("micro-yolo", len(NAMES))
+    save(file, Checkpoint(net, initialise(Network(net), 0, prior=1e-4).state_dict(), tuple(NAMES), 416))
+    return file
 
 
 def listed(data: Path, file: Path, count: int) -> Path:

@@ -66,7 +66,8 @@ def record(args: argparse.Namespace, found: dict[str, list[tuple[float, dict]]])
                       **{key: runs[0][1][key] for key in ("map50", "map50_95")}}
     print(f"this {made['this']['seconds']}, other {made['other']['seconds']}, ratio {made['ratio']}")
     if args.out:
-        write_json(args.out, {**made, "environment": environment()})
+        command = f"python -m tests.speed_evaluation --rounds {args.rounds} --threads {args.threads}"
+        write_json(args.out, {**made, "environment": {**environment(), "command": command}})
 
 
 def spread(values: list[float]) -> dict[str, float]:

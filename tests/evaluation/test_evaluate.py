@@ -15,6 +15,7 @@ from evaluation.evaluate import (
     image_batches,
     matching_classes,
     one_thread_each,
+    shares,
 )
 from models.heads.nms import Found
 from utils.boxes import letterbox_geometry
@@ -116,6 +117,13 @@ def test_lanes_predict_side_by_side_on_one_thread_each_and_rows_come_in_order():
     assert rows[:, 0].tolist() == rows[:, 6].tolist() == [0, 1, 2, 3, 4, 5]
     assert at_once[:2] == [1, 1] and max(at_once) == 2, "the first is tried alone"
     assert set(threads) == {1}
+
+
+def test_a_batch_is_divided_among_the_lanes_in_order():
+    batches = [Batch(torch.arange(count).view(-1, 1, 1, 1), list(range(count))) for count in (5, 1, 4)]
+    parts = list(shares(batches, 2))
+    assert [part.indices for part in parts] == [[0, 1, 2], [3, 4], [0], [0, 1], [2, 3]]
+    assert all(part.images.flatten().tolist() == part.indices for part in parts)
 
 
 def test_classes_are_matched_by_name_whatever_their_order_or_case():
