@@ -1,6 +1,6 @@
 """Seconds of val.py, from the command to its last line, in this checkout and another: interleaved rounds.
 
-    python -m tests.speed_evaluation --other CHECKOUT --data SETS/voc5 --threads 2 --out X.json
+    python -m tests.evaluation.speed --other CHECKOUT --data SETS/voc5 --threads 2 --out X.json
 
 Both evaluate the same checkpoint on the same set in torch and fp32. AP of both sides is in the record, and so
 are the stages' ms an image as each side counts them.
@@ -19,7 +19,7 @@ from statistics import median
 
 from utils.runs import environment, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def record(args: argparse.Namespace, found: dict[str, list[tuple[float, dict]]])
                       **{key: runs[0][1][key] for key in ("map50", "map50_95")}}
     print(f"this {made['this']['seconds']}, other {made['other']['seconds']}, ratio {made['ratio']}")
     if args.out:
-        command = f"python -m tests.speed_evaluation --rounds {args.rounds} --threads {args.threads}"
+        command = f"python -m tests.evaluation.speed --rounds {args.rounds} --threads {args.threads}"
         write_json(args.out, {**made, "environment": {**environment(), "command": command}})
 
 
