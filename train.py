@@ -16,7 +16,7 @@ from utils.errors import DataError
 # Flags of the moment, never taken from the run that is resumed; and flags that may differ from it: they
 # change where and how it runs, not what it computes.
 NOW = ("resume", "accept", "exist_ok", "project", "name")
-AUTO = {"batch_size": 0}                           # typed, it stands for whatever the run was given
+AUTO = {"batch_size": 0, "precision": "auto"}      # typed, it stands for whatever the run was given
 FREE = ("device", "workers", "threads", "cache", "val_interval", "no_report", "save_minutes")
 
 
@@ -66,9 +66,9 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
     for key, value in saved.items():
         if key in NOW or key not in vars(args):
             continue
-        if key not in typed:
+        if key not in typed or typed[key] == AUTO.get(key, typed):
             setattr(args, key, value)
-        elif key not in FREE and typed[key] not in (value, AUTO.get(key, value)) and (
+        elif key not in FREE and typed[key] != value and (
                 key == "optimizer" or not args.accept):
             flag, way = key.replace("_", "-"), "" if key == "optimizer" else ", or add --accept to change it"
             parser.error(f"--resume: the run was started with --{flag} {value}, now {typed[key]}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils import cli
+from utils import cli, runs
 
 SHARED = ("weights", "data", "imgsz", "batch-size", "conf-thres", "iou-thres", "nms", "max-det", "device",
           "half", "threads", "workers", "cache", "max-pixels", "drop-unknown", "trust", "val-split",
@@ -31,23 +31,23 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Read the network and the data, detect, evaluate, print, write."""
     args = parse()
-    from data.coco.clean import report_faults
-    from data.coco.locate import locate
-    from data.coco.read import read_coco
-    from data.dataset import DetectionSet
-    from data.images import decode
-    from deploy.artifact import needs_torch, size
-    from deploy.runtimes.cache import check_cache
-    from deploy.runtimes.runtime import load_runtime
-    from evaluation import report
-    from evaluation.evaluate import Finder, evaluate, image_batches, matching_classes
-    from utils import runs
-    from utils.redact import masked_values
-    interrupt = runs.Interrupt()
-    runs.tune_cpu()
-    check_cache(args.model_cache, args.weights)
-    runtime = load_runtime(args.weights, runs.pick_device(args.device, needs_torch(args.weights)),
-                           "half" if args.half else "fp32", args.threads, kept=args.model_cache)
+    with runs.importing():
+        from data.coco.clean import report_faults
+        from data.coco.locate import locate
+        from data.coco.read import read_coco
+        from data.dataset import DetectionSet
+        from data.images import decode
+        from deploy.artifact import needs_torch, size
+        from deploy.runtimes.cache import check_cache
+        from deploy.runtimes.runtime import load_runtime
+        from evaluation import report
+        from evaluation.evaluate import Finder, evaluate, image_batches, matching_classes
+        from utils.redact import masked_values
+        interrupt = runs.Interrupt()
+        runs.tune_cpu()
+        check_cache(args.model_cache, args.weights)
+        runtime = load_runtime(args.weights, runs.pick_device(args.device, needs_torch(args.weights)),
+                               "half" if args.half else "fp32", args.threads, kept=args.model_cache)
     args.imgsz = args.imgsz or runtime.imgsz
     runtime.check_side(args.imgsz, args.weights)
     where = locate(args.data, args.val_split, args.seed)

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import RLock
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from data.augment import letterbox
+from detection.threads import side_by_side
 from detection.video import Frame
 from detection.yuv import Yuv
 from utils.boxes import Geometry, scale_back
@@ -87,21 +86,8 @@ class Detector:
 
     def through(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[np.ndarray], float]]:
         """Yield each batch with its boxes and the network's seconds, in order; lanes work side by side."""
-        if self.lanes == 1:                                # a live frame waits for nothing
-            yield from ((batch, *self._call(batch.images)) for batch in batches)
-            return
-        waiting: deque[tuple[Batch, Future]] = deque()
-        pool = ThreadPoolExecutor(self.lanes, "lane")
-        try:
-            for batch in batches:
-                waiting.append((batch, pool.submit(self._call, batch.images)))
-                while len(waiting) > (self.lanes if self._start else 0):   # the first is the trial
-                    first, done = waiting.popleft()
-                    yield first, *done.result()
-            for batch, done in waiting:
-                yield batch, *done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        done = side_by_side(batches, lambda batch: self._call(batch.images), self.lanes, lambda: self._start)
+        yield from ((batch, *found) for batch, found in done)
 
     def _call(self, images: np.ndarray) -> tuple[list[np.ndarray], float]:
         """Return the boxes of a call and the network's seconds, a lane's share."""

@@ -1,4 +1,4 @@
-"""Two threads around a loop: one fetches ahead, one writes behind, both bounded."""
+"""Threads around a loop: one fetches ahead, some work side by side, one writes behind, all bounded."""
 from __future__ import annotations
 
 from collections import deque
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
 END = object()                     # behind the last item
 
 
@@ -26,6 +26,29 @@ def prefetch(items: Iterable[T], depth: int = 8) -> Generator[T, None, None]:
         finally:
             pool.shutdown(cancel_futures=True)
             getattr(source, "close", int)()                # of a generator
+
+
+def side_by_side(items: Iterable[T], work: Callable[[T], R], lanes: int,
+                 tried: Callable[[], object] = lambda: True) -> Generator[tuple[T, R], None, None]:
+    """Yield each item and `work(item)`, in order, as `lanes` threads work; one lane is the caller's own.
+
+    Until `tried()` is true an item is waited for before the next is begun.
+    """
+    if lanes == 1:
+        yield from ((item, work(item)) for item in items)
+        return
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(lanes, "lane")
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            while len(waiting) > (lanes if tried() else 0):
+                first, done = waiting.popleft()
+                yield first, done.result()
+        for first, done in waiting:
+            yield first, done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from data.coco.locate import Located
 from data.coco.read import CocoSet, read_coco
 from data.dataset import DetectionSet
-from detection.threads import prefetch
+from detection.threads import prefetch, side_by_side
 from evaluation.metrics import Metrics, evaluate_detections
 from models.heads.nms import detections
 from utils.boxes import letterbox_geometry, on_host, scale_back
@@ -45,15 +46,18 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = Lock()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a `with` block under `name`."""
+    def stage(self, name: str, lanes: int = 1) -> Iterator[None]:
+        """Count the time of a `with` block under `name`, of one of so many lanes its share."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            taken = (time.perf_counter() - start) / lanes
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + taken
 
     def waits(self, name: str, items: Iterable) -> Iterator:
         """Yield the same items, counting the time until each is there under `name`."""
@@ -91,35 +95,61 @@ class Finder:
                  max_det: int, nms: str = "standard") -> None:
         self.runtime, self.wanted, self.thresholds = runtime, list(wanted), (conf_thres, iou_thres, max_det)
         self.watch, self.nms, self.dropped, self.cut = Stopwatch(), nms, 0, 0
+        self.lanes, self._lock = runtime.lanes, Lock()
 
     def __call__(self, images: Values) -> list[np.ndarray]:
         """Return boxes [N, 6] (xyxy px of the input, score, class) per image of uint8 [B, 3, H, W]."""
-        with self.watch.stage("network"):
+        with self.watch.stage("network", self.lanes):
             predictions = self.runtime.predict(images)
             if self.runtime.device.type == "cuda":
                 import torch
                 torch.cuda.synchronize()
-        with self.watch.stage("boxes and NMS"):
+        with self.watch.stage("boxes and NMS", self.lanes):
             found = detections(predictions, self.runtime.heads, *self.thresholds, classes=self.wanted,
                                multi_label=True, nms=self.nms)
-            self.dropped, self.cut = self.dropped + found.dropped, self.cut + found.cut
+            with self._lock:
+                self.dropped, self.cut = self.dropped + found.dropped, self.cut + found.cut
             own = np.full(max(self.wanted) + 1, -1)
             own[self.wanted] = np.arange(len(self.wanted))
             return [np.column_stack((b[:, :5], own[b[:, 5].astype(int)])) for b in found.boxes]
 
 
+def shares(batches: Iterable, lanes: int) -> Iterator[Images]:
+    """Yield each batch in a part for every lane: no more images are computed at a time than without lanes."""
+    for batch in batches:
+        size = -(-len(batch.indices) // lanes)
+        for at in range(0, len(batch.indices), size):
+            yield Images(batch.images[at:at + size], batch.indices[at:at + size])
+
+
+@contextmanager
+def one_thread_each(lanes: int) -> Iterator[None]:
+    """Let torch compute on one thread in each thread that begins within the block, if there are lanes."""
+    if lanes == 1:
+        yield
+        return
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def collect_detections(batches: Iterable, predict: Callable[[Values], list[Values]],
                        sizes: Sequence[tuple[int, int]], progress: bool = True,
-                       poll: Callable[[], object] | None = None) -> np.ndarray:
+                       poll: Callable[[], object] | None = None, lanes: int = 1,
+                       tried: Callable[[], object] = lambda: True) -> np.ndarray:
     """Return detections float64 [D, 7] (image position, xyxy px of the image, score, class) of all batches.
 
     A batch has images (uint8 [B, 3, H, W], letterboxed) and indices (positions in the data set); predict
     gives [N, 6] (xyxy px of the input, score, class) per image; sizes are (height, width) px by position.
+    lanes, tried: batches predicted at a time, and whether the first was, as `side_by_side` takes them.
     """
     parts = [np.zeros((0, 7))]
     with tqdm(total=len(sizes), unit=" images", leave=False, disable=None if progress else True) as bar:
-        for batch in batches:
-            found = predict(batch.images)
+        for batch, found in side_by_side(batches, lambda batch: predict(batch.images), lanes, tried):
             for position, boxes in zip(batch.indices, found, strict=True):
                 rows = on_host(boxes).astype(np.float64).reshape(-1, 6)
                 geometry = letterbox_geometry(*sizes[position], tuple(batch.images.shape[-2:]))
@@ -136,7 +166,9 @@ def evaluate(finder: Finder, dataset: DetectionSet, batches: Iterable, progress:
     """Return the metrics of a pass over the data set's batches, and its detections [D, 7]."""
     coco = dataset.coco
     sizes = [(record.height, record.width) for record in coco.images]
-    found = collect_detections(batches, finder, sizes, progress, poll)
+    with one_thread_each(finder.lanes):
+        found = collect_detections(shares(batches, finder.lanes), finder, sizes, progress, poll, finder.lanes,
+                                   lambda: finder.runtime.proven)
     truth, rows = written(coco, found)
     return evaluate_detections(truth, rows, coco.names, max_det=finder.thresholds[2]), found
 

@@ -38,7 +38,7 @@ def summarise(metrics: Metrics, what: dict, finder: Finder, interval: bool, **se
     how = {**dict(zip(("conf_thres", "iou_thres", "max_det"), finder.thresholds)), **settings,
            "letterbox": "centred, undistorted, border 114", "multi_label": True, "runtime": runtime.kind,
            "precision": runtime.precision, "device": str(runtime.device), "threads": runtime.threads,
-           "runtime_note": runtime.note}
+           "lanes": finder.lanes, "runtime_note": runtime.note}
     speed = {stage: 1000 * value / max(metrics.images, 1) for stage, value in finder.watch.seconds.items()}
     out = {**what, **cost, "dropped_by_decoder": finder.dropped, "cut_before_nms": finder.cut,
            **metrics.as_dict(), "ms_per_image": speed, "settings": how, "environment": environment()}
@@ -79,11 +79,12 @@ def _sentences(result: dict) -> dict[str, str]:
     cost = (f"{result['parameters']:,} parameters, {result['macs'] / 1e9:.4g} GMACs (convolutions; "
             f"{result['loose_macs'] / 1e9:.4g} G ptflops-style), {result['bytes'] / 1e6:.1f} MB on disk")
     span = result.get("map50_interval")
+    lanes = ", a batch each" if how["lanes"] > 1 else ""
     interval = {"AP50": f"{result['map50']:.3f}, 95 % interval {span['low']:.3f} .. {span['high']:.3f} over "
                         "resampled images"} if span else {}
     return {**interval, "cost": cost,
             "speed": f"{stages} ms per image (batch {how['batch_size']}, {how['precision']}, "
-                     f"{how['device']}, {how['threads']} threads)",
+                     f"{how['device']}, {how['threads']} threads{lanes})",
             "settings": f"score floor {how['conf_thres']}, NMS IoU {how['iou_thres']}, at most "
                         f"{how['max_det']} boxes, input {how['imgsz']} ({how['letterbox']}), "
                         f"{result['images']} images, {len(result['classes'])} classes "

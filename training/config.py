@@ -76,7 +76,8 @@ class Recipe:
     mixup: float = option(0.0, "share of the training images that are mixed with another's", SHARE)
     close_mosaic: int = option(10, "last epochs without mosaic", NOT_NEGATIVE)
     multi_scale: bool = option(False, "vary the input side by half to one and a half, a new one each step")
-    precision: str = option("auto", "of the forward pass in training",
+    precision: str = option("auto", "of the forward pass in training; auto: fp16 on CUDA, bf16 on CPUs that "
+                                    "have it, in train.py only if first steps are faster in it, else fp32",
                             choices=("auto", "fp32", "bf16", "fp16"))
     box: float | None = option(None, "weight of the box loss (default: the head's: 5, of a free one 2.5)",
                                NOT_NEGATIVE, type=float)

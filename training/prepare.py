@@ -28,6 +28,7 @@ from models.network import Network
 from training import engine
 from training.config import Recipe, TrainConfig
 from training.plan import largest_batch
+from training.precision import faster
 from training.run import NOTES, Run, Session, Validator, check_disk, make_state
 from training.start import choose_net, class_weights, plain_images, settle, start_from, take_backbone
 from training.teach import make_loss, own_average, student
@@ -83,9 +84,9 @@ def _ready(config: TrainConfig, session: Session, folder: Path) -> Run:
         check_disk(folder, parameters(net, statistics=True), config.optimizer)     # before anything is lost
         clear(folder)                              # now that the input is good, and before its log is read
     ddp.wait()
-    fault = "" if found or session.precision == "fp32" else unsound(model, train_set, session)
-    if ddp.any_rank(bool(fault), session.device):  # in args.json too: a resumed run keeps it
-        session, config = session._replace(precision="fp32"), dataclasses.replace(config, precision="fp32")
+    fault = ""
+    if not found and session.precision != "fp32":
+        config, session, fault = tried(config, session, model, train_set)
     interrupt = runs.Interrupt()
     run = Run(config, folder, session, model,
               train_set.for_run(config.seed, max(0, config.epochs - config.close_mosaic)),
@@ -232,6 +233,19 @@ def check_side(net: Net, config: Recipe, images: int) -> None:
     if smallest == stride and (images % config.batch_size or config.batch_size) == 1:
         raise UsageError(f"--batch-size {config.batch_size}: of {images} images the last batch is one, which "
                          f"at {smallest} px is one cell, too little for batch-norm; change it, or --imgsz")
+
+
+def tried(config: TrainConfig, session: Session, model: Network,
+          train_set: DetectionSet) -> tuple[TrainConfig, Session, str]:
+    """Return both with half precision only where it holds and pays, and what is wrong with it."""
+    fault, name = unsound(model, train_set, session), session.precision
+    if ddp.any_rank(bool(fault), session.device):
+        name = "fp32"
+    elif config.precision == "auto" and name == "bf16":
+        name = faster(config, session, model, train_set)
+    if name != "fp16":                             # in args.json too: a resumed run keeps what was found out
+        config = dataclasses.replace(config, precision=name)
+    return config, session._replace(precision=name), fault
 
 
 def unsound(model: Network, train_set: DetectionSet, session: Session) -> str:

@@ -57,12 +57,18 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.heads, self.stride = heads_of(self.net), max(strides(self.net).values())
-        self.note, self._proven = self.runner.note, self.runner.exact is None
+        self.note, self.proven = self.runner.note, self.runner.exact is None
         self._run_by(self.runner)
 
     def _run_by(self, runner: Runner) -> None:
         self.runner, self.kind = runner, runner.kind
         self.precision, self.device = runner.precision, runner.device
+
+    @property
+    def lanes(self) -> int:
+        """Return how many calls are best made at a time, each on one thread; 1 where one call takes all."""
+        # torch's threads wait for each other at every layer, lanes for nothing
+        return self.threads if self.kind == "torch" and self.device.type == "cpu" else 1
 
     def predict(self, images: Values) -> list[Values]:
         """Return head outputs, fp32 [B, *shape, G, G], of images uint8 [B, 3, H, W]. Raises UsageError.
@@ -70,7 +76,7 @@ class Runtime:
         Of a tensor they are tensors; of an array what the library gives: torch alone needs to be there then.
         """
         self._check(images)
-        if not self._proven:
+        if not self.proven:
             self._prove(images)
         outputs = [_fp32(output) for output in self.runner(images)]
         if isinstance(images, np.ndarray) or not isinstance(outputs[0], np.ndarray):
@@ -101,7 +107,7 @@ class Runtime:
     def _prove(self, images: Values) -> None:
         """Compare half precision with fp32 on the first batch, once."""
         half, exact = self.runner, self.runner.exact()
-        half.exact, self._proven = None, True
+        half.exact, self.proven = None, True
         share = INT8_SHARE if half.precision == "int8" else HALF_SHARE
         if fault := half_fault(half(images), exact(images), share):
             self.note = f"{self.precision} is {fault} on this network's first batch; continuing in fp32"

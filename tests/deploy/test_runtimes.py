@@ -299,3 +299,17 @@ def test_openvino_takes_calls_side_by_side(made):
         for found in pool.map(lambda _: runner(images), range(12)):
             np.testing.assert_array_equal(found[0], wanted[0])
     assert 1 <= len(runner.plans[1]) <= 4
+
+
+def test_torch_takes_onednn_for_1x1_convolutions_of_several_images_on_one_thread_too(monkeypatch):
+    net = NETS["micro-yolo"]
+    model = randomised(net)
+    runtime, real, seen = torch_runtime(net, model.state_dict(), (), SIDE), torch.mkldnn_convolution, []
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
+    images = batch()
+    with torch.no_grad():
+        expected = model.eval()(images)
+    for count in (1, 2):
+        for found, exact in zip(runtime.predict(images[:count]), expected, strict=True):
+            assert torch.allclose(found, exact[:count], atol=1e-4)
+    assert set(seen) == {2}

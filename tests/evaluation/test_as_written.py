@@ -44,7 +44,7 @@ def random_set(rng: np.random.Generator) -> dict:
 class Guesses:
     """In place of a network: boxes near the ground truth and beside it, in px of the letterboxed input."""
 
-    thresholds = (0.001, 0.6, 100)
+    thresholds, lanes = (0.001, 0.6, 100), 1
 
     def __init__(self, rows: list[np.ndarray]) -> None:
         self.rows = iter(rows)

@@ -1,4 +1,6 @@
 """The pass over a data set: geometry of mixed image sizes, classes by name, timing, and stopping."""
+import time
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -6,7 +8,15 @@ import pytest
 import torch
 
 from evaluation import evaluate
-from evaluation.evaluate import Finder, Stopwatch, collect_detections, image_batches, matching_classes
+from evaluation.evaluate import (
+    Finder,
+    Stopwatch,
+    collect_detections,
+    image_batches,
+    matching_classes,
+    one_thread_each,
+    shares,
+)
 from models.heads.nms import Found
 from utils.boxes import letterbox_geometry
 from utils.errors import DataError, Interrupted, ModelError
@@ -81,6 +91,41 @@ def test_poll_ends_the_pass_after_the_batch_at_hand():
     assert len(seen) == 2
 
 
+def test_lanes_predict_side_by_side_on_one_thread_each_and_rows_come_in_order():
+    running, at_once, threads, tried, guard = [], [], [], [], Lock()
+    before = torch.get_num_threads()
+
+    def predict(images: torch.Tensor) -> list[torch.Tensor]:
+        mine = int(images[0, 0, 0, 0])
+        with guard:
+            running.append(mine)
+            at_once.append(len(running))
+            threads.append(torch.get_num_threads())
+        time.sleep(0.05 if mine % 2 else 0.1)              # so that later ones are done first
+        with guard:
+            running.remove(mine)
+            tried.append(mine)
+        return [torch.tensor([[0.0, 0, 9, 9, 0.5, mine]])]
+    batches = [Batch(torch.full((1, 3, 32, 32), i, dtype=torch.uint8), [i]) for i in range(6)]
+    torch.set_num_threads(3)
+    try:
+        with one_thread_each(2):
+            rows = collect_detections(batches, predict, [(20, 20)] * 6, lanes=2, tried=lambda: tried)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert rows[:, 0].tolist() == rows[:, 6].tolist() == [0, 1, 2, 3, 4, 5]
+    assert at_once[:2] == [1, 1] and max(at_once) == 2, "the first is tried alone"
+    assert set(threads) == {1}
+
+
+def test_a_batch_is_divided_among_the_lanes_in_order():
+    batches = [Batch(torch.arange(count).view(-1, 1, 1, 1), list(range(count))) for count in (5, 1, 4)]
+    parts = list(shares(batches, 2))
+    assert [part.indices for part in parts] == [[0, 1, 2], [3, 4], [0], [0, 1], [2, 3]]
+    assert all(part.images.flatten().tolist() == part.indices for part in parts)
+
+
 def test_classes_are_matched_by_name_whatever_their_order_or_case():
     model = ("person", "bicycle", "car", "Motor Cycle", "bus")
     assert matching_classes(model, ("Bus", "person", " motor cycle")) == [4, 0, 3]
@@ -94,7 +139,7 @@ def test_the_finder_asks_for_the_wanted_classes_and_renames_them(monkeypatch):
     class Runtime:
         """Passes the images on as maps."""
 
-        device, heads = torch.device("cpu"), ("a head",)
+        device, heads, lanes = torch.device("cpu"), ("a head",), 1
 
         def predict(self, images: torch.Tensor) -> list[torch.Tensor]:
             return [images]

@@ -1,6 +1,6 @@
 """What `--fast-jpeg` saves and what it costs, on a set's val images enlarged: interleaved runs and two APs.
 
-    python -m tests.speed_jpeg --weights X.onnx --data SETS/voc5 --also SETS/voc5 Y.pt 224 --out X.json
+    python -m tests.speed.jpeg --weights X.onnx --data SETS/voc5 --also SETS/voc5 Y.pt 224 --out X.json
 
 The images are enlarged `--times` times (Lanczos, JPEG quality 90) in a temporary folder, for want of a set of
 photographs that large; what enlarging leaves out of an image, shrinking need not keep, so AP on them says
@@ -22,7 +22,7 @@ import cv2
 from data.coco.locate import locate
 from utils.runs import environment, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIDES = {"whole": (), "fast": ("--fast-jpeg",)}
 
 

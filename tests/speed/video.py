@@ -1,7 +1,7 @@
 """A 1080p video through detect.py by this code and by another: interleaved rounds, each stage, memory.
 
     git worktree add OLD COMMIT
-    python -m tests.speed_video --old OLD --source cars.mp4 --out results/video-1080p.json
+    python -m tests.speed.video --old OLD --source cars.mp4 --out results/video-1080p.json
 
 The video is scaled to 1920x1080 first. Of each side: frames a second from the first to the last written,
 what the network alone makes on all threads, the largest resident memory, and the drawn file's size; with
