@@ -19,7 +19,7 @@ from utils import cli, runs
 from utils.errors import UsageError
 from utils.text import aligned
 
-RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES = "onnx", "openvino"
 LEAST = 0.01                                               # ms; kinds of node below are not shown
 
 
@@ -58,7 +58,9 @@ def beside(paths: list[str], threads: int, turns: int) -> dict[str, object]:
         layers = [_median([by_layer(net, nodes) for nodes in calls]) for calls in found[path]]
         kinds = [_median([_kinds(nodes) for nodes in calls]) for calls in found[path]]
         sums = [sum(turn.values()) for turn in layers]
-        files[f"{RUNTIMES[format_of(path)]} {data['precision']}"] = {
+        key = f"{format_of(path)}_{data['precision']}"
+        again = sum(name.startswith(key) for name in files)
+        files[f"{key}_{again + 1}" if again else key] = {
             "file": Path(path).name, "ms": float(np.median(sums)), "spread": [min(sums), max(sums)],
             "layers": _median(layers), "kinds": _median(kinds)}
     return {"kind": "layers", "imgsz": told[0]["imgsz"], "threads": threads, "turns": turns, "files": files,

@@ -57,7 +57,7 @@ def record(args: argparse.Namespace, found: dict[str, dict]) -> None:
         from utils.runs import environment, write_json
         where = {**environment(), "command": "python -m tests.memory --counts {} {}".format(*args.counts)}
         write_json(args.out, {"kind": "memory", "unit": "MB of 10^6 bytes, PSS over all processes",
-                              "side": SIDE, "counts": list(args.counts), "cases": found,
+                              "side": SIDE, "counts": list(args.counts), "runs": found,
                               "environment": where})
 
 
