@@ -271,7 +271,8 @@ def test_compiled_torch_is_the_same_and_says_what_it_lacks(made, monkeypatch):
     path = made["onnx"].parent / "net.pt"
     compiled, plain = load_runtime(path, compiled=True), load_runtime(path)
     assert (compiled.kind, plain.kind) == ("torch-compile", "torch")
-    assert all(torch.equal(a, b) for a, b in zip(compiled.predict(batch()), plain.predict(batch())))
+    for a, b in zip(compiled.predict(batch()), plain.predict(batch()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)     # 1x1 convolutions have a way of their own
 
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler")
