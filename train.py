@@ -66,7 +66,7 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
     for key, value in saved.items():
         if key in NOW or key not in vars(args):
             continue
-        if key not in typed or typed[key] == AUTO.get(key, typed):
+        if key not in typed or key in AUTO and typed[key] == AUTO[key]:
             setattr(args, key, value)
         elif key not in FREE and typed[key] != value and (
                 key == "optimizer" or not args.accept):

@@ -28,6 +28,17 @@ def parse() -> argparse.Namespace:
     return cli.check(parser, parser.parse_args(), "weights", "data")
 
 
+def write(args: argparse.Namespace, folder: Path, result: dict) -> list[Path]:
+    """Write the figures into the run folder and where the flags ask for them; return all places."""
+    runs.write_json(folder / "metrics.json", result)
+    written = [folder, *([runs.save_record(args.name, result)] if args.save_json else [])]
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(args.out, result)
+        written.append(args.out)
+    return written
+
+
 def main() -> None:
     """Read the network and the data, detect, evaluate, print, write."""
     args = parse()
@@ -69,14 +80,9 @@ def main() -> None:
     what = {"weights": args.weights, "data": args.data, "split": args.split, "bytes": size(args.weights)}
     result = report.summarise(metrics, what, finder, args.ci, imgsz=args.imgsz, cache=args.cache,
                               nms=args.nms, batch_size=args.batch_size, workers=args.workers,
-                              **{"fast_jpeg": True} if args.fast_jpeg else {})
+                              fast_jpeg=args.fast_jpeg)
     print("\n".join(report.lines(result, metrics)))
-    runs.write_json(folder / "metrics.json", result)
-    written = [folder, *([runs.save_record(args.name, result)] if args.save_json else [])]
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(args.out, result)
-        written.append(args.out)
+    written = write(args, folder, result)
     if args.plots:
         print(report.write_page(folder, result, metrics, coco, found, decode))
     print(*written, sep=", ")

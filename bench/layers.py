@@ -11,34 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.profile.nodes import Nodes, by_layer, onnx_nodes, openvino_nodes
-from deploy.artifact import format_of, main_file, read_metadata
-from deploy.runtimes.openvino import OpenvinoRunner
+from bench.profile.nodes import Nodes, by_layer, calls_of, check_format
+from deploy.artifact import format_of, read_metadata
 from models.records import from_json
 from utils import cli, runs
 from utils.errors import UsageError
 from utils.text import aligned
 
-RUNTIMES = "onnx", "openvino"
 LEAST = 0.01                                               # ms; kinds of node below are not shown
 
 
 def profiled(path: str, threads: int) -> list[Nodes]:
-    """Return the nodes of every call of a fresh session on one image of noise.
+    """Return the nodes of every call of a fresh session on one image of noise; raise as `calls_of` does.
 
-    Raises UsageError for a file of another format.
+    What OpenVINO does not compute in 8 bits it computes in fp32, also of a file whose weights are fp16.
     """
-    form = format_of(path)
-    if form not in RUNTIMES:
-        raise UsageError(f"{path}: the layers of ONNX and OpenVINO files are told, this is {form}")
+    check_format(path)
     metadata = read_metadata(path)
-    side = metadata["imgsz"]
+    side, precision = metadata["imgsz"], "int8" if metadata["precision"] == "int8" else "fp32"
     batch = np.random.default_rng(0).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
-    if form == "onnx":
-        return onnx_nodes(main_file(path), threads, batch)
-    precision = "int8" if metadata["precision"] == "int8" else "fp32"
-    runner = OpenvinoRunner(main_file(path), precision, threads, runs.Device("cpu"))
-    return openvino_nodes(runner.model, runner.hint, threads, batch)
+    return calls_of(path, precision, threads, batch)
 
 
 def beside(paths: list[str], threads: int, turns: int) -> dict[str, object]:

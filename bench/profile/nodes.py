@@ -18,6 +18,7 @@ from models.graph import INPUT
 from models.layer import Net
 from models.records import from_json
 from utils.boxes import on_host
+from utils.errors import UsageError
 from utils.runs import Device
 
 if TYPE_CHECKING:
@@ -31,18 +32,31 @@ Nodes = list[tuple[str, str, float]]               # name, kind and ms of every 
 
 def node_table(path: str | Path, precision: str, threads: int, image: Values,
                peak: dict) -> list[dict[str, object]]:
-    """Return rows as of latency.layer_table, "reorders" and "other"; raise ValueError for other formats."""
-    form, file = format_of(path), main_file(path)
-    if form not in ("onnx", "openvino"):
-        raise ValueError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone")
-    metadata, batch = read_metadata(path), np.ascontiguousarray(on_host(image)[None])
+    """Return rows as of latency.layer_table, "reorders" and "other"; raise as `calls_of`."""
+    calls = calls_of(path, precision, threads, np.ascontiguousarray(on_host(image)[None]))
+    metadata = read_metadata(path)
     net = from_json(metadata["net"])
-    if form == "onnx":
-        calls = onnx_nodes(file, threads, batch)
-    else:
-        runner = OpenvinoRunner(file, precision, threads, Device("cpu"))
-        calls = openvino_nodes(runner.model, runner.hint, threads, batch)
     return rows_of(net, metadata["imgsz"], precision, [by_layer(net, nodes) for nodes in calls], peak)
+
+
+def check_format(path: str | Path) -> None:
+    """Raise UsageError for a file of neither runtime."""
+    if (form := format_of(path)) not in ("onnx", "openvino"):
+        raise UsageError(f"{path}: layers are told by ONNX Runtime and OpenVINO alone, of ONNX and OpenVINO "
+                         f"files; this is {form}")
+
+
+def calls_of(path: str | Path, precision: str, threads: int, batch: np.ndarray) -> list[Nodes]:
+    """Return the nodes of every call of a fresh session on a batch uint8 [B, 3, S, S].
+
+    precision: OpenVINO's; an ONNX file has its own. Raises UsageError for a file of another format.
+    """
+    check_format(path)
+    file = main_file(path)
+    if format_of(path) == "onnx":
+        return onnx_nodes(file, threads, batch)
+    runner = OpenvinoRunner(file, precision, threads, Device("cpu"))
+    return openvino_nodes(runner.model, runner.hint, threads, batch)
 
 
 def by_layer(net: Net, nodes: Nodes) -> dict[str, float]:
