@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the real data beside the project (or a skip), and the embedded set."""
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,12 @@ def run(capsys, monkeypatch, tmp_path):
     """A function that calls detect.py in this process."""
     from tests.helpers.detect_cases import running
     yield from running(capsys, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def no_warning():
+    """Raise whatever is warned of; but not of what an earlier test left behind and Python collects now."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield

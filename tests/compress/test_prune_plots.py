@@ -1,7 +1,6 @@
 """Plots and tables of a pruning: what is drawn and written is what the record says."""
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +32,11 @@ STEPS = [step(1, "conv3", 0.470, 0.30, True, [-0.5, 1.1], 2_500_000),
 
 
 @pytest.fixture
-def figures(monkeypatch) -> list:
+def figures(monkeypatch, no_warning) -> list:
     """The figures that are saved, in order; any warning of the library is an error."""
     saved, save = [], plots.save
     monkeypatch.setattr(plots, "save", lambda fig, path: (saved.append(fig), save(fig, path))[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield saved
+    return saved
 
 
 def pixels(path: Path) -> np.ndarray:
