@@ -5,11 +5,13 @@
 Each case is the real script as a process of its own; the memory of all its processes is looked at twice a
 second, shared pages counted once (PSS). grown_mb: the median of the last quarter of the samples at work less
 that of the second. larger_than_memory: --cache auto is told of a tenth of the memory that the set would need.
-Images are generated (data/scenes.py).
+Images are generated (data/scenes.py). The thousands are those of --set (or generated ones), each under many
+names: train.py reads every file, and trains on 480 an epoch, three epochs, of which the last is timed.
 """
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -38,12 +40,14 @@ def main() -> None:
         return limited(int(sys.argv[2]), sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs=2, default=(100, 400), metavar=("FEW", "MANY"))
+    parser.add_argument("--thousands", type=int, default=10000, help="images of the largest set")
+    parser.add_argument("--set", type=Path, help="whose training images those are (default: generated)")
     parser.add_argument("--only", nargs="+", help="names of cases begin with one of these")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, measure in cases(*args.counts, Path(folder)).items():
+        for name, measure in cases(*args.counts, Path(folder), args.set, args.thousands).items():
             if not args.only or name.startswith(tuple(args.only)):
                 found[name] = measure()
                 print(f"{name:28} " + "  ".join(f"{key} {value}" for key, value in found[name].items()),
@@ -71,7 +75,8 @@ def limited(size: int, words: list[str]) -> None:
     cli.run(train.main)
 
 
-def cases(few: int, many: int, folder: Path) -> dict[str, Callable[[], dict]]:
+def cases(few: int, many: int, folder: Path, given: Path | None,
+          thousands: int) -> dict[str, Callable[[], dict]]:
     """Return what measures each case, by name."""
     sets = {count: scenes(folder / f"set{count}", count) for count in (few, many)}
     lists = {count: listed(sets[count], folder / f"{count}.txt", count) for count in sets}
@@ -95,10 +100,53 @@ def cases(few: int, many: int, folder: Path) -> dict[str, Callable[[], dict]]:
         add(f"val_batch_{batch}", val, "--data", sets[few], "--batch-size", batch, images=few, batch=batch)
     for streams in (1, 2, 4):
         out[f"streams_{streams}"] = lambda streams=streams: {"streams": streams, **live(streams, folder)}
-    small = ("-m", "tests.memory", LIMITED, many * SIDE ** 2 * 3 // 10, *TRAIN[1:])
-    add("larger_than_memory", small, "--data", sets[many], "--cache", "auto", "--epochs", 4, images=many,
-        batch=16, seen=4 * many)
+    add("larger_than_memory", small(many), "--data", sets[many], "--cache", "auto", "--epochs", 4,
+        images=many, batch=16, seen=4 * many)
+    many_names = functools.cache(lambda count: repeated(given or sets[many], folder / f"names{count}", count))
+    for count in (thousands // 10, thousands):
+        for name, begin in (("thousands", TRAIN), ("thousands_in_a_tenth", small(count))):
+            out[f"{name}_{count}"] = lambda count=count, begin=begin: timed(
+                begin, many_names(count), folder / "runs")
     return out
+
+
+def small(count: int) -> tuple:
+    """Return train.py's command where a tenth of what so many images need is free."""
+    return ("-m", "tests.memory", LIMITED, count * SIDE ** 2 * 3 // 10, *TRAIN[1:])
+
+
+def timed(begin: tuple, data: Path, project: Path) -> dict:
+    """Return what is seen of three epochs of 480 images of a set, and the images/s of the last."""
+    count = len(json.loads((data / "annotations/instances_train.json").read_text())["images"])
+    name = f"{'tenth' if LIMITED in begin else 'all'}{count}"
+    seen = watched([*begin, "--data", data, "--cache", "auto", "--epochs", 3, "--epoch-images", 480,
+                    "--project", project, "--name", name])
+    rows = [json.loads(line) for line in (project / name / "log.jsonl").read_text().splitlines()]
+    took = rows[-1]["seconds"] - rows[-2]["seconds"]
+    return {"images": count, "batch": 16, "seen": 1440, **seen, "images_per_second": round(480 / took, 1)}
+
+
+def repeated(data: Path, folder: Path, count: int) -> Path:
+    """Return a set of `count` training images, those of `data` as links, and its val split."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").mkdir()
+    train, val = (json.loads((data / f"annotations/instances_{split}.json").read_text())
+                  for split in ("train", "val"))
+    boxes: dict[int, list[dict]] = {}
+    for box in train["annotations"]:
+        boxes.setdefault(box["image_id"], []).append(box)
+    links, images, again = [(image["file_name"],) * 2 for image in val["images"]], [], []
+    for at in range(count):
+        image = train["images"][at % len(train["images"])]
+        links.append((image["file_name"], f"again{at}{Path(image['file_name']).suffix}"))
+        images.append({**image, "id": at, "file_name": links[-1][1]})
+        again += [{**box, "image_id": at} for box in boxes.get(image["id"], ())]
+    train |= {"images": images, "annotations": [{**box, "id": at} for at, box in enumerate(again)]}
+    for source, name in links:
+        os.symlink((data / "images" / source).resolve(), folder / "images" / name)
+    for split, content in (("train", train), ("val", val)):
+        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    return folder
 
 
 def scenes(folder: Path, count: int) -> Path:

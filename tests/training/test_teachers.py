@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from tests.helpers.kills import assert_same_run
 from tests.helpers.nets import randomised, residual_net, small_net
 from tests.helpers.scripts import call
 from training.optim import MovingAverage
+from training.teach import own_average
 from utils import runs
 from utils.errors import DataError
 
@@ -119,7 +121,7 @@ def test_images_are_joined_with_others_of_their_kind_and_those_without_truth_are
 
 
 FLAGS = {"features": ("--teacher", "{}/runs/teacher/weights/best.pt", "--distill-features", "0.3"),
-         "self": ("--self-distill", "--distill", "0.5"),
+         "self": ("--self-distill", "--distill", "0.5", "--ema-age", "0.3"),
          "unlabelled": ("--teacher", "{}/runs/teacher/weights/best.pt", "--unlabelled", "{}/unlabelled")}
 
 
@@ -146,14 +148,30 @@ def test_a_run_stopped_amid_an_epoch_ends_with_the_same_bits(what, made, monkeyp
         assert "9 labelled + 7 unlabelled train / 4 val images" in said and "torn.jpg" in said
 
 
-def test_the_own_average_teaches_from_the_end_of_warm_up_on_and_is_in_eval_mode(made, monkeypatch):
+def test_the_own_average_teaches_from_the_end_of_warm_up_on(made, monkeypatch):
     terms, real = [], DistilledLoss.__call__
     monkeypatch.setattr(DistilledLoss, "__call__", lambda *words: terms.append(real(*words)) or terms[-1])
-    assert start(monkeypatch, made, "own", "--self-distill", "--epochs", 4, "--warmup-epochs", 1) == 0
+    assert start(monkeypatch, made, "own", "--self-distill", "--epochs", 4, "--warmup-epochs", 1,
+                 "--ema-age", 0.3) == 0, "an average of three steps is the network itself"
     assert [float(term["distill"].detach()) > 0 for term in terms] == [False] * 3 + [True] * 9
     assert all(term["distill"].requires_grad for term in terms[3:])
-    model = Network(small_net()).train()
-    assert model.training and not any(part.training for part in MovingAverage(model, 0.1).module.modules())
+
+
+def test_the_own_average_normalises_as_its_student_does_and_keeps_its_statistics():
+    model, images = Network(small_net()).train(), torch.rand(2, 3, 64, 64)
+    average = MovingAverage(model, 0.1)
+    assert model.training and not any(part.training for part in average.module.modules())
+    before = {name: value.fill_(1e3) for name, value in average.module.named_buffers() if "mean" in name}
+    assert before, "statistics as far off as those of the first steps"
+    run = SimpleNamespace(state=SimpleNamespace(ema=average, step=4), loader=[0] * 4,
+                          config=SimpleNamespace(accumulate=1, warmup=1),
+                          session=SimpleNamespace(device=torch.device("cpu"), precision="fp32"))
+    teach = own_average(run)
+    for mine, told in zip(model(images), teach(images), strict=True):
+        torch.testing.assert_close(told, mine.detach())
+    assert all((value == 1e3).all() for value in before.values()), "what is saved stays as it was"
+    run.state.step = 3
+    assert teach(images) is None
 
 
 def test_images_without_labels_change_what_is_learned_and_others_end_the_continuation(made, monkeypatch,
