@@ -28,7 +28,7 @@ RULES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "group": lambda weight, _: weight.square().sum(1),
     "bn": lambda weight, _: weight.abs().sum(1),                   # batch-norm's scale: arXiv 1708.06519
     "random": lambda weight, _: weight.new_zeros(len(weight))}
-DEFAULT = "l1"                                                     # of prune.py
+DEFAULT = "l2"                     # of prune.py: docs/results.md, "Which channels go"
 
 
 def channel_scores(net: Net, state: dict[str, Tensor], unit: str, rule: str, *,

@@ -141,7 +141,7 @@ def repeated(data: Path, folder: Path, count: int) -> Path:
         links.append((image["file_name"], f"again{at}{Path(image['file_name']).suffix}"))
         images.append({**image, "id": at, "file_name": links[-1][1]})
         again += [{**box, "image_id": at} for box in boxes.get(image["id"], ())]
-    train |= {"images": images, "annotations": [{**box, "id": at} for at, box in enumerate(again)]}
+    train |= {"images": images, "annotations": [{**box, "id": at} for at, box in enumerate(again, 1)]}
     for source, name in links:
         os.symlink((data / "images" / source).resolve(), folder / "images" / name)
     for split, content in (("train", train), ("val", val)):

@@ -27,6 +27,7 @@ DEFAULT = "yolox-nano"                             # of train.py: comes furthest
 # Trained weights that come with the project, by network: one's own training starts from the first there is.
 SHIPPED = {"micro-yolo": ("weights/micro-yolo-coco80.pt", "weights/micro-yolo-voc5.pt"),
            "micro-yolo-fast": ("weights/micro-yolo-fast-voc5.pt",),
+           "micro-yolo-fast-s4": ("weights/micro-yolo-fast-s4-voc5-320.pt",),
            "yolox-nano": ("weights/yolox-nano-coco80.pt",)}
 
 
