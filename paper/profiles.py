@@ -93,8 +93,8 @@ def profile_jobs(profile: Profile, nets: Mapping[str, str]) -> tuple[Job, ...]:
     jobs += [Job("search", "search.py", kernels, "result.json", profile.search_epochs, ("train-mixed-3",),
                  also=f"search-{profile.name}"),
              Job("prune", "prune.py", ("--weights", "{train-micro-yolo}", *common, "--tolerance", "0.5",
-                                       *profile.prune), "result.json", profile.prune_epochs,
-                 ("train-micro-yolo",), "weights/best.pt", f"prune-{profile.name}")]
+                                       "--importance", "l1", *profile.prune), "result.json",
+                 profile.prune_epochs, ("train-micro-yolo",), "weights/best.pt", f"prune-{profile.name}")]
     for row in (*TRAINED, "pruned"):
         source = "prune" if row == "pruned" else f"train-{row}"
         jobs.append(Job(f"val-{row}", "val.py", ("--weights", f"{{{source}}}", *common, "--batch-size", "1"),

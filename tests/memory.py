@@ -11,7 +11,6 @@ names: train.py reads every file, and trains on 480 an epoch, three epochs, of w
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import signal
@@ -59,7 +58,9 @@ def record(args: argparse.Namespace, found: dict[str, dict]) -> None:
     """Write what was found so far."""
     if args.out:
         from utils.runs import environment, write_json
-        where = {**environment(), "command": "python -m tests.memory --counts {} {}".format(*args.counts)}
+        given = f" --set SETS/{args.set.resolve().name}" if args.set else ""
+        where = {**environment(), "command": "python -m tests.memory --counts {} {}".format(*args.counts)
+                 + f" --thousands {args.thousands}{given}"}
         write_json(args.out, {"kind": "memory", "unit": "MB of 10^6 bytes, PSS over all processes",
                               "side": SIDE, "counts": list(args.counts), "runs": found,
                               "environment": where})
@@ -102,11 +103,11 @@ def cases(few: int, many: int, folder: Path, given: Path | None,
         out[f"streams_{streams}"] = lambda streams=streams: {"streams": streams, **live(streams, folder)}
     add("larger_than_memory", small(many), "--data", sets[many], "--cache", "auto", "--epochs", 4,
         images=many, batch=16, seen=4 * many)
-    many_names = functools.cache(lambda count: repeated(given or sets[many], folder / f"names{count}", count))
     for count in (thousands // 10, thousands):
         for name, begin in (("thousands", TRAIN), ("thousands_in_a_tenth", small(count))):
-            out[f"{name}_{count}"] = lambda count=count, begin=begin: timed(
-                begin, many_names(count), folder / "runs")
+            out[f"{name}_{count}"] = lambda count=count, begin=begin, name=name: timed(
+                [*begin, "--data", repeated(given or sets[many], folder / f"{name}{count}", count)],
+                folder / "runs" / f"{name}_{count}", count)
     return out
 
 
@@ -115,13 +116,11 @@ def small(count: int) -> tuple:
     return ("-m", "tests.memory", LIMITED, count * SIDE ** 2 * 3 // 10, *TRAIN[1:])
 
 
-def timed(begin: tuple, data: Path, project: Path) -> dict:
-    """Return what is seen of three epochs of 480 images of a set, and the images/s of the last."""
-    count = len(json.loads((data / "annotations/instances_train.json").read_text())["images"])
-    name = f"{'tenth' if LIMITED in begin else 'all'}{count}"
-    seen = watched([*begin, "--data", data, "--cache", "auto", "--epochs", 3, "--epoch-images", 480,
-                    "--project", project, "--name", name])
-    rows = [json.loads(line) for line in (project / name / "log.jsonl").read_text().splitlines()]
+def timed(words: list, run: Path, count: int) -> dict:
+    """Return what is seen of three epochs of 480 of a set's images, and the images/s of the last."""
+    seen = watched([*words, "--cache", "auto", "--epochs", 3, "--epoch-images", 480, "--project", run.parent,
+                    "--name", run.name])
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     took = rows[-1]["seconds"] - rows[-2]["seconds"]
     return {"images": count, "batch": 16, "seen": 1440, **seen, "images_per_second": round(480 / took, 1)}
 

@@ -3,8 +3,8 @@
     python -m tests.speed_training --rounds 3 --threads 2 --out results/training-speed.json
 
 plain: fp32, NCHW, unfused SGD, the library's memory defaults, one batch in memory. memory: the shipped step
-fed from the same batch in memory. compiled: that, by torch.compile, whose time is not counted.
-shipped: the step with the loader, its augmentation and one worker process, on the embedded set.
+fed from the same batch in memory. shipped: the same with the loader, its augmentation and one worker process,
+on the embedded set.
 
     git archive COMMIT | tar -x -C /tmp/before
     python -m tests.speed_training --cfg micro-yolo --against /tmp/before --modes memory
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-MODES = ("plain", "memory", "compiled", "shipped")
+MODES = ("plain", "memory", "shipped")
 WARM = 4                                                   # steps before the clock starts
 
 
@@ -69,11 +69,11 @@ def report(args: argparse.Namespace, runs: dict[str, list[dict]]) -> None:
     """Prints and writes medians with their spread, and ratios, taken round by round."""
     from utils.runs import environment, write_json
     rates = {name: [run["rate"] for run in of] for name, of in runs.items()}
-    pairs = [("shipped", "plain"), ("shipped", "memory"), ("compiled", "memory"),
-             *((name.split()[0], name) for name in rates if name.endswith(" before"))]
+    pairs = [("shipped", "plain"), ("shipped", "memory"), *((name.split()[0], name) for name in rates
+                                                            if name.endswith(" before"))]
     ratios = {f"{a}_over_{b}".replace(" ", "_"): [x / y for x, y in zip(rates[a], rates[b])]
               for a, b in pairs if {a, b} <= rates.keys()}
-    for a, b in pairs[3:]:
+    for a, b in pairs[2:]:
         ratios[f"{a}_cpu_saved"] = [y["cpu_ms"] / x["cpu_ms"] for x, y in zip(runs[a], runs[b])]
         ratios[f"{a}_losses_differ"] = [max(abs(p / q - 1) for p, q in zip(x["losses"], y["losses"]))
                                         for x, y in zip(runs[a], runs[b])]
@@ -117,8 +117,6 @@ def measure(args: argparse.Namespace) -> dict:
         return told(args, plain(args, model, loss, batch), began, {})
     runs.tune_cpu(args.threads)
     model = model.to(memory_format=torch.channels_last)
-    if args.mode == "compiled":
-        model.compile()
     config = TrainConfig(epochs=1, optimizer="sgd", lr=1e-3, momentum=0.9, nominal_batch=1)
     state = engine.State(model, MovingAverage(model, 0.02), make_optimizer(model, config),
                          torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"))

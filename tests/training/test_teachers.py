@@ -151,8 +151,9 @@ def test_a_run_stopped_amid_an_epoch_ends_with_the_same_bits(what, made, monkeyp
 def test_the_own_average_teaches_from_the_end_of_warm_up_on(made, monkeypatch):
     terms, real = [], DistilledLoss.__call__
     monkeypatch.setattr(DistilledLoss, "__call__", lambda *words: terms.append(real(*words)) or terms[-1])
+    # An average as young as the default's is the network itself after so few steps.
     assert start(monkeypatch, made, "own", "--self-distill", "--epochs", 4, "--warmup-epochs", 1,
-                 "--ema-age", 0.3) == 0, "an average of three steps is the network itself"
+                 "--ema-age", 0.3) == 0
     assert [float(term["distill"].detach()) > 0 for term in terms] == [False] * 3 + [True] * 9
     assert all(term["distill"].requires_grad for term in terms[3:])
 
