@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.channels import channels
-from models.depthwise import DepthwiseConv2d
+from models.convolutions import DepthwiseConv2d, SkippingConv2d
 from models.graph import expand, heads_of, outputs
 from models.layer import Net
 from models.nodes import IMAGE, Node
@@ -108,6 +108,8 @@ def _module(node: Node, cin: int) -> nn.Module | None:
         return None
     same = node.dilation == 1 and node.pad == node.kernel // 2
     own = DepthwiseConv2d if 1 < node.groups == cin == node.channels and same else nn.Conv2d
+    if node.kernel == 1 < node.stride and node.pad == 0:
+        own = SkippingConv2d
     made = own(cin, node.channels, node.kernel, node.stride, node.pad, node.dilation, node.groups, node.bias)
     for leaf, start in (("weight", torch.ones), ("bias", torch.zeros)) if node.constant else ():
         shape = getattr(made, leaf).shape

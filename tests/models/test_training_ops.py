@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.depthwise import DepthwiseConv2d
+from models.convolutions import DepthwiseConv2d, SkippingConv2d
 from models.layer import Layer
 from models.network import Network, _mean, initialise
 
@@ -39,6 +39,27 @@ def test_a_large_depthwise_kernel_has_the_librarys_gradients(kernel: int, side: 
         grads.append((x.grad, conv.weight.grad))
     for mine, theirs in zip(*grads):
         assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(3, 1), (12, 1), (12, 4), (32, 1)])
+@pytest.mark.parametrize("side", [64, 63])
+def test_a_strided_1x1_has_the_gradients_of_a_3x3_with_zeros_around_it(channels: int, groups: int,
+                                                                       side: int):
+    net = (Layer("a", "conv", ("image",), out=8, act="linear", kernel=1, stride=2),)
+    assert type(Network(net, ("a",)).a.conv) is SkippingConv2d
+    own = SkippingConv2d(channels, 8, 1, 2, groups=groups).to(memory_format=torch.channels_last).train()
+    x = _made(4, channels, side, side)
+    large = F.pad(own.weight.detach(), (1, 1, 1, 1)).contiguous().requires_grad_()
+    flat = x.detach().contiguous().requires_grad_()        # not channels_last: the library is right there
+    made, plain = own(x), F.conv2d(flat, large, own.bias, 2, 1, groups=groups)
+    assert torch.allclose(made, plain, atol=1e-5)
+    weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
+    for out in (made, plain):
+        (out * weights).sum().backward()
+    assert torch.allclose(x.grad, flat.grad, atol=1e-5)
+    assert torch.allclose(own.weight.grad, large.grad[:, :, 1:2, 1:2], atol=1e-3)
+    own.eval()
+    assert torch.allclose(own(x), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("act", ["leaky", "relu", "swish"])

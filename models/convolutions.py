@@ -1,6 +1,6 @@
-"""A depthwise convolution whose kxk weight gradient, k > 3, is not the slowest thing in the network.
+"""Convolutions whose weight gradient, on CPUs, is slow or wrong in the library.
 
-On CPUs the library has a fast depthwise weight gradient for 3x3 kernels only. A 5x5 gradient is put together
+Depthwise kxk, k > 3: the library has a fast weight gradient for 3x3 kernels only. A 5x5 gradient is put together
 from the 3x3 gradients of four shifted views of the input: at most 40 ms instead of 217 (bf16) or 84 (fp32)
 for [16, 64, 104, 104] on 2 cores, equal to the library's within 1e-5.
 """
@@ -68,3 +68,17 @@ class DepthwiseConv2d(nn.Conv2d):
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _Depthwise.apply(x.to(dtype), self.weight.to(dtype))
+
+
+class SkippingConv2d(nn.Conv2d):
+    """nn.Conv2d of a strided 1x1 kernel; in training on a CPU the cells it skips are left out first.
+
+    The library's weight gradient of a strided 1x1 with fewer than 16 input channels writes past its buffer in
+    channels_last: a crash, a hang or wrong numbers (oneDNN issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias, groups=self.groups)
