@@ -1,8 +1,8 @@
 """Convolutions whose weight gradient, on CPUs, is slow or wrong in the library.
 
-Depthwise kxk, k > 3: the library has a fast weight gradient for 3x3 kernels only. A 5x5 gradient is put together
-from the 3x3 gradients of four shifted views of the input: at most 40 ms instead of 217 (bf16) or 84 (fp32)
-for [16, 64, 104, 104] on 2 cores, equal to the library's within 1e-5.
+Depthwise kxk, k > 3: the library has a fast weight gradient for 3x3 kernels only. A 5x5 gradient is put
+together from the 3x3 gradients of four shifted views of the input: at most 40 ms instead of 217 (bf16) or
+84 (fp32) for [16, 64, 104, 104] on 2 cores, equal to the library's within 1e-5.
 """
 from __future__ import annotations
 
