@@ -1,9 +1,9 @@
-"""A 1080p video through detect.py by this code and by another: interleaved rounds, each stage, memory.
+"""A video through detect.py by this code and by another: interleaved rounds, each stage, memory.
 
     git worktree add OLD COMMIT
     python -m tests.speed.video --old OLD --source cars.mp4 --out results/video-1080p.json
 
-The video is scaled to 1920x1080 first. Of each side: frames a second from the first to the last written,
+The video is scaled to --size first. Of each side: frames a second from the first to the last written,
 what the network alone makes on all threads, the largest resident memory, and the drawn file's size; with
 --nosave as well. stages: ms of CPU time a frame, of all threads of one process, a stage after the other:
 decode, read (decode, and RGB where it is made), fit, network, boxes, draw, write. taskset pins both sides.
@@ -24,8 +24,6 @@ from pathlib import Path
 
 from tests.speed_detect import ROOT, exported
 
-SIZE = 1920, 1080
-
 
 def main() -> None:
     """Runs the rounds, prints the figures, writes the JSON; with --mode it is one step in its own process."""
@@ -34,6 +32,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="video")
     parser.add_argument("--weights", default="weights/micro-yolo-fast-voc5.pt", help="a .pt, or its .onnx")
     parser.add_argument("--imgsz", type=int, default=416)
+    parser.add_argument("--size", type=int, nargs=2, default=(1920, 1080), metavar=("W", "H"))
     parser.add_argument("--count", type=int, default=150, help="frames")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -50,21 +49,21 @@ def main() -> None:
             args.weights = exported(args)
         # Not here: a child's largest memory begins with what its parent had
         subprocess.run([sys.executable, __file__, "--mode", "film", "--source", args.source, "--count",
-                        str(args.count), "--out", args.folder / "film.mp4"], check=True, cwd=ROOT,
+                        str(args.count), "--size", *map(str, args.size), "--out", args.folder / "film.mp4"], check=True, cwd=ROOT,
                        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
         report(args, rounds(args))
 
 
 def scaled(args: argparse.Namespace) -> None:
-    """Writes the first frames of a video at 1920x1080 in H.264, as cameras do."""
+    """Writes the first frames of a video at --size in H.264, as cameras do."""
     import av
     options = {"preset": "medium", "crf": "21"}
     with av.open(str(args.source)) as given, av.open(str(args.out), "w") as film:
         shown = given.streams.video[0]
         stream = film.add_stream("libx264", rate=shown.average_rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *args.size, "yuv420p"
         for number, frame in enumerate(islice(given.decode(shown), args.count)):
-            frame = frame.reformat(*SIZE, "yuv420p", interpolation="BICUBIC")
+            frame = frame.reformat(*args.size, "yuv420p", interpolation="BICUBIC")
             frame.pts, frame.time_base, frame.pict_type = number, 1 / shown.average_rate, 0
             film.mux(stream.encode(frame))
         film.mux(stream.encode(None))
@@ -162,7 +161,7 @@ def report(args: argparse.Namespace, found: dict[str, list[float]]) -> None:
     where = environment()
     for path in (args.weights, args.source, args.old):
         where["command"] = str(where["command"]).replace(str(path), Path(path).name)
-    result |= {"kind": "video", "size": list(SIZE), "frames": args.count, "imgsz": args.imgsz,
+    result |= {"kind": "video", "size": list(args.size), "frames": args.count, "imgsz": args.imgsz,
                "rounds": args.rounds, "environment": where, "unit": "frames a second, ms of a core, MB"}
     if args.out:
         write_json(args.out, result)
