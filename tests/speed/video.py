@@ -49,7 +49,8 @@ def main() -> None:
             args.weights = exported(args)
         # Not here: a child's largest memory begins with what its parent had
         subprocess.run([sys.executable, __file__, "--mode", "film", "--source", args.source, "--count",
-                        str(args.count), "--size", *map(str, args.size), "--out", args.folder / "film.mp4"], check=True, cwd=ROOT,
+                        str(args.count), "--size", *map(str, args.size), "--out", args.folder / "film.mp4"],
+                       check=True, cwd=ROOT,
                        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
         report(args, rounds(args))
 
