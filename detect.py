@@ -25,6 +25,7 @@ SWITCHES = {"--fp32": "full precision also where half is native (the default the
             "--view-img": "show the drawn images in a window; q ends",
             "--fast-jpeg": "with --nosave: JPEGs of twice the network's input or more are shrunk as they are "
                            "decoded; boxes differ by a little",
+            "--time-network": "at the end, also time the network alone on all threads: half a second more",
             "--serve": "show a page in the browser instead: cameras, images, videos"}
 VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, written each second"),
           "--duration": (float, None, "live: seconds after which to end"),
@@ -34,8 +35,8 @@ VALUES = {"--health": (str, None, "live: file NAME.json in the run folder, writt
           "--port": (int, 8000, "with --serve: the port (0: a free one)")}
 PAGE = ("--host", "--port", "--origin")    # what only --serve heeds, and what it does not
 NO_PAGE = ("--source", "--batch-size", "--project", "--name", "--exist-ok", "--nosave", "--codec",
-           "--save-txt", "--save-conf", "--save-json", "--save-crop", "--view-img", "--fast-jpeg", "--health",
-           "--duration", "--open-timeout", "--read-timeout")
+           "--save-txt", "--save-conf", "--save-json", "--save-crop", "--view-img", "--fast-jpeg",
+           "--time-network", "--health", "--duration", "--open-timeout", "--read-timeout")
 
 
 def parse() -> argparse.Namespace:

@@ -33,7 +33,6 @@ from utils.runs import Interrupt, environment, run_folder, tune_cpu, tune_memory
 
 SPARE_MB = 100                     # free on the disk below which a live recording ends, its files still whole
 EVERY = 1.0                        # seconds between reports on live streams
-ENOUGH = 20                        # frames; a rate of fewer says little
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class DetectConfig(NetworkConfig):
     save_crop: bool
     view_img: bool
     fast_jpeg: bool
+    time_network: bool
     health: str | None
     duration: float | None
     open_timeout: float
@@ -168,7 +168,7 @@ class Run:
         progress.tell(source.faults)
         if self.window is not None and source.kind != "video":
             self.window.hold(self.interrupt.poll)
-        found = self.figures(outputs, seconds, first, time_alone=not self.interrupt.poll())
+        found = self.figures(outputs, seconds, first)
         return self.conclude(found | {"left_out": [reason for _, reason in source.faults]}, progress)
 
     def watch(self, streams: tuple[Stream, ...]) -> int:
@@ -201,7 +201,7 @@ class Run:
                     feed.check(over=True)
         finally:
             self.report(board, progress, running=False)
-        found = self.figures(outputs, self.detector.since_start(), first, time_alone=False)
+        found = self.figures(outputs, self.detector.since_start(), first)
         return self.conclude(found | {"streams": board.snapshot()["streams"], "left_out": []}, progress)
 
     def fresh(self, feed: Feed, board: Board) -> Iterator[Batch]:
@@ -229,7 +229,7 @@ class Run:
                 raise DiskError(f"{self.folder}: {free:.0f} MB are left on this disk; the recording ends, "
                                 "its files are complete; free some space, or use --nosave")
 
-    def figures(self, outputs: Outputs, seconds: float, images: np.ndarray | None, time_alone: bool) -> dict:
+    def figures(self, outputs: Outputs, seconds: float, images: np.ndarray | None) -> dict:
         """Return what summary.json holds, of a run of `seconds` from first frame to last written file."""
         detector, frames = self.detector, outputs.frames
         fps = frames / seconds if seconds else 0.0
@@ -241,7 +241,8 @@ class Run:
                 "precision": detector.runtime.precision, "device": str(detector.runtime.device),
                 "threads": detector.runtime.threads * detector.lanes, "lanes": detector.lanes}
         # again, on a batch [B, 3, S, S]: within the run it shares its cores with reading and writing
-        alone = detector.alone(images) if time_alone and frames >= ENOUGH else None
+        asked = self.config.time_network and images is not None and not self.interrupt.poll()
+        alone = detector.alone(images) if asked else None
         return told | {"fps_network_alone": alone, "ratio": fps / alone if alone else None}
 
     def conclude(self, found: dict, progress: FrameLog) -> int:

@@ -104,7 +104,7 @@ def command(args: argparse.Namespace, model: str) -> dict[str, float]:
 
 
 def detect(args: argparse.Namespace, weights: str, count: int) -> dict[str, float]:
-    """One run of detect.py: its rates, and its share of the bare network's speed."""
+    """One run of detect.py: its rates, and by another run its share of the bare network's speed."""
     source = args.folder / "list.txt"
     if count == 1:                                         # a user names the picture itself
         source = source.read_text().strip()
@@ -115,8 +115,12 @@ def detect(args: argparse.Namespace, weights: str, count: int) -> dict[str, floa
                    check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     summary = json.loads((args.folder / "detect" / "summary.json").read_text())
-    return {"rate": summary["fps_end_to_end"], "whole": summary["frames"] / seconds,
-            "share": summary["ratio"] or 0.0}
+    if count > 1:
+        words.append("--time-network")
+        subprocess.run([sys.executable, "detect.py", *words, "--half" if args.half else "--fp32"], cwd=ROOT,
+                       check=True, stdout=subprocess.DEVNULL)
+    share = json.loads((args.folder / "detect" / "summary.json").read_text())["ratio"]
+    return {"rate": summary["fps_end_to_end"], "whole": summary["frames"] / seconds, "share": share or 0.0}
 
 
 def other(args: argparse.Namespace, mode: str, model: str = "") -> dict:

@@ -17,7 +17,7 @@ from tests.helpers.detect_cases import ROOT, film, match
 def test_a_video_keeps_rate_size_and_length_and_its_boxes_also_in_batches(nets, tmp_path, run):
     boxes = film(tmp_path / "街 v.mp4", 25)
     code, out, _, folder = run("--weights", nets["good"], "--source", tmp_path / "街 v.mp4",
-                               "--batch-size", 4, "--save-txt", "--save-json")
+                               "--batch-size", 4, "--save-txt", "--save-json", "--time-network")
     assert code == 0 and "25 frames, 50 boxes: 25 red, 25 green" in out
     assert "FPS the network alone" in out and "25/25  100 %" in out
     info = probe(folder / "街 v.mp4")
@@ -39,6 +39,7 @@ def test_pixels_are_kept_behind_the_network_only_where_something_looks(nets, tmp
     monkeypatch.setattr(Yuv, "forget", lambda frame: gone.append(frame))
     film(tmp_path / "v.mp4", 6)
     code, out, _, _ = run("--weights", nets["good"], "--source", tmp_path / "v.mp4", *flags)
+    assert "FPS the network within the run" in out, "it is not timed again unasked"
     assert code == 0 and "6 frames, 12 boxes" in out and len(gone) == (0 if kept else 6)
 
 
