@@ -40,9 +40,9 @@ class ModelCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return self._say(f"{name} cannot be read ({error.strerror or error})")
+            return self.say(f"{name} cannot be read ({error.strerror or error})")
         if data[:CHECK] != _sum(name, memoryview(data)[CHECK:]):
-            return self._say(f"{name} is damaged, and is made anew")
+            return self.say(f"{name} is damaged, and is made anew")
         return data[CHECK:]
 
     def write(self, content: bytes, *words: object) -> None:
@@ -58,13 +58,14 @@ class ModelCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(part)
-            self._say(f"nothing can be kept ({error.strerror or error})")
+            self.say(f"nothing can be kept ({error.strerror or error})")
 
     def _name(self, words: tuple[object, ...]) -> str:
         told = json.dumps([*self.made_of, *words], sort_keys=True, default=str)
         return f"{hashlib.sha256(told.encode()).hexdigest()}.model"
 
-    def _say(self, fault: str) -> None:
+    def say(self, fault: str) -> None:
+        """Tell what failed, the first time; the model is made without the folder then."""
         if not self._silent:
             print(f"warning: --model-cache {self.folder}: {fault}; continuing without", file=sys.stderr)
         self._silent = True

@@ -1,7 +1,6 @@
 """OpenVINO behind `deploy.runtimes.runtime`."""
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -120,8 +119,11 @@ class OpenvinoRunner:
         config = {"INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": self.threads,
                   "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         if self.cache and (found := self.cache.read(shape, config)):
-            with suppress(RuntimeError):                   # it is the library's to refuse its own file
+            try:
                 return self.core.import_model(found, "CPU", config)
+            except RuntimeError as error:
+                why = (str(error).strip() or "it says no more").splitlines()[-1]
+                self.cache.say(f"OpenVINO refuses what it wrote ({why}), which is made anew")
         model = self.model.clone()
         model.reshape(shape)
         plan = self.core.compile_model(model, "CPU", config)

@@ -75,6 +75,14 @@ def test_a_spoilt_entry_is_told_and_made_anew(made, tmp_path, written, capsys, h
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_what_the_library_refuses_is_told_and_made_anew(made, tmp_path, written, capsys, monkeypatch):
+    plain = outputs(made["openvino"], tmp_path)
+    monkeypatch.setattr(ModelCache, "read", lambda *_: b"no model, and proven by its own checksum")
+    assert same(outputs(made["openvino"], tmp_path), plain) and len(written) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "OpenVINO refuses what it wrote (" in said
+
+
 def test_a_full_disk_and_a_folder_that_is_none_cost_nothing_but_time(made, tmp_path, capsys, monkeypatch):
     plain = outputs(made["openvino"])
     (tmp_path / "file").write_text("")
