@@ -61,17 +61,18 @@ class OpenvinoRunner:
     """Compiled models, one per batch size: fixed sides are faster. `precision`: what the library runs in.
 
     A call takes one that no other uses, or compiles another: calls run side by side. kept: a folder in which
-    compiled models stay, for the next process that needs the same.
+    compiled models stay, for the next process that needs the same. read: the metadata and the model of
+    `path`, where they are read and proven already.
     """
 
     kind = "openvino"
 
     def __init__(self, path: Path, precision: str, threads: int, device: Device,
-                 kept: str | Path | None = None) -> None:
+                 kept: str | Path | None = None, read: tuple[dict, ov.Model] | None = None) -> None:
         self.core, self._lock = core(), Lock()
         self.plans: dict[int, list[ov.CompiledModel]] = {}     # by batch size, those that no call uses
         self.threads, self.device = threads, Device("cpu")
-        self.metadata, self.model = metadata_beside(path), read_model(path)
+        self.metadata, self.model = read or (metadata_beside(path), read_model(path))
         self.cache = ModelCache(kept, self.metadata["files"], *built_for(self.core)) if kept else None
         outputs = {name for output in self.model.outputs for name in output.get_names()}
         if missing := sorted(set(self.metadata["outputs"]) - outputs):
@@ -88,7 +89,9 @@ class OpenvinoRunner:
             self.note = "OpenVINO has no half precision that is native here: continuing in fp32"
         self.hint = HINTS[real]
         self.precision = "int8" if self.metadata["precision"] == "int8" else real
-        self.exact = None if real == "fp32" else partial(OpenvinoRunner, path, "fp32", threads, device, kept)
+        read = self.metadata, self.model
+        self.exact = None if real == "fp32" else partial(OpenvinoRunner, path, "fp32", threads, device, kept,
+                                                         read)
 
     def _wanted(self, precision: str) -> str:
         """Return `precision` in OpenVINO's terms, which runs on the CPU whatever torch has."""
