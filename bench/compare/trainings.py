@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +10,14 @@ from bench.compare import peers
 from bench.compare.config import EPOCHS, FREE, MINUTES, CompareConfig
 from bench.compare.judge import figures
 from bench.profile.latency import layer_bytes
-from compress.search.queue import Point, Queue, emptied
-from compress.search.storage import alone
+from compress.search.queue import Point, Queue, emptied, shared_tuner
 from evaluation.evaluate import written
 from models.count import macs, parameters
 from models.layer import Net
 from models.network import Network, initialise
 from models.records import to_json
 from models.zoo.build import build
-from training.finetune import Outcome, Tuner, claim
+from training.finetune import Outcome, Tuner
 from training.prepare import check_side
 from training.run import data_hash
 from utils import runs
@@ -64,14 +62,7 @@ class Comparison(NamedTuple):
 def open_comparison(config: CompareConfig) -> Comparison:
     """Return the comparison in the folder of the same command; raise as Tuner, ModelError for a name."""
     rates = read_rates(config)
-    Path(config.project).mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        def own() -> Path:
-            with alone(Path(config.project) / ".claim.lock"):
-                folder = claim(config, FREE)
-            held.enter_context(alone(folder / ".open.lock"))
-            return folder
-        tuner = Tuner(config, own, alone=False)
+    tuner = shared_tuner(config, FREE)
     return Comparison(tuner, config, built(config, tuner), rates)
 
 

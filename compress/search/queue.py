@@ -15,26 +15,39 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
 from compress.search import storage as storages
 from compress.search.storage import alone
+from training.config import Recipe
+from training.finetune import Tuner, claim
 from utils import runs
 from utils.errors import EnvironmentFault, NumericError
 
-if TYPE_CHECKING:
-    from training.finetune import Tuner
-
 Point = dict[str, object]
 PAUSE = 1.0                            # seconds between looks at a queue whose last points others work on
+
+
+def shared_tuner(config: Recipe, free: Sequence[str], locked: bool = False) -> Tuner:
+    """Return the tuner of a folder that workers of the same command share, the fields in `free` apart.
+
+    One at a time claims and opens it. locked: until its end, too. Raises as Tuner does.
+    """
+    Path(config.project).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        def own() -> Path:
+            with alone(Path(config.project) / ".claim.lock"):
+                folder = claim(config, free)
+            held.enter_context(alone(folder / ".open.lock"))
+            return folder
+        return Tuner(config, own, locked)
 
 
 class Queue:

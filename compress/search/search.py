@@ -6,7 +6,6 @@ import random
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
@@ -20,9 +19,9 @@ from torch import Tensor
 from bench.profile.latency import latency
 from compress.kernels import crop_kernels, with_kernels
 from compress.search.config import FREE, SAME, TRAINED_BY, SearchConfig
-from compress.search.queue import Point, Queue, emptied
+from compress.search.queue import Point, Queue, emptied, shared_tuner
 from compress.search.rows import OBJECTIVES, ranked, values_of
-from compress.search.storage import alone, file_url
+from compress.search.storage import file_url
 from compress.supernet import SandwichLoss, Supernet
 from models import checkpoint as checkpoints
 from models.count import loose_macs, macs, parameters
@@ -31,7 +30,7 @@ from models.layer import Net
 from models.network import Network, initialise
 from models.records import to_json
 from models.zoo.tiny import substitute
-from training.finetune import Outcome, Tuner, claim
+from training.finetune import Outcome, Tuner
 from training.prepare import TIMED_IMAGES, choose_net, plain_images, start_from
 from training.run import data_hash, shown
 from utils import ddp, runs
@@ -71,14 +70,7 @@ class Search:
     def open(cls, config: SearchConfig) -> Search:
         """Return a search; raise as Tuner does, and ModelError for layers that hold no kernels."""
         known = known_trials(config)
-        Path(config.project).mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            def own() -> Path:
-                with alone(Path(config.project) / ".claim.lock"):
-                    folder = claim(config, FREE)
-                held.enter_context(alone(folder / ".open.lock"))
-                return folder
-            tuner = Tuner(config, own, alone=config.one_shot)
+        tuner = shared_tuner(config, FREE, locked=config.one_shot)
         with tuner.beginning():
             base, weights = choose_net(config, tuner.train_set, tuner.say)
             substitute(base, kernels=dict.fromkeys(config.layers, config.kernels[0]))  # is any not there?
