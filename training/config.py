@@ -36,6 +36,12 @@ def known_preset(name: str) -> bool:
     return name in PRESETS or name.endswith(FILES)
 
 
+def rate(defaults: Mapping[str, float]) -> float | None:
+    """Return the option --lr of a script whose defaults, by optimizer, are these."""
+    told = ", ".join(f"{value:g} for {name}" for name, value in sorted(defaults.items()))
+    return option(None, f"peak learning rate (default: {told})", POSITIVE, type=float)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What every training depends on, one field a flag; the configs of the three scripts add their own."""
@@ -57,8 +63,7 @@ class Recipe:
     seed: int = 0
     metric: str = "map50"                          # a validation's figure that the best network is best at
     optimizer: str = option("adamw", "AdamW, or SGD with Nesterov momentum", choices=("adamw", "sgd"))
-    lr: float | None = option(None, "peak learning rate (default: 0.002 for adamw, 0.01 for sgd)", POSITIVE,
-                              type=float)
+    lr: float | None = rate(DEFAULT_LR)
     final_lr: float = option(0.01, "share of --lr at the end of the cosine", SHARE)
     momentum: float = option(0.937, "SGD momentum, AdamW beta1", BELOW_ONE)
     weight_decay: float = option(5e-4, "on kernels only, never on batch-norm or biases", NOT_NEGATIVE)

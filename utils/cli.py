@@ -78,10 +78,18 @@ RULES: dict[str, Rule] = {
 }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help in which a default is said once, and not where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, ()) or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser(description: str, *names: str, defaults: dict | None = None) -> argparse.ArgumentParser:
     """Return a parser with the named shared flags; `defaults` maps names to this script's default values."""
-    out = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    out = argparse.ArgumentParser(description=description, allow_abbrev=False, formatter_class=_Help)
     if unknown := set(defaults or ()) - set(names):
         raise ValueError(f"defaults for flags this script does not take: {', '.join(sorted(unknown))}")
     for name in names:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compress.importance import DEFAULT, RULES
-from training.config import Recipe
+from training.config import Recipe, rate
 from utils.cli import NOT_NEGATIVE, ONE_OR_MORE, option
 
 MEASURES = ("params", "stored", "macs", "loose-macs", "latency")
@@ -39,6 +39,7 @@ class PruneConfig(Recipe):
     """A progressive pruning, as the flags of prune.py name it."""
 
     project: str = "runs/prune"
+    lr: float | None = rate(DEFAULT_LR)
     warmup_epochs: float = option(0.5, "epochs of linear warm-up", NOT_NEGATIVE)
     epochs_per_step: int = option(20, "fine-tuning epochs after each step (paper: 20)", ONE_OR_MORE)
     sixteenths: float = option(1.0, "of a layer's channels that a step takes (paper: 1)",

@@ -3,6 +3,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from models.checkpoint import Checkpoint, save
 from models.layer import Layer
 from models.records import to_json
+from tests.helpers.detect_cases import ROOT
 from tests.helpers.nets import randomised, small_net
 from utils import cli, runs
 from utils.errors import DataError, EnvironmentFault
@@ -50,6 +52,18 @@ def run(script, words, tmp_path, monkeypatch, capsys):
 def test_a_wrong_flag_of_train_gets_its_code(words, code, sentence, tmp_path, monkeypatch, capsys):
     found, text = run("train", words, tmp_path, monkeypatch, capsys)
     assert (found, sentence in text) == (code, True), text
+
+
+@pytest.mark.parametrize("script", ["train.py", "prune.py", "search.py", "detect.py", "val.py",
+                                    "benchmark.py"])
+def test_help_tells_each_default_once_and_that_of_its_own_script(script):
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True,
+                          check=True)
+    text = " ".join(done.stdout.split())
+    assert "default: None" not in text and "default: ()" not in text
+    assert not re.search(r"\(default[^()]*\) \(default", text)
+    rates = {"train.py": "0.002 for adamw, 0.01 for sgd", "prune.py": "0.001 for adamw, 0.005 for sgd"}
+    assert rates.get(script, "") in text
 
 
 def test_an_unknown_and_a_broken_network_are_refused_by_name(digits, tmp_path, monkeypatch, capsys):
