@@ -71,14 +71,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class SkippingConv2d(nn.Conv2d):
-    """nn.Conv2d of a strided 1x1 kernel; in training on a CPU the cells it skips are left out first.
+    """nn.Conv2d of a strided 1x1 kernel; where it learns on a CPU the cells it skips are left out first.
 
     The library's weight gradient of a strided 1x1 with fewer than 16 input channels writes past its buffer in
     channels_last: a crash, a hang or wrong numbers (oneDNN issue 6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu" or not torch.is_grad_enabled():
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or not self.weight.requires_grad:
             return super().forward(x)
         rows, columns = self.stride
         return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias, groups=self.groups)
