@@ -17,6 +17,9 @@ def main() -> None:
         parser.error(f"--decide {args.decide} needs an interval, which --metric map50 alone has")
     if args.per != "none" and args.scope != "network":
         parser.error(f"--per {args.per} chooses among layers: it needs --scope network")
+    if args.order != "front" and args.scope == "network":
+        parser.error(f"--order {args.order} orders layers, which --scope network cuts all at once: "
+                     "give one of the two")
     if args.lr is None:
         args.lr = DEFAULT_LR[args.optimizer]
     config = cli.to_config(parser, args, PruneConfig, "weights", "data")

@@ -279,7 +279,8 @@ def test_a_scan_measures_every_layer_and_orders_them(parent):
     (("--until", "size=3"), 2, "needs MEASURE=VALUE"), (("--until", "params=-1"), 2, "needs MEASURE=VALUE"),
     (("--tolerance", "-1"), 2, "needs 0 or more"),
     (("--decide", "lower", "--metric", "map50_95"), 2, "interval"),
-    (("--per", "ms"), 2, "needs --scope network")])
+    (("--per", "ms"), 2, "needs --scope network"),
+    (("--order", "sensitivity", "--scope", "network"), 2, "cuts all at once")])
 def test_bad_choices_are_refused_by_name(parent, words, code, says):
     done = run(*command(parent, "bad", *words))
     assert done.returncode == code and says in done.stderr, done.stderr
