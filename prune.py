@@ -9,20 +9,25 @@ from utils import cli
 from utils.errors import UsageError
 
 
-def main() -> None:
-    """Prune as the flags say; write and print what came of it."""
+def parse() -> PruneConfig:
+    """Return what the flags say, checked."""
     parser = cli.config_parser(__doc__.splitlines()[0], PruneConfig)
     args = parser.parse_args()
     if args.decide != "mean" and args.metric != "map50":
         parser.error(f"--decide {args.decide} needs an interval, which --metric map50 alone has")
     if args.per != "none" and args.scope != "network":
         parser.error(f"--per {args.per} chooses among layers: it needs --scope network")
-    if args.order != "front" and args.scope == "network":
-        parser.error(f"--order {args.order} orders layers, which --scope network cuts all at once: "
-                     "give one of the two")
+    if args.order == "sensitivity" and args.scope == "network":
+        parser.error("--order sensitivity scans for an order of layers, which --scope network cuts all at "
+                     "once: give one of the two")
     if args.lr is None:
         args.lr = DEFAULT_LR[args.optimizer]
-    config = cli.to_config(parser, args, PruneConfig, "weights", "data")
+    return cli.to_config(parser, args, PruneConfig, "weights", "data")
+
+
+def main() -> None:
+    """Prune as the flags say; write and print what came of it."""
+    config = parse()
     from compress.pruning.progressive import Bench, Log, arrived, progressive, target_words, timed_cost
     from compress.pruning.report import chosen_units, compared, heading, measure_parent, scan, write_answer
     from compress.pruning.schedule import prunable

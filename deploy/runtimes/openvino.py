@@ -126,7 +126,7 @@ class OpenvinoRunner:
                 return self.core.import_model(found, "CPU", config)
             except RuntimeError as error:
                 why = (str(error).strip() or "it says no more").splitlines()[-1]
-                self.cache.say(f"OpenVINO refuses what it wrote ({why}), which is made anew")
+                self.cache.say(f"OpenVINO refuses what it wrote ({why}), which is compiled again")
         model = self.model.clone()
         model.reshape(shape)
         plan = self.core.compile_model(model, "CPU", config)
